@@ -1,0 +1,66 @@
+"""`python -m cache_teacher`: phase one, and what belongs to a cache."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from kdcache.command import run_command
+from kdcache.report.progress import Console
+from kdcache.settings import build_parser, make_config, read_given
+
+PROG = "python -m cache_teacher"
+EPILOG = f"""other commands: {PROG} info PATH [--json] (what a cache holds);
+{PROG} fit (fine-tune a teacher, settings as above); {PROG} sample-set PATH (write the sample data set)"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"info": _info, "fit": _fit, "sample-set": _sample_set}
+    if argv and argv[0] in commands:
+        return run_command(f"cache_teacher {argv[0]}", lambda: commands[argv[0]](argv[1:]))
+    return run_command("cache_teacher", lambda: _build(argv))
+
+
+def _build(argv: list[str]) -> None:
+    parser = build_parser(prog=PROG, description="Ask the teacher once: cache its logits and features.", epilog=EPILOG)
+    config = make_config(read_given(parser, argv))
+    from kdcache.cache.build import build_cache
+
+    summary = build_cache(config, progress=Console())
+    print(
+        f"{config.cache.path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written "
+        f"in {summary.time_s:.1f} s; teacher's mIoU on val {summary.teacher_miou:.4f}"
+    )
+
+
+def _fit(argv: list[str]) -> None:
+    parser = build_parser(prog=f"{PROG} fit", description="Fine-tune a teacher on the configured data set.")
+    config = make_config(read_given(parser, argv))
+    from kdcache.training.fit import fit_teacher
+
+    fit_teacher(config, progress=Console(), say=print)
+
+
+def _info(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"{PROG} info", description="What a cache holds.")
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    args = parser.parse_args(argv)
+    from kdcache.report.cache_info import describe_cache, format_info
+
+    info = describe_cache(args.path)
+    print(json.dumps(info, indent=2) if args.json else format_info(info))
+
+
+def _sample_set(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"{PROG} sample-set", description="Write the sample data set in VOC layout.")
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder to write VOCdevkit/ into")
+    args = parser.parse_args(argv)
+    from kdcache.data.sample_set import write_sample_set
+
+    write_sample_set(args.path)
+    print(f"{args.path}: sample data set written")

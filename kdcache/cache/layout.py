@@ -1,0 +1,137 @@
+"""The format in one place: array names, shapes, dtypes, shard groups, and where the bytes are. FORMAT.md says it in words.
+
+Letters: V views, N samples, S samples per shard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FORMAT_VERSION = 1
+CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a split: `[view, sample, *item_shape]`, one chunk per (view, sample)."""
+
+    name: str
+    item_shape: tuple[int, ...]
+    dtype: str  # uint8 or float16
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one sample, without its checksum."""
+        return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """A shard group: samples `start` to `stop` of one view of one split, over all arrays of the split.
+
+    The unit of work, commit, retry, verification and repair.
+    """
+
+    split: str
+    view: int
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Stem of the commit record: train-v0003-g00012."""
+        return f"{self.split}-v{self.view:04d}-g{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class SplitLayout:
+    """The grid of one split."""
+
+    split: str
+    num_views: int
+    num_samples: int
+    shard_samples: int
+    arrays: tuple[ArraySpec, ...]
+
+    @property
+    def num_groups(self) -> int:
+        """Shard groups of all views."""
+        return self.num_views * self.groups_per_view
+
+    @property
+    def groups_per_view(self) -> int:
+        """Shard groups of one view; the last may be short."""
+        return -(-self.num_samples // self.shard_samples)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one sample over all arrays."""
+        return sum(array.item_bytes for array in self.arrays)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all shard files, checksums and indices included."""
+        chunks = self.num_views * self.num_samples * (self.item_bytes + len(self.arrays) * CRC_BYTES)
+        return chunks + self.num_groups * len(self.arrays) * index_bytes(self.shard_samples)
+
+    def group(self, view: int, index: int) -> Group:
+        """Shard group `index` of `view`."""
+        start = index * self.shard_samples
+        return Group(self.split, view, index, start, min(start + self.shard_samples, self.num_samples))
+
+    def groups(self) -> Iterator[Group]:
+        """All shard groups, view by view."""
+        return (self.group(view, index) for view in range(self.num_views) for index in range(self.groups_per_view))
+
+    def array(self, name: str) -> ArraySpec:
+        """The array of that name; KeyError where the split has none."""
+        return {array.name: array for array in self.arrays}[name]
+
+
+def index_bytes(shard_samples: int) -> int:
+    """Size of the index at the end of a shard file."""
+    return shard_samples * INDEX_ENTRY_BYTES + CRC_BYTES
+
+
+def shard_path(root: Path, array: ArraySpec, group: Group) -> Path:
+    """The shard file of one array and group, by Zarr v3's default chunk keys."""
+    origin = "/".join("0" for _ in array.item_shape)
+    return root / group.split / array.name / "c" / str(group.view) / str(group.index) / origin
+
+
+def commit_path(root: Path, group: Group) -> Path:
+    """The commit record of a group; it exists once all the group's files are complete and on disk."""
+    return root / "commits" / f"{group.name}.json"
+
+
+def manifest_path(root: Path) -> Path:
+    """The cache's manifest."""
+    return root / "manifest.json"
+
+
+def train_arrays(*, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int]):
+    """Arrays of the training split: image, label, logits and the cached levels."""
+    height, width = size_hw
+    levels = tuple(
+        ArraySpec(level, (channels[level], height // strides[level], width // strides[level]), "float16")
+        for level in channels
+    )
+    return (*val_arrays(size_hw=size_hw, num_classes=num_classes), *levels)
+
+
+def val_arrays(*, size_hw: tuple[int, int], num_classes: int) -> tuple[ArraySpec, ...]:
+    """Arrays of the validation split: image, label and logits (before the upsampling, stride 8)."""
+    height, width = size_hw
+    return (
+        ArraySpec("image", (height, width, 3), "uint8"),
+        ArraySpec("label", (height, width), "uint8"),
+        ArraySpec("logits", (num_classes, height // 8, width // 8), "float16"),
+    )

@@ -1,0 +1,86 @@
+"""From settings, data set and teacher to what the cache will be: identity, grid, information."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from kdcache.cache.layout import SplitLayout, train_arrays, val_arrays
+from kdcache.cache.manifest import Manifest, build_identity
+from kdcache.config import Config, config_to_dict
+from kdcache.data.augment import SCHEME
+from kdcache.data.voc import Split
+
+
+def plan_cache(
+    config: Config, *, splits: dict[str, Split], weights_sha256: str, levels: dict[str, tuple[int, int]], device: torch.device
+) -> Manifest:
+    """The manifest of the cache these settings ask for.
+
+    Args:
+        splits: "train" and "val", checked and fingerprinted.
+        weights_sha256: of the teacher's weights.
+        levels: cached level -> (channels, stride).
+        device: kept as information.
+    """
+    layouts = plan_layouts(config, num_samples={name: len(split.samples) for name, split in splits.items()}, levels=levels)
+    rules = {"train": train_view_rule(config), "val": val_view_rule(config)}
+    identity = {
+        name: build_identity(
+            dataset={**dataset_facts(config), "sha256": splits[name].fingerprint},
+            view_rule=rules[name],
+            teacher={**teacher_facts(config, train=name == "train"), "weights_sha256": weights_sha256},
+            arrays=layouts[name].arrays,
+        )
+        for name in ("train", "val")
+    }
+    return Manifest(identity, layouts, _information(config, device))
+
+
+def plan_layouts(config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]]) -> dict[str, SplitLayout]:
+    """The grid of both splits."""
+    channels = {level: c for level, (c, _) in levels.items()}
+    strides = {level: s for level, (_, s) in levels.items()}
+    num_classes, shard = config.dataset.num_classes, config.cache.shard_samples
+    train = train_arrays(size_hw=config.dataset.size_hw, num_classes=num_classes, channels=channels, strides=strides)
+    val = val_arrays(size_hw=config.dataset.val_hw, num_classes=num_classes)
+    return {
+        "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
+        "val": SplitLayout("val", 1, num_samples["val"], shard, val),
+    }
+
+
+def dataset_facts(config: Config) -> dict:
+    """What the labels mean."""
+    return {"num_classes": config.dataset.num_classes, "ignore_index": config.dataset.ignore_index}
+
+
+def train_view_rule(config: Config) -> dict:
+    """How training views are made; the number of views is completeness, not identity."""
+    augment = config_to_dict(config)["augment"]
+    augment.pop("views")
+    return {"scheme": SCHEME, **augment, "size": list(config.dataset.size_hw)}
+
+
+def val_view_rule(config: Config) -> dict:
+    """How validation samples are made."""
+    return {"scheme": "pad", "size": list(config.dataset.val_hw)}
+
+
+def teacher_facts(config: Config, *, train: bool) -> dict:
+    """The teacher but for its weights; validation has no levels, so its taps do not matter."""
+    facts = {"arch": config.teacher.arch, "precision": config.teacher.precision}
+    layers = config_to_dict(config)["teacher"]["layers"]
+    return {**facts, "layers": {level: layers[level] for level in config.cache.levels}} if train else facts
+
+
+def _information(config: Config, device: torch.device) -> dict:
+    packages = ("kdcache", "torch", "torchvision", "zarr", "numpy", "pillow")
+    return {
+        "settings": config_to_dict(config),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "num_threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }

@@ -1,0 +1,119 @@
+"""Writes whole shard groups, one owner each, commit record last."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, shard_path
+from kdcache.cache.manifest import Manifest, check_identity, read_manifest, sync_folder, write_manifest
+from kdcache.cache.records import CommitRecord, crc32c, has_record, write_record
+from kdcache.errors import CacheError, CacheMismatchError, Phrase, describe
+
+# zarr drops chunks that equal the fill value unless told otherwise, and forgets that it was told
+WRITE_ALL = {"array.write_empty_chunks": True}
+
+
+def open_for_writing(root: Path, manifest: Manifest) -> None:
+    """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
+
+    Args:
+        root: folder of the cache.
+        manifest: what the cache is to be.
+
+    Raises: CacheMismatchError where another cache or foreign files are there, CacheError where the folder is unwritable.
+    """
+    try:
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            manifest = _merge(root, read_manifest(root), manifest)
+        (root / "commits").mkdir(parents=True, exist_ok=True)
+        write_manifest(root, manifest)  # first: a folder with a manifest can be gone on with
+        for layout in manifest.layouts.values():
+            for spec in layout.arrays:
+                _ensure_array(root, layout, spec)
+    except OSError as error:
+        raise CacheError(f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions") from None
+
+
+def write_group(root: Path, layout: SplitLayout, group: Group, *, arrays: dict[str, np.ndarray], ids: list[str], views: list[dict]):
+    """Write all arrays of one shard group, flush them to disk, then commit.
+
+    Args:
+        arrays: name -> [stop - start, *item_shape] of the array's dtype.
+        ids, views: sample ids and view parameters, for the record.
+    """
+    files, crcs = {}, {}
+    for spec in layout.arrays:
+        block = np.ascontiguousarray(arrays[spec.name])
+        crcs[spec.name] = [crc32c(item) for item in block]
+        path = shard_path(root, spec, group)
+        _write_shard(root, spec, group, block)
+        files[spec.name] = _sync_file(path)
+        sync_folder(path.parent)
+    write_record(root, group, CommitRecord(ids, files, crcs, views))
+
+
+def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
+    """Shard groups without a commit record."""
+    return [group for group in layout.groups() if not has_record(root, group)]
+
+
+def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
+    """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
+    cure = "rebuild it in another folder (cache.path) or change the settings"
+    check_identity(root, found=existing.identity, expected=wanted.identity, cure=cure)
+    layouts = {}
+    for split, layout in wanted.layouts.items():
+        old = existing.layouts[split]
+        if old.shard_samples != layout.shard_samples:
+            found, expected = old.shard_samples, layout.shard_samples
+            raise CacheMismatchError(describe(root, field="cache.shard_samples", found=found, expected=expected, cure=cure))
+        layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
+    return Manifest(existing.identity, layouts, {**existing.information, **wanted.information})
+
+
+def _ensure_array(root: Path, layout: SplitLayout, spec: ArraySpec) -> None:
+    group = zarr.open_group(root, mode="a", zarr_format=3).require_group(layout.split)
+    shape = (layout.num_views, layout.num_samples, *spec.item_shape)
+    if spec.name in group:
+        array = group[spec.name]
+        if array.shape[0] < layout.num_views:
+            array.resize(shape)
+        return
+    group.create_array(
+        spec.name,
+        shape=shape,
+        chunks=(1, 1, *spec.item_shape),
+        shards=(1, layout.shard_samples, *spec.item_shape),
+        dtype=spec.dtype,
+        fill_value=0,
+        compressors=[Crc32cCodec()],
+        dimension_names=["view", "sample", *(None for _ in spec.item_shape)],
+    )
+
+
+def _write_shard(root: Path, spec: ArraySpec, group: Group, block: np.ndarray) -> None:
+    shard_path(root, spec, group).unlink(missing_ok=True)  # zarr would read a torn leftover before replacing it
+    with zarr.config.set(WRITE_ALL):
+        array = zarr.open_array(root / group.split / spec.name, mode="r+")
+        array[group.view, group.start : group.stop] = block
+
+
+def _sync_file(path: Path) -> int:
+    """Flush a file to disk; returns its size in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:
+    """Raises CacheError where the disk cannot hold what is still to be written."""
+    if needed_bytes > free_bytes:
+        found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
+        cure = "make room, set cache.path to another disk, or lower augment.views or cache.levels"
+        raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))

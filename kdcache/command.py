@@ -1,0 +1,35 @@
+"""What both programs do around their work: one line for an error, an exit code, warnings on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from kdcache.errors import KdcacheError
+
+INTERRUPTED = 130
+
+
+def run_command(name: str, work: Callable[[], int | None]) -> int:
+    """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted."""
+    _show_warnings()
+    try:
+        return work() or 0
+    except KdcacheError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what is finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 1
+
+
+def _show_warnings() -> None:
+    logger = logging.getLogger("kdcache")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False

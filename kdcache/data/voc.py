@@ -1,0 +1,177 @@
+"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before anything is computed from them.
+
+torchvision's VOCSegmentation downloads and checks the archive. It does not read here: it knows neither trainaug nor sample
+ids, and its errors do not name the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdcache.config import DatasetConfig
+from kdcache.data.augment import VOID
+from kdcache.errors import DataError, Phrase, describe
+
+VOC_DIR = Path("VOCdevkit") / "VOC2012"
+VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
+VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+_ID = re.compile(r"(?!\.)[\w.\-]+")  # no separators, no leading dot: an id can never leave its folder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its label, as files."""
+
+    id: str
+    image_path: Path
+    label_path: Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """A checked list of samples; `fingerprint` is the sha256 over ids and contents of all files, in order."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    fingerprint: str
+
+
+def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
+    """The samples of a split, in the order of its list. Raises DataError naming the file that is missing or wrong."""
+    base = config.root / VOC_DIR
+    if not base.is_dir():
+        raise DataError(_missing_data_set(config))
+    labels = base / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
+    ids = _read_ids(base / "ImageSets" / "Segmentation" / f"{split}.txt")
+    return [Sample(id, base / "JPEGImages" / f"{id}.jpg", labels / f"{id}.png") for id in ids]
+
+
+def read_split(config: DatasetConfig, split: str, *, advance: Callable[[int], None] = lambda n: None) -> Split:
+    """Find, decode and hash every file of a split, so that a bad one is met before the first batch.
+
+    Args:
+        config: where the data set lies and what its labels may be.
+        split: name of the list.
+        advance: called with 1 after each checked sample.
+
+    Raises: DataError naming the first bad file.
+    """
+    samples = find_samples(config, split)
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(4) as pool:
+        for sample, digest in zip(samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True):
+            total.update(f"{sample.id} {digest}\n".encode())
+            advance(1)
+    return Split(split, tuple(samples), total.hexdigest())
+
+
+def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image [H, W, 3] uint8 RGB and label [H, W] uint8, void as 255. Raises DataError naming the file."""
+    image = _decode_image(sample.image_path, _read_bytes(sample.image_path))
+    label = _decode_label(sample.label_path, _read_bytes(sample.label_path))
+    _check_label(config, sample, image, label)
+    return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
+
+
+def download_voc(config: DatasetConfig) -> None:
+    """Download and unpack VOC 2012 through torchvision (MD5-checked) where it is absent. Raises DataError."""
+    if (config.root / VOC_DIR).is_dir() or not config.download:
+        return
+    from torchvision.datasets import VOCSegmentation
+
+    try:
+        config.root.mkdir(parents=True, exist_ok=True)
+        VOCSegmentation(config.root, year="2012", image_set="train", download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{_missing_data_set(config)} (the download failed: {reason})") from None
+
+
+def _missing_data_set(config: DatasetConfig) -> str:
+    cure = (
+        f"for VOC 2012 fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start again, "
+        "or set dataset.root; `make demo` needs no network"
+    )
+    return describe(config.root / VOC_DIR, field="folder", found=Phrase("missing"), expected=Phrase("VOC layout"), cure=cure)
+
+
+def _read_ids(path: Path) -> list[str]:
+    if not path.is_file():
+        cure = "choose another dataset.train_split or dataset.val_split, or put the list there, an id a line"
+        raise DataError(describe(path, field="split list", found=Phrase("missing"), expected=Phrase("a file"), cure=cure))
+    try:
+        ids = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: split list is unreadable ({error}); write an id a line, UTF-8") from None
+    bad = next((id for id in ids if not _ID.fullmatch(id)), None)
+    if bad is not None:
+        raise DataError(
+            describe(path, field="sample id", found=bad, expected=Phrase("letters, digits, _ - ."), cure="one id a line")
+        )
+    if len(ids) < 2 or len(set(ids)) < len(ids):
+        found = Phrase(f"{len(ids)} ids, {len(set(ids))} different")
+        raise DataError(describe(path, field="list", found=found, expected=Phrase("two or more, all different"), cure="mend it"))
+    return ids
+
+
+def _check_sample(config: DatasetConfig, sample: Sample) -> str:
+    """Decode both files fully; returns the hash of their bytes."""
+    image_bytes, label_bytes = _read_bytes(sample.image_path), _read_bytes(sample.label_path)
+    image = _decode_image(sample.image_path, image_bytes)
+    label = _decode_label(sample.label_path, label_bytes)
+    _check_label(config, sample, image, label)
+    return f"{hashlib.sha256(image_bytes).hexdigest()} {hashlib.sha256(label_bytes).hexdigest()}"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        cure = "restore the file or take its id out of the split list"
+        raise DataError(describe(path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure)) from None
+    except OSError as error:
+        raise DataError(f"{path}: file is unreadable ({error.strerror}); check its permissions") from None
+
+
+def _decode_image(path: Path, data: bytes) -> np.ndarray:
+    return np.asarray(_decode(path, data).convert("RGB"))
+
+
+def _decode_label(path: Path, data: bytes) -> np.ndarray:
+    picture = _decode(path, data)
+    if picture.mode not in ("P", "L"):
+        cure = "store class numbers as 8-bit palette or grey PNG"
+        raise DataError(describe(path, field="mode", found=picture.mode, expected=Phrase("'P' or 'L'"), cure=cure))
+    return np.asarray(picture)
+
+
+def _decode(path: Path, data: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).replace(repr(data[:1]), "").split())[:100]
+        raise DataError(f"{path}: image is unreadable or truncated ({reason}); restore the file") from None
+    return picture
+
+
+def _check_label(config: DatasetConfig, sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
+    if image.shape[:2] != label.shape:
+        found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
+        expected = Phrase(f"{image.shape[1]}x{image.shape[0]} as {sample.image_path.name}")
+        raise DataError(describe(sample.label_path, field="size", found=found, expected=expected, cure="restore the file"))
+    classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
+    bad = [int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)]
+    if bad:
+        expected = Phrase(f"0 to {config.num_classes - 1} or {config.ignore_index}")
+        cure = "set dataset.num_classes or mend the label"
+        raise DataError(describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure))

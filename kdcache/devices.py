@@ -1,0 +1,29 @@
+"""Which device and which arithmetic: chosen from settings, refused where the machine lacks them."""
+
+from __future__ import annotations
+
+import torch
+
+from kdcache.errors import Phrase, SettingsError, describe
+
+
+def choose_device(name: str, *, field: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N -> device. Raises SettingsError where it is not on this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    known += [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    if name not in known:
+        expected = Phrase(f"auto or one of {', '.join(known)} on this machine")
+        raise SettingsError(describe("settings", field=field, found=name, expected=expected, cure=f"change {field}"))
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device, *, field: str) -> None:
+    """Raises SettingsError where the device has no such arithmetic."""
+    known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        known.append("bfloat16")
+    if precision not in known:
+        expected = Phrase(f"one of {', '.join(known)} on {device}")
+        raise SettingsError(describe("settings", field=field, found=precision, expected=expected, cure=f"change {field}"))

@@ -1,0 +1,54 @@
+"""Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
+
+
+class KdcacheError(Exception):
+    """Base of all errors that a command turns into one line on stderr and `exit_code`."""
+
+    exit_code = 1
+
+
+class SettingsError(KdcacheError, ValueError):
+    """A setting is unknown, of the wrong type, out of range, or asks for what the machine lacks."""
+
+    exit_code = 2
+
+
+class DataError(KdcacheError, ValueError):
+    """The data set is not what the VOC folder layout or the settings promise."""
+
+
+class TeacherError(KdcacheError, ValueError):
+    """The teacher's weights are missing, damaged or not for this data set."""
+
+
+class TrainingError(KdcacheError, RuntimeError):
+    """Training cannot go on: a non-finite loss, a run folder of another run, a damaged checkpoint."""
+
+
+class CacheError(KdcacheError):
+    """Base of what can be wrong with a cache."""
+
+
+class CacheMismatchError(CacheError, ValueError):
+    """The cache answers another question: its identity differs from the settings."""
+
+
+class CacheIncompleteError(CacheError):
+    """Shard groups are missing: phase one has not finished."""
+
+
+class CacheCorruptError(CacheError):
+    """Stored bytes, sizes or metadata are not those that were committed."""
+
+
+def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:
+    """The house form of an error message, e.g. ``caches/voc: teacher is 'a', expected 'b'; rebuild it``."""
+    return f"{where}: {field} is {_show(found)}, expected {_show(expected)}; {cure}"
+
+
+class Phrase(str):
+    """A found or expected fact that is a description, shown without quotes."""
+
+
+def _show(value: object) -> str:
+    return str(value) if isinstance(value, Phrase) else repr(value)

@@ -1,0 +1,22 @@
+"""What teacher and student share: normalised images, and one way to align grids. Letters: N batch, H height, W width, C channels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize_images(image_NHWC: Tensor) -> Tensor:
+    """uint8 RGB [N, H, W, 3] -> float32 [N, 3, H, W] (channels_last memory), mean and standard deviation of ImageNet."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image_NHWC.device) * 255
+    std = torch.tensor(IMAGENET_STD, device=image_NHWC.device) * 255
+    return ((image_NHWC.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Bilinear, align_corners off: the one alignment that teacher, cache and loss share."""
+    if x_NCHW.shape[-2:] == tuple(hw):
+        return x_NCHW
+    return F.interpolate(x_NCHW, size=hw, mode="bilinear", align_corners=False)

@@ -1,0 +1,107 @@
+"""The frozen FCN teacher and its taps. Letters: N batch, C channels, H, W height and width (of the grid at hand)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from kdcache.config import STRIDE, TeacherConfig
+from kdcache.errors import Phrase, SettingsError, TeacherError, describe
+from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.weights import read_teacher_weights
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Teacher:
+    """A frozen FCN: uint8 images in, raw scores before the upsampling and tapped features out.
+
+    Args:
+        model: torchvision FCN without auxiliary head, in eval mode.
+        taps: level -> backbone part, e.g. {"low": "layer1"}.
+        device: where it runs.
+        precision: float32 (exact, TF32 off), bfloat16 or float16 (autocast).
+    """
+
+    def __init__(self, model: nn.Module, *, taps: dict[str, str], device: torch.device, precision: str) -> None:
+        check_taps(model, taps)
+        self.model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
+        if self.dtype is None and device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 keeps 10 bits of mantissa
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    @torch.inference_mode()
+    def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
+        """Answer for uint8 RGB images [N, H, W, 3], H and W multiples of 16.
+
+        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at stride 16.
+        """
+        hw = image_NHWC.shape[1:3]
+        x = normalize_images(image_NHWC.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            answer = self._forward(x)
+        if "high" in answer:
+            answer["high"] = resize_to(answer["high"].float(), (hw[0] // STRIDE, hw[1] // STRIDE))
+        return {name: value.float() for name, value in answer.items()}
+
+    def probe_levels(self) -> dict[str, tuple[int, int]]:
+        """level -> (channels, stride in pixels), found by asking about a small grey image."""
+        px = 4 * STRIDE
+        answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
+        return {level: (answer[level].shape[1], px // answer[level].shape[2]) for level in self.taps}
+
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
+        answer = {}
+        for name, part in self.model.backbone.items():
+            x = part(x)
+            answer.update({level: x for level, tap in self.taps.items() if tap == name})
+        answer["logits"] = self.model.classifier(x)
+        return answer
+
+
+def build_teacher(config: TeacherConfig, *, num_classes: int, levels: list[str], device: torch.device):
+    """The teacher of the settings, and its state dict (for `hash_weights`).
+
+    Raises: TeacherError where weights are unreadable or for another number of classes; SettingsError for an unknown tap.
+    """
+    state = read_teacher_weights(config.arch, config.weights)
+    model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
+    load_weights(model, state, where=config.weights, num_classes=num_classes)
+    taps = {level: getattr(config.layers, level) for level in levels}
+    return Teacher(model, taps=taps, device=device, precision=config.precision), state
+
+
+def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
+    """torchvision's FCN with fresh weights; fcn_resnet50 has 35,322,218 parameters at 21 classes with the aux head."""
+    return get_model(arch, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_head)
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], *, where: str, num_classes: int) -> None:
+    """Load all of `state`; raises TeacherError naming the class count or the first name or shape that differs."""
+    head = state.get("classifier.4.weight")
+    if head is not None and head.shape[0] != num_classes:
+        cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
+        raise TeacherError(describe(where, field="number of classes", found=head.shape[0], expected=num_classes, cure=cure))
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            cure = "use weights of teacher.arch"
+            raise TeacherError(
+                describe(where, field=f"tensor {name}", found=found.get(name), expected=expected.get(name), cure=cure)
+            )
+    model.load_state_dict(state)
+
+
+def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
+    """Raises SettingsError where a tap is no part of the backbone."""
+    known = list(dict(model.backbone.items()))
+    for level, tap in taps.items():
+        if tap not in known:
+            expected = Phrase("one of " + ", ".join(known))
+            raise SettingsError(
+                describe("settings", field=f"teacher.layers.{level}", found=tap, expected=expected, cure="choose one")
+            )
+

@@ -1,0 +1,67 @@
+"""What a cache holds, as plain values and as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdcache.cache.layout import SplitLayout, shard_path
+from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.records import has_record
+
+
+def describe_cache(root: Path) -> dict:
+    """Identity, completeness and bytes per array of a cache, JSON values. Raises CacheError."""
+    manifest = read_manifest(root)
+    return {
+        "path": str(root),
+        "identity_sha256": manifest.identity_hash,
+        "splits": {split: _describe_split(root, manifest, layout) for split, layout in manifest.layouts.items()},
+        "information": manifest.information,
+    }
+
+
+def format_info(info: dict) -> str:
+    """The same for a person."""
+    lines = [f"{info['path']}  identity {info['identity_sha256'][:12]}"]
+    for name, split in info["splits"].items():
+        done, total = split["groups_committed"], split["groups"]
+        state = "complete" if done == total else f"half-built: {total - done} groups missing"
+        lines.append(f"{name}: {split['num_samples']} samples x {split['num_views']} views, {done}/{total} shard groups, {state}")
+        for array, facts in split["arrays"].items():
+            shape = "x".join(map(str, facts["item_shape"]))
+            lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB")
+        lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
+    miou = info["information"].get("teacher_miou")
+    lines.append(f"teacher's mIoU on val: {'not measured yet' if miou is None else f'{miou:.4f}'}")
+    return "\n".join(lines)
+
+
+def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict:
+    committed = [group for group in layout.groups() if has_record(root, group)]
+    arrays = {
+        spec.name: {
+            "dtype": spec.dtype,
+            "item_shape": list(spec.item_shape),
+            "bytes": sum(_size(shard_path(root, spec, group)) for group in committed),
+        }
+        for spec in layout.arrays
+    }
+    return {
+        "num_samples": layout.num_samples,
+        "num_views": layout.num_views,
+        "shard_samples": layout.shard_samples,
+        "groups": layout.num_groups,
+        "groups_committed": len(committed),
+        "arrays": arrays,
+        "identity": manifest.identity[layout.split],
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _flat(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {inner[:12] if isinstance(inner, str) else inner}" for key, inner in value.items())

@@ -1,0 +1,2 @@
+def write_report(config, data, *, folder, baseline_folder, result):
+    return folder / "report.html"

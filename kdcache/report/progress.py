@@ -1,0 +1,106 @@
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere, nothing in a library."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import Protocol, TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+
+
+class Bar(AbstractContextManager, Protocol):
+    """One running job."""
+
+    def advance(self, count: int, *, size_bytes: int = 0) -> None:
+        """`count` more are done, `size_bytes` more were moved."""
+
+
+class Progress(Protocol):
+    """Makes bars."""
+
+    def start(self, title: str, *, total: int | None, unit: str) -> Bar:
+        """A bar for `total` (None: unknown) things."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, title: str, *, total: int | None, unit: str) -> Bar:
+        """A bar that is not shown."""
+        return _SilentBar()
+
+
+class Console:
+    """Shows progress on a text stream: a bar with rates and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+
+    def start(self, title: str, *, total: int | None, unit: str) -> Bar:
+        """A shown bar."""
+        kind = _TerminalBar if self.stream.isatty() else _PlainBar
+        return kind(title, total, unit, self.stream)
+
+
+class _SilentBar:
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def advance(self, count: int, *, size_bytes: int = 0) -> None:
+        pass
+
+
+class _PlainBar(_SilentBar):
+    """One line at the end and every 10 s."""
+
+    def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
+        self.title, self.total, self.unit, self.stream = title, total, unit, stream
+        self.done, self.size_bytes = 0, 0
+        self.began_s = self.shown_s = time.monotonic()
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        if kind is None:
+            self._show()
+
+    def advance(self, count: int, *, size_bytes: int = 0) -> None:
+        self.done += count
+        self.size_bytes += size_bytes
+        if time.monotonic() - self.shown_s >= LINE_EVERY_S:
+            self._show()
+
+    def _show(self) -> None:
+        self.shown_s = time.monotonic()
+        took_s = max(self.shown_s - self.began_s, 1e-9)
+        rate = self.done / took_s
+        of = f"/{self.total}" if self.total is not None else ""
+        line = f"{self.title}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s"
+        if self.size_bytes:
+            line += f", {self.size_bytes / 1e6 / took_s:.1f} MB/s"
+        if self.total and 0 < self.done < self.total:
+            line += f", {(self.total - self.done) / rate:.0f} s left"
+        print(line, file=self.stream, flush=True)
+
+
+class _TerminalBar(_SilentBar):
+    """tqdm's bar, with MB/s behind it."""
+
+    def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
+        self.bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True)
+        self.size_bytes, self.began_s = 0, time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.close()
+
+    def advance(self, count: int, *, size_bytes: int = 0) -> None:
+        self.size_bytes += size_bytes
+        if self.size_bytes:
+            rate = self.size_bytes / 1e6 / max(time.monotonic() - self.began_s, 1e-9)
+            self.bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
+        self.bar.update(count)

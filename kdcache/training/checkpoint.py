@@ -1,0 +1,53 @@
+"""Checkpoints of a run: plain tensors and numbers, loaded without running code, replaced in one step."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from kdcache.errors import TrainingError
+from kdcache.training.loop import Learner
+
+BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
+
+
+def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
+    """Write model, projections, optimiser, schedule and random state beside `facts` (JSON-like values)."""
+    state = {
+        "model_state_dict": learner.student.state_dict(),
+        "alignment_state_dict": learner.loss.align.state_dict(),
+        "optimizer_state_dict": learner.optimizer.state_dict(),
+        "scheduler_state_dict": learner.scheduler.state_dict(),
+        "random_state": torch.get_rng_state(),
+        "cuda_random_state": torch.cuda.get_rng_state(learner.device) if learner.device.type == "cuda" else None,
+        **facts,
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Raises TrainingError where the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); delete the run folder and start again") from None
+
+
+def restore(learner: Learner, state: dict) -> None:
+    """Put a learner into the state of a checkpoint."""
+    learner.student.load_state_dict(state["model_state_dict"])
+    learner.loss.align.load_state_dict(state["alignment_state_dict"])
+    learner.optimizer.load_state_dict(state["optimizer_state_dict"])
+    learner.scheduler.load_state_dict(state["scheduler_state_dict"])
+    torch.set_rng_state(state["random_state"])
+    if state["cuda_random_state"] is not None and learner.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_random_state"], learner.device)

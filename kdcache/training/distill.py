@@ -1,0 +1,75 @@
+"""Phase two: the baseline with equal budget, then the distilled student, then what they say together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdcache.cache.reader import open_cache
+from kdcache.config import Config
+from kdcache.report.page import write_report
+from kdcache.report.progress import Progress, Silent
+from kdcache.report.text import Say, format_result
+from kdcache.training.run import METRICS, Data, check_folder, choose_arithmetic, hyperparameters, open_data, train_run
+from kdcache.training.settings import resolve_config
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results (contents of result.json) of the student and of its baseline, if there is one."""
+
+    student: dict
+    baseline: dict | None
+
+
+def distill(given: dict, *, root: Path, progress: Progress | None = None, say: Say = lambda text: None) -> Outcome:
+    """Train the student of the given settings from the cache at `root`.
+
+    Args:
+        given: nested dict of the settings that were given; the rest comes from the cache and the defaults.
+        say: called with each text a person should read.
+
+    Raises: SettingsError, CacheError, TrainingError.
+    """
+    manifest, progress = open_cache(root), progress or Silent()
+    config = resolve_config(root, manifest, given)
+    choose_arithmetic(config)
+    data = open_data(root, manifest, num_views=config.augment.views)
+    folder, baseline, baseline_folder = config.run.dir, None, None
+    check_folder(config.run.dir, resume=config.run.resume)
+    if config.run.baseline and (config.loss.beta or config.loss.gamma):
+        plain = baseline_config(config)
+        baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data)}"
+        say(f"baseline: the same student without the teacher, in {baseline_folder}")
+        baseline = train_run(plain, data, folder=baseline_folder, resume=True, baseline_miou=None, progress=progress, say=say)
+    say(f"student: {folder}, from {root} ({manifest.identity_hash[:12]})")
+    miou = baseline["miou"] if baseline else None
+    student = train_run(
+        config, data, folder=folder, resume=config.run.resume, baseline_miou=miou, progress=progress, say=say
+    )
+    report = write_report(config, data, folder=folder, baseline_folder=baseline_folder, result=student)
+    say(format_result(student, baseline, manifest.information.get("teacher_per_class_iou"), report=report))
+    return Outcome(student, baseline)
+
+
+def baseline_config(config: Config) -> Config:
+    """The same student, seed, data order and epochs, with labels only."""
+    loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
+    return replace(config, loss=loss)
+
+
+def hash_settings(config: Config, data: Data) -> str:
+    """12 hex digits over everything that decides the numbers of a baseline."""
+    facts = hyperparameters(config)
+    for unused in ("loss.temperature", "cache.levels"):
+        facts.pop(unused)
+    device, autocast = choose_arithmetic(config)
+    facts |= {"cache": data.manifest.identity_hash, "device": device.type, "autocast": str(autocast)}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]

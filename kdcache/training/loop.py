@@ -1,0 +1,106 @@
+"""The inner loop: one step, one epoch, one evaluation. No files, no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.errors import TrainingError
+from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
+from kdcache.metrics import count_confusion
+from kdcache.models.inputs import normalize_images
+from kdcache.report.progress import Bar
+from kdcache.training.batches import Batch, BatchReader, split_batches
+
+
+@dataclass
+class Learner:
+    """What one training changes: student, projections (inside the loss), optimiser, schedule."""
+
+    student: nn.Module
+    loss: KnowledgeDistillationLoss
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    device: torch.device
+    autocast: torch.dtype | None  # None: float32
+
+
+@dataclass
+class TermTotals:
+    """Sums and counts of the loss terms over an epoch, float64 on the host."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, terms: LossTerms) -> None:
+        """Add one batch."""
+        for name, term in _named_terms(terms).items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.sum.item()
+            self.counts[name] = self.counts.get(name, 0.0) + term.count.item()
+
+    def means(self, *, alpha: float, beta: float, gamma: float) -> dict[str, float]:
+        """ce, kd, feature (mean over levels) and their weighted total; absent terms are left out."""
+        mean = {name: self.sums[name] / max(self.counts[name], 1.0) for name in self.sums}
+        levels = [value for name, value in mean.items() if name.startswith("feature/")]
+        means = {name: mean[name] for name in ("ce", "kd") if name in mean}
+        if levels:
+            means["feature"] = sum(levels) / len(levels)
+        weights = {"ce": alpha, "kd": beta, "feature": gamma}
+        return {**means, "total": sum(weights[name] * value for name, value in means.items())}
+
+
+def train_epoch(learner: Learner, reader: BatchReader, batches: list, *, epoch: int, bar: Bar) -> TermTotals:
+    """One pass over `batches`. Raises TrainingError at a non-finite loss, before it reaches the weights."""
+    learner.student.train()
+    totals = TermTotals()
+    for step, batch in enumerate(reader.read(batches)):
+        totals.add(train_step(learner, batch, where=f"epoch {epoch} step {step}"))
+        bar.advance(len(batch.sample_ids))
+    return totals
+
+
+def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
+    """Forward, loss, backward, update. `where` names the step in an error."""
+    images = normalize_images(batch.arrays["image"])
+    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
+        logits, features = learner.student(images, return_features=True)
+    terms = compute_loss(learner.loss, logits, features, batch)
+    if not torch.isfinite(terms.total):
+        raise TrainingError(
+            f"{where}: loss is {terms.total.item()}, expected a finite number; samples {', '.join(batch.sample_ids)}; "
+            "lower train.lr or look at these samples"
+        )
+    learner.optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()
+    learner.optimizer.step()
+    return terms
+
+
+def compute_loss(loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch) -> LossTerms:
+    """The loss of one batch; autocast is left behind here, every term is float32."""
+    targets = {level: batch.arrays[level] for level in loss.align}
+    label = batch.arrays["label"].long()
+    return loss(logits, features, label, teacher_NKHW=batch.arrays.get("logits"), teacher_features=targets)
+
+
+@torch.inference_mode()
+def evaluate(student: nn.Module, reader: BatchReader, *, num_classes: int, batch_size: int, autocast: torch.dtype | None) -> Tensor:
+    """Confusion [K, K] (int64, host) of a student over a whole split; each labelled pixel counts once."""
+    student.eval()
+    device = reader.device
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    places = [(0, sample) for sample in range(reader.reader.layout.num_samples)]
+    for batch in reader.read(split_batches(places, batch_size)):
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            logits = student(normalize_images(batch.arrays["image"]))
+        confusion += count_confusion(logits.argmax(1), batch.arrays["label"], num_classes=num_classes)
+    return confusion.cpu()
+
+
+def _named_terms(terms: LossTerms) -> dict[str, Term]:
+    named = {"ce": terms.ce, "kd": terms.kd}
+    named |= {f"feature/{level}": term for level, term in (terms.feature or {}).items()}
+    return {name: term for name, term in named.items() if term is not None}

@@ -1,0 +1,75 @@
+"""Phase two's settings: what is given is held against the cache, the rest is taken from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.plan import dataset_facts, teacher_facts, train_view_rule, val_view_rule
+from kdcache.config import Config, config_to_dict
+from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
+from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
+from kdcache.settings import flatten, make_config, merge
+
+FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
+
+
+def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
+    """Settings for training: defaults, then the cache's, then those given.
+
+    Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
+    views than cached; SettingsError for a feature term without features.
+    """
+    stored = manifest.information["settings"]
+    base = {section: stored[section] for section in FROM_CACHE}
+    base["cache"] = {"levels": stored["cache"]["levels"], "shard_samples": stored["cache"]["shard_samples"]}
+    config = make_config(base, given)
+    _check_given(root, manifest, make_config(stored, given), flatten(given))
+    _check_uses(root, manifest, config, given_views="views" in given.get("augment", {}))
+    views = min(config.augment.views, manifest.layouts["train"].num_views)
+    return make_config(base, given, {"augment": {"views": views}})
+
+
+def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) -> None:
+    """The identity these settings ask for, apart from what only data set and weights can tell."""
+    cached_levels = list(manifest.identity["train"]["teacher"]["layers"])
+    absent = [level for level in config.cache.levels if level not in cached_levels]
+    if absent:
+        cure = f"cache {absent[0]} in another folder or leave it out of cache.levels"
+        raise CacheMismatchError(describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=cure))
+    full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
+    rules = {"train": train_view_rule(full), "val": val_view_rule(full)}
+    cure = "change the settings or cache.path"
+    for split, identity in manifest.identity.items():
+        facts = {
+            "dataset": dataset_facts(full),
+            "views": rules[split],
+            "teacher": teacher_facts(full, train=split == "train") | _weights_fact(full, given),
+        }
+        found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
+        check_identity(root, found=found, expected=facts, cure=cure)
+    stored = manifest.information["settings"]["dataset"]
+    for name in ("train_split", "val_split"):
+        if getattr(full.dataset, name) != stored[name]:
+            field, expected = f"dataset.{name}", getattr(full.dataset, name)
+            raise CacheMismatchError(describe(root, field=field, found=stored[name], expected=expected, cure=cure))
+
+
+def _weights_fact(config: Config, given: dict) -> dict:
+    """The hash of the weights that were given, where their file is on this machine."""
+    if "teacher.weights" not in given or not find_teacher_file(config.teacher.arch, config.teacher.weights):
+        return {}
+    return {"weights_sha256": hash_weights(read_teacher_weights(config.teacher.arch, config.teacher.weights))}
+
+
+def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: bool) -> None:
+    cached = manifest.layouts["train"].num_views
+    if given_views and config.augment.views > cached:
+        cure = "run `python -m cache_teacher` with these settings to add views"
+        raise CacheIncompleteError(describe(root, field="number of views", found=cached, expected=config.augment.views, cure=cure))
+    if config.loss.gamma and not config.cache.levels:
+        expected = Phrase("0 where cache.levels is empty")
+        raise SettingsError(
+            describe("settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0")
+        )
+

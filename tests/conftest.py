@@ -1,0 +1,61 @@
+"""A tiny data set and teacher for everybody. Tests need no GPU, no network and nothing outside the project."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdcache.config import Config
+from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
+from kdcache.models.teacher import build_fcn
+from kdcache.settings import make_config, merge
+
+NUM_CLASSES = len(CLASS_NAMES)
+SIZE_PX = 48
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def voc_root(tmp_path_factory) -> Path:
+    """A sample data set of 10 training and 5 validation images, 48x48 pixels. Read only."""
+    root = tmp_path_factory.mktemp("data")
+    write_sample_set(root, num_train=10, num_val=5, size_px=SIZE_PX)
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory) -> Path:
+    """Weights of a teacher that nobody fitted: its answers are meaningless but exact."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save(build_fcn("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_given(voc_root, teacher_file) -> dict:
+    """Settings of a run that takes seconds."""
+    return {
+        "dataset": {"root": str(voc_root), "num_classes": NUM_CLASSES, "class_names": list(CLASS_NAMES), "size": 32,
+                    "val_size": SIZE_PX, "download": False},
+        "augment": {"views": 2},
+        "teacher": {"weights": str(teacher_file), "batch_size": 4, "device": "cpu"},
+        "cache": {"shard_samples": 4},
+        "student": {"pretrained": False, "aspp_channels": 16},
+        "train": {"epochs": 2, "batch_size": 4, "device": "cpu"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def given(base_given, tmp_path) -> dict:
+    """`base_given` with folders of this test alone."""
+    return merge(base_given, {"cache": {"path": str(tmp_path / "cache")}, "run": {"dir": str(tmp_path / "runs" / "kd")}})
+
+
+@pytest.fixture
+def config(given) -> Config:
+    return make_config(given)

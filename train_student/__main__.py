@@ -1,0 +1,3 @@
+from train_student.cli import main
+
+raise SystemExit(main())

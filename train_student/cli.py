@@ -1,0 +1,26 @@
+"""`python -m train_student`: phase two, from the cache alone."""
+
+from __future__ import annotations
+
+import sys
+
+from kdcache.command import run_command
+from kdcache.report.progress import Console
+from kdcache.settings import build_parser, make_config, read_given
+
+PROG = "python -m train_student"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train a student; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return run_command("train_student", lambda: _train(argv))
+
+
+def _train(argv: list[str]) -> None:
+    parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
+    given = read_given(parser, argv)
+    config = make_config(given)
+    from kdcache.training.distill import distill
+
+    distill(given, root=config.cache.path, progress=Console(), say=print)
