@@ -22,7 +22,11 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what is finished is kept", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:  # disk full, permissions: what no check at the edge can foresee
+        print(
+            f"{name}: {error.filename or 'a file'}: {error.strerror or error}; mend that and start again",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Literal
 
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.checks import as_hw, check_positive, check_range, check_size, refuse
 
 STRIDE = 16  # the coarsest stored grid; crops are multiples of it, so that every grid is exact
 LEVELS = ("low", "mid", "high")
@@ -18,7 +18,7 @@ VOC_CLASSES = [
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
 
-SizePx = Union[int, list[int]]
+SizePx = int | list[int]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -34,35 +34,35 @@ class DatasetConfig:
     """List of validation ids."""
     num_classes: int = 21
     """Number of classes, labels 0..num_classes-1; 2 to 254."""
-    class_names: Optional[list[str]] = None
+    class_names: list[str] | None = None
     """One name a class, for tables and reports; the VOC names for 21 classes, else class 0, class 1, ..."""
     ignore_index: int = 255
     """Label value that no loss and no metric counts, 0 to 255; stored as 255, which is always void."""
     size: SizePx = 512
     """Crop of the training views in pixels, N or [height, width], multiples of 16."""
-    val_size: Optional[SizePx] = None
+    val_size: SizePx | None = None
     """Validation images are padded to this, pixels, N or [height, width], multiples of 16 (default: size)."""
     download: bool = True
     """Download VOC 2012 (2 GB, checked by MD5) where root has no VOCdevkit/VOC2012."""
 
     def __post_init__(self) -> None:
-        _check_range("dataset.num_classes", self.num_classes, 2, 254)
-        _check_range("dataset.ignore_index", self.ignore_index, 0, 255)
+        check_range("dataset.num_classes", self.num_classes, 2, 254)
+        check_range("dataset.ignore_index", self.ignore_index, 0, 255)
         for name in ("size", "val_size"):
-            _check_size(f"dataset.{name}", getattr(self, name))
+            check_size(f"dataset.{name}", getattr(self, name), stride=STRIDE)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             expected = f"{self.num_classes} names, as dataset.num_classes says"
-            raise _refuse("dataset.class_names", f"{len(self.class_names)} names", expected)
+            raise refuse("dataset.class_names", f"{len(self.class_names)} names", expected)
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of a training view in pixels."""
-        return _as_hw(self.size)
+        return as_hw(self.size)
 
     @property
     def val_hw(self) -> tuple[int, int]:
         """Height and width of a padded validation image in pixels."""
-        return _as_hw(self.size if self.val_size is None else self.val_size)
+        return as_hw(self.size if self.val_size is None else self.val_size)
 
     @property
     def names(self) -> list[str]:
@@ -90,12 +90,12 @@ class AugmentConfig:
     """Brightness, contrast and saturation are multiplied by a factor from 1-j to 1+j; 0 to 0.9."""
 
     def __post_init__(self) -> None:
-        _check_range("augment.seed", self.seed, 0, 2**63 - 1)
-        _check_range("augment.views", self.views, 1, 10_000)
-        _check_range("augment.scale_min", self.scale_min, 0.05, 20)
-        _check_range("augment.scale_max", self.scale_max, self.scale_min, 20)
-        _check_range("augment.flip", self.flip, 0, 1)
-        _check_range("augment.color_jitter", self.color_jitter, 0, 0.9)
+        check_range("augment.seed", self.seed, 0, 2**63 - 1)
+        check_range("augment.views", self.views, 1, 10_000)
+        check_range("augment.scale_min", self.scale_min, 0.05, 20)
+        check_range("augment.scale_max", self.scale_max, self.scale_min, 20)
+        check_range("augment.flip", self.flip, 0, 1)
+        check_range("augment.color_jitter", self.color_jitter, 0, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class TeacherConfig:
     """auto (cuda where present), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        _check_range("teacher.batch_size", self.batch_size, 1, 65_536)
+        check_range("teacher.batch_size", self.batch_size, 1, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +145,9 @@ class FitConfig:
     """Checkpoint to write; teacher.weights accepts it."""
 
     def __post_init__(self) -> None:
-        _check_range("fit.epochs", self.epochs, 1, 1_000_000)
-        _check_range("fit.batch_size", self.batch_size, 2, 65_536)
-        _check_positive("fit.lr", self.lr)
+        check_range("fit.epochs", self.epochs, 1, 1_000_000)
+        check_range("fit.batch_size", self.batch_size, 2, 65_536)
+        check_positive("fit.lr", self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +162,10 @@ class CacheConfig:
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
 
     def __post_init__(self) -> None:
-        _check_range("cache.shard_samples", self.shard_samples, 1, 65_536)
+        check_range("cache.shard_samples", self.shard_samples, 1, 65_536)
         unknown = [level for level in self.levels if level not in LEVELS]
         if unknown or len(set(self.levels)) != len(self.levels):
-            raise _refuse("cache.levels", self.levels, "a list without repetition of low, mid, high")
+            raise refuse("cache.levels", self.levels, "a list without repetition of low, mid, high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class StudentConfig:
     """Channels of each ASPP branch, 8 or more; 96 gives 2.8 M parameters at 21 classes."""
 
     def __post_init__(self) -> None:
-        _check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
+        check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +196,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma"):
-            _check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
-        _check_positive("loss.temperature", self.temperature)
+            check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
+        check_positive("loss.temperature", self.temperature)
         if self.alpha == self.beta == self.gamma == 0:
-            raise _refuse("loss.alpha", 0.0, "one of loss.alpha, loss.beta, loss.gamma above 0")
+            raise refuse("loss.alpha", 0.0, "one of loss.alpha, loss.beta, loss.gamma above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +220,10 @@ class TrainConfig:
     """Arithmetic of the student: auto is bfloat16 autocast on cuda and float32 on cpu."""
 
     def __post_init__(self) -> None:
-        _check_range("train.epochs", self.epochs, 1, 1_000_000)
-        _check_range("train.batch_size", self.batch_size, 2, 65_536)
-        _check_range("train.seed", self.seed, 0, 2**63 - 1)
-        _check_positive("train.lr", self.lr)
+        check_range("train.epochs", self.epochs, 1, 1_000_000)
+        check_range("train.batch_size", self.batch_size, 2, 65_536)
+        check_range("train.seed", self.seed, 0, 2**63 - 1)
+        check_positive("train.lr", self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,32 +275,3 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return str(value) if isinstance(value, Path) else value
-
-
-def _as_hw(size: SizePx) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _refuse(field_name: str, found: object, expected: str) -> SettingsError:
-    return SettingsError(
-        describe("settings", field=field_name, found=found, expected=Phrase(expected), cure=f"change {field_name}")
-    )
-
-
-def _check_range(field_name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also refuses NaN
-        raise _refuse(field_name, value, f"{low} to {high}")
-
-
-def _check_positive(field_name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise _refuse(field_name, value, "a number above 0")
-
-
-def _check_size(field_name: str, size: SizePx | None) -> None:
-    if size is None:
-        return
-    if isinstance(size, list) and len(size) != 2:
-        raise _refuse(field_name, size, "one number or [height, width]")
-    if any(px < STRIDE or px % STRIDE for px in _as_hw(size)):
-        raise _refuse(field_name, size, f"multiples of {STRIDE}, at least {STRIDE}")

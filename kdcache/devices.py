@@ -26,4 +26,6 @@ def check_precision(precision: str, device: torch.device, *, field: str) -> None
         known.append("bfloat16")
     if precision not in known:
         expected = Phrase(f"one of {', '.join(known)} on {device}")
-        raise SettingsError(describe("settings", field=field, found=precision, expected=expected, cure=f"change {field}"))
+        raise SettingsError(
+            describe("settings", field=field, found=precision, expected=expected, cure=f"change {field}")
+        )

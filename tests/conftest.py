@@ -1,10 +1,12 @@
 """A tiny data set and teacher for everybody. Tests need no GPU, no network and nothing outside the project."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdcache.cache.build import build_cache
 from kdcache.config import Config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import build_fcn
@@ -15,8 +17,9 @@ SIZE_PX = 48
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    """Tiny tensors gain nothing from more, and spinning threads of two processes on two cores slow both tenfold."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +56,26 @@ def base_given(voc_root, teacher_file) -> dict:
 @pytest.fixture
 def given(base_given, tmp_path) -> dict:
     """`base_given` with folders of this test alone."""
-    return merge(base_given, {"cache": {"path": str(tmp_path / "cache")}, "run": {"dir": str(tmp_path / "runs" / "kd")}})
+    return merge(
+        base_given, {"cache": {"path": str(tmp_path / "cache")}, "run": {"dir": str(tmp_path / "runs" / "kd")}}
+    )
 
 
 @pytest.fixture
 def config(given) -> Config:
     return make_config(given)
+
+
+@pytest.fixture(scope="session")
+def built_root(base_given, tmp_path_factory) -> Path:
+    """A finished cache of `base_given`. Read only; `cache` is a copy to do anything with."""
+    root = tmp_path_factory.mktemp("built") / "cache"
+    build_cache(make_config(merge(base_given, {"cache": {"path": str(root)}})))
+    return root
+
+
+@pytest.fixture
+def cache(built_root, config) -> Config:
+    """Settings whose cache is finished."""
+    shutil.copytree(built_root, config.cache.path)
+    return config

@@ -44,7 +44,7 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 
 def colour_classifier_accuracy(root: Path) -> float:
-    """Balanced accuracy on val, 0..1, of the class each colour most likely has on train; 16 steps a channel."""
+    """Balanced accuracy on val, 0..1, of each colour's likeliest class on train; 16 steps a channel."""
     counts = np.zeros((NUM_CLASSES, 16**3))
     colours, labels = read_colours_and_labels(root, "train")
     np.add.at(counts, (labels, colours), 1)

@@ -89,7 +89,13 @@ def _open(root: Path, plan: Manifest) -> list[Group]:
 
 
 def _write_missing(
-    config: Config, plan: Manifest, missing: list[Group], *, splits: dict[str, Split], teacher: Teacher, progress: Progress
+    config: Config,
+    plan: Manifest,
+    missing: list[Group],
+    *,
+    splits: dict[str, Split],
+    teacher: Teacher,
+    progress: Progress,
 ) -> None:
     total, shrunk = sum(g.stop - g.start for g in missing), []
     with progress.start("asking the teacher", total=total, unit="samples") as bar, ThreadPoolExecutor(4) as pool:
@@ -132,7 +138,7 @@ def _ask(teacher: Teacher, images: np.ndarray, *, ids: list[str], batch_size: in
         names = ids[start : start + batch_size]
         for name in answer if split == "train" else ("logits",):
             _check_float16(answer[name], name=name, ids=names)
-            answers.setdefault(name, []).append(answer[name].half().cpu().numpy())
+            answers.setdefault(name, []).append(answer[name].half().contiguous().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in answers.items()}
 
 

@@ -39,7 +39,13 @@ class Manifest:
 def build_identity(*, dataset: dict, view_rule: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
     """The identity of one split. Each part is a dict of JSON values."""
     stored = {a.name: f"{a.dtype} {'x'.join(map(str, a.item_shape))}" for a in arrays}
-    return {"format_version": FORMAT_VERSION, "dataset": dataset, "views": view_rule, "teacher": teacher, "arrays": stored}
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": dataset,
+        "views": view_rule,
+        "teacher": teacher,
+        "arrays": stored,
+    }
 
 
 def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
@@ -73,7 +79,12 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         }
         for split, layout in manifest.layouts.items()
     }
-    document = {"format": "kdcache", "format_version": FORMAT_VERSION, "splits": splits, "information": manifest.information}
+    document = {
+        "format": "kdcache",
+        "format_version": FORMAT_VERSION,
+        "splits": splits,
+        "information": manifest.information,
+    }
     write_json(manifest_path(root), document)
 
 
@@ -83,7 +94,9 @@ def read_manifest(root: Path) -> Manifest:
     if not path.is_file():
         cure = "set cache.path, or build one with `python -m cache_teacher`"
         raise CacheMismatchError(
-            describe(root, field="manifest.json", found=Phrase("missing"), expected=Phrase("a kdcache cache"), cure=cure)
+            describe(
+                root, field="manifest.json", found=Phrase("missing"), expected=Phrase("a kdcache cache"), cure=cure
+            )
         )
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != "kdcache":
@@ -91,7 +104,9 @@ def read_manifest(root: Path) -> Manifest:
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         cure = "use the kdcache version that wrote it, or rebuild it"
-        raise CacheMismatchError(describe(path, field="format_version", found=version, expected=FORMAT_VERSION, cure=cure))
+        raise CacheMismatchError(
+            describe(path, field="format_version", found=version, expected=FORMAT_VERSION, cure=cure)
+        )
     try:
         layouts = {split: _read_layout(split, document["splits"][split]) for split in SPLITS}
         identity = {split: dict(document["splits"][split]["identity"]) for split in SPLITS}

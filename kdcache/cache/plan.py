@@ -15,7 +15,12 @@ from kdcache.data.voc import Split
 
 
 def plan_cache(
-    config: Config, *, splits: dict[str, Split], weights_sha256: str, levels: dict[str, tuple[int, int]], device: torch.device
+    config: Config,
+    *,
+    splits: dict[str, Split],
+    weights_sha256: str,
+    levels: dict[str, tuple[int, int]],
+    device: torch.device,
 ) -> Manifest:
     """The manifest of the cache these settings ask for.
 
@@ -25,7 +30,9 @@ def plan_cache(
         levels: cached level -> (channels, stride).
         device: kept as information.
     """
-    layouts = plan_layouts(config, num_samples={name: len(split.samples) for name, split in splits.items()}, levels=levels)
+    layouts = plan_layouts(
+        config, num_samples={name: len(split.samples) for name, split in splits.items()}, levels=levels
+    )
     rules = {"train": train_view_rule(config), "val": val_view_rule(config)}
     identity = {
         name: build_identity(
@@ -39,7 +46,9 @@ def plan_cache(
     return Manifest(identity, layouts, _information(config, device))
 
 
-def plan_layouts(config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]]) -> dict[str, SplitLayout]:
+def plan_layouts(
+    config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]]
+) -> dict[str, SplitLayout]:
     """The grid of both splits."""
     channels = {level: c for level, (c, _) in levels.items()}
     strides = {level: s for level, (_, s) in levels.items()}

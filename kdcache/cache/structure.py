@@ -27,7 +27,9 @@ def check_array_metadata(root: Path, layout: SplitLayout, spec: ArraySpec) -> No
 
 
 def _covers(found: object, expected: list[int]) -> bool:
-    return isinstance(found, list) and found[1:] == expected[1:] and isinstance(found[0], int) and found[0] >= expected[0]
+    return (
+        isinstance(found, list) and found[1:] == expected[1:] and isinstance(found[0], int) and found[0] >= expected[0]
+    )
 
 
 def _expected_facts(layout: SplitLayout, spec: ArraySpec) -> dict:

@@ -31,31 +31,38 @@ def open_for_writing(root: Path, manifest: Manifest) -> None:
     try:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             manifest = _merge(root, read_manifest(root), manifest)
-        (root / "commits").mkdir(parents=True, exist_ok=True)
-        write_manifest(root, manifest)  # first: a folder with a manifest can be gone on with
-        for layout in manifest.layouts.values():
-            for spec in layout.arrays:
-                _ensure_array(root, layout, spec)
+            _ensure_arrays(root, manifest)  # first: arrays may be longer than the manifest says, never shorter
+            write_manifest(root, manifest)
+        else:
+            (root / "commits").mkdir(parents=True, exist_ok=True)
+            write_manifest(root, manifest)  # first: a folder with a manifest can be gone on with
+            _ensure_arrays(root, manifest)
     except OSError as error:
-        raise CacheError(f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions") from None
+        raise CacheError(
+            f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions"
+        ) from None
 
 
-def write_group(root: Path, layout: SplitLayout, group: Group, *, arrays: dict[str, np.ndarray], ids: list[str], views: list[dict]):
+def write_group(
+    root: Path, layout: SplitLayout, group: Group, *, arrays: dict[str, np.ndarray], ids: list[str], views: list[dict]
+):
     """Write all arrays of one shard group, flush them to disk, then commit.
 
     Args:
-        arrays: name -> [stop - start, *item_shape] of the array's dtype.
+        arrays: name -> contiguous [stop - start, *item_shape] of the array's dtype.
         ids, views: sample ids and view parameters, for the record.
+
+    Raises: CacheError where the disk refuses; committed groups stay.
     """
-    files, crcs = {}, {}
-    for spec in layout.arrays:
-        block = np.ascontiguousarray(arrays[spec.name])
-        crcs[spec.name] = [crc32c(item) for item in block]
-        path = shard_path(root, spec, group)
-        _write_shard(root, spec, group, block)
-        files[spec.name] = _sync_file(path)
-        sync_folder(path.parent)
-    write_record(root, group, CommitRecord(ids, files, crcs, views))
+    crcs = {spec.name: [crc32c(item) for item in arrays[spec.name]] for spec in layout.arrays}
+    try:
+        files = {spec.name: _write_shard(root, spec, group, arrays[spec.name]) for spec in layout.arrays}
+        write_record(root, group, CommitRecord(ids, files, crcs, views))
+    except OSError as error:
+        raise CacheError(
+            f"{root}: shard group {group.name} cannot be written ({error.strerror}); "
+            "mend that and run `python -m cache_teacher` again, what is committed is kept"
+        ) from None
 
 
 def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
@@ -72,20 +79,29 @@ def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
         old = existing.layouts[split]
         if old.shard_samples != layout.shard_samples:
             found, expected = old.shard_samples, layout.shard_samples
-            raise CacheMismatchError(describe(root, field="cache.shard_samples", found=found, expected=expected, cure=cure))
+            raise CacheMismatchError(
+                describe(root, field="cache.shard_samples", found=found, expected=expected, cure=cure)
+            )
         layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
     return Manifest(existing.identity, layouts, {**existing.information, **wanted.information})
 
 
-def _ensure_array(root: Path, layout: SplitLayout, spec: ArraySpec) -> None:
-    group = zarr.open_group(root, mode="a", zarr_format=3).require_group(layout.split)
+def _ensure_arrays(root: Path, manifest: Manifest) -> None:
+    top = zarr.open_group(root, mode="a", zarr_format=3)
+    for layout in manifest.layouts.values():
+        split = top.require_group(layout.split)
+        for spec in layout.arrays:
+            _ensure_array(split, layout, spec)
+
+
+def _ensure_array(split: zarr.Group, layout: SplitLayout, spec: ArraySpec) -> None:
+    """Create an array, or make it longer where views were added."""
     shape = (layout.num_views, layout.num_samples, *spec.item_shape)
-    if spec.name in group:
-        array = group[spec.name]
-        if array.shape[0] < layout.num_views:
-            array.resize(shape)
+    if spec.name in split:
+        if split[spec.name].shape[0] < layout.num_views:
+            split[spec.name].resize(shape)
         return
-    group.create_array(
+    split.create_array(
         spec.name,
         shape=shape,
         chunks=(1, 1, *spec.item_shape),
@@ -97,18 +113,18 @@ def _ensure_array(root: Path, layout: SplitLayout, spec: ArraySpec) -> None:
     )
 
 
-def _write_shard(root: Path, spec: ArraySpec, group: Group, block: np.ndarray) -> None:
-    shard_path(root, spec, group).unlink(missing_ok=True)  # zarr would read a torn leftover before replacing it
+def _write_shard(root: Path, spec: ArraySpec, group: Group, block: np.ndarray) -> int:
+    """Write one shard file through zarr and flush it; returns its size in bytes."""
+    path = shard_path(root, spec, group)
+    path.unlink(missing_ok=True)  # zarr would read a torn leftover before replacing it
     with zarr.config.set(WRITE_ALL):
         array = zarr.open_array(root / group.split / spec.name, mode="r+")
         array[group.view, group.start : group.stop] = block
-
-
-def _sync_file(path: Path) -> int:
-    """Flush a file to disk; returns its size in bytes."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+        size_bytes = os.fstat(file.fileno()).st_size
+    sync_folder(path.parent)
+    return size_bytes
 
 
 def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:

@@ -1,10 +1,10 @@
-"""The embedded sample data set: generated scenes in the VOC 2012 layout, for a first run without network or GPU.
+"""The embedded sample data set: generated scenes in the VOC layout, for a first run without network or GPU.
 
-A scene is a cloudy background under two to five textured objects that may hide parts of each other. Every object,
-and the background, is painted with two colours from one distribution, so a pixel's colour tells no class; outline,
-size and texture period are drawn alike for all classes too. Only the pattern tells them apart, and each keeps its
-name under the augmentations of training: a horizontal flip turns '/' into '\\', so one class, `diagonal`, holds
-both; rescaling changes a period, so no class has a period of its own.
+A scene is a cloudy background under two to five textured objects that may hide parts of each other. Each
+object, and the background, takes two colours from one distribution, so a pixel's colour tells no class; outline,
+size and texture period are drawn alike for all classes too. Only the pattern tells them apart, and it keeps its
+name under training's augmentations: a horizontal flip turns '/' into '\\', so one class, `diagonal`, holds both;
+rescaling changes a period, so no class has a period of its own.
 
 Letters: H, W rows and columns; C = 3, red, green, blue; `at_2HW` a pixel's (y down, x right) from an object's
 centre, in pixels. A texture is a field in about -1..1, whose sign chooses between the two colours.
@@ -36,14 +36,12 @@ _NOISE_STD = 6.0
 _LIGHT_SWING = 0.25
 
 
-def write_sample_set(
-    root: Path, *, num_train: int = 320, num_val: int = 80, size_px: int = 96, seed: int = 0
-) -> None:
+def write_sample_set(root: Path, *, num_train: int = 320, num_val: int = 80, size_px: int = 96, seed: int = 0) -> None:
     """Write the set under `root` as VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}.
 
-    Every image is a pure function of (seed, split, index, size_px): writing again changes nothing, and a longer
-    set begins with the shorter one. Files of other names stay. The lists come last: a write that was cut short
-    in a fresh folder leaves no list that names a missing file.
+    Every image is a pure function of (seed, split, index, size_px): writing again changes nothing, a longer
+    set begins with the shorter one. Files of other names stay. The lists come last: a write cut short in a fresh
+    folder leaves no list that names a missing file.
 
     Args:
         root: the folder that holds VOCdevkit; made where missing.
@@ -78,13 +76,11 @@ def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -
 
 
 def _check_lists_are_ours(folder: Path) -> None:
-    """Raise ValueError where a list that is not a sample set's, such as the real VOC's, would be overwritten."""
+    """Raise ValueError before overwriting a list that is not a sample set's, such as the real VOC's."""
     for path in filter(Path.exists, (folder / f"{split}.txt" for split in _SPLIT_CODES)):
         foreign = [i for i in path.read_text().split() if not re.fullmatch(r"sample_(train|val)_\d+", i)]
         if foreign:
-            raise ValueError(
-                f"{path}: first id is {foreign[0]!r}, expected 'sample_...'; choose another root"
-            )
+            raise ValueError(f"{path}: first id is {foreign[0]!r}, expected 'sample_...'; choose another root")
 
 
 def _build_generator(seed: int, split: str, index: int) -> Generator:
@@ -103,7 +99,7 @@ def _write_sample(voc: Path, sample_id: str, image_HWC: np.ndarray, label_HW: np
 
 
 def _voc_palette() -> bytes:
-    """The VOC colour map, 256 x RGB: an index's bits, dealt in turn to R, G, B, fill each from the top bit."""
+    """The VOC colour map, 256 x RGB: an index's bits, dealt in turn to R, G, B, fill each from the top."""
     index = np.arange(256)
     shades = [sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)]
     return np.stack(shades, axis=1).astype(np.uint8).tobytes()
@@ -113,7 +109,7 @@ def _voc_palette() -> bytes:
 
 
 def _draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 HWC and label uint8 HW; painted from large to small, so no object is hidden by a larger one."""
+    """Image uint8 HWC and label uint8 HW; painted from large to small, so none is hidden by a larger one."""
     yx_2HW = np.mgrid[0.0:size_px, 0.0:size_px]
     image_HWC = _mix(*_draw_colours(rng), 0.5 + 0.5 * _speckle(yx_2HW, rng, period_px=0.5 * size_px))
     label_HW = np.zeros((size_px, size_px), dtype=np.uint8)
@@ -131,7 +127,7 @@ def _draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _draw_centres(rng: Generator, num: int) -> np.ndarray:
-    """Centres [num, (y, x)] as shares of the side; each is, of 4 candidates, the farthest from those before it.
+    """Centres [num, (y, x)] as shares of the side; of 4 candidates, the farthest from those before.
 
     Wholly free centres heap up and leave many objects as slivers; 4 candidates still let objects overlap.
     """

@@ -101,13 +101,17 @@ def _missing_data_set(config: DatasetConfig) -> str:
         f"for VOC 2012 fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start again, "
         "or set dataset.root; `make demo` needs no network"
     )
-    return describe(config.root / VOC_DIR, field="folder", found=Phrase("missing"), expected=Phrase("VOC layout"), cure=cure)
+    return describe(
+        config.root / VOC_DIR, field="folder", found=Phrase("missing"), expected=Phrase("VOC layout"), cure=cure
+    )
 
 
 def _read_ids(path: Path) -> list[str]:
     if not path.is_file():
         cure = "choose another dataset.train_split or dataset.val_split, or put the list there, an id a line"
-        raise DataError(describe(path, field="split list", found=Phrase("missing"), expected=Phrase("a file"), cure=cure))
+        raise DataError(
+            describe(path, field="split list", found=Phrase("missing"), expected=Phrase("a file"), cure=cure)
+        )
     try:
         ids = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,11 +119,15 @@ def _read_ids(path: Path) -> list[str]:
     bad = next((id for id in ids if not _ID.fullmatch(id)), None)
     if bad is not None:
         raise DataError(
-            describe(path, field="sample id", found=bad, expected=Phrase("letters, digits, _ - ."), cure="one id a line")
+            describe(
+                path, field="sample id", found=bad, expected=Phrase("letters, digits, _ - ."), cure="one id a line"
+            )
         )
     if len(ids) < 2 or len(set(ids)) < len(ids):
         found = Phrase(f"{len(ids)} ids, {len(set(ids))} different")
-        raise DataError(describe(path, field="list", found=found, expected=Phrase("two or more, all different"), cure="mend it"))
+        raise DataError(
+            describe(path, field="list", found=found, expected=Phrase("two or more, all different"), cure="mend it")
+        )
     return ids
 
 
@@ -137,7 +145,9 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         cure = "restore the file or take its id out of the split list"
-        raise DataError(describe(path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure)) from None
+        raise DataError(
+            describe(path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure)
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: file is unreadable ({error.strerror}); check its permissions") from None
 
@@ -168,7 +178,9 @@ def _check_label(config: DatasetConfig, sample: Sample, image: np.ndarray, label
     if image.shape[:2] != label.shape:
         found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
         expected = Phrase(f"{image.shape[1]}x{image.shape[0]} as {sample.image_path.name}")
-        raise DataError(describe(sample.label_path, field="size", found=found, expected=expected, cure="restore the file"))
+        raise DataError(
+            describe(sample.label_path, field="size", found=found, expected=expected, cure="restore the file")
+        )
     classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
     bad = [int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)]
     if bad:

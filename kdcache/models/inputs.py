@@ -1,4 +1,7 @@
-"""What teacher and student share: normalised images, and one way to align grids. Letters: N batch, H height, W width, C channels."""
+"""What teacher and student share: normalised images, and one way to align grids.
+
+Letters: N batch, H height, W width, C channels.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -73,4 +73,3 @@ def count_parameters(model: nn.Module) -> int:
 def _conv_block(inputs: int, outputs: int, *, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-

@@ -83,7 +83,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, where: str, num_
     head = state.get("classifier.4.weight")
     if head is not None and head.shape[0] != num_classes:
         cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
-        raise TeacherError(describe(where, field="number of classes", found=head.shape[0], expected=num_classes, cure=cure))
+        raise TeacherError(
+            describe(where, field="number of classes", found=head.shape[0], expected=num_classes, cure=cure)
+        )
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -104,4 +106,3 @@ def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
             raise SettingsError(
                 describe("settings", field=f"teacher.layers.{level}", found=tap, expected=expected, cure="choose one")
             )
-

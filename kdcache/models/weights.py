@@ -70,7 +70,9 @@ def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
         reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
         cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
         raise TeacherError(
-            describe(path, field=f"weights {enum.name}", found=Phrase("unreachable"), expected=Phrase("a file"), cure=cure)
+            describe(
+                path, field=f"weights {enum.name}", found=Phrase("unreachable"), expected=Phrase("a file"), cure=cure
+            )
         ) from None
 
 
@@ -83,12 +85,16 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
-        raise TeacherError(f"{path}: {field} is unreadable as plain tensors ({reason}); write it with torch.save") from None
+        raise TeacherError(
+            f"{path}: {field} is unreadable as plain tensors ({reason}); write it with torch.save"
+        ) from None
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
         found = Phrase(f"a {type(stored).__name__}")
-        raise TeacherError(describe(path, field=field, found=found, expected=Phrase("a state dict of tensors"), cure="re-save it"))
+        raise TeacherError(
+            describe(path, field=field, found=found, expected=Phrase("a state dict of tensors"), cure="re-save it")
+        )
     return stored
 
 

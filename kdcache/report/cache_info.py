@@ -26,7 +26,9 @@ def format_info(info: dict) -> str:
     for name, split in info["splits"].items():
         done, total = split["groups_committed"], split["groups"]
         state = "complete" if done == total else f"half-built: {total - done} groups missing"
-        lines.append(f"{name}: {split['num_samples']} samples x {split['num_views']} views, {done}/{total} shard groups, {state}")
+        lines.append(
+            f"{name}: {split['num_samples']} samples x {split['num_views']} views, {done}/{total} shard groups, {state}"
+        )
         for array, facts in split["arrays"].items():
             shape = "x".join(map(str, facts["item_shape"]))
             lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB")

@@ -12,8 +12,14 @@ Say = Callable[[str], None]
 
 def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     """One epoch as a block of four lines."""
-    weights = {"ce": ("CE", config.loss.alpha), "kd": ("KD", config.loss.beta), "feature": ("feature", config.loss.gamma)}
-    terms = " + ".join(f"{weight:g} x {label} {entry[name]:.4f}" for name, (label, weight) in weights.items() if name in entry)
+    weights = {
+        "ce": ("CE", config.loss.alpha),
+        "kd": ("KD", config.loss.beta),
+        "feature": ("feature", config.loss.gamma),
+    }
+    terms = " + ".join(
+        f"{weight:g} x {label} {entry[name]:.4f}" for name, (label, weight) in weights.items() if name in entry
+    )
     return (
         f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s "
         f"(validation {entry['validation_s']:.1f} s)  lr {entry['lr']:.2e}\n"
@@ -25,7 +31,9 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
 def format_result(student: dict, baseline: dict | None, teacher_ious: list | None, *, report: Path) -> str:
     """The end report: per-class table, then teacher, baseline, student and the difference."""
     columns = [("teacher", teacher_ious), ("baseline", list(baseline["per_class_iou"].values()) if baseline else None)]
-    columns = [(title, ious) for title, ious in columns if ious] + [("student", list(student["per_class_iou"].values()))]
+    columns = [(title, ious) for title, ious in columns if ious] + [
+        ("student", list(student["per_class_iou"].values()))
+    ]
     width = max(12, *(len(name) for name in student["per_class_iou"]))
     lines = [f"{'IoU':<{width}}" + "".join(f"{title:>10}" for title, _ in columns)]
     for row, name in enumerate(student["per_class_iou"]):
@@ -35,8 +43,12 @@ def format_result(student: dict, baseline: dict | None, teacher_ious: list | Non
     if student["improvement_points"] is not None:
         percent = student["improvement_percent"]
         relative = "" if percent is None else f" ({percent:+.1f} %)"
-        lines.append(f"student - baseline: {student['improvement_points']:+.2f} points{relative}, best epoch of each, one seed")
-    lines.append(f"{student['params']:,} parameters, {student['epochs']} epochs in {student['seconds']:.0f} s; report: {report}")
+        lines.append(
+            f"student - baseline: {student['improvement_points']:+.2f} points{relative}, best epoch of each, one seed"
+        )
+    lines.append(
+        f"{student['params']:,} parameters, {student['epochs']} epochs in {student['seconds']:.0f} s; report: {report}"
+    )
     return "\n".join(lines)
 
 

@@ -39,7 +39,9 @@ def read_checkpoint(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:80]
-        raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); delete the run folder and start again") from None
+        raise TrainingError(
+            f"{path}: checkpoint is unreadable ({reason}); delete the run folder and start again"
+        ) from None
 
 
 def restore(learner: Learner, state: dict) -> None:

@@ -43,7 +43,9 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
         plain = baseline_config(config)
         baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data)}"
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
-        baseline = train_run(plain, data, folder=baseline_folder, resume=True, baseline_miou=None, progress=progress, say=say)
+        baseline = train_run(
+            plain, data, folder=baseline_folder, resume=True, baseline_miou=None, progress=progress, say=say
+        )
     say(f"student: {folder}, from {root} ({manifest.identity_hash[:12]})")
     miou = baseline["miou"] if baseline else None
     student = train_run(

@@ -30,20 +30,20 @@ class Learner:
 
 @dataclass
 class TermTotals:
-    """Sums and counts of the loss terms over an epoch, float64 on the host."""
+    """Sums and counts of the loss terms over an epoch, float64 scalars on the loss's device: adding does not wait for it."""
 
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    counts: dict[str, Tensor | float] = field(default_factory=dict)
 
     def add(self, terms: LossTerms) -> None:
         """Add one batch."""
         for name, term in _named_terms(terms).items():
-            self.sums[name] = self.sums.get(name, 0.0) + term.sum.item()
-            self.counts[name] = self.counts.get(name, 0.0) + term.count.item()
+            self.sums[name] = self.sums.get(name, 0.0) + term.sum.detach().double()
+            self.counts[name] = self.counts.get(name, 0.0) + term.count.double()
 
     def means(self, *, alpha: float, beta: float, gamma: float) -> dict[str, float]:
         """ce, kd, feature (mean over levels) and their weighted total; absent terms are left out."""
-        mean = {name: self.sums[name] / max(self.counts[name], 1.0) for name in self.sums}
+        mean = {name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums}
         levels = [value for name, value in mean.items() if name.startswith("feature/")]
         means = {name: mean[name] for name in ("ce", "kd") if name in mean}
         if levels:
@@ -79,7 +79,9 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
     return terms
 
 
-def compute_loss(loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch) -> LossTerms:
+def compute_loss(
+    loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch
+) -> LossTerms:
     """The loss of one batch; autocast is left behind here, every term is float32."""
     targets = {level: batch.arrays[level] for level in loss.align}
     label = batch.arrays["label"].long()
@@ -87,7 +89,9 @@ def compute_loss(loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapp
 
 
 @torch.inference_mode()
-def evaluate(student: nn.Module, reader: BatchReader, *, num_classes: int, batch_size: int, autocast: torch.dtype | None) -> Tensor:
+def evaluate(
+    student: nn.Module, reader: BatchReader, *, num_classes: int, batch_size: int, autocast: torch.dtype | None
+) -> Tensor:
     """Confusion [K, K] (int64, host) of a student over a whole split; each labelled pixel counts once."""
     student.eval()
     device = reader.device

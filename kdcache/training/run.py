@@ -26,7 +26,16 @@ from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, sa
 from kdcache.training.loop import Learner, evaluate, train_epoch
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
-NOT_COMPARED = ("run", "fit", "dataset.root", "dataset.download", "train.device", "teacher.device", "teacher.batch_size", "cache.path")
+NOT_COMPARED = (
+    "run",
+    "fit",
+    "dataset.root",
+    "dataset.download",
+    "train.device",
+    "teacher.device",
+    "teacher.batch_size",
+    "cache.path",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,9 @@ def open_data(root: Path, manifest: Manifest, *, num_views: int) -> Data:
     return Data(manifest, train, open_split(root, manifest.layouts["val"]))
 
 
-def train_run(config: Config, data: Data, *, folder: Path, resume: bool, baseline_miou: float | None, progress: Progress, say: Say) -> dict:
+def train_run(
+    config: Config, data: Data, *, folder: Path, resume: bool, baseline_miou: float | None, progress: Progress, say: Say
+) -> dict:
     """Train one student into `folder`, or go on with the run that is there.
 
     Args:
@@ -109,7 +120,9 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     ours = folder.is_dir() and (folder / SETTINGS).is_file()
     if not (resume and ours):
         cure = "set run.dir to another folder" + (", or continue the run with --run.resume" if ours else "")
-        raise SettingsError(describe(folder, field="run.dir", found=Phrase("in use"), expected=Phrase("a new folder"), cure=cure))
+        raise SettingsError(
+            describe(folder, field="run.dir", found=Phrase("in use"), expected=Phrase("a new folder"), cure=cure)
+        )
 
 
 def hyperparameters(config: Config) -> dict:
@@ -154,12 +167,18 @@ def _make_readers(config: Config, data: Data, learner: Learner) -> tuple[BatchRe
     return train, BatchReader(data.val, arrays=["image", "label"], batch_size=size, device=device)
 
 
-def _run_epoch(config: Config, learner: Learner, train: BatchReader, val: BatchReader, *, epoch: int, progress: Progress):
+def _run_epoch(
+    config: Config, learner: Learner, train: BatchReader, val: BatchReader, *, epoch: int, progress: Progress
+):
     """Train and evaluate; returns the epoch's line for metrics.jsonl and the confusion on val."""
     began_s, size = time.monotonic(), config.train.batch_size
     layout, lr = train.reader.layout, learner.scheduler.get_last_lr()[0]
     batches = plan_epoch(
-        num_samples=layout.num_samples, num_views=config.augment.views, batch_size=size, seed=config.train.seed, epoch=epoch - 1
+        num_samples=layout.num_samples,
+        num_views=config.augment.views,
+        batch_size=size,
+        seed=config.train.seed,
+        epoch=epoch - 1,
     )
     with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
@@ -184,7 +203,9 @@ def _facts(config: Config, data: Data, *, history: list[dict], baseline_miou: fl
     }
 
 
-def _result(config: Config, data: Data, *, folder: Path, history: list[dict], learner: Learner, baseline_miou: float | None) -> dict:
+def _result(
+    config: Config, data: Data, *, folder: Path, history: list[dict], learner: Learner, baseline_miou: float | None
+) -> dict:
     best = max(history, key=lambda e: e["miou"])
     ious = compute_iou_per_class(read_checkpoint(folder / BEST)["confusion"])
     gain = None if baseline_miou is None else best["miou"] - baseline_miou

@@ -36,7 +36,9 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
     absent = [level for level in config.cache.levels if level not in cached_levels]
     if absent:
         cure = f"cache {absent[0]} in another folder or leave it out of cache.levels"
-        raise CacheMismatchError(describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=cure))
+        raise CacheMismatchError(
+            describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=cure)
+        )
     full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
     rules = {"train": train_view_rule(full), "val": val_view_rule(full)}
     cure = "change the settings or cache.path"
@@ -66,10 +68,13 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
     cached = manifest.layouts["train"].num_views
     if given_views and config.augment.views > cached:
         cure = "run `python -m cache_teacher` with these settings to add views"
-        raise CacheIncompleteError(describe(root, field="number of views", found=cached, expected=config.augment.views, cure=cure))
+        raise CacheIncompleteError(
+            describe(root, field="number of views", found=cached, expected=config.augment.views, cure=cure)
+        )
     if config.loss.gamma and not config.cache.levels:
         expected = Phrase("0 where cache.levels is empty")
         raise SettingsError(
-            describe("settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0")
+            describe(
+                "settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0"
+            )
         )
-

@@ -1,0 +1,29 @@
+# make demo: the whole product on generated data. make test: the tests. Both set themselves up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean-demo
+
+demo: $(READY)
+	$(BIN)/python -m cache_teacher sample-set data/demo
+	test -f teachers/demo.pth || $(BIN)/python -m cache_teacher fit --config configs/demo.yaml
+	$(BIN)/python -m cache_teacher --config configs/demo.yaml
+	$(BIN)/python -m train_student --config configs/demo.yaml --run.resume
+
+test: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean-demo:
+	rm -rf data/demo teachers/demo.pth caches/demo runs/demo runs/baseline-*
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@

@@ -1,0 +1,126 @@
+"""Which validation samples a report shows, and what teacher, baseline and student say about them.
+
+Letters: H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcache.cache.reader import CacheReader
+from kdcache.config import Config
+from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.student import LightweightSegmentationModel
+from kdcache.training.checkpoint import read_checkpoint
+from kdcache.training.run import choose_arithmetic
+
+NUM_PANELS = 6
+# 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for
+NUM_SCANNED = 64
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One validation sample, cropped to its image: every map is uint8 [H, W].
+
+    disagreement: share of pixels on which student and teacher name different classes, 0 to 1.
+    maps: title ("label", "teacher", "baseline", "student") -> class numbers.
+    """
+
+    sample_id: str
+    disagreement: float
+    image: np.ndarray
+    maps: dict[str, np.ndarray]
+
+
+class Predictor:
+    """A trained student asked for classes, with the arithmetic of its training: the answers that were scored.
+
+    Args:
+        config: resolved settings of the run.
+        checkpoint: its best epoch. Raises TrainingError where that is damaged.
+    """
+
+    def __init__(self, config: Config, checkpoint: Path) -> None:
+        self.device, self.autocast = choose_arithmetic(config)
+        student = LightweightSegmentationModel(
+            config.dataset.num_classes, pretrained=False, aspp_channels=config.student.aspp_channels
+        )
+        student.load_state_dict(read_checkpoint(checkpoint)["model_state_dict"])
+        self.student: nn.Module = student.to(self.device, memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def predict(self, image_HW3: np.ndarray) -> np.ndarray:
+        """Classes uint8 [H, W] of a uint8 RGB image, padding included."""
+        images = normalize_images(torch.from_numpy(image_HW3)[None].to(self.device))
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits = self.student(images)
+        return _to_classes(logits)
+
+
+def build_panels(reader: CacheReader, *, student: Predictor, baseline: Predictor | None) -> list[Panel]:
+    """Up to NUM_PANELS validation samples: those on which student and teacher differ most, then least.
+
+    Of a large split NUM_SCANNED evenly spaced samples are looked at. Raises CacheCorruptError.
+    """
+    scanned = space_evenly(reader.layout.num_samples, NUM_SCANNED)
+    shares = {sample: _disagreement(reader, sample, student) for sample in scanned}
+    return [
+        _build_panel(reader, sample, shares[sample], student, baseline)
+        for sample in choose_extremes(shares, NUM_PANELS)
+    ]
+
+
+def space_evenly(total: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..total-1, evenly spaced."""
+    count = min(total, most)
+    return [step * total // count for step in range(count)]
+
+
+def choose_extremes(shares: dict[int, float], count: int) -> list[int]:
+    """The `count` keys of largest and smallest value, half of each, in falling order; equal values by key."""
+    falling = sorted(shares, key=lambda sample: (-shares[sample], sample))
+    if len(falling) <= count:
+        return falling
+    least = count // 2
+    return falling[: count - least] + falling[len(falling) - least :]
+
+
+def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:
+    """The teacher's classes uint8 [H, W], padding included, from the cached scores."""
+    logits = torch.from_numpy(reader.read("logits", 0, sample))[None].float()
+    return _to_classes(resize_to(logits, reader.layout.array("label").item_shape))
+
+
+def image_box(reader: CacheReader, sample: int) -> tuple[slice, slice]:
+    """Where the image lies inside the padded sample."""
+    group, row = divmod(sample, reader.layout.shard_samples)
+    top, left, bottom, right = reader.records[0, group].views[row]["image_box"]
+    return slice(top, bottom), slice(left, right)
+
+
+def _disagreement(reader: CacheReader, sample: int, student: Predictor) -> float:
+    box = image_box(reader, sample)
+    answer = student.predict(reader.read("image", 0, sample))
+    return float(np.mean(answer[box] != read_teacher_classes(reader, sample)[box]))
+
+
+def _build_panel(
+    reader: CacheReader, sample: int, disagreement: float, student: Predictor, baseline: Predictor | None
+) -> Panel:
+    image, box = reader.read("image", 0, sample), image_box(reader, sample)
+    maps = {"label": reader.read("label", 0, sample), "teacher": read_teacher_classes(reader, sample)}
+    if baseline:
+        maps["baseline"] = baseline.predict(image)
+    maps["student"] = student.predict(image)
+    cropped = {title: classes[box] for title, classes in maps.items()}
+    return Panel(reader.sample_ids[sample], disagreement, image[box], cropped)
+
+
+def _to_classes(logits_1KHW: Tensor) -> np.ndarray:
+    return logits_1KHW.argmax(1)[0].to(torch.uint8).cpu().numpy()

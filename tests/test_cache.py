@@ -1,0 +1,272 @@
+"""The cache: what is written is what was asked for, any reader reads it, and nothing else passes for it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorstore
+import torch
+import zarr
+
+from kdcache.cache.build import build_cache
+from kdcache.cache.layout import shard_path
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import open_split
+from kdcache.data.augment import apply, draw
+from kdcache.data.voc import read_sample, read_split
+from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
+from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.settings import make_config, merge
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Every data file and commit record of a cache."""
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and p.name != "manifest.json"
+    }
+
+
+def open_train(config, **kwargs):
+    return open_split(config.cache.path, read_manifest(config.cache.path).layouts["train"], **kwargs)
+
+
+def test_stored_views_and_answers_are_those_of_data_set_and_teacher(cache):
+    samples = read_split(cache.dataset, "train").samples
+    teacher, _ = build_teacher(cache.teacher, num_classes=8, levels=["low", "mid", "high"], device=torch.device("cpu"))
+    reader, sample = open_train(cache), samples[8]  # in the short last group: 8, 9
+    image, label = read_sample(cache.dataset, sample)
+    view = draw(cache.augment, sample_id=sample.id, view=1, image_hw=label.shape, size_hw=(32, 32))
+    image, label = apply(view, image, label)
+    assert np.array_equal(reader.read("image", 1, 8), image)
+    assert np.array_equal(reader.read("label", 1, 8), label)
+    answer = teacher(torch.from_numpy(np.stack([image, image])))
+    for name in ("logits", "low", "mid", "high"):
+        expected = answer[name][0].numpy()
+        np.testing.assert_allclose(reader.read(name, 1, 8), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+    record = reader.records[1, 2]
+    assert record.sample_ids == [s.id for s in samples[8:10]]
+    assert tuple(record.views[0]["crop_tl"]) == view.crop_tl and record.views[0]["image_box"] == list(view.image_box)
+
+
+def test_zarr_and_tensorstore_read_what_our_reader_reads(cache):
+    root, reader = cache.cache.path, open_train(cache)
+    for name in ("image", "label", "logits", "low", "mid", "high"):
+        stored = zarr.open_array(root / "train" / name, mode="r")
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(root / "train" / name)}}
+        other = tensorstore.open(spec, open=True).result()
+        for view, sample in ((0, 0), (1, 3), (1, 9)):
+            ours = reader.read(name, view, sample)
+            assert np.array_equal(ours, stored[view, sample])
+            assert np.array_equal(ours.view(np.uint8), np.asarray(other[view, sample].read().result()).view(np.uint8))
+
+
+def test_building_again_touches_nothing(cache):
+    before = snapshot(cache.cache.path)
+    assert build_cache(cache).num_samples == 0
+    assert snapshot(cache.cache.path) == before
+
+
+@pytest.mark.parametrize("calls", [1, 4])
+def test_interrupted_build_goes_on_and_ends_with_the_same_bytes(cache, given, tmp_path, monkeypatch, calls):
+    other = make_config(merge(given, {"cache": {"path": str(tmp_path / "other")}}))
+    answer, left = Teacher.__call__, [calls + 1]  # one call is the probe
+
+    def stop_midway(self, images):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return answer(self, images)
+
+    monkeypatch.setattr(Teacher, "__call__", stop_midway)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(other)
+    monkeypatch.undo()
+    half = snapshot(other.cache.path)
+    assert sum(name.startswith("commits/") for name in half) == calls
+    with pytest.raises(CacheIncompleteError, match=r"half-built, \d of 6 shard groups"):
+        open_train(other)
+    build_cache(other)
+    whole = snapshot(other.cache.path)
+    assert whole == snapshot(cache.cache.path)
+    assert all(whole[name] == data for name, data in half.items())
+
+
+def test_a_torn_leftover_without_record_is_written_anew(cache):
+    root, before = cache.cache.path, snapshot(cache.cache.path)
+    layout = read_manifest(root).layouts["train"]
+    torn = shard_path(root, layout.array("low"), layout.group(0, 1))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    (root / "commits" / "train-v0000-g00001.json").unlink()
+    build_cache(cache)
+    assert snapshot(root) == before
+
+
+def test_more_views_are_added_and_fewer_change_nothing(cache, given):
+    before = snapshot(cache.cache.path)
+    build_cache(make_config(merge(given, {"augment": {"views": 3}})))
+    after = snapshot(cache.cache.path)
+    assert all(after[name] == data for name, data in before.items() if not name.endswith("zarr.json"))
+    assert open_train(cache).num_views == 3
+    build_cache(make_config(merge(given, {"augment": {"views": 1}})))
+    assert read_manifest(cache.cache.path).layouts["train"].num_views == 3
+
+
+CHANGES = {
+    "views.seed": {"augment": {"seed": 1}},
+    "views.flip": {"augment": {"flip": 0.25}},
+    "views.size": {"dataset": {"size": 48}},
+    "teacher.layers.high": {"teacher": {"layers": {"high": "layer4"}}},
+    "teacher.layers.low": {"cache": {"levels": ["mid", "high"]}},
+    "cache.shard_samples": {"cache": {"shard_samples": 5}},
+    "dataset.sha256": {"dataset": {"train_split": "val"}},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_building_over_another_cache_is_refused_and_changes_nothing(cache, given, field):
+    before = snapshot(cache.cache.path)
+    with pytest.raises(CacheMismatchError, match=f"{field} is .*expected .*rebuild it in another folder"):
+        build_cache(make_config(merge(given, CHANGES[field])))
+    assert snapshot(cache.cache.path) == before
+
+
+def test_building_with_another_teacher_is_refused(cache, given, tmp_path):
+    state = torch.load(cache.teacher.weights, weights_only=True)
+    state["classifier.4.bias"] += 1
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(CacheMismatchError, match="teacher.weights_sha256 is '[0-9a-f]{12}', expected '[0-9a-f]{12}'"):
+        build_cache(make_config(merge(given, {"teacher": {"weights": str(tmp_path / "other.pth")}})))
+
+
+def test_paths_batch_size_and_views_are_not_identity(cache, given, tmp_path):
+    moved = tmp_path / "moved.pth"
+    moved.write_bytes(Path(cache.teacher.weights).read_bytes())
+    change = {"teacher": {"weights": str(moved), "batch_size": 3}, "augment": {"views": 1}}
+    assert build_cache(make_config(merge(given, change))).num_samples == 0
+
+
+def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "a.txt").write_text("mine")
+    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
+        build_cache(make_config(merge(given, {"cache": {"path": str(foreign)}})))
+    assert [p.name for p in foreign.iterdir()] == ["a.txt"]
+
+
+def test_an_unwritable_folder_is_one_line(given, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="folder is unwritable .*set cache.path"):
+        build_cache(make_config(merge(given, {"cache": {"path": str(tmp_path / "file" / "cache")}})))
+
+
+def test_too_little_disk_space_is_met_before_the_first_batch(config, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(CacheError, match=r"free disk space is 0.00 GB, expected .* GB or more; make room"):
+        build_cache(config)
+    assert not config.cache.path.exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_committed(cache, monkeypatch):
+    root, before = cache.cache.path, snapshot(cache.cache.path)
+    (root / "commits" / "train-v0001-g00002.json").unlink()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CacheError, match=r"No space left on device"):
+        build_cache(cache)
+    monkeypatch.undo()
+    build_cache(cache)
+    assert snapshot(root) == before
+
+
+def test_a_value_that_float16_cannot_hold_stops_and_names_sample_and_layer(config, given, tmp_path):
+    state = torch.load(config.teacher.weights, weights_only=True)
+    state["classifier.4.bias"][2] = 1e6
+    torch.save(state, tmp_path / "huge.pth")
+    first_val = read_split(config.dataset, "val").samples[0].id
+    with pytest.raises(TeacherError, match=f"sample '{first_val}': teacher's logits reaches 1e\\+06"):
+        build_cache(make_config(merge(given, {"teacher": {"weights": str(tmp_path / "huge.pth")}})))
+
+
+@pytest.mark.parametrize("name", ["image", "label", "logits", "low", "mid", "high"])
+@pytest.mark.parametrize("place", ["data", "chunk crc", "index"])
+def test_a_flipped_byte_is_reported_where_it_is_read(cache, name, place):
+    root, layout = cache.cache.path, read_manifest(cache.cache.path).layouts["train"]
+    path = shard_path(root, layout.array(name), layout.group(1, 0))
+    where = open_train(cache).locate(name, 1, 2)
+    position = {"data": where.offset + 5, "chunk crc": where.offset + where.size_bytes, "index": -12}[place]
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    if place == "chunk crc":  # the bytes themselves are sound; other readers would stop, ours compares with the record
+        assert open_train(cache).read(name, 1, 2) is not None
+        return
+    with pytest.raises(CacheCorruptError, match=f"{name}.*(view 1 sample|shard index is damaged)"):
+        open_train(cache).read(name, 1, 2)
+
+
+def test_swapped_truncated_and_deleted_shards_are_reported(cache):
+    root, layout = cache.cache.path, read_manifest(cache.cache.path).layouts["train"]
+    spec = layout.array("mid")
+    first, second = (shard_path(root, spec, layout.group(0, k)) for k in (0, 1))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    with pytest.raises(CacheCorruptError, match="checksum differs from the commit record"):
+        open_train(cache).read("mid", 0, 0)
+    first.write_bytes(one[:-7])
+    with pytest.raises(CacheCorruptError, match=f"size is {len(one) - 7} bytes, expected {len(one)}"):
+        open_train(cache).read("mid", 0, 0)
+    first.unlink()
+    with pytest.raises(CacheCorruptError, match="No such file"):
+        open_train(cache).read("mid", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("manifest.json", lambda d: d.update(format_version=99), "format_version is 99, expected 1"),
+        ("manifest.json", lambda d: d["splits"].pop("val"), "manifest is damaged"),
+        ("manifest.json", lambda d: d["splits"]["train"].update(num_views="x"), "manifest is damaged"),
+        ("train/mid/zarr.json", lambda d: d.update(data_type="int16"), "data_type is 'int16', expected 'float16'"),
+        ("commits/train-v0000-g00000.json", lambda d: d.pop("crc32c"), "commit record is damaged"),
+        (
+            "commits/train-v0000-g00000.json",
+            lambda d: d.update(group="train-v0000-g00001"),
+            "it describes train-v0000-g00001",
+        ),
+    ],
+)
+def test_damaged_metadata_is_a_typed_error(cache, file, change, message):
+    path = cache.cache.path / file
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=message):
+        open_train(cache)
+
+
+def test_larger_validation_images_are_scaled_down_with_a_warning(given, caplog):
+    config = make_config(merge(given, {"dataset": {"val_size": 32}}))
+    build_cache(config)
+    assert "5 validation images are larger than dataset.val_size" in caplog.text
+    label = open_split(config.cache.path, read_manifest(config.cache.path).layouts["val"]).read("label", 0, 0)
+    assert label.shape == (32, 32)
+
+
+def test_an_implausible_teacher_is_warned_about(config, caplog):
+    build_cache(config)
+    assert "close to chance for 8 classes; check teacher.weights" in caplog.text
+
+
+def test_logits_only_cache_has_no_levels(given):
+    config = make_config(merge(given, {"cache": {"levels": []}}))
+    build_cache(config)
+    assert [a.name for a in read_manifest(config.cache.path).layouts["train"].arrays] == ["image", "label", "logits"]
