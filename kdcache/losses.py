@@ -70,7 +70,7 @@ def kd_divergence(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: fl
 
     Returns: sum >= 0 and the number of pixels.
     """
-    teacher = resize_to(teacher_NKHW.float(), student_NKHW.shape[-2:])
+    teacher = resize_to(teacher_NKHW.detach().float(), student_NKHW.shape[-2:])
     teacher_log = F.log_softmax(teacher / temperature, dim=1)
     student_log = F.log_softmax(student_NKHW.float() / temperature, dim=1)
     divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
@@ -108,6 +108,10 @@ class KnowledgeDistillationLoss(nn.Module):
         channels: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
+        if gamma and not channels:
+            raise ValueError(
+                f"loss: channels is {channels!r}, expected level -> (teacher, student) with gamma > 0; set gamma=0"
+            )
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict({level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs})
@@ -140,7 +144,9 @@ class KnowledgeDistillationLoss(nn.Module):
 
     def _feature_terms(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Term]:
         return {
-            level: feature_distance(student[level], align(resize_to(teacher[level].float(), student[level].shape[-2:])))
+            level: feature_distance(
+                student[level], align(resize_to(teacher[level].detach().float(), student[level].shape[-2:]))
+            )
             for level, align in self.align.items()
         }
 

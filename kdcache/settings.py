@@ -27,6 +27,8 @@ def build_parser(*, prog: str, description: str, epilog: str = "") -> ArgumentPa
         description=description,
         epilog=epilog,
         exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,
         formatter_class=_SettingsHelp,
         usage="%(prog)s [--config FILE] [--SECTION.NAME VALUE ...]",
     )
@@ -38,13 +40,19 @@ def build_parser(*, prog: str, description: str, epilog: str = "") -> ArgumentPa
 def read_given(parser: ArgumentParser, argv: list[str]) -> dict:
     """The settings that argv and its YAML files name, nothing else, as a nested dict. Raises SettingsError."""
     try:
-        given = parser.parse_args(_spell_out_flags(argv), defaults=False)
+        given = parser.parse_args(_files_first(_spell_out_flags(argv)), defaults=False)
+    except UnicodeDecodeError:
+        raise SettingsError(f"settings: {_find_files(argv)} is no UTF-8 text; save it as UTF-8") from None
     except (argparse.ArgumentError, RecursionError) as error:
         raise SettingsError(_explain(str(error))) from None
     given.pop("config", None)
     values = to_plain(given.as_dict())
-    for name in _scalar_sections(values, config_to_dict(Config())):
+    known = config_to_dict(Config())
+    for name in _scalar_sections(values, known):
         raise SettingsError(f"settings: {name} is a value, expected a section of names; write {name}.NAME")
+    for name, value in flatten(values).items():
+        if value is None and flatten(known)[name] is not None:
+            raise SettingsError(f"settings: {name} is null, expected a value; change {name}")
     return values
 
 
@@ -113,6 +121,21 @@ def _spell_out_flags(argv: list[str]) -> list[str]:
     return spelled
 
 
+def _files_first(argv: list[str]) -> list[str]:
+    """YAML files, then overrides, wherever --config stands."""
+    files, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *(value for value in [next(words, None)] if value is not None)]
+        else:
+            (files if word.startswith("--config=") else rest).append(word)
+    return files + rest
+
+
+def _find_files(argv: list[str]) -> str:
+    return ", ".join(word.removeprefix("--config=") for word in _files_first(argv) if not word.startswith("--"))
+
+
 def _explain(message: str) -> str:
     """jsonargparse's message in one line, with the nearest known name for an unknown one."""
     line = " ".join(message.replace("'", '"').split())
@@ -120,6 +143,11 @@ def _explain(message: str) -> str:
     if bad_value:
         name, expected, found = bad_value.groups()
         return f"settings: {name} is {found!r}, {_plain_type(expected)}; change {name}"
+    other = re.search(r'Parser key "([\w.]+)": (?:Does not validate|Not of type)', line)
+    if other:
+        given = re.search(r"Given value: (.*)$", line)
+        found = repr(given.group(1)) if given else "of another type"
+        return f"settings: {other.group(1)} is {found}, expected {_type_name(other.group(1))}; change {other.group(1)}"
     unknown = (
         re.search(r"unrecognized arguments: --([\w.-]+)", line, re.IGNORECASE)
         or re.search(r'Option "([\w.-]+)" is not accepted', line)
@@ -129,6 +157,15 @@ def _explain(message: str) -> str:
         return f"settings: {line}"
     name = unknown if isinstance(unknown, str) else unknown.group(1)
     return f"settings: {name} is unknown, expected {_nearest(name)}; --help lists all settings"
+
+
+def _type_name(name: str) -> str:
+    """The annotation of a setting, e.g. `int | list[int]`."""
+    section = Config
+    for part in name.split("."):
+        found = {f.name: f for f in fields(section)}[part]
+        section = found.default_factory if isinstance(found.default_factory, type) else section
+    return str(found.type)
 
 
 def _plain_type(expected: str) -> str:

@@ -18,7 +18,9 @@ def fitting(given, tmp_path):
 def test_a_teacher_fitted_from_scratch_is_accepted_by_phase_one(fitting):
     config, said = make_config(fitting), []
     miou = fit_teacher(config, say=said.append)
-    assert said[0].startswith("from scratch: ") and "epoch 2/2" in said[-2] and f"mIoU on val {miou:.4f}" in said[-1]
+    assert (
+        said[0].startswith("from scratch, since ") and "epoch 2/2" in said[-2] and f"mIoU on val {miou:.4f}" in said[-1]
+    )
     losses = [float(line.split("loss")[1]) for line in said if line.startswith("epoch")]
     assert losses[-1] < losses[0]
     teacher, state = build_teacher(config.teacher, num_classes=8, levels=["low"], device=torch.device("cpu"))

@@ -98,12 +98,10 @@ def fit_inside(image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[in
 
     Returns: image, label, and the size the image has inside them (height, width); smaller than it was where it had to shrink.
     """
-    height, width = label_HW.shape
-    shrink = min(size_hw[0] / height, size_hw[1] / width, 1.0)
-    if shrink < 1:
-        target = (max(1, int(width * shrink)), max(1, int(height * shrink)))
-        image_HWC = np.asarray(Image.fromarray(image_HWC).resize(target, Image.Resampling.BILINEAR))
-        label_HW = np.asarray(Image.fromarray(label_HW).resize(target, Image.Resampling.NEAREST))
+    height, width = _shrink(label_HW.shape, size_hw)
+    if (height, width) != label_HW.shape:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR))
+        label_HW = np.asarray(Image.fromarray(label_HW).resize((width, height), Image.Resampling.NEAREST))
     return *pad(image_HWC, label_HW, size_hw=size_hw), label_HW.shape
 
 
@@ -116,6 +114,16 @@ def pad(image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[int, int]
     label = np.full(size_hw, VOID, np.uint8)
     label[:height, :width] = label_HW
     return image, label
+
+
+def _shrink(hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the same shape that fits, in whole numbers: a float factor would lose pixels to rounding."""
+    (height, width), (most_h, most_w) = hw, size_hw
+    if height <= most_h and width <= most_w:
+        return height, width
+    if height * most_w <= width * most_h:
+        return max(1, height * most_w // width), most_w
+    return most_h, max(1, width * most_h // height)
 
 
 def _resize_crop(picture: Image.Image, view: ViewParameters, resampling: Image.Resampling) -> Image.Image:

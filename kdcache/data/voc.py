@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def download_voc(config: DatasetConfig) -> None:
     try:
         config.root.mkdir(parents=True, exist_ok=True)
         VOCSegmentation(config.root, year="2012", image_set="train", download=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, tarfile.TarError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{_missing_data_set(config)} (the download failed: {reason})") from None
 

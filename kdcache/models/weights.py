@@ -6,7 +6,7 @@ Knows no architecture, so that phase two can compare a teacher's weights without
 from __future__ import annotations
 
 import hashlib
-import pickle
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -62,18 +62,15 @@ def find_weights_enum(arch: str, weights: str) -> WeightsEnum | None:
 
 
 def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
-    """torchvision weights from its cache folder or the network, sha256 prefix checked. Raises TeacherError."""
-    try:
-        return enum.get_state_dict(progress=True, check_hash=True, map_location="cpu")
-    except (URLError, OSError, RuntimeError) as error:
-        path = _download_path(enum)
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
-        cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
-        raise TeacherError(
-            describe(
-                path, field=f"weights {enum.name}", found=Phrase("unreachable"), expected=Phrase("a file"), cure=cure
-            )
-        ) from None
+    """torchvision weights from its cache folder or the network, sha256 prefix checked. Raises TeacherError.
+
+    A file that lies there already, put there by hand perhaps, is checked, too; code in it is never run.
+    """
+    path = _download_path(enum)
+    if not path.is_file():
+        _download(enum, path)
+    _check_prefix(enum, path)
+    return read_state_dict(path, field=f"weights {enum.name}")
 
 
 def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
@@ -81,21 +78,51 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
     if not path.is_file():
         cure = f"set {field} to a checkpoint or to a torchvision weights name; `make demo` needs no network"
         raise TeacherError(describe(path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure))
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise TeacherError(
-            f"{path}: {field} is unreadable as plain tensors ({reason}); write it with torch.save"
-        ) from None
+    stored = _load_tensors(path, field=field)
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
-        found = Phrase(f"a {type(stored).__name__}")
-        raise TeacherError(
-            describe(path, field=field, found=found, expected=Phrase("a state dict of tensors"), cure="re-save it")
-        )
+        found, expected = Phrase(f"a {type(stored).__name__}"), Phrase("a state dict of tensors")
+        raise TeacherError(describe(path, field=field, found=found, expected=expected, cure="re-save it"))
     return stored
+
+
+def _load_tensors(path: Path, *, field: str) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+        reason = " ".join(str(error).split())[:80]
+        cure = "write it with torch.save or fetch it again"
+        raise TeacherError(f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}") from None
+
+
+def _download(enum: WeightsEnum, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=_hash_prefix(path))
+    except (URLError, OSError, RuntimeError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
+        cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
+        field, expected = f"weights {enum.name}", Phrase("a file")
+        raise TeacherError(
+            describe(path, field=field, found=Phrase("unreachable"), expected=expected, cure=cure)
+        ) from None
+
+
+def _check_prefix(enum: WeightsEnum, path: Path) -> None:
+    """torchvision names its files after the first digits of their sha256."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = _hash_prefix(path)
+    if not found.startswith(expected):
+        cure = f"delete it and fetch it again from {enum.url}"
+        raise TeacherError(describe(path, field="sha256", found=found[:8], expected=expected, cure=cure))
+
+
+def _hash_prefix(path: Path) -> str:
+    return path.stem.rsplit("-", 1)[-1]
 
 
 def _download_path(enum: WeightsEnum) -> Path:

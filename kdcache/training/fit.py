@@ -60,7 +60,7 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
     try:
         state = read_teacher_weights(config.teacher.arch, config.teacher.weights)
     except TeacherError as error:
-        say(f"from scratch: {error}")
+        say(f"from scratch, since {error}")
         return _calm_residuals(model)
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
@@ -82,7 +82,7 @@ def _train(
 ):
     size, epochs = min(config.fit.batch_size, len(samples)), config.fit.epochs
     steps = epochs * (len(samples) // size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.fit.lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.fit.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.fit.lr, total_steps=steps + 1, pct_start=WARMUP)
     with progress.start("fitting the teacher", total=steps * size, unit="samples") as bar:
         model.train()

@@ -98,7 +98,7 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     loss = KnowledgeDistillationLoss(weights.alpha, weights.beta, weights.gamma, weights.temperature, channels)
     torch.manual_seed(config.train.seed)  # again: a run without projections sees the same dropout
     student = student.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam([*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr)
+    optimizer = torch.optim.Adam([*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.train.epochs)
     return Learner(student, loss, optimizer, scheduler, device, autocast)
 

@@ -1,0 +1,297 @@
+"""Settings: YAML, then overrides, typed and checked; a mistake is one line with the nearest known name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import check_one_line
+
+from kdcache.config import Config, DatasetConfig, config_from_dict, config_to_dict
+from kdcache.errors import SettingsError
+from kdcache.settings import build_parser, flatten, make_config, merge, read_given, setting_names
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Settings from overrides and the text of a YAML file."""
+
+    def read_settings(*argv: str, text: str | bytes | None = None) -> dict:
+        words = list(argv)
+        if text is not None:
+            (tmp_path / "my.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+            words = ["--config", str(tmp_path / "my.yaml"), *words]
+        return read_given(build_parser(prog="program", description="For tests."), words)
+
+    return read_settings
+
+
+@pytest.fixture
+def refused(read):
+    """Check that settings are refused, as a usage error, in one line that holds all parts."""
+
+    def check(*argv: str, text: str | bytes | None = None, parts: tuple[str, ...]) -> None:
+        with pytest.raises(SettingsError) as error:
+            make_config(read(*argv, text=text))
+        check_one_line(error, *parts)
+        assert error.value.exit_code == 2
+
+    return check
+
+
+# --- merging
+
+
+def test_nothing_given_is_the_defaults(read):
+    assert read() == {}
+    assert make_config(read()) == Config()
+
+
+def test_yaml_and_overrides_merge_and_the_override_wins(read):
+    given = read("--loss.beta", "0.7", "--train.lr", "1e-2", text="loss:\n  alpha: 2\n  beta: 0.1\n")
+    assert given == {"loss": {"alpha": 2.0, "beta": 0.7}, "train": {"lr": 0.01}}
+    config = make_config(given)
+    assert (config.loss.alpha, config.loss.beta, config.loss.gamma) == (2.0, 0.7, 0.3)
+
+
+def test_override_wins_wherever_it_stands(read, tmp_path: Path):
+    (tmp_path / "late.yaml").write_text("loss:\n  beta: 0.1\n  gamma: 0.2\n")
+    before = read("--loss.beta", "0.7", "--config", str(tmp_path / "late.yaml"))
+    after = read("--config", str(tmp_path / "late.yaml"), "--loss.beta", "0.7")
+    assert after == {"loss": {"beta": 0.7, "gamma": 0.2}}
+    assert before == after
+
+
+def test_nested_sections_merge(read):
+    given = read("--teacher.layers.low", "layer2", text="teacher:\n  layers:\n    low: layer3\n    mid: layer1\n")
+    assert given == {"teacher": {"layers": {"low": "layer2", "mid": "layer1"}}}
+    layers = make_config(given).teacher.layers
+    assert (layers.low, layers.mid, layers.high) == ("layer2", "layer1", "layer3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--run.resume"], {"resume": True}),
+        (["--run.resume", "--run.baseline", "false"], {"resume": True, "baseline": False}),
+        (["--run.baseline", "false", "--run.resume"], {"resume": True, "baseline": False}),
+        (["--run.resume=false"], {"resume": False}),
+        (["--run.resume", "true"], {"resume": True}),
+    ],
+)
+def test_switch_without_a_value_means_true(read, argv: list[str], expected: dict):
+    assert read(*argv) == {"run": expected}
+
+
+def test_values_keep_their_types(read):
+    text = "dataset:\n  size: [96, 80]\n  root: some/where\n  class_names: [a, b]\n  num_classes: 2\ncache:\n  levels: []\n"
+    config = make_config(read("--dataset.val_size", "112", "--student.pretrained", "false", text=text))
+    assert (config.dataset.size_hw, config.dataset.val_hw) == ((96, 80), (112, 112))
+    assert (config.dataset.root, config.dataset.names, config.cache.levels) == (Path("some/where"), ["a", "b"], [])
+    assert config.student.pretrained is False
+
+
+def test_null_is_the_absent_value_of_an_optional_setting(read):
+    assert make_config(read(text="dataset:\n  val_size: null\n  class_names: null\n")) == Config()
+
+
+def test_merge_leaves_its_arguments_alone():
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}
+    assert merge(base, over) == {"a": {"b": 3, "c": 2}, "d": 4}
+    assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4})
+
+
+def test_config_survives_the_way_through_yaml():
+    given = {
+        "dataset": {"size": [96, 80], "root": "x/y"},
+        "teacher": {"layers": {"low": "layer2"}},
+        "run": {"dir": "r"},
+    }
+    config = make_config(given)
+    assert config_from_dict(yaml.safe_load(yaml.safe_dump(config_to_dict(config)))) == config
+    assert config != Config()
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("loss.bata", "loss.beta"),
+        ("train.batchsize", "train.batch_size"),
+        ("teacher.layers.lo", "teacher.layers.low"),
+        ("los.beta", "loss.beta"),
+        ("augment.view", "augment.views"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest_known_one(refused, wrong: str, nearest: str):
+    message = f"settings: {wrong} is unknown, expected {nearest}"
+    *sections, name = wrong.split(".")
+    text = "".join(f"{'  ' * depth}{word}:\n" for depth, word in enumerate(sections))
+    refused(text=f"{text}{'  ' * len(sections)}{name}: 1\n", parts=(message, "--help"))
+    refused(f"--{wrong}", "1", parts=(message, "--help"))
+
+
+def test_unknown_section_is_refused(refused):
+    refused(text="datasets:\n  foo: 1\n", parts=("settings: datasets.foo is unknown", "expected dataset."))
+    refused(text="zzz:\n  qq: 1\n", parts=("settings: zzz.qq is unknown", "a known section.name"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("loss.beta", "strong", "float"),
+        ("train.epochs", "2.5", "int"),
+        ("run.resume", "maybe", "bool"),
+        ("cache.levels", "low", "list"),
+        ("teacher.arch", "vgg", "fcn_resnet50"),
+        ("train.precision", "float16", "bfloat16"),
+    ],
+)
+def test_value_of_a_wrong_type_is_refused(refused, name: str, value: str, expected: str):
+    section, key = name.split(".")
+    parts = (f"settings: {name} is {value!r}", "expected", expected, f"change {name}")
+    refused(f"--{name}", value, parts=parts)
+    refused(text=f"{section}:\n  {key}: {value}\n", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dataset.size", "true"), ("dataset.size", "big"), ("dataset.val_size", "[96, x]"), ("dataset.root", "3")],
+)
+def test_value_of_none_of_several_types_is_refused_in_the_same_form(refused, name: str, value: str):
+    section, key = name.split(".")
+    refused(text=f"{section}:\n  {key}: {value}\n", parts=(f"settings: {name} is ", ", expected ", f"; change {name}"))
+
+
+@pytest.mark.parametrize(
+    "name", ["loss.beta", "train.epochs", "augment.seed", "dataset.root", "teacher.arch", "cache.levels"]
+)
+def test_null_where_a_value_is_needed_is_refused(refused, name: str):
+    section, key = name.split(".")
+    refused(text=f"{section}:\n  {key}: null\n", parts=(name,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset.num_classes", 1), ("dataset.num_classes", 255), ("dataset.ignore_index", 256), ("dataset.ignore_index", -1),
+        ("augment.seed", -1), ("augment.seed", 2**63), ("augment.views", 0), ("augment.scale_min", 0), ("augment.scale_min", 3),
+        ("augment.scale_max", 0.2), ("augment.flip", 1.5), ("augment.flip", -0.1), ("augment.color_jitter", 1),
+        ("teacher.batch_size", 0), ("fit.epochs", 0), ("fit.batch_size", 1), ("fit.lr", 0), ("cache.shard_samples", 0),
+        ("student.aspp_channels", 7), ("loss.alpha", -1), ("loss.beta", -0.5), ("loss.gamma", ".nan"), ("loss.beta", ".inf"),
+        ("loss.temperature", 0), ("loss.temperature", ".inf"), ("train.epochs", 0), ("train.batch_size", 1), ("train.lr", -1),
+        ("train.lr", ".nan"), ("train.seed", -1),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_refused(refused, name: str, value: object):
+    section, key = name.split(".")
+    refused(
+        text=f"{section}:\n  {key}: {value}\n", parts=("settings: ", f"{section}.", " is ", ", expected ", "; change ")
+    )
+
+
+@pytest.mark.parametrize("name", ["dataset.size", "dataset.val_size"])
+@pytest.mark.parametrize("value", ["100", "[96, 100]", "0", "-16", "8", "[0, 16]"])
+def test_size_that_is_no_multiple_of_16_is_refused(refused, name: str, value: str):
+    refused(f"--{name}", value, parts=(f"settings: {name} is ", "multiples of 16"))
+
+
+@pytest.mark.parametrize("value", ["[96, 96, 96]", "[96]", "[]"])
+def test_size_of_other_than_two_sides_is_refused(refused, value: str):
+    refused("--dataset.size", value, parts=("settings: dataset.size is ", "[height, width]"))
+
+
+def test_sizes_that_are_multiples_of_16_are_taken():
+    assert DatasetConfig(size=16).size_hw == (16, 16)
+    assert DatasetConfig(size=[32, 48]).val_hw == (32, 48)
+    assert DatasetConfig(size=32, val_size=[96, 80]).val_hw == (96, 80)
+
+
+def test_number_of_class_names_is_checked(refused):
+    refused("--dataset.class_names", "[a, b]", parts=("settings: dataset.class_names is '2 names'", "21 names"))
+
+
+@pytest.mark.parametrize("value", ["[low, low]", "[lo]", "[low, logits]"])
+def test_levels_are_known_and_different(refused, value: str):
+    refused("--cache.levels", value, parts=("settings: cache.levels is [", "low, mid, high"))
+
+
+def test_loss_without_any_weight_is_refused(refused):
+    refused(text="loss:\n  alpha: 0\n  beta: 0\n  gamma: 0\n", parts=("settings: loss.alpha is 0", "above 0"))
+
+
+def test_section_given_as_a_value_is_refused(refused):
+    refused(text="loss: 3\n", parts=("settings: loss is a value", "loss.NAME"))
+
+
+@pytest.mark.parametrize("form", ["{}", "loss: {{beta: {}}}", "dataset: {{root: {}}}"])
+def test_unsafe_yaml_does_not_run(refused, tmp_path: Path, form: str):
+    trace = tmp_path / "executed"
+    text = form.format(f"!!python/object/apply:os.mkdir ['{trace}']")
+    refused(text=text, parts=("settings: ", "constructor"))
+    assert not trace.exists()
+    yaml.unsafe_load(text)
+    assert trace.exists()  # it would have run
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "hello\n", "3\n"])
+def test_yaml_that_is_no_mapping_is_refused(refused, text: str):
+    refused(text=text, parts=("settings: ", "config"))
+
+
+@pytest.mark.parametrize(
+    "text", ["loss: [1\n", "loss:\n\tbeta: 1\n", "a: &a [*a]\n", "1: 2\n", "loss:\n  1: 2\n", "x\0y"]
+)
+def test_yaml_that_cannot_be_read_is_refused(refused, text: str):
+    refused(text=text, parts=("settings: ",))
+
+
+def test_yaml_that_is_not_utf8_is_refused(refused):
+    refused(text=b"loss:\n  beta: 1 # \xff\xfe\n", parts=("my.yaml",))
+
+
+def test_missing_yaml_file_is_named(refused, tmp_path: Path):
+    refused("--config", str(tmp_path / "none.yaml"), parts=("settings: ", "none.yaml"))
+
+
+def test_folder_as_yaml_file_is_refused(refused, tmp_path: Path):
+    refused("--config", str(tmp_path), parts=("settings: ", tmp_path.name))
+
+
+@pytest.mark.parametrize("argv", [["--loss.beta"], ["stray"], ["--config"]])
+def test_incomplete_command_line_is_refused(refused, argv: list[str]):
+    refused(*argv, parts=("settings: ", argv[0]))
+
+
+# --- documents
+
+
+def test_defaults_are_those_of_the_voc_configuration():
+    stated = flatten(yaml.safe_load((CONFIGS / "voc2012.yaml").read_text()))
+    defaults = flatten(config_to_dict(Config()))
+    assert stated == {name: defaults[name] for name in stated}
+    assert set(stated) >= {name for name in setting_names() if not name.startswith("run.")}
+
+
+@pytest.mark.parametrize("name", ["voc2012", "camvid", "demo"])
+def test_shipped_configuration_is_valid(name: str):
+    parser = build_parser(prog="program", description="For tests.")
+    make_config(read_given(parser, ["--config", str(CONFIGS / f"{name}.yaml")]))
+
+
+def test_help_names_and_explains_every_setting():
+    text = build_parser(prog="program", description="For tests.").format_help()
+    words = set(text.replace("=", " ").split())
+    names = setting_names()
+    assert len(names) > 35 and "teacher.layers.low" in names and "run.resume" in names
+    assert [name for name in names if f"--{name}" not in words] == []
+    assert "Softening T" in text and "--config" in words
+
+
+def test_names_are_those_of_the_defaults():
+    assert setting_names() == list(flatten(config_to_dict(Config())))
