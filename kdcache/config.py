@@ -12,6 +12,7 @@ from typing import Literal
 from kdcache.checks import as_hw, check_positive, check_range, check_size, refuse
 
 STRIDE = 16  # the coarsest stored grid; crops are multiples of it, so that every grid is exact
+VOID = 255  # stored label of what no loss and no metric counts: void pixels, padding
 LEVELS = ("low", "mid", "high")
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

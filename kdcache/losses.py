@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdcache.config import VOID
 from kdcache.models.inputs import resize_to
-
-VOID = 255
 
 
 @dataclass(frozen=True)

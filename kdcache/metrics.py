@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VOID = 255
+from kdcache.config import VOID
 
 
 def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: int) -> Tensor:

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from kdcache.config import AugmentConfig
+from kdcache.config import VOID, AugmentConfig
 
 MEAN_RGB = (124, 116, 104)  # ImageNet mean in 0..255: the padding a network sees as (almost) zero
-VOID = 255
 SCHEME = "philox-1"  # names this file's way to draw and apply; a change that moves one pixel gets a new name
 
 

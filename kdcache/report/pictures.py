@@ -11,22 +11,13 @@ import io
 import numpy as np
 from PIL import Image
 
+from kdcache.data.palette import voc_palette
 from kdcache.metrics import VOID
 
 # Six panels of pure noise, four maps each, stay below 4.5 MB as base64; a column of the page is 220 px wide.
 LONGEST_PX = 320
 DARK_VOID = VOID - 1  # no class has this number: dataset.num_classes ends at 254
 VOID_GREYS = {VOID: (176, 176, 176), DARK_VOID: (120, 120, 120)}
-
-
-def voc_palette() -> np.ndarray:
-    """The colour map of PASCAL VOC, uint8 [256, 3]: bits of the class number spread over red, green, blue."""
-    number = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((number >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
 
 
 def css_colour(class_number: int) -> str:

@@ -81,17 +81,19 @@ def _train(
     model: nn.Module, config: Config, samples: tuple[Sample, ...], *, device: torch.device, progress: Progress, say: Say
 ):
     size, epochs = min(config.fit.batch_size, len(samples)), config.fit.epochs
-    steps = epochs * (len(samples) // size)
+    per_epoch = len(samples) // size
+    steps, losses = epochs * per_epoch, []
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.fit.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.fit.lr, total_steps=steps + 1, pct_start=WARMUP)
     with progress.start("fitting the teacher", total=steps * size, unit="samples") as bar:
         model.train()
         for step, (images, labels) in enumerate(_random_batches(config, samples, steps=steps, size=size)):
-            loss = _step(model, optimizer, images.to(device), labels.to(device), where=f"fit step {step}")
+            losses.append(_step(model, optimizer, images.to(device), labels.to(device), where=f"fit step {step}"))
             schedule.step()
             bar.advance(size)
-            if (step + 1) % (len(samples) // size) == 0:
-                say(f"epoch {(step + 1) * size // (len(samples) // size * size)}/{epochs}  loss {loss:.4f}")
+            if len(losses) == per_epoch:
+                say(f"epoch {(step + 1) // per_epoch}/{epochs}  mean loss {sum(losses) / per_epoch:.4f}")
+                losses.clear()
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, where: str) -> float:
