@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/python -m ruff format --check .
 
 clean-demo:
-	rm -rf data/demo teachers/demo.pth caches/demo runs/demo runs/baseline-*
+	rm -rf data/demo teachers/demo.pth caches/demo runs/demo
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

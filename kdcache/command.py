@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+import torch
+
 from kdcache.errors import KdcacheError
 
 INTERRUPTED = 130
@@ -22,6 +24,13 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what is finished is kept", file=sys.stderr)
         return INTERRUPTED
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        print(
+            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:  # disk full, permissions: what no check at the edge can foresee
         print(
             f"{name}: {error.filename or 'a file'}: {error.strerror or error}; mend that and start again",

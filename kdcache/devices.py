@@ -22,10 +22,22 @@ def choose_device(name: str, *, field: str) -> torch.device:
 def check_precision(precision: str, device: torch.device, *, field: str) -> None:
     """Raises SettingsError where the device has no such arithmetic."""
     known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and supports_bfloat16(device):
         known.append("bfloat16")
     if precision not in known:
         expected = Phrase(f"one of {', '.join(known)} on {device}")
         raise SettingsError(
             describe("settings", field=field, found=precision, expected=expected, cure=f"change {field}")
         )
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 itself; emulation would be slower than float32."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_exact_float32() -> None:
+    """float32 means float32 on GPUs: TF32 keeps 10 bits of the mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

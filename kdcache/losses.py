@@ -119,7 +119,7 @@ class KnowledgeDistillationLoss(nn.Module):
         self,
         student_NKHW: Tensor,
         student_features: Mapping[str, Tensor],
-        label_NHW: Tensor,
+        label_NHW: Tensor | None,
         *,
         teacher_NKHW: Tensor | None = None,
         teacher_features: Mapping[str, Tensor] | None = None,
@@ -128,7 +128,7 @@ class KnowledgeDistillationLoss(nn.Module):
 
         Args:
             student_NKHW, student_features: what the student returned with return_features=True.
-            label_NHW: int64 classes or VOID.
+            label_NHW: int64 classes or VOID; needed with alpha > 0.
             teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0.
         """
         ce = cross_entropy(student_NKHW, label_NHW) if self.alpha else None

@@ -72,6 +72,18 @@ def merge(base: Mapping, over: Mapping) -> dict:
     return both
 
 
+def drop_unknown(values: Mapping, known: Mapping | None = None) -> dict:
+    """Stored settings without names that this version does not have (another version of kdcache wrote them)."""
+    known = config_to_dict(Config()) if known is None else known
+    return {
+        name: drop_unknown(value, known[name])
+        if isinstance(value, Mapping) and isinstance(known[name], Mapping)
+        else value
+        for name, value in values.items()
+        if name in known
+    }
+
+
 def flatten(values: Mapping, prefix: str = "") -> dict:
     """{"loss": {"beta": 1}} -> {"loss.beta": 1}."""
     flat = {}
@@ -133,7 +145,9 @@ def _files_first(argv: list[str]) -> list[str]:
 
 
 def _find_files(argv: list[str]) -> str:
-    return ", ".join(word.removeprefix("--config=") for word in _files_first(argv) if not word.startswith("--"))
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    files = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    return ", ".join(files + [value for word, value in pairs if word == "--config"])
 
 
 def _explain(message: str) -> str:

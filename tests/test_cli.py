@@ -33,7 +33,7 @@ def config_file(given, tmp_path):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_wrong_settings_end_with_code_2(capsys, program, config_file):
+def test_wrong_settings_end_with_code_2(capsys, program, config_file, cache):
     cases = {
         "--loss.bta 1": "loss.bta is unknown, expected loss.beta",
         "--train.epochs 0": "train.epochs is 0, expected 1 to",

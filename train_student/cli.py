@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from kdcache.command import run_command
+from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
-from kdcache.settings import build_parser, make_config, read_given
+from kdcache.settings import build_parser, read_given
 
 PROG = "python -m train_student"
 
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str]) -> None:
     parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
     given = read_given(parser, argv)
-    config = make_config(given)
+    root = Path(given.get("cache", {}).get("path", CacheConfig().path))
     from kdcache.training.distill import distill
 
-    distill(given, root=config.cache.path, progress=Console(), say=print)
+    distill(given, root=root, progress=Console(), say=print)

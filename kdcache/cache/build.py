@@ -17,12 +17,13 @@ from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.plan import plan_cache
 from kdcache.cache.reader import open_split
-from kdcache.cache.writer import check_free_space, find_missing_groups, open_for_writing, write_group
+from kdcache.cache.writer import check_free_space, check_same_cache, find_missing_groups, open_for_writing, write_group
 from kdcache.config import Config
 from kdcache.data.augment import apply, draw, fit_inside
 from kdcache.data.voc import Sample, Split, download_voc, read_sample, read_split
 from kdcache.devices import check_precision, choose_device
 from kdcache.errors import TeacherError
+from kdcache.lock import hold_folder
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.models.teacher import Teacher, build_teacher
@@ -60,7 +61,8 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
         config, splits=splits, weights_sha256=hash_weights(weights), levels=teacher.probe_levels(), device=device
     )
     missing = _open(config.cache.path, plan)
-    _write_missing(config, plan, missing, splits=splits, teacher=teacher, progress=progress)
+    with hold_folder(config.cache.path):
+        _write_missing(config, plan, missing, splits=splits, teacher=teacher, progress=progress)
     confusion = _score_teacher(config.cache.path, plan.layouts["val"], config.dataset.num_classes, progress)
     miou = _keep_score(config.cache.path, confusion)
     num_samples = sum(group.stop - group.start for group in missing)
@@ -80,10 +82,13 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
 
 def _open(root: Path, plan: Manifest) -> list[Group]:
     """Make the folder ready; returns the groups still to be written, validation first."""
+    check_same_cache(root, plan)
     missing = [g for split in ("val", "train") for g in find_missing_groups(root, plan.layouts[split])]
     needed = sum(_group_bytes(plan.layouts[g.split]) for g in missing)
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free)
+    if not missing:  # versions and device are those of the process that wrote
+        plan = replace(plan, information={"settings": plan.information["settings"]})
     open_for_writing(root, plan)
     return missing
 

@@ -110,6 +110,7 @@ def read_manifest(root: Path) -> Manifest:
     try:
         layouts = {split: _read_layout(split, document["splits"][split]) for split in SPLITS}
         identity = {split: dict(document["splits"][split]["identity"]) for split in SPLITS}
+        _check_contents(identity, document["information"])
         return Manifest(identity, layouts, dict(document["information"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(f"{path}: manifest is damaged ({error!r}); restore it from a copy or rebuild") from None
@@ -141,6 +142,16 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_contents(identity: dict[str, dict], information: dict) -> None:
+    """Raises KeyError or TypeError where a part is missing that later commands count on."""
+    for facts in identity.values():
+        if not all(isinstance(facts[part], dict) for part in ("dataset", "views", "teacher", "arrays")):
+            raise TypeError("a part of the identity is no object")
+    dict(identity["train"]["teacher"]["layers"])
+    for section in ("dataset", "augment", "teacher", "cache"):
+        dict(information["settings"][section])
 
 
 def _read_layout(split: str, stored: dict) -> SplitLayout:

@@ -10,10 +10,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from kdcache.cache.layout import ArraySpec, Group, SplitLayout, shard_path
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, manifest_path, shard_path
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest, sync_folder, write_manifest
 from kdcache.cache.records import CommitRecord, crc32c, has_record, write_record
-from kdcache.errors import CacheError, CacheMismatchError, Phrase, describe
+from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, Phrase, describe
+from kdcache.lock import LOCK
 
 # zarr drops chunks that equal the fill value unless told otherwise, and forgets that it was told
 WRITE_ALL = {"array.write_empty_chunks": True}
@@ -29,14 +30,16 @@ def open_for_writing(root: Path, manifest: Manifest) -> None:
     Raises: CacheMismatchError where another cache or foreign files are there, CacheError where the folder is unwritable.
     """
     try:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if _is_new(root):
+            root.mkdir(parents=True, exist_ok=True)
+            write_manifest(root, manifest)  # first: a folder with a manifest can be gone on with
+            _ensure_arrays(root, manifest)
+        else:
             manifest = _merge(root, read_manifest(root), manifest)
             _ensure_arrays(root, manifest)  # first: arrays may be longer than the manifest says, never shorter
             write_manifest(root, manifest)
-        else:
-            (root / "commits").mkdir(parents=True, exist_ok=True)
-            write_manifest(root, manifest)  # first: a folder with a manifest can be gone on with
-            _ensure_arrays(root, manifest)
+        (root / "commits").mkdir(exist_ok=True)
+        sync_folder(root)
     except OSError as error:
         raise CacheError(
             f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions"
@@ -70,6 +73,18 @@ def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
     return [group for group in layout.groups() if not has_record(root, group)]
 
 
+def check_same_cache(root: Path, manifest: Manifest) -> None:
+    """Raises CacheMismatchError where `root` holds another cache or foreign files; nothing is written."""
+    if not _is_new(root):
+        _merge(root, read_manifest(root), manifest)
+
+
+def _is_new(root: Path) -> bool:
+    """Whether there is nothing at `root`, or only what a process killed in its first moment left."""
+    leftovers = {LOCK, f"{manifest_path(root).name}.partial"}
+    return not root.exists() or (root.is_dir() and all(entry.name in leftovers for entry in root.iterdir()))
+
+
 def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
     """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
     cure = "rebuild it in another folder (cache.path) or change the settings"
@@ -87,11 +102,20 @@ def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
 
 
 def _ensure_arrays(root: Path, manifest: Manifest) -> None:
-    top = zarr.open_group(root, mode="a", zarr_format=3)
-    for layout in manifest.layouts.values():
-        split = top.require_group(layout.split)
-        for spec in layout.arrays:
-            _ensure_array(split, layout, spec)
+    try:
+        top = zarr.open_group(root, mode="a", zarr_format=3)
+        for layout in manifest.layouts.values():
+            split = top.require_group(layout.split)
+            for spec in layout.arrays:
+                _ensure_array(split, layout, spec)
+    except (ValueError, KeyError, TypeError) as error:  # JSON and metadata errors of zarr, which names no file
+        reason = " ".join(str(error).split())[:80]
+        cure = "delete the zarr.json that is damaged and run again: it is made anew, data stay"
+        raise CacheCorruptError(f"{root}: a zarr.json is unreadable ({reason}); {cure}") from None
+    for path in (root, *(root / layout.split for layout in manifest.layouts.values())):
+        for metadata in (path / "zarr.json", *path.glob("*/zarr.json")):
+            _sync_file(metadata)
+            sync_folder(metadata.parent)
 
 
 def _ensure_array(split: zarr.Group, layout: SplitLayout, spec: ArraySpec) -> None:
@@ -117,14 +141,22 @@ def _write_shard(root: Path, spec: ArraySpec, group: Group, block: np.ndarray) -
     """Write one shard file through zarr and flush it; returns its size in bytes."""
     path = shard_path(root, spec, group)
     path.unlink(missing_ok=True)  # zarr would read a torn leftover before replacing it
+    for leftover in path.parent.glob("*.partial"):
+        leftover.unlink()
     with zarr.config.set(WRITE_ALL):
         array = zarr.open_array(root / group.split / spec.name, mode="r+")
         array[group.view, group.start : group.stop] = block
+    size_bytes = _sync_file(path)
+    for folder in path.relative_to(root / group.split / spec.name).parents:  # each may be new in the one above
+        sync_folder(root / group.split / spec.name / folder)
+    return size_bytes
+
+
+def _sync_file(path: Path) -> int:
+    """Flush a file to disk; returns its size in bytes."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        size_bytes = os.fstat(file.fileno()).st_size
-    sync_folder(path.parent)
-    return size_bytes
+        return os.fstat(file.fileno()).st_size
 
 
 def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:

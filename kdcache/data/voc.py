@@ -145,7 +145,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        cure = "restore the file or take its id out of the split list"
+        cure = "restore the file (after an interrupted download: delete VOCdevkit) or take its id out of the split list"
         raise DataError(
             describe(path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure)
         ) from None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
+from kdcache.devices import use_exact_float32
 from kdcache.errors import Phrase, SettingsError, TeacherError, describe
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.models.weights import read_teacher_weights
@@ -28,9 +29,8 @@ class Teacher:
         check_taps(model, taps)
         self.model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
-        if self.dtype is None and device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 keeps 10 bits of mantissa
-            torch.backends.cuda.matmul.allow_tf32 = False
+        if self.dtype is None:
+            use_exact_float32()
 
     @torch.inference_mode()
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
@@ -99,7 +99,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, where: str, num_
 
 def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
     """Raises SettingsError where a tap is no part of the backbone."""
-    known = list(dict(model.backbone.items()))
+    known = [
+        name for name in dict(model.backbone.items()) if name.startswith("layer")
+    ]  # bn1's output is overwritten in place
     for level, tap in taps.items():
         if tap not in known:
             expected = Phrase("one of " + ", ".join(known))

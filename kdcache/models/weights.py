@@ -19,6 +19,10 @@ from kdcache.errors import Phrase, TeacherError, describe
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
 
 
+class WeightsAbsentError(TeacherError):
+    """The weights are not on this machine and cannot be fetched."""
+
+
 def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
     """The teacher's float32 state dict without its auxiliary head.
 
@@ -77,7 +81,9 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
     """A checkpoint's tensors: a bare state dict, or one under model_state_dict or state_dict. Never runs code in it."""
     if not path.is_file():
         cure = f"set {field} to a checkpoint or to a torchvision weights name; `make demo` needs no network"
-        raise TeacherError(describe(path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure))
+        raise WeightsAbsentError(
+            describe(path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure)
+        )
     stored = _load_tensors(path, field=field)
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
@@ -106,7 +112,7 @@ def _download(enum: WeightsEnum, path: Path) -> None:
         reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
         cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
         field, expected = f"weights {enum.name}", Phrase("a file")
-        raise TeacherError(
+        raise WeightsAbsentError(
             describe(path, field=field, found=Phrase("unreachable"), expected=expected, cure=cure)
         ) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from kdcache.report.style import CSS
 from kdcache.report.tables import draw_class_table, draw_facts, draw_swatch, format_share
 from kdcache.settings import flatten
 from kdcache.training.checkpoint import BEST
-from kdcache.training.run import METRICS, RESULT, Data
+from kdcache.training.folder import read_history, read_result
+from kdcache.training.run import Data
 
 REPORT = "report.html"
 COARSE_PX = 256  # smaller pictures are enlarged pixel by pixel, larger ones smoothly reduced
@@ -33,9 +33,9 @@ def write_report(config: Config, data: Data, *, folder: Path, baseline_folder: P
 
     Returns: the file. Raises: TrainingError for a damaged checkpoint, CacheCorruptError.
     """
-    baseline = json.loads((baseline_folder / RESULT).read_text()) if baseline_folder else None
-    histories = {"baseline": _read_history(baseline_folder)} if baseline_folder else {}
-    histories["student"] = _read_history(folder)
+    baseline = read_result(baseline_folder) if baseline_folder else None
+    histories = {"baseline": read_history(baseline_folder)} if baseline_folder else {}
+    histories["student"] = read_history(folder)
     ask_student, ask_baseline = Predictor(config, folder / BEST), _find_baseline(config, baseline_folder)
     parts = [
         _headline(folder.name, result),
@@ -49,10 +49,6 @@ def write_report(config: Config, data: Data, *, folder: Path, baseline_folder: P
     partial.write_text(_document(folder.name, parts), encoding="utf-8")
     partial.replace(path)
     return path
-
-
-def _read_history(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 def _find_baseline(config: Config, baseline_folder: Path | None) -> Predictor | None:
@@ -183,7 +179,7 @@ def _facts(config: Config, data: Data, result: dict, baseline: dict | None) -> s
     }
     for split, layout in manifest.layouts.items():
         facts[split] = f"{layout.num_samples} samples x {layout.num_views} views"
-    written = {name: manifest.information[name] for name in ("versions", "device", "num_threads")}
+    written = {name: manifest.information.get(name) for name in ("versions", "device", "num_threads")}
     hidden = {
         "Settings": flatten(config_to_dict(config)),
         "Cache identity": flatten(manifest.identity),

@@ -16,8 +16,8 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.models.student import LightweightSegmentationModel
+from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import read_checkpoint
-from kdcache.training.run import choose_arithmetic
 
 NUM_PANELS = 6
 # 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for

@@ -62,7 +62,7 @@ class BatchReader:
     def __init__(self, reader: CacheReader, *, arrays: list[str], batch_size: int, device: torch.device) -> None:
         self.reader, self.device = reader, device
         self.ids = reader.sample_ids
-        self.slots = [self._make_slots(arrays, batch_size + 1) for _ in range(2)]
+        self.slots = [self._make_slots(arrays, min(batch_size + 1, reader.layout.num_samples)) for _ in range(2)]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:

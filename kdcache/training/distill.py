@@ -12,7 +12,9 @@ from kdcache.config import Config
 from kdcache.report.page import write_report
 from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
-from kdcache.training.run import METRICS, Data, check_folder, choose_arithmetic, hyperparameters, open_data, train_run
+from kdcache.training.arithmetic import choose_arithmetic
+from kdcache.training.folder import check_folder, hyperparameters
+from kdcache.training.run import Data, open_data, train_run
 from kdcache.training.settings import resolve_config
 
 
@@ -38,7 +40,7 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
     choose_arithmetic(config)
     data = open_data(root, manifest, num_views=config.augment.views)
     folder, baseline, baseline_folder = config.run.dir, None, None
-    check_folder(config.run.dir, resume=config.run.resume)
+    check_folder(config, manifest, config.run.dir, resume=config.run.resume)
     if config.run.baseline and (config.loss.beta or config.loss.gamma):
         plain = baseline_config(config)
         baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data)}"
@@ -67,11 +69,6 @@ def hash_settings(config: Config, data: Data) -> str:
     facts = hyperparameters(config)
     for unused in ("loss.temperature", "cache.levels"):
         facts.pop(unused)
-    device, autocast = choose_arithmetic(config)
-    facts |= {"cache": data.manifest.identity_hash, "device": device.type, "autocast": str(autocast)}
+    device, _ = choose_arithmetic(config)
+    facts |= {"cache": data.manifest.identity_hash, "device": device.type}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read_history(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]

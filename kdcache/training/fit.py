@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from kdcache.config import Config, config_to_dict
 from kdcache.data.augment import VOID, apply, draw, fit_inside
 from kdcache.data.voc import Sample, download_voc, find_samples, read_sample, read_split
-from kdcache.devices import choose_device
+from kdcache.devices import choose_device, supports_bfloat16
 from kdcache.errors import SettingsError, TeacherError, TrainingError
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.models.teacher import build_fcn
-from kdcache.models.weights import AUX_PREFIX, read_teacher_weights
+from kdcache.models.weights import AUX_PREFIX, WeightsAbsentError, find_weights_enum, read_teacher_weights
 from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say
 
@@ -34,7 +34,8 @@ WARMUP = 0.1  # share of all steps
 def fit_teacher(config: Config, *, progress: Progress | None = None, say: Say = lambda text: None) -> float:
     """Train an FCN with its auxiliary head on random views of the training split and write `fit.out`.
 
-    Starts from teacher.weights where they can be had (a head for other classes is made anew), else from scratch.
+    Starts from teacher.weights (a head for other classes is made anew); from scratch where these are torchvision's and out
+    of reach, or are `fit.out` itself and not there yet.
 
     Returns: mIoU on val, 0 to 1. Raises: DataError, SettingsError, TrainingError at a non-finite loss.
     """
@@ -44,10 +45,11 @@ def fit_teacher(config: Config, *, progress: Progress | None = None, say: Say = 
     download_voc(config.dataset)
     with progress.start("checking data", total=None, unit="samples") as bar:
         samples = read_split(config.dataset, config.dataset.train_split, advance=bar.advance).samples
-    find_samples(config.dataset, config.dataset.val_split)
+        read_split(config.dataset, config.dataset.val_split, advance=bar.advance)
     torch.manual_seed(config.train.seed)
     model = build_start(config, say=say).to(device, memory_format=torch.channels_last)
     _train(model, config, samples, device=device, progress=progress, say=say)
+    save_teacher(config.fit.out, model, config, miou=None)  # first: scoring must not cost the training
     miou = score(model, config, device=device, progress=progress)
     save_teacher(config.fit.out, model, config, miou=miou)
     say(f"{config.fit.out}: teacher written, mIoU on val {miou:.4f}")
@@ -55,11 +57,15 @@ def fit_teacher(config: Config, *, progress: Progress | None = None, say: Say = 
 
 
 def build_start(config: Config, *, say: Say) -> nn.Module:
-    """The model to start from: fitting weights where they can be had, else fresh ones."""
+    """The model to start from: teacher.weights; fresh ones where torchvision's are out of reach or fit.out is not there yet."""
     model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
     try:
         state = read_teacher_weights(config.teacher.arch, config.teacher.weights)
-    except TeacherError as error:
+    except WeightsAbsentError as error:
+        if find_weights_enum(config.teacher.arch, config.teacher.weights) is None and config.teacher.weights != str(
+            config.fit.out
+        ):
+            raise
         say(f"from scratch, since {error}")
         return _calm_residuals(model)
     own = model.state_dict()
@@ -97,7 +103,7 @@ def _train(
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, where: str) -> float:
-    bf16 = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = images.device.type == "cuda" and supports_bfloat16(images.device)
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
         answer = model(normalize_images(images))
     target = labels.long()
@@ -156,7 +162,7 @@ def score(model: nn.Module, config: Config, *, device: torch.device, progress: P
     return compute_miou(confusion)
 
 
-def save_teacher(path: Path, model: nn.Module, config: Config, *, miou: float) -> None:
+def save_teacher(path: Path, model: nn.Module, config: Config, *, miou: float | None) -> None:
     """Write a checkpoint that teacher.weights accepts, in one step."""
     partial = path.with_name(f"{path.name}.partial")
     facts = {"miou": miou, "class_names": config.dataset.names, "fit": config_to_dict(config.fit)}
@@ -170,6 +176,8 @@ def save_teacher(path: Path, model: nn.Module, config: Config, *, miou: float) -
 def check_writable(path: Path) -> None:
     """Raises SettingsError where `fit.out` cannot be written, before hours are spent."""
     try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f"{path.name}.partial")
         probe.touch()

@@ -84,7 +84,7 @@ def compute_loss(
 ) -> LossTerms:
     """The loss of one batch; autocast is left behind here, every term is float32."""
     targets = {level: batch.arrays[level] for level in loss.align}
-    label = batch.arrays["label"].long()
+    label = batch.arrays["label"].long() if "label" in batch.arrays else None
     return loss(logits, features, label, teacher_NKHW=batch.arrays.get("logits"), teacher_features=targets)
 
 

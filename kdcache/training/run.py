@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from kdcache.cache.manifest import Manifest, write_json
 from kdcache.cache.reader import CacheReader, open_split
-from kdcache.config import Config, config_to_dict
-from kdcache.devices import check_precision, choose_device
-from kdcache.errors import Phrase, SettingsError, TrainingError, describe
+from kdcache.config import Config
+from kdcache.errors import TrainingError
+from kdcache.lock import hold_folder
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.metrics import compute_iou_per_class, compute_miou
 from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel, count_parameters
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
-from kdcache.settings import flatten
+from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
+from kdcache.training.folder import RESULT, check_folder, hyperparameters, make_folder, read_result, write_history
 from kdcache.training.loop import Learner, evaluate, train_epoch
-
-RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
-NOT_COMPARED = (
-    "run",
-    "fit",
-    "dataset.root",
-    "dataset.download",
-    "train.device",
-    "teacher.device",
-    "teacher.batch_size",
-    "cache.path",
-)
 
 
 @dataclass(frozen=True)
@@ -66,10 +53,32 @@ def train_run(
 
     Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError.
     """
+    check_folder(config, data.manifest, folder, resume=resume)
     if resume and (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text())
-    learner, state = _prepare(config, data, folder=folder, resume=resume)
-    history = state["history"]
+        return read_result(folder)
+    make_folder(config, folder)
+    with hold_folder(folder):
+        learner, history = _prepare(config, data, folder=folder, resume=resume)
+        _train_epochs(
+            config, data, learner, history, folder=folder, baseline_miou=baseline_miou, progress=progress, say=say
+        )
+        result = _result(config, data, history=history, learner=learner, baseline_miou=baseline_miou)
+        write_json(folder / RESULT, result)
+    return result
+
+
+def _train_epochs(
+    config: Config,
+    data: Data,
+    learner: Learner,
+    history: list[dict],
+    *,
+    folder: Path,
+    baseline_miou: float | None,
+    progress: Progress,
+    say: Say,
+) -> None:
+    """Train the epochs that `history` lacks; after each the checkpoints and metrics.jsonl are as long as it."""
     train, val = _make_readers(config, data, learner)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
         entry, confusion = _run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
@@ -79,11 +88,8 @@ def train_run(
         if best is entry:
             save_checkpoint(folder / BEST, learner, facts={**facts, "confusion": confusion})
         save_checkpoint(folder / LAST, learner, facts=facts)
-        _write_metrics(folder, history)
+        write_history(folder, history)
         say(format_epoch(entry, config, best_miou=best["miou"]))
-    result = _result(config, data, folder=folder, history=history, learner=learner, baseline_miou=baseline_miou)
-    write_json(folder / RESULT, result)
-    return result
 
 
 def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learner:
@@ -103,65 +109,20 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     return Learner(student, loss, optimizer, scheduler, device, autocast)
 
 
-def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
-    """Device and autocast type (None: float32). Raises SettingsError where the machine lacks them."""
-    device = choose_device(config.train.device, field="train.device")
-    precision = config.train.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    check_precision(precision, device, field="train.precision")
-    return device, None if precision == "float32" else getattr(torch, precision)
-
-
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """Raises SettingsError where the folder holds a run that is not to be continued, or anything else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    ours = folder.is_dir() and (folder / SETTINGS).is_file()
-    if not (resume and ours):
-        cure = "set run.dir to another folder" + (", or continue the run with --run.resume" if ours else "")
-        raise SettingsError(
-            describe(folder, field="run.dir", found=Phrase("in use"), expected=Phrase("a new folder"), cure=cure)
-        )
-
-
-def hyperparameters(config: Config) -> dict:
-    """The settings that decide the numbers of a run, by dotted name."""
-    flat = flatten(config_to_dict(config))
-    return {name: value for name, value in flat.items() if not name.startswith(NOT_COMPARED)}
-
-
-def _prepare(config: Config, data: Data, *, folder: Path, resume: bool) -> tuple[Learner, dict]:
-    """A learner, new or restored, in a folder that is ours."""
+def _prepare(config: Config, data: Data, *, folder: Path, resume: bool) -> tuple[Learner, list[dict]]:
+    """A learner and its history, new or restored, in a folder that is ours."""
     learner = build_learner(config, teacher_channels=_teacher_channels(data.manifest))
-    if resume and (folder / LAST).is_file():
-        state = read_checkpoint(folder / LAST)
-        _check_same_run(config, data, folder, state)
-        restore(learner, state)
-        _write_metrics(folder, state["history"])
-        return learner, state
-    check_folder(folder, resume=resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
-    except OSError as error:
-        raise SettingsError(f"{folder}: run.dir is unwritable ({error.strerror}); set another folder") from None
-    return learner, {"history": []}
-
-
-def _check_same_run(config: Config, data: Data, folder: Path, state: dict) -> None:
-    found, expected = state["hyperparameters"], hyperparameters(config)
-    cure = "resume with the settings of the run, or choose another run.dir"
-    for name in expected:
-        if found.get(name) != expected[name]:
-            raise TrainingError(describe(folder, field=name, found=found.get(name), expected=expected[name], cure=cure))
-    if state["cache_identity"] != data.manifest.identity_hash:
-        found, expected = state["cache_identity"][:12], data.manifest.identity_hash[:12]
-        raise TrainingError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))
+    if not (resume and (folder / LAST).is_file()):
+        return learner, []
+    state = read_checkpoint(folder / LAST)
+    restore(learner, state)
+    write_history(folder, state["history"])
+    return learner, state["history"]
 
 
 def _make_readers(config: Config, data: Data, learner: Learner) -> tuple[BatchReader, BatchReader]:
-    arrays = ["image", "label", *(["logits"] if config.loss.beta else []), *learner.loss.align]
+    weights = {"label": config.loss.alpha, "logits": config.loss.beta}
+    arrays = ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]
     size, device = config.train.batch_size, learner.device
     train = BatchReader(data.train, arrays=arrays, batch_size=size, device=device)
     return train, BatchReader(data.val, arrays=["image", "label"], batch_size=size, device=device)
@@ -182,14 +143,25 @@ def _run_epoch(
     )
     with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
+    _check_finite(learner, epoch)
     trained_s = time.monotonic()
     learner.scheduler.step()
     confusion = evaluate(
         learner.student, val, num_classes=config.dataset.num_classes, batch_size=size, autocast=learner.autocast
     )
     means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
-    entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion), "time_s": time.monotonic() - began_s}
-    return {**entry, "validation_s": time.monotonic() - trained_s}, confusion
+    entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
+    entry |= {"per_class_iou": compute_iou_per_class(confusion), "validation_s": time.monotonic() - trained_s}
+    return {**entry, "time_s": time.monotonic() - began_s}, confusion
+
+
+def _check_finite(learner: Learner, epoch: int) -> None:
+    """A finite loss can have a non-finite gradient; such weights must not replace a good checkpoint."""
+    bad = next((name for name, p in learner.student.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        raise TrainingError(
+            f"epoch {epoch}: weight {bad} is not finite, expected finite numbers; lower train.lr and resume"
+        )
 
 
 def _facts(config: Config, data: Data, *, history: list[dict], baseline_miou: float | None) -> dict:
@@ -203,11 +175,8 @@ def _facts(config: Config, data: Data, *, history: list[dict], baseline_miou: fl
     }
 
 
-def _result(
-    config: Config, data: Data, *, folder: Path, history: list[dict], learner: Learner, baseline_miou: float | None
-) -> dict:
+def _result(config: Config, data: Data, *, history: list[dict], learner: Learner, baseline_miou: float | None) -> dict:
     best = max(history, key=lambda e: e["miou"])
-    ious = compute_iou_per_class(read_checkpoint(folder / BEST)["confusion"])
     gain = None if baseline_miou is None else best["miou"] - baseline_miou
     return {
         "miou": best["miou"],
@@ -215,21 +184,15 @@ def _result(
         "teacher_miou": data.manifest.information.get("teacher_miou"),
         "improvement_points": None if gain is None else 100 * gain,
         "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
-        "per_class_iou": dict(zip(config.dataset.names, ious, strict=True)),
+        "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
         "params": count_parameters(learner.student),
         "epochs": len(history),
         "best_epoch": best["epoch"],
         "last_miou": history[-1]["miou"],
         "seconds": sum(e["time_s"] for e in history),
+        "hyperparameters": hyperparameters(config),
         "cache_identity": data.manifest.identity_hash,
     }
-
-
-def _write_metrics(folder: Path, history: list[dict]) -> None:
-    """One line an epoch; rewritten whole, so that a resumed run has each epoch once."""
-    partial = folder / f"{METRICS}.partial"
-    partial.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    partial.replace(folder / METRICS)
 
 
 def _teacher_channels(manifest: Manifest) -> dict[str, int]:

@@ -9,7 +9,7 @@ from kdcache.cache.plan import dataset_facts, teacher_facts, train_view_rule, va
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
-from kdcache.settings import flatten, make_config, merge
+from kdcache.settings import drop_unknown, flatten, make_config, merge
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
 
@@ -20,8 +20,9 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
     views than cached; SettingsError for a feature term without features.
     """
-    stored = manifest.information["settings"]
+    stored = drop_unknown(manifest.information["settings"])
     base = {section: stored[section] for section in FROM_CACHE}
+    base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
     base["cache"] = {"levels": stored["cache"]["levels"], "shard_samples": stored["cache"]["shard_samples"]}
     config = make_config(base, given)
     _check_given(root, manifest, make_config(stored, given), flatten(given))
@@ -50,11 +51,10 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
         check_identity(root, found=found, expected=facts, cure=cure)
-    stored = manifest.information["settings"]["dataset"]
-    for name in ("train_split", "val_split"):
-        if getattr(full.dataset, name) != stored[name]:
-            field, expected = f"dataset.{name}", getattr(full.dataset, name)
-            raise CacheMismatchError(describe(root, field=field, found=stored[name], expected=expected, cure=cure))
+    cached = flatten(manifest.information["settings"])
+    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples"):
+        if name in given and given[name] != cached[name]:
+            raise CacheMismatchError(describe(root, field=name, found=cached[name], expected=given[name], cure=cure))
 
 
 def _weights_fact(config: Config, given: dict) -> dict:

@@ -1,0 +1,82 @@
+"""The files of a run folder, and whether a folder may be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from kdcache.cache.manifest import Manifest, read_json
+from kdcache.config import Config, config_to_dict
+from kdcache.errors import Phrase, SettingsError, TrainingError, describe
+from kdcache.lock import is_empty
+from kdcache.settings import flatten
+from kdcache.training.arithmetic import choose_arithmetic
+from kdcache.training.checkpoint import LAST, read_checkpoint
+
+RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
+
+
+def hyperparameters(config: Config) -> dict:
+    """The settings that decide the numbers of a run, by dotted name; what the cache's identity covers is not repeated."""
+    settings = config_to_dict(config)
+    chosen = {section: settings[section] for section in ("student", "loss", "train")}
+    chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
+    chosen["train"].pop("device")
+    _, autocast = choose_arithmetic(config)
+    chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
+    return flatten(chosen)
+
+
+def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bool) -> None:
+    """Raises SettingsError where the folder may not be used, TrainingError where its run is not the one to resume."""
+    if not folder.exists() or (folder.is_dir() and is_empty(folder)):
+        return
+    ours = folder.is_dir() and (folder / SETTINGS).is_file()
+    if not (resume and ours):
+        cure = "set run.dir to another folder" + (", or continue the run with --run.resume" if ours else "")
+        raise SettingsError(
+            describe(folder, field="run.dir", found=Phrase("in use"), expected=Phrase("a new folder"), cure=cure)
+        )
+    if (folder / RESULT).is_file():
+        _check_same_run(config, manifest, folder, read_result(folder))
+    elif (folder / LAST).is_file():
+        _check_same_run(config, manifest, folder, read_checkpoint(folder / LAST))
+
+
+def make_folder(config: Config, folder: Path) -> None:
+    """Make the folder of a new run, with its settings. Raises SettingsError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder}: run.dir is unwritable ({error.strerror}); set another folder") from None
+
+
+def read_result(folder: Path) -> dict:
+    """The contents of result.json. Raises CacheCorruptError where it is no JSON."""
+    return read_json(folder / RESULT)
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl, an epoch each."""
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    """One line an epoch; rewritten whole, so that a resumed run has each epoch once."""
+    partial = folder / f"{METRICS}.partial"
+    partial.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+    partial.replace(folder / METRICS)
+
+
+def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
+    found, expected = stored["hyperparameters"], hyperparameters(config)
+    cure = "resume with the settings of the run, or choose another run.dir"
+    for name in expected:
+        if found.get(name) != expected[name]:
+            raise TrainingError(describe(folder, field=name, found=found.get(name), expected=expected[name], cure=cure))
+    if stored["cache_identity"] != manifest.identity_hash:
+        found, expected = stored["cache_identity"][:12], manifest.identity_hash[:12]
+        raise TrainingError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))
