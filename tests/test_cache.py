@@ -17,6 +17,7 @@ from kdcache.cache.reader import open_split
 from kdcache.data.augment import apply, draw
 from kdcache.data.voc import read_sample, read_split
 from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
+from kdcache.lock import FolderInUseError, hold_folder
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.settings import make_config, merge
 
@@ -116,9 +117,9 @@ def test_more_views_are_added_and_fewer_change_nothing(cache, given):
 
 
 CHANGES = {
-    "views.seed": {"augment": {"seed": 1}},
-    "views.flip": {"augment": {"flip": 0.25}},
-    "views.size": {"dataset": {"size": 48}},
+    "augment.seed": {"augment": {"seed": 1}},
+    "augment.flip": {"augment": {"flip": 0.25}},
+    "dataset.size": {"dataset": {"size": 48}},
     "teacher.layers.high": {"teacher": {"layers": {"high": "layer4"}}},
     "teacher.layers.low": {"cache": {"levels": ["mid", "high"]}},
     "cache.shard_samples": {"cache": {"shard_samples": 5}},
@@ -147,6 +148,41 @@ def test_paths_batch_size_and_views_are_not_identity(cache, given, tmp_path):
     moved.write_bytes(Path(cache.teacher.weights).read_bytes())
     change = {"teacher": {"weights": str(moved), "batch_size": 3}, "augment": {"views": 1}}
     assert build_cache(make_config(merge(given, change))).num_samples == 0
+
+
+def test_what_a_process_killed_in_its_first_moment_left_is_no_obstacle(cache, given, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "manifest.json.partial").write_text("{")
+    build_cache(make_config(merge(given, {"cache": {"path": str(begun)}})))
+    (begun / "manifest.json.partial").unlink(missing_ok=True)
+    without_lock = {name: data for name, data in snapshot(begun).items() if name != ".lock"}
+    assert without_lock == {name: data for name, data in snapshot(cache.cache.path).items() if name != ".lock"}
+
+
+def test_a_damaged_zarr_json_is_one_line_and_made_anew_once_deleted(cache):
+    path, before = cache.cache.path / "train" / "image" / "zarr.json", snapshot(cache.cache.path)
+    path.write_text("")
+    with pytest.raises(CacheCorruptError, match="zarr.json is unreadable .*delete the zarr.json that is damaged"):
+        build_cache(cache)
+    path.unlink()
+    build_cache(cache)
+    assert snapshot(cache.cache.path) == before
+
+
+def test_leftovers_beside_a_shard_are_removed_when_it_is_written_anew(cache):
+    layout = read_manifest(cache.cache.path).layouts["train"]
+    litter = shard_path(cache.cache.path, layout.array("low"), layout.group(0, 1)).with_name("0.abc.partial")
+    litter.write_bytes(b"torn")
+    (cache.cache.path / "commits" / "train-v0000-g00001.json").unlink()
+    build_cache(cache)
+    assert not litter.exists()
+
+
+def test_a_cache_being_written_by_another_process_is_refused(cache):
+    (cache.cache.path / "commits" / "train-v0000-g00001.json").unlink()
+    with hold_folder(cache.cache.path), pytest.raises(FolderInUseError, match="in use by another process"):
+        build_cache(cache)
 
 
 def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):

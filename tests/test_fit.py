@@ -36,6 +36,22 @@ def test_fitting_goes_on_from_given_weights_with_a_new_head_for_other_classes(fi
     assert said[0] == f"from {teacher_file}, with a new head for 9 classes"
 
 
+def test_a_mistyped_teacher_is_refused_instead_of_fitted_from_scratch(fitting):
+    with pytest.raises(TeacherError, match=r"typo.pth: teacher.weights is missing"):
+        fit_teacher(make_config(merge(fitting, {"teacher": {"weights": "typo.pth"}})))
+
+
+def test_scoring_that_fails_does_not_cost_the_training(fitting, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdcache.training.fit.score", fail)
+    config = make_config(merge(fitting, {"fit": {"epochs": 1}}))
+    with pytest.raises(KeyboardInterrupt):
+        fit_teacher(config)
+    build_teacher(config.teacher, num_classes=8, levels=["low"], device=torch.device("cpu"))
+
+
 def test_weights_of_another_model_are_refused(fitting, tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(TeacherError, match="weights are not those of a fcn_resnet50"):

@@ -325,10 +325,11 @@ def test_tensor_of_another_shape_is_refused_by_name(tmp_path: Path, state):
         make_teacher(tmp_path / "grey.pth")
 
 
-def test_tap_that_is_no_part_of_the_backbone_is_refused(teacher_file: Path):
+@pytest.mark.parametrize("tap", ["layer9", "bn1"])  # what bn1 gives is overwritten in place by the ReLU behind it
+def test_tap_that_is_no_layer_of_the_backbone_is_refused(teacher_file: Path, tap: str):
     with pytest.raises(SettingsError) as error:
-        make_teacher(teacher_file, mid="layer9")
-    check_one_line(error, "settings: teacher.layers.mid is 'layer9', expected one of conv1, ", "layer4")
+        make_teacher(teacher_file, mid=tap)
+    check_one_line(error, f"settings: teacher.layers.mid is '{tap}', expected one of layer1, ", "layer4")
 
 
 class Trap:

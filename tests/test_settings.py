@@ -212,8 +212,9 @@ def test_sizes_that_are_multiples_of_16_are_taken():
     assert DatasetConfig(size=32, val_size=[96, 80]).val_hw == (96, 80)
 
 
-def test_number_of_class_names_is_checked(refused):
-    refused("--dataset.class_names", "[a, b]", parts=("settings: dataset.class_names is '2 names'", "21 names"))
+@pytest.mark.parametrize("names", ["[a, b]", "[" + ", ".join(["a"] * 21) + "]"])
+def test_class_names_are_as_many_as_classes_and_different(refused, names: str):
+    refused("--dataset.class_names", names, parts=("settings: dataset.class_names is ['a', ", "21 different names"))
 
 
 @pytest.mark.parametrize("value", ["[low, low]", "[lo]", "[low, logits]"])

@@ -1,6 +1,7 @@
 """Phase two: exact, resumable, refusing what does not fit."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError, SettingsError, TrainingError
+from kdcache.lock import FolderInUseError, hold_folder
 from kdcache.metrics import compute_miou
 from kdcache.models.teacher import build_teacher
 from kdcache.settings import make_config, merge
@@ -97,6 +99,28 @@ def test_resuming_with_other_settings_is_refused(cache, given, tmp_path):
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(TrainingError, match="loss.beta is 0.5, expected 0.9; resume with the settings of the run"):
         train(run, {"run": {"resume": True}, "loss": {"beta": 0.9}})
+
+
+@pytest.mark.parametrize("change", [{"loss": {"beta": 0.9}}, {"train": {"epochs": 5}}, {"train": {"seed": 3}}])
+def test_resuming_a_finished_run_with_other_settings_is_refused_before_any_training(cache, given, tmp_path, change):
+    run = merge(given, {"run": {"baseline": False}, "train": {"epochs": 1}})
+    train(run)
+    with pytest.raises(TrainingError, match="expected .*; resume with the settings of the run"):
+        train(run, change, {"run": {"resume": True, "baseline": True}})
+    assert not list((tmp_path / "runs").glob("baseline-*"))
+
+
+def test_a_run_folder_held_by_another_process_is_refused(cache, given, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with hold_folder(folder), pytest.raises(FolderInUseError, match="in use by another process"):
+        train(given, no_baseline(1, str(folder)))
+
+
+def test_labels_are_not_read_where_their_weight_is_0(cache, given, tmp_path):
+    shutil.rmtree(cache.cache.path / "train" / "label" / "c")
+    outcome = train(given, no_baseline(1, str(tmp_path / "run")), {"loss": {"alpha": 0.0}})
+    assert "ce" not in read_losses(tmp_path / "run")[0] and outcome.student["epochs"] == 1
 
 
 def test_a_finished_run_resumed_gives_its_result(cache, given, tmp_path):
@@ -196,8 +220,8 @@ def test_a_half_built_cache_is_refused(cache, given):
 
 
 REFUSED = {
-    "views.seed": {"augment": {"seed": 3}},
-    "views.size": {"dataset": {"size": 64}},
+    "augment.seed": {"augment": {"seed": 3}},
+    "dataset.size": {"dataset": {"size": 64}},
     "dataset.num_classes": {"dataset": {"num_classes": 9, "class_names": None}},
     "teacher.precision": {"teacher": {"precision": "bfloat16"}},
     "teacher.layers.mid": {"teacher": {"layers": {"mid": "layer3"}}},

@@ -8,7 +8,8 @@ from pathlib import Path
 from kdcache.command import run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
-from kdcache.settings import build_parser, read_given
+from kdcache.settings import build_parser, make_config, read_given
+from kdcache.training.settings import FROM_CACHE
 
 PROG = "python -m train_student"
 
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(argv: list[str]) -> None:
     parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
     given = read_given(parser, argv)
+    make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
     root = Path(given.get("cache", {}).get("path", CacheConfig().path))
     from kdcache.training.distill import distill
 

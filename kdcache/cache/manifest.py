@@ -36,13 +36,13 @@ class Manifest:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def build_identity(*, dataset: dict, view_rule: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
+def build_identity(*, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
     """The identity of one split. Each part is a dict of JSON values."""
     stored = {a.name: f"{a.dtype} {'x'.join(map(str, a.item_shape))}" for a in arrays}
     return {
         "format_version": FORMAT_VERSION,
         "dataset": dataset,
-        "views": view_rule,
+        "augment": augment,
         "teacher": teacher,
         "arrays": stored,
     }
@@ -51,7 +51,7 @@ def build_identity(*, dataset: dict, view_rule: dict, teacher: dict, arrays: tup
 def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
     """(dotted name, found, expected) of every fact in which two identities differ."""
     left, right = flatten(found), flatten(expected)
-    absent = Phrase("absent")
+    absent = "absent"
     names = [*left, *(name for name in right if name not in left)]
     pairs = ((name, left.get(name, absent), right.get(name, absent)) for name in names)
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -62,9 +62,8 @@ def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str)
     differences = find_differences(found, expected)
     if not differences:
         return
-    (name, old, new), more = differences[0], differences[1:]
-    rest = "".join(f"; {n} is {_short(o)!s}, expected {_short(w)!s}" for n, o, w in more)
-    raise CacheMismatchError(f"{describe(where, field=name, found=_short(old), expected=_short(new), cure=cure)}{rest}")
+    facts = "; ".join(f"{name} is {_short(old)!r}, expected {_short(new)!r}" for name, old, new in differences)
+    raise CacheMismatchError(f"{where}: {facts}; {cure}")
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
@@ -147,7 +146,7 @@ def sync_folder(path: Path) -> None:
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
     """Raises KeyError or TypeError where a part is missing that later commands count on."""
     for facts in identity.values():
-        if not all(isinstance(facts[part], dict) for part in ("dataset", "views", "teacher", "arrays")):
+        if not all(isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")):
             raise TypeError("a part of the identity is no object")
     dict(identity["train"]["teacher"]["layers"])
     for section in ("dataset", "augment", "teacher", "cache"):

@@ -13,6 +13,8 @@ from kdcache.config import Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
 
+VAL_VIEW_RULE = {"scheme": "pad"}  # validation samples are padded, and scaled down where they do not fit
+
 
 def plan_cache(
     config: Config,
@@ -33,11 +35,11 @@ def plan_cache(
     layouts = plan_layouts(
         config, num_samples={name: len(split.samples) for name, split in splits.items()}, levels=levels
     )
-    rules = {"train": train_view_rule(config), "val": val_view_rule(config)}
+    rules = {"train": train_view_rule(config), "val": VAL_VIEW_RULE}
     identity = {
         name: build_identity(
-            dataset={**dataset_facts(config), "sha256": splits[name].fingerprint},
-            view_rule=rules[name],
+            dataset={**dataset_facts(config, train=name == "train"), "sha256": splits[name].fingerprint},
+            augment=rules[name],
             teacher={**teacher_facts(config, train=name == "train"), "weights_sha256": weights_sha256},
             arrays=layouts[name].arrays,
         )
@@ -61,21 +63,17 @@ def plan_layouts(
     }
 
 
-def dataset_facts(config: Config) -> dict:
-    """What the labels mean."""
-    return {"num_classes": config.dataset.num_classes, "ignore_index": config.dataset.ignore_index}
+def dataset_facts(config: Config, *, train: bool) -> dict:
+    """What the labels mean and how large samples are."""
+    size = {"size": list(config.dataset.size_hw)} if train else {"val_size": list(config.dataset.val_hw)}
+    return {"num_classes": config.dataset.num_classes, "ignore_index": config.dataset.ignore_index, **size}
 
 
 def train_view_rule(config: Config) -> dict:
     """How training views are made; the number of views is completeness, not identity."""
     augment = config_to_dict(config)["augment"]
     augment.pop("views")
-    return {"scheme": SCHEME, **augment, "size": list(config.dataset.size_hw)}
-
-
-def val_view_rule(config: Config) -> dict:
-    """How validation samples are made."""
-    return {"scheme": "pad", "size": list(config.dataset.val_hw)}
+    return {"scheme": SCHEME, **augment}
 
 
 def teacher_facts(config: Config, *, train: bool) -> dict:

@@ -88,8 +88,9 @@ def _is_new(root: Path) -> bool:
 def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
     """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
     cure = "rebuild it in another folder (cache.path) or change the settings"
-    check_identity(root, found=existing.identity, expected=wanted.identity, cure=cure)
     layouts = {}
+    for split, identity in wanted.identity.items():
+        check_identity(root, found=existing.identity[split], expected=identity, cure=cure)
     for split, layout in wanted.layouts.items():
         old = existing.layouts[split]
         if old.shard_samples != layout.shard_samples:

@@ -66,7 +66,8 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
             config.fit.out
         ):
             raise
-        say(f"from scratch, since {error}")
+        absent = config.teacher.weights == str(config.fit.out)
+        say(f"from scratch, since {f'{config.fit.out} is not there yet' if absent else error}")
         return _calm_residuals(model)
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcache.cache.manifest import Manifest, check_identity
-from kdcache.cache.plan import dataset_facts, teacher_facts, train_view_rule, val_view_rule
+from kdcache.cache.plan import VAL_VIEW_RULE, dataset_facts, teacher_facts, train_view_rule
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
@@ -41,12 +41,12 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
             describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=cure)
         )
     full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
-    rules = {"train": train_view_rule(full), "val": val_view_rule(full)}
+    rules = {"train": train_view_rule(full), "val": VAL_VIEW_RULE}
     cure = "change the settings or cache.path"
     for split, identity in manifest.identity.items():
         facts = {
-            "dataset": dataset_facts(full),
-            "views": rules[split],
+            "dataset": dataset_facts(full, train=split == "train"),
+            "augment": rules[split],
             "teacher": teacher_facts(full, train=split == "train") | _weights_fact(full, given),
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
