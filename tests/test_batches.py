@@ -12,10 +12,8 @@ import pytest
 import torch
 import zarr
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.reader import CacheReader, open_cache, open_split
 from kdcache.errors import CacheCorruptError
-from kdcache.settings import make_config, merge
 from kdcache.training.batches import Batch, BatchReader, plan_epoch, split_batches
 
 NUM_TRAIN, NUM_VAL, NUM_VIEWS = 10, 5, 2  # of the data set and settings in conftest.py
@@ -100,12 +98,10 @@ def test_validation_keeps_a_last_batch_of_one_and_the_order():
 # --- reading
 
 
-@pytest.fixture(scope="module")
-def cache(base_given, tmp_path_factory) -> Path:
+@pytest.fixture
+def cache(built_root) -> Path:
     """A cache of both splits. Read only."""
-    root = tmp_path_factory.mktemp("batches") / "cache"
-    build_cache(make_config(merge(base_given, {"cache": {"path": str(root)}})))
-    return root
+    return built_root
 
 
 @pytest.fixture

@@ -185,6 +185,14 @@ def test_a_cache_being_written_by_another_process_is_refused(cache):
         build_cache(cache)
 
 
+def test_groups_that_another_process_committed_meanwhile_are_not_written_again(cache, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in (cache.cache.path / "train").rglob("c/**/0")}
+    layout = read_manifest(cache.cache.path).layouts["train"]
+    monkeypatch.setattr("kdcache.cache.build.find_missing_groups", lambda root, split: [layout.group(0, 0)])
+    assert build_cache(cache).num_samples == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before and before
+
+
 def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):
     foreign = tmp_path / "photos"
     foreign.mkdir()

@@ -17,6 +17,7 @@ from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.plan import plan_cache
 from kdcache.cache.reader import open_split
+from kdcache.cache.records import has_record
 from kdcache.cache.writer import check_free_space, check_same_cache, find_missing_groups, open_for_writing, write_group
 from kdcache.config import Config
 from kdcache.data.augment import apply, draw, fit_inside
@@ -52,16 +53,17 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     progress, began_s = progress or Silent(), time.monotonic()
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
-    download_voc(config.dataset)
-    splits = read_splits(config, progress)
     teacher, weights = build_teacher(
         config.teacher, num_classes=config.dataset.num_classes, levels=config.cache.levels, device=device
     )
+    download_voc(config.dataset)
+    splits = read_splits(config, progress)
     plan = plan_cache(
         config, splits=splits, weights_sha256=hash_weights(weights), levels=teacher.probe_levels(), device=device
     )
     missing = _open(config.cache.path, plan)
     with hold_folder(config.cache.path):
+        missing = [group for group in missing if not has_record(config.cache.path, group)]  # written before we held it
         _write_missing(config, plan, missing, splits=splits, teacher=teacher, progress=progress)
     confusion = _score_teacher(config.cache.path, plan.layouts["val"], config.dataset.num_classes, progress)
     miou = _keep_score(config.cache.path, confusion)
