@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from pathlib import Path
 
 from kdcache.command import run_command
+from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 
@@ -19,13 +21,17 @@ EPILOG = f"""other commands: {PROG} info PATH [--json] (what a cache holds);
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"info": _info, "fit": _fit, "sample-set": _sample_set}
-    if argv and argv[0] in commands:
-        return run_command(f"cache_teacher {argv[0]}", lambda: commands[argv[0]](argv[1:]))
+    if argv and argv[0] in COMMANDS:
+        return run_command(f"cache_teacher {argv[0]}", lambda: COMMANDS[argv[0]](argv[1:]))
     return run_command("cache_teacher", lambda: _build(argv))
 
 
 def _build(argv: list[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        expected = Phrase(", ".join(COMMANDS) + " or --SECTION.NAME VALUE")
+        cure = f"write {near[0]}" if near else f"`{PROG} --help` lists what there is"
+        raise SettingsError(describe(PROG, field="command", found=argv[0], expected=expected, cure=cure))
     parser = build_parser(prog=PROG, description="Ask the teacher once: cache its logits and features.", epilog=EPILOG)
     config = make_config(read_given(parser, argv))
     from kdcache.cache.build import build_cache
@@ -64,3 +70,6 @@ def _sample_set(argv: list[str]) -> None:
 
     write_sample_set(args.path)
     print(f"{args.path}: sample data set written")
+
+
+COMMANDS = {"info": _info, "fit": _fit, "sample-set": _sample_set}

@@ -11,11 +11,14 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from itertools import pairwise
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from kdcache.config import Config, config_from_dict, config_to_dict
 from kdcache.errors import SettingsError
+from kdcache.settings_file import check_settings_file
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -39,10 +42,10 @@ def build_parser(*, prog: str, description: str, epilog: str = "") -> ArgumentPa
 
 def read_given(parser: ArgumentParser, argv: list[str]) -> dict:
     """The settings that argv and its YAML files name, nothing else, as a nested dict. Raises SettingsError."""
+    for path in _find_files(argv):
+        check_settings_file(path)
     try:
         given = parser.parse_args(_files_first(_spell_out_flags(argv)), defaults=False)
-    except UnicodeDecodeError:
-        raise SettingsError(f"settings: {_find_files(argv)} is no UTF-8 text; save it as UTF-8") from None
     except (argparse.ArgumentError, RecursionError) as error:
         raise SettingsError(_explain(str(error))) from None
     given.pop("config", None)
@@ -144,10 +147,9 @@ def _files_first(argv: list[str]) -> list[str]:
     return files + rest
 
 
-def _find_files(argv: list[str]) -> str:
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+def _find_files(argv: list[str]) -> list[Path]:
     files = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-    return ", ".join(files + [value for word, value in pairs if word == "--config"])
+    return [Path(name) for name in files + [value for word, value in pairwise(argv) if word == "--config"]]
 
 
 def _explain(message: str) -> str:
@@ -162,6 +164,9 @@ def _explain(message: str) -> str:
         given = re.search(r"Given value: (.*)$", line)
         found = repr(given.group(1)) if given else "of another type"
         return f"settings: {other.group(1)} is {found}, expected {_type_name(other.group(1))}; change {other.group(1)}"
+    stray = re.search(r"unrecognized arguments: ([^-\s].*)", line, re.IGNORECASE)
+    if stray:
+        return f"settings: {stray.group(1)!r} is no setting, expected --SECTION.NAME VALUE; --help lists all settings"
     unknown = (
         re.search(r"unrecognized arguments: --([\w.-]+)", line, re.IGNORECASE)
         or re.search(r'Option "([\w.-]+)" is not accepted', line)

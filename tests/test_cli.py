@@ -56,7 +56,15 @@ def test_help_explains_every_setting(capsys, program):
 
 def test_a_missing_data_set_ends_with_code_1_and_the_cure(capsys, config_file, tmp_path):
     code, line = fails(capsys, "cache_teacher", "--config", config_file, "--dataset.root", str(tmp_path / "no"))
-    assert code == 1 and "VOCtrainval_11-May-2012.tar" in line and "`make demo` needs no network" in line
+    assert (
+        code == 1 and "set dataset.root" in line and "`make demo` needs no data" in line and "VOCtrainval" not in line
+    )
+
+
+@pytest.mark.parametrize(("word", "cure"), [("ifno", "write info"), ("zzz", "`python -m cache_teacher --help`")])
+def test_a_mistyped_command_ends_with_code_2_and_the_nearest_one(capsys, word, cure):
+    code, line = fails(capsys, "cache_teacher", word, "caches/demo")
+    assert code == 2 and f"command is '{word}', expected info, fit, sample-set" in line and cure in line
 
 
 def test_a_missing_teacher_ends_with_code_1_and_the_cure(capsys, config_file):

@@ -230,38 +230,56 @@ def test_section_given_as_a_value_is_refused(refused):
     refused(text="loss: 3\n", parts=("settings: loss is a value", "loss.NAME"))
 
 
+# --- the file
+
+
 @pytest.mark.parametrize("form", ["{}", "loss: {{beta: {}}}", "dataset: {{root: {}}}"])
 def test_unsafe_yaml_does_not_run(refused, tmp_path: Path, form: str):
     trace = tmp_path / "executed"
     text = form.format(f"!!python/object/apply:os.mkdir ['{trace}']")
-    refused(text=text, parts=("settings: ", "constructor"))
+    refused(text=text, parts=("my.yaml: line 1 is ", "constructor"))
     assert not trace.exists()
     yaml.unsafe_load(text)
     assert trace.exists()  # it would have run
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "hello\n", "3\n"])
-def test_yaml_that_is_no_mapping_is_refused(refused, text: str):
-    refused(text=text, parts=("settings: ", "config"))
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["loss: [1\n", "loss:\n\tbeta: 1\n", "a: &a [*a]\n", "1: 2\n", "loss:\n  1: 2\n", "x\0y"]
+    ("text", "found"),
+    [
+        ("", "content is empty"),
+        ("# nothing\n", "content is empty"),
+        ("- a\n- b\n", "content is a list"),
+        ("hello\n", "content is a str"),
+        ("3\n", "content is a int"),
+        ("loss: [1\n", "line 2 is "),
+        ("loss:\n\tbeta: 1\n", "line 2 is "),
+        ("loss:\n  beta: 1\n  beta: 2\n", "line 3 is beta twice"),
+        ("loss: {}\nloss: {}\n", "line 2 is loss twice"),
+        ("a: &a [*a]\n", "line 1 is an alias"),
+        (BOMB, "line 2 is an alias"),
+        ("x\0y", "content is "),
+        ("? [a, b]\n: 1\n", "line 1 is found unhashable key"),
+        ("[" * 5000, "content is "),
+        ("# " + "x" * 1_000_000, "size is 1000002 bytes"),
+        (b"loss:\n  beta: 1 # \xff\xfe\n", "text is not UTF-8"),
+    ],
 )
-def test_yaml_that_cannot_be_read_is_refused(refused, text: str):
+def test_file_that_is_no_plain_yaml_is_refused_by_name(refused, text: str | bytes, found: str):
+    refused(text=text, parts=("my.yaml: ", found, "; mend it"))
+
+
+@pytest.mark.parametrize("text", ["1: 2\n", "loss:\n  1: 2\n"])
+def test_names_that_are_numbers_are_refused(refused, text: str):
     refused(text=text, parts=("settings: ",))
 
 
-def test_yaml_that_is_not_utf8_is_refused(refused):
-    refused(text=b"loss:\n  beta: 1 # \xff\xfe\n", parts=("my.yaml",))
-
-
-def test_missing_yaml_file_is_named(refused, tmp_path: Path):
-    refused("--config", str(tmp_path / "none.yaml"), parts=("settings: ", "none.yaml"))
-
-
-def test_folder_as_yaml_file_is_refused(refused, tmp_path: Path):
-    refused("--config", str(tmp_path), parts=("settings: ", tmp_path.name))
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_missing_file_and_folder_are_named(refused, tmp_path: Path, form: list[str]):
+    for path, found in ((tmp_path / "none.yaml", "missing"), (tmp_path, "a folder")):
+        refused(*(word.format(path) for word in form), parts=(f"{path}: settings file is {found}, expected a file",))
 
 
 @pytest.mark.parametrize("argv", [["--loss.beta"], ["stray"], ["--config"]])

@@ -183,7 +183,8 @@ def test_fingerprint_changes_with_swapped_files(root: Path):
 
 
 def test_missing_data_set_names_the_archive_and_the_demo(tmp_path: Path):
-    check_refused(tmp_path / "nowhere", "nowhere", "folder is missing", VOC_ARCHIVE, "https://", "`make demo`")
+    parts = ("nowhere", "folder is missing", VOC_ARCHIVE, "https://", "`make demo`")
+    check_refused(tmp_path / "nowhere", *parts, download=True)
 
 
 def test_missing_split_list_is_named(root: Path):

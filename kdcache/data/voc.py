@@ -98,10 +98,12 @@ def download_voc(config: DatasetConfig) -> None:
 
 
 def _missing_data_set(config: DatasetConfig) -> str:
-    cure = (
-        f"for VOC 2012 fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start again, "
-        "or set dataset.root; `make demo` needs no network"
-    )
+    cure = "set dataset.root to the folder that holds VOCdevkit; `make demo` needs no data"
+    if config.download:
+        cure = (
+            f"fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start again, "
+            "or set dataset.root; `make demo` needs no network"
+        )
     return describe(
         config.root / VOC_DIR, field="folder", found=Phrase("missing"), expected=Phrase("VOC layout"), cure=cure
     )
