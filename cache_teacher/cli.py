@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 from pathlib import Path
 
+from cache_teacher import maintain
 from kdcache.command import run_command
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 
 PROG = "python -m cache_teacher"
-EPILOG = f"""other commands: {PROG} info PATH [--json] (what a cache holds);
-{PROG} fit (fine-tune a teacher, settings as above); {PROG} sample-set PATH (write the sample data set)"""
+EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
+gc (remove what killed runs left), sample-set (write the sample data set); {PROG} fit fine-tunes a teacher, settings as above"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,17 +51,6 @@ def _fit(argv: list[str]) -> None:
     fit_teacher(config, progress=Console(), say=print)
 
 
-def _info(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"{PROG} info", description="What a cache holds.")
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    args = parser.parse_args(argv)
-    from kdcache.report.cache_info import describe_cache, format_info
-
-    info = describe_cache(args.path)
-    print(json.dumps(info, indent=2) if args.json else format_info(info))
-
-
 def _sample_set(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"{PROG} sample-set", description="Write the sample data set in VOC layout.")
     parser.add_argument("path", type=Path, metavar="PATH", help="folder to write VOCdevkit/ into")
@@ -72,4 +61,11 @@ def _sample_set(argv: list[str]) -> None:
     print(f"{args.path}: sample data set written")
 
 
-COMMANDS = {"info": _info, "fit": _fit, "sample-set": _sample_set}
+COMMANDS = {
+    "info": maintain.info,
+    "verify": maintain.verify,
+    "repair": maintain.repair,
+    "gc": maintain.gc,
+    "fit": _fit,
+    "sample-set": _sample_set,
+}

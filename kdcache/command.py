@@ -10,7 +10,7 @@ import torch
 
 from kdcache.errors import KdcacheError
 
-INTERRUPTED = 130
+DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:

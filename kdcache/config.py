@@ -161,6 +161,8 @@ class CacheConfig:
     """Feature levels to cache, any of low, mid, high; [] caches logits only."""
     shard_samples: int = 16
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
+    check: Literal["always", "first", "never"] = "first"
+    """Which readings of a sample training compares with its committed checksum: always, the first of a process, never."""
 
     def __post_init__(self) -> None:
         check_range("cache.shard_samples", self.shard_samples, 1, 65_536)

@@ -1,5 +1,7 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
+import shlex
+
 
 class KdcacheError(Exception):
     """Base of all errors that a command turns into one line on stderr and `exit_code`."""
@@ -38,7 +40,16 @@ class CacheIncompleteError(CacheError):
 
 
 class CacheCorruptError(CacheError):
-    """Stored bytes, sizes or metadata are not those that were committed."""
+    """Stored bytes, sizes or documents are not those that were committed: `where` (a path), and `what` is wrong there."""
+
+    def __init__(self, where: object, what: str, *, cure: str) -> None:
+        super().__init__(f"{where}: {what}; {cure}")
+        self.where, self.what = where, what
+
+
+def repair_cure(root: object) -> str:
+    """The cure for whatever is damaged below the manifest of the cache at `root`."""
+    return f"run `python -m cache_teacher repair {shlex.quote(str(root))}`"
 
 
 def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +18,26 @@ class FolderInUseError(KdcacheError):
 
 
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (which must exist) until the block ends; the system lets go of it when a process dies.
 
-    Raises: FolderInUseError where another process holds it.
+    Raises: FolderInUseError where another process holds it, unless told to wait for that one.
     """
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUseError(
-                f"{folder}: folder is in use by another process; wait for it or choose another"
-            ) from None
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        _lock(folder, descriptor, wait=wait)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, descriptor: int, *, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise FolderInUseError(
+            f"{folder}: folder is in use by another process; wait for it or choose another"
+        ) from None
 
 
 def is_empty(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 
-from kdcache.cache.reader import CacheReader, open_cache, open_split
+from kdcache.cache.reader import CacheReader, open_split
 from kdcache.errors import CacheCorruptError
 from kdcache.training.batches import Batch, BatchReader, plan_epoch, split_batches
 
@@ -110,7 +110,7 @@ def copy(cache: Path, tmp_path: Path) -> Path:
 
 
 def open_reader(root: Path, split: str = "train") -> CacheReader:
-    return open_split(root, open_cache(root).layouts[split])
+    return open_split(root, split)
 
 
 def read_all(root: Path, batches: list, *, arrays: list[str], batch_size: int, split: str = "train") -> list[Batch]:

@@ -1,6 +1,7 @@
 """The cache: what is written is what was asked for, any reader reads it, and nothing else passes for it."""
 
-import json
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,30 +10,24 @@ import pytest
 import tensorstore
 import torch
 import zarr
+from quick import snapshot
 
+from kdcache.cache.answers import compute_group
 from kdcache.cache.build import build_cache
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.cache.repair import repair_cache
 from kdcache.data.augment import apply, draw
 from kdcache.data.voc import read_sample, read_split
 from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
-from kdcache.lock import FolderInUseError, hold_folder
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.settings import make_config, merge
 
 
-def snapshot(root: Path) -> dict[str, bytes]:
-    """Every data file and commit record of a cache."""
-    return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in sorted(root.rglob("*"))
-        if p.is_file() and p.name != "manifest.json"
-    }
-
-
 def open_train(config, **kwargs):
-    return open_split(config.cache.path, read_manifest(config.cache.path).layouts["train"], **kwargs)
+    return open_split(config.cache.path, "train", **kwargs)
 
 
 def test_stored_views_and_answers_are_those_of_data_set_and_teacher(cache):
@@ -160,37 +155,72 @@ def test_what_a_process_killed_in_its_first_moment_left_is_no_obstacle(cache, gi
     assert without_lock == {name: data for name, data in snapshot(cache.cache.path).items() if name != ".lock"}
 
 
-def test_a_damaged_zarr_json_is_one_line_and_made_anew_once_deleted(cache):
+def test_a_damaged_zarr_json_is_one_line_and_made_anew_by_repair(cache):
     path, before = cache.cache.path / "train" / "image" / "zarr.json", snapshot(cache.cache.path)
     path.write_text("")
-    with pytest.raises(CacheCorruptError, match="zarr.json is unreadable .*delete the zarr.json that is damaged"):
+    with pytest.raises(CacheCorruptError, match="zarr.json: file is no JSON .*run `python -m cache_teacher repair"):
         build_cache(cache)
-    path.unlink()
-    build_cache(cache)
+    repair_cache(cache.cache.path, {})
     assert snapshot(cache.cache.path) == before
 
 
-def test_leftovers_beside_a_shard_are_removed_when_it_is_written_anew(cache):
-    layout = read_manifest(cache.cache.path).layouts["train"]
-    litter = shard_path(cache.cache.path, layout.array("low"), layout.group(0, 1)).with_name("0.abc.partial")
-    litter.write_bytes(b"torn")
-    (cache.cache.path / "commits" / "train-v0000-g00001.json").unlink()
-    build_cache(cache)
-    assert not litter.exists()
-
-
-def test_a_cache_being_written_by_another_process_is_refused(cache):
-    (cache.cache.path / "commits" / "train-v0000-g00001.json").unlink()
-    with hold_folder(cache.cache.path), pytest.raises(FolderInUseError, match="in use by another process"):
-        build_cache(cache)
-
-
-def test_groups_that_another_process_committed_meanwhile_are_not_written_again(cache, monkeypatch):
-    before = {p: p.stat().st_mtime_ns for p in (cache.cache.path / "train").rglob("c/**/0")}
-    layout = read_manifest(cache.cache.path).layouts["train"]
-    monkeypatch.setattr("kdcache.cache.build.find_missing_groups", lambda root, split: [layout.group(0, 0)])
+def test_a_manifest_that_was_moved_away_is_made_anew_and_committed_groups_are_kept(cache):
+    root, before = cache.cache.path, snapshot(cache.cache.path)
+    (root / "manifest.json").unlink()
     assert build_cache(cache).num_samples == 0
-    assert {p: p.stat().st_mtime_ns for p in before} == before and before
+    assert snapshot(root) == before and read_manifest(root).complete_views == {"train": 2, "val": 1}
+
+
+def test_without_manifest_groups_of_another_cache_are_refused(cache, given):
+    (cache.cache.path / "manifest.json").unlink()
+    with pytest.raises(CacheCorruptError, match="it is of another cache.*move it away"):
+        build_cache(make_config(merge(given, {"augment": {"seed": 1}})))
+
+
+def test_a_group_that_another_process_holds_is_waited_for_and_not_written_again(cache, caplog, monkeypatch):
+    """The other process: a thread with a descriptor of its own, for which the lock is as strange as for a process."""
+    root, before = cache.cache.path, snapshot(cache.cache.path)
+    record = commit_path(root, read_manifest(root).layouts["train"].group(0, 1))
+    kept = record.read_bytes()
+    record.unlink()
+    held, stop = threading.Event(), threading.Event()
+
+    def hold():
+        with take_lease(root, "train-v0000-g00001") as lease:
+            held.set()
+            stop.wait()
+            lease.check()
+            record.write_bytes(kept)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+
+    def read_holder_and_stop(*args):
+        holder = read_holder(*args)
+        stop.set()
+        return holder
+
+    monkeypatch.setattr("kdcache.cache.build.read_holder", read_holder_and_stop)
+    assert build_cache(cache).num_samples == 0
+    other.join()
+    assert f"waiting for shard group train-v0000-g00001, which process {os.getpid()} on" in caplog.text
+    assert snapshot(root) == before
+
+
+def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkeypatch):
+    root = cache.cache.path
+    (root / "commits" / "train-v0000-g00001.json").unlink()
+    before = snapshot(root)
+
+    def answer_and_lose(*args, **kwargs):
+        (root / "leases" / "train-v0000-g00001").unlink()
+        return compute_group(*args, **kwargs)
+
+    monkeypatch.setattr("kdcache.cache.build.compute_group", answer_and_lose)
+    with pytest.raises(LeaseLostError, match="lease was removed while it was held"):
+        build_cache(cache)
+    assert snapshot(root) == before
 
 
 def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):
@@ -239,69 +269,11 @@ def test_a_value_that_float16_cannot_hold_stops_and_names_sample_and_layer(confi
         build_cache(make_config(merge(given, {"teacher": {"weights": str(tmp_path / "huge.pth")}})))
 
 
-@pytest.mark.parametrize("name", ["image", "label", "logits", "low", "mid", "high"])
-@pytest.mark.parametrize("place", ["data", "chunk crc", "index"])
-def test_a_flipped_byte_is_reported_where_it_is_read(cache, name, place):
-    root, layout = cache.cache.path, read_manifest(cache.cache.path).layouts["train"]
-    path = shard_path(root, layout.array(name), layout.group(1, 0))
-    where = open_train(cache).locate(name, 1, 2)
-    position = {"data": where.offset + 5, "chunk crc": where.offset + where.size_bytes, "index": -12}[place]
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-    if place == "chunk crc":  # the bytes themselves are sound; other readers would stop, ours compares with the record
-        assert open_train(cache).read(name, 1, 2) is not None
-        return
-    with pytest.raises(CacheCorruptError, match=f"{name}.*(view 1 sample|shard index is damaged)"):
-        open_train(cache).read(name, 1, 2)
-
-
-def test_swapped_truncated_and_deleted_shards_are_reported(cache):
-    root, layout = cache.cache.path, read_manifest(cache.cache.path).layouts["train"]
-    spec = layout.array("mid")
-    first, second = (shard_path(root, spec, layout.group(0, k)) for k in (0, 1))
-    one, two = first.read_bytes(), second.read_bytes()
-    first.write_bytes(two)
-    second.write_bytes(one)
-    with pytest.raises(CacheCorruptError, match="checksum differs from the commit record"):
-        open_train(cache).read("mid", 0, 0)
-    first.write_bytes(one[:-7])
-    with pytest.raises(CacheCorruptError, match=f"size is {len(one) - 7} bytes, expected {len(one)}"):
-        open_train(cache).read("mid", 0, 0)
-    first.unlink()
-    with pytest.raises(CacheCorruptError, match="No such file"):
-        open_train(cache).read("mid", 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "message"),
-    [
-        ("manifest.json", lambda d: d.update(format_version=99), "format_version is 99, expected 1"),
-        ("manifest.json", lambda d: d["splits"].pop("val"), "manifest is damaged"),
-        ("manifest.json", lambda d: d["splits"]["train"].update(num_views="x"), "manifest is damaged"),
-        ("train/mid/zarr.json", lambda d: d.update(data_type="int16"), "data_type is 'int16', expected 'float16'"),
-        ("commits/train-v0000-g00000.json", lambda d: d.pop("crc32c"), "commit record is damaged"),
-        (
-            "commits/train-v0000-g00000.json",
-            lambda d: d.update(group="train-v0000-g00001"),
-            "it describes train-v0000-g00001",
-        ),
-    ],
-)
-def test_damaged_metadata_is_a_typed_error(cache, file, change, message):
-    path = cache.cache.path / file
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-    with pytest.raises(CacheError, match=message):
-        open_train(cache)
-
-
 def test_larger_validation_images_are_scaled_down_with_a_warning(given, caplog):
     config = make_config(merge(given, {"dataset": {"val_size": 32}}))
     build_cache(config)
     assert "5 validation images are larger than dataset.val_size" in caplog.text
-    label = open_split(config.cache.path, read_manifest(config.cache.path).layouts["val"]).read("label", 0, 0)
+    label = open_split(config.cache.path, "val").read("label", 0, 0)
     assert label.shape == (32, 32)
 
 

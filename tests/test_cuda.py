@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from kdcache.cache.build import build_cache
-from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.settings import make_config, merge
 from kdcache.training.batches import BatchReader, plan_epoch
@@ -24,7 +23,7 @@ def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision
     change = {"teacher": {"precision": precision}, "cache": {"path": str(tmp_path / "gpu")}}
     other = make_config(on_cuda(given, **change))
     build_cache(other)
-    ours, theirs = (open_split(c.cache.path, read_manifest(c.cache.path).layouts["train"]) for c in (cache, other))
+    ours, theirs = (open_split(c.cache.path, "train") for c in (cache, other))
     for name in ("logits", "low", "mid", "high"):
         expected, found = ours.read(name, 1, 9).astype(np.float32), theirs.read(name, 1, 9).astype(np.float32)
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
@@ -32,7 +31,7 @@ def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision
 
 
 def test_batches_on_a_gpu_are_those_of_the_cpu(cache):
-    reader = open_split(cache.cache.path, read_manifest(cache.cache.path).layouts["train"])
+    reader = open_split(cache.cache.path, "train")
     plan = plan_epoch(num_samples=10, num_views=2, batch_size=3, seed=0, epoch=0) * 5
     arrays = ["image", "logits", "high"]
     cpu, gpu = (BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device(d)) for d in ("cpu", "cuda"))

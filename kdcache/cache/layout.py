@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 SPLITS = ("train", "val")
+COMMITS, LEASES = "commits", "leases"  # folders beside the splits
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,13 @@ class SplitLayout:
         """Bytes of one sample over all arrays."""
         return sum(array.item_bytes for array in self.arrays)
 
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of all shard files, checksums and indices included."""
-        chunks = self.num_views * self.num_samples * (self.item_bytes + len(self.arrays) * CRC_BYTES)
-        return chunks + self.num_groups * len(self.arrays) * index_bytes(self.shard_samples)
+    def shard_bytes(self, array: ArraySpec, group: Group) -> int:
+        """Size of one array's shard file of a group, checksums and index included."""
+        return (group.stop - group.start) * (array.item_bytes + CRC_BYTES) + index_bytes(self.shard_samples)
+
+    def group_bytes(self, group: Group) -> int:
+        """Size of all shard files of a group."""
+        return sum(self.shard_bytes(array, group) for array in self.arrays)
 
     def group(self, view: int, index: int) -> Group:
         """Shard group `index` of `view`."""
@@ -109,7 +112,12 @@ def shard_path(root: Path, array: ArraySpec, group: Group) -> Path:
 
 def commit_path(root: Path, group: Group) -> Path:
     """The commit record of a group; it exists once all the group's files are complete and on disk."""
-    return root / "commits" / f"{group.name}.json"
+    return root / COMMITS / f"{group.name}.json"
+
+
+def metadata_path(root: Path, *parts: str) -> Path:
+    """zarr.json of the cache itself (no parts), of a split, or of a split's array."""
+    return root.joinpath(*parts) / "zarr.json"
 
 
 def manifest_path(root: Path) -> Path:

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kdcache.cache.documents import read_json, read_sealed, write_sealed
 from kdcache.cache.layout import FORMAT_VERSION, SPLITS, ArraySpec, SplitLayout, manifest_path
+from kdcache.config import LEVELS
 from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, describe
 from kdcache.settings import flatten
+
+_CURE = (
+    "restore it from a copy, or move it away and run `python -m cache_teacher` with the settings of this cache: it is made anew "
+    "and committed groups are kept"
+)
+_MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
 
 
 @dataclass(frozen=True)
@@ -22,18 +29,24 @@ class Manifest:
     """The contents of manifest.json.
 
     identity: split -> nested facts that decide the stored numbers.
-    layouts: split -> grid; `num_views` is completeness, not identity.
+    layouts: split -> grid; `num_views` is what the cache is to hold, not identity.
+    complete_views: split -> views that were complete once; a group missing there is lost, not unwritten.
     information: resolved settings, versions, teacher's mIoU; not compared.
     """
 
     identity: dict[str, dict]
     layouts: dict[str, SplitLayout]
+    complete_views: dict[str, int]
     information: dict
 
     @property
     def identity_hash(self) -> str:
         """sha256 (hex) over both splits' identities."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return _hash(self.identity)
+
+    def split_hash(self, split: str) -> str:
+        """sha256 (hex) over one split's identity, which each of its commit records names."""
+        return _hash(self.identity[split])
 
 
 def build_identity(*, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
@@ -72,75 +85,48 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         split: {
             "identity": manifest.identity[split],
             "num_views": layout.num_views,
+            "complete_views": manifest.complete_views[split],
             "num_samples": layout.num_samples,
             "shard_samples": layout.shard_samples,
             "arrays": [asdict(array) for array in layout.arrays],
         }
         for split, layout in manifest.layouts.items()
     }
-    document = {
-        "format": "kdcache",
-        "format_version": FORMAT_VERSION,
-        "splits": splits,
-        "information": manifest.information,
-    }
-    write_json(manifest_path(root), document)
+    head = {"format": "kdcache", "format_version": FORMAT_VERSION}
+    write_sealed(manifest_path(root), {**head, "splits": splits, "information": manifest.information})
 
 
 def read_manifest(root: Path) -> Manifest:
     """Raises CacheMismatchError for a folder that is no cache or of another version, CacheCorruptError for a damaged one."""
     path = manifest_path(root)
-    if not path.is_file():
+    if not path.is_symlink() and not path.exists():
         cure = "set cache.path, or build one with `python -m cache_teacher`"
-        raise CacheMismatchError(
-            describe(
-                root, field="manifest.json", found=Phrase("missing"), expected=Phrase("a kdcache cache"), cure=cure
-            )
-        )
-    document = read_json(path)
-    if not isinstance(document, dict) or document.get("format") != "kdcache":
-        raise CacheCorruptError(f"{path}: format is unknown, expected 'kdcache'; rebuild the cache in another folder")
+        found, expected = Phrase("missing"), Phrase("a kdcache cache")
+        raise CacheMismatchError(describe(root, field="manifest.json", found=found, expected=expected, cure=cure))
+    _check_version(path, read_json(path, cure=_CURE))
+    document = read_sealed(path, cure=_CURE)
+    try:
+        splits = {split: document["splits"][split] for split in SPLITS}
+        layouts = {split: _read_layout(split, stored) for split, stored in splits.items()}
+        complete = {split: _read_count(stored, "complete_views", 0, layouts[split].num_views)
+                    for split, stored in splits.items()}  # fmt: skip
+        identity = {split: dict(stored["identity"]) for split, stored in splits.items()}
+        _check_contents(identity, document["information"])
+        return Manifest(identity, layouts, complete, dict(document["information"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CacheCorruptError(path, f"manifest is damaged ({reason})", cure=_CURE) from None
+
+
+def _check_version(path: Path, document: dict) -> None:
+    if document.get("format") != "kdcache":
+        raise CacheCorruptError(path, "format is unknown, expected 'kdcache'", cure=_CURE)
     version = document.get("format_version")
     if version != FORMAT_VERSION:
-        cure = "use the kdcache version that wrote it, or rebuild it"
+        cure = "use the kdcache version that wrote it, or rebuild it in another folder"
         raise CacheMismatchError(
             describe(path, field="format_version", found=version, expected=FORMAT_VERSION, cure=cure)
         )
-    try:
-        layouts = {split: _read_layout(split, document["splits"][split]) for split in SPLITS}
-        identity = {split: dict(document["splits"][split]["identity"]) for split in SPLITS}
-        _check_contents(identity, document["information"])
-        return Manifest(identity, layouts, dict(document["information"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CacheCorruptError(f"{path}: manifest is damaged ({error!r}); restore it from a copy or rebuild") from None
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write a JSON file so that after a crash it is wholly there or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def read_json(path: Path) -> object:
-    """Raises CacheCorruptError where the file is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CacheCorruptError(f"{path}: file is unreadable ({error}); restore it from a copy or rebuild") from None
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
@@ -154,13 +140,31 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
 
 
 def _read_layout(split: str, stored: dict) -> SplitLayout:
-    arrays = tuple(ArraySpec(a["name"], tuple(map(int, a["item_shape"])), a["dtype"]) for a in stored["arrays"])
-    counts = {name: int(stored[name]) for name in ("num_views", "num_samples", "shard_samples")}
-    if min(counts.values()) < 1 or any(a.dtype not in ("uint8", "float16") for a in arrays):
-        raise ValueError("impossible grid")
+    counts = {name: _read_count(stored, name, 1, most) for name, most in _MOST.items()}
+    arrays = tuple(_read_array(array) for array in stored["arrays"])
+    names = [array.name for array in arrays]
+    if names[:3] != ["image", "label", "logits"] or len(set(names)) < len(names) or not set(names[3:]) <= set(LEVELS):
+        raise ValueError(f"arrays of {split} are {str(names)[:80]}")
     return SplitLayout(split, arrays=arrays, **counts)
+
+
+def _read_array(stored: dict) -> ArraySpec:
+    shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
+    if stored["dtype"] not in ("uint8", "float16") or not 2 <= len(shape) <= 3:
+        raise ValueError(f"array {str(stored['name'])[:20]} is {str(stored['dtype'])[:20]} of {len(shape)} sides")
+    return ArraySpec(stored["name"], shape, stored["dtype"])
+
+
+def _read_count(stored: dict, name: str, least: int, most: int) -> int:
+    if type(stored[name]) is not int or not least <= stored[name] <= most:
+        raise ValueError(f"{name} is {str(stored[name])[:40]}, expected {least} to {most}")
+    return stored[name]
 
 
 def _short(value: object) -> object:
     """Hashes by their first 12 digits."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
+def _hash(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -45,7 +45,8 @@ def plan_cache(
         )
         for name in ("train", "val")
     }
-    return Manifest(identity, layouts, _information(config, device))
+    complete = dict.fromkeys(layouts, 0)
+    return Manifest(identity, layouts, complete, _information(config, device))
 
 
 def plan_layouts(

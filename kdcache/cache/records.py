@@ -1,82 +1,109 @@
-"""Commit records: one JSON file a shard group, published last. What has no record was never written."""
+"""Commit records: one sealed JSON file a shard group, published last. What has no record was never written."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-import numpy as np
-
+from kdcache.cache.documents import read_sealed, write_sealed
 from kdcache.cache.layout import Group, SplitLayout, commit_path
-from kdcache.cache.manifest import read_json, write_json
-from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.cache.shard import ShardFile
+from kdcache.data.voc import SAMPLE_ID
+from kdcache.errors import CacheCorruptError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class CommitRecord:
     """What a group's files must be.
 
+    identity: sha256 (hex) of the identity of the split that the group was made for.
     sample_ids: ids of the group's samples, in order.
-    file_bytes: array -> size of its shard file.
+    files: array -> its shard file.
     crcs: array -> crc32c of each sample's bytes (the value stored behind the chunk, too).
     views: parameters each view was drawn with, one dict a sample.
     """
 
+    identity: str
     sample_ids: list[str]
-    file_bytes: dict[str, int]
+    files: dict[str, ShardFile]
     crcs: dict[str, list[int]]
     views: list[dict]
 
 
-def crc32c(array: np.ndarray) -> int:
-    """crc32c of a contiguous array's bytes."""
-    return int(google_crc32c.value(array.reshape(-1).view(np.uint8)))
-
-
 def write_record(root: Path, group: Group, record: CommitRecord) -> None:
     """Publish a record by rename: that rename is the commit."""
+    files = {name: {"size_bytes": file.size_bytes, "sha256": file.sha256} for name, file in record.files.items()}
     document = {
         "group": group.name,
+        "identity": record.identity,
         "start": group.start,
         "stop": group.stop,
         "sample_ids": record.sample_ids,
-        "file_bytes": record.file_bytes,
+        "files": files,
         "crc32c": record.crcs,
         "views": record.views,
     }
-    write_json(commit_path(root, group), document)
+    write_sealed(commit_path(root, group), document)
 
 
 def has_record(root: Path, group: Group) -> bool:
-    """Whether the group was committed."""
-    return commit_path(root, group).is_file()
+    """Whether something stands where the group's record belongs; what, `read_record` tells."""
+    return commit_path(root, group).exists() or commit_path(root, group).is_symlink()
 
 
-def read_record(root: Path, layout: SplitLayout, group: Group) -> CommitRecord:
-    """Raises CacheIncompleteError where there is none, CacheCorruptError where it does not describe this group."""
+def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:
+    """The record of a committed group.
+
+    Args:
+        identity: sha256 of the split's identity. cure: what to do about a damaged record, for the message.
+
+    Raises: CacheCorruptError where it is damaged, or is the record of another group or cache.
+    """
     path = commit_path(root, group)
-    if not path.is_file():
-        raise CacheIncompleteError(f"{root}: shard group {group.name} is missing; run `python -m cache_teacher` again")
-    document = read_json(path)
+    document = read_sealed(path, cure=cure)
     try:
-        _check_document(document, layout, group)
-        return CommitRecord(document["sample_ids"], document["file_bytes"], document["crc32c"], document["views"])
+        _check_place(document, group, identity)
+        files = {name: ShardFile(file["size_bytes"], file["sha256"]) for name, file in document["files"].items()}
+        record = CommitRecord(
+            document["identity"], document["sample_ids"], files, document["crc32c"], document["views"]
+        )
+        _check_contents(record, layout, group)
+        return record
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheCorruptError(
-            f"{path}: commit record is damaged ({error}); delete it and run `python -m cache_teacher` again"
-        ) from None
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CacheCorruptError(path, f"commit record is damaged ({reason})", cure=cure) from None
 
 
-def _check_document(document: dict, layout: SplitLayout, group: Group) -> None:
+def _check_place(document: dict, group: Group, identity: str) -> None:
     named = (document["group"], document["start"], document["stop"])
     if named != (group.name, group.start, group.stop):
-        raise ValueError(f"it describes {named[0]}")
-    count, names = group.stop - group.start, {array.name for array in layout.arrays}
-    lists = [document["sample_ids"], document["views"], *document["crc32c"].values()]
-    if any(not isinstance(entries, list) or len(entries) != count for entries in lists):
-        raise ValueError(f"a list is not {count} long")
-    if set(document["crc32c"]) != names or set(document["file_bytes"]) != names:
+        raise ValueError(f"it describes {str(named[0])[:40]!r}")
+    if document["identity"] != identity:
+        raise ValueError(f"it is of another cache, identity {str(document['identity'])[:12]!r}")
+
+
+def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> None:
+    count = group.stop - group.start
+    lists = {"sample_ids": record.sample_ids, "views": record.views, **record.crcs}
+    wrong = next((name for name, v in lists.items() if not isinstance(v, list) or len(v) != count), None)
+    if wrong:
+        raise ValueError(f"{wrong} is no list of {count}")
+    names = {array.name for array in layout.arrays}
+    if set(record.crcs) != names or set(record.files) != names:
         raise ValueError("its arrays are not the manifest's")
-    if not all(isinstance(crc, int) for crcs in document["crc32c"].values() for crc in crcs):
-        raise ValueError("a checksum is no number")
+    if not all(type(crc) is int and 0 <= crc < 2**32 for crcs in record.crcs.values() for crc in crcs):
+        raise ValueError("a checksum is no number of 32 bits")
+    if not all(isinstance(id, str) and SAMPLE_ID.fullmatch(id) for id in record.sample_ids):
+        raise ValueError("a sample id is not letters, digits, _ - .")
+    if not all(isinstance(view, dict) for view in record.views):
+        raise ValueError("a view is no object")
+    for name, file in record.files.items():
+        if file.size_bytes != layout.shard_bytes(layout.array(name), group):
+            raise ValueError(
+                f"{name} is {str(file.size_bytes)[:20]} bytes, expected {layout.shard_bytes(layout.array(name), group)}"
+            )
+        if not isinstance(file.sha256, str) or not _SHA256.fullmatch(file.sha256):
+            raise ValueError(f"{name} has no sha256")

@@ -25,7 +25,7 @@ from kdcache.errors import DataError, Phrase, describe
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
-_ID = re.compile(r"(?!\.)[\w.\-]+")  # no separators, no leading dot: an id can never leave its folder
+SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")  # no separators, no leading dot: an id can never leave its folder
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _read_ids(path: Path) -> list[str]:
         ids = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: split list is unreadable ({error}); write an id a line, UTF-8") from None
-    bad = next((id for id in ids if not _ID.fullmatch(id)), None)
+    bad = next((id for id in ids if not SAMPLE_ID.fullmatch(id)), None)
     if bad is not None:
         raise DataError(
             describe(

@@ -38,7 +38,7 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
     manifest, progress = open_cache(root), progress or Silent()
     config = resolve_config(root, manifest, given)
     choose_arithmetic(config)
-    data = open_data(root, manifest, num_views=config.augment.views)
+    data = open_data(root, manifest, num_views=config.augment.views, check=config.cache.check)
     folder, baseline, baseline_folder = config.run.dir, None, None
     check_folder(config, manifest, config.run.dir, resume=config.run.resume)
     if config.run.baseline and (config.loss.beta or config.loss.gamma):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from kdcache.cache.manifest import Manifest, read_json
+from kdcache.cache import durable
+from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
 from kdcache.lock import is_empty
@@ -55,8 +56,19 @@ def make_folder(config: Config, folder: Path) -> None:
 
 
 def read_result(folder: Path) -> dict:
-    """The contents of result.json. Raises CacheCorruptError where it is no JSON."""
-    return read_json(folder / RESULT)
+    """The contents of result.json. Raises TrainingError where it is damaged."""
+    try:
+        return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise TrainingError(
+            f"{folder / RESULT}: result is unreadable ({reason}); delete the run folder and start again"
+        ) from None
+
+
+def write_result(folder: Path, result: dict) -> None:
+    """Write result.json in one step: with it a run is finished."""
+    durable.replace_file(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
 
 
 def read_history(folder: Path) -> list[dict]:

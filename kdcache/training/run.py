@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kdcache.cache.manifest import Manifest, write_json
-from kdcache.cache.reader import CacheReader, open_split
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.reader import CacheReader, Check
 from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.lock import hold_folder
@@ -21,7 +21,15 @@ from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
-from kdcache.training.folder import RESULT, check_folder, hyperparameters, make_folder, read_result, write_history
+from kdcache.training.folder import (
+    RESULT,
+    check_folder,
+    hyperparameters,
+    make_folder,
+    read_result,
+    write_history,
+    write_result,
+)
 from kdcache.training.loop import Learner, evaluate, train_epoch
 
 
@@ -34,10 +42,10 @@ class Data:
     val: CacheReader
 
 
-def open_data(root: Path, manifest: Manifest, *, num_views: int) -> Data:
+def open_data(root: Path, manifest: Manifest, *, num_views: int, check: Check = "first") -> Data:
     """Open both splits; `num_views` training views must be complete. Raises CacheError."""
-    train = open_split(root, manifest.layouts["train"], num_views=num_views)
-    return Data(manifest, train, open_split(root, manifest.layouts["val"]))
+    train = CacheReader(root, manifest, "train", num_views=num_views, check=check)
+    return Data(manifest, train, CacheReader(root, manifest, "val", check=check))
 
 
 def train_run(
@@ -63,7 +71,7 @@ def train_run(
             config, data, learner, history, folder=folder, baseline_miou=baseline_miou, progress=progress, say=say
         )
         result = _result(config, data, history=history, learner=learner, baseline_miou=baseline_miou)
-        write_json(folder / RESULT, result)
+        write_result(folder, result)
     return result
 
 

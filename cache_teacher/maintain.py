@@ -1,0 +1,104 @@
+"""`python -m cache_teacher info|verify|repair|gc PATH`: look at a cache, check it, heal it, tidy it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from kdcache.command import CANNOT_RUN, DAMAGED
+from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
+from kdcache.report.progress import Console
+from kdcache.settings import build_parser, read_given
+
+PROG = "python -m cache_teacher"
+
+
+def info(argv: list[str]) -> None:
+    """What a cache holds."""
+    args = _path_parser("info", "What a cache holds.", json=True).parse_args(argv)
+    from kdcache.report.cache_info import describe_cache, format_info
+
+    facts = describe_cache(args.path)
+    print(json.dumps(facts, indent=2) if args.json else format_info(facts))
+
+
+def verify(argv: list[str]) -> int:
+    """Exit code 0 sound, 1 damaged, 2 cannot run."""
+    parser = _path_parser("verify", "Find what is damaged. Exit code 0: sound, 1: damaged, 2: cannot run.", json=True)
+    parser.add_argument("--data", action="store_true", help="read and check every byte, not only the structure")
+    parser.add_argument(
+        "--subset",
+        metavar="P%|N/T",
+        help="data of a random share of the shard groups, or of part N of T (implies --data)",
+    )
+    args = parser.parse_args(argv)
+    from kdcache.cache.subset import choose_subset
+    from kdcache.cache.verify import verify_cache
+    from kdcache.report.damage import describe_findings, format_findings
+
+    choose = choose_subset(args.subset)
+    try:
+        findings = verify_cache(args.path, data=args.data or args.subset is not None, choose=choose, progress=Console())
+    except CacheCorruptError:
+        raise  # of the manifest: damage
+    except CacheError as error:
+        error.exit_code = CANNOT_RUN
+        raise
+    print(
+        json.dumps(describe_findings(findings, args.path), indent=2)
+        if args.json
+        else format_findings(findings, args.path)
+    )
+    return DAMAGED if findings.damage else 0
+
+
+def repair(argv: list[str]) -> None:
+    """Recompute what is damaged or missing."""
+    parser = build_parser(
+        prog=f"{PROG} repair PATH [--dry-run]",
+        description="Recompute exactly the damaged or missing shard groups of the cache at PATH, with the data set and teacher "
+        "it was built with; settings say where these are now. --dry-run only tells what would be done.",
+    )
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])
+    root, rest = _split_path([word for word in argv if word != "--dry-run"])
+    given = read_given(parser, rest)
+    from kdcache.cache.repair import repair_cache
+    from kdcache.report.damage import format_repair
+
+    done = repair_cache(root, given, dry_run="--dry-run" in argv, progress=Console())
+    print(format_repair(done, root, dry_run="--dry-run" in argv))
+
+
+def gc(argv: list[str]) -> None:
+    """Remove what killed runs left."""
+    parser = _path_parser(
+        "gc", "Remove what killed runs left: unfinished files, shards without commit record, dead leases."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    args = parser.parse_args(argv)
+    from kdcache.cache.leftovers import collect_leftovers
+
+    found = collect_leftovers(args.path, dry_run=args.dry_run)
+    for leftover in found:
+        print(f"{leftover.path}: {leftover.what}, {leftover.size_bytes} bytes")
+    verb = "would be removed" if args.dry_run else "removed"
+    print(f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}")
+
+
+def _path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{PROG} {name}", description=description)
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
+    if json:
+        parser.add_argument("--json", action="store_true", help="machine-readable")
+    return parser
+
+
+def _split_path(words: list[str]) -> tuple[Path, list[str]]:
+    """PATH, wherever it stands among settings and their values, is the first word."""
+    if not words or words[0].startswith("-"):
+        found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
+        cure = f"write `{PROG} repair PATH`, settings behind it"
+        raise SettingsError(describe(f"{PROG} repair", field="PATH", found=found, expected=expected, cure=cure))
+    return Path(words[0]), words[1:]

@@ -1,0 +1,67 @@
+"""JSON documents of a cache: sealed with the sha256 of their own bytes, so that no flipped bit in them goes unseen.
+
+The seal is the last field. It is taken over the file's bytes with 64 zeros in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from kdcache.cache import durable
+from kdcache.errors import CacheCorruptError
+
+MOST_BYTES = 256 << 20  # a commit record has about 2 kB a sample; more than this is another file
+_ZEROS = b"0" * 64
+_TAIL = b'"\n}\n'
+
+
+def write_sealed(path: Path, document: dict) -> None:
+    """Replace a document in one step."""
+    body = json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode() + b"\n"
+    durable.replace_file(path, _put_seal(body, hashlib.sha256(body).hexdigest().encode()))
+
+
+def read_sealed(path: Path, *, cure: str) -> dict:
+    """The document at `path`. Raises CacheCorruptError where it is unreadable or its bytes are not those written."""
+    data = read_bytes(path, cure=cure)
+    found = data[-len(_TAIL) - 64 : -len(_TAIL)]
+    if not data.endswith(_TAIL) or found != hashlib.sha256(_put_seal(data, _ZEROS)).hexdigest().encode():
+        raise CacheCorruptError(path, "file is damaged, its sha256 is not that of its contents", cure=cure)
+    return parse_json(path, data, cure=cure)
+
+
+def read_json(path: Path, *, cure: str) -> dict:
+    """The JSON object at `path`. Raises CacheCorruptError where there is none."""
+    return parse_json(path, read_bytes(path, cure=cure), cure=cure)
+
+
+def read_bytes(path: Path, *, cure: str) -> bytes:
+    """The contents of a small file of the cache. Raises CacheCorruptError; a link is refused, it may lead anywhere."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            what = "a link" if path.is_symlink() else "no file" if path.exists() else "missing"
+            raise CacheCorruptError(path, f"file is {what}, expected a plain file", cure=cure)
+        if path.stat().st_size > MOST_BYTES:
+            what = f"size is {path.stat().st_size} bytes, expected {MOST_BYTES} at most"
+            raise CacheCorruptError(path, what, cure=cure)
+        return path.read_bytes()
+    except OSError as error:
+        raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
+
+
+def parse_json(path: Path, data: bytes, *, cure: str) -> dict:
+    """Raises CacheCorruptError where `data` is no JSON object."""
+    try:
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise CacheCorruptError(path, f"file is no JSON ({reason})", cure=cure) from None
+    if not isinstance(document, dict):
+        raise CacheCorruptError(path, f"content is a {type(document).__name__}, expected an object", cure=cure)
+    return document
+
+
+def _put_seal(data: bytes, digits: bytes) -> bytes:
+    return data[: -len(_TAIL) - 64] + digits + data[-len(_TAIL) :]

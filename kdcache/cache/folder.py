@@ -1,0 +1,127 @@
+"""A cache's folder and its manifest: made ready, held for a moment, told what is complete."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+from kdcache.cache import durable
+from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
+from kdcache.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
+from kdcache.cache.metadata import write_metadata
+from kdcache.cache.records import has_record, read_record
+from kdcache.errors import CacheError, CacheMismatchError, Phrase, describe
+from kdcache.lock import LOCK, hold_folder
+
+
+def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
+    """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
+
+    A manifest that was moved away is made anew: committed groups of the same identity are kept.
+
+    Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
+    CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
+    """
+    try:
+        _make_root(root)
+        with hold_folder(root, wait=True):
+            manifest = check_same_cache(root, manifest)
+            durable.make_folders(root / COMMITS, below=root)
+            write_metadata(root, manifest.layouts)  # first: arrays may be longer than the manifest says, never shorter
+            write_manifest(root, manifest)
+    except OSError as error:
+        raise CacheError(
+            f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions"
+        ) from None
+    return manifest
+
+
+def complete_views(root: Path) -> Manifest:
+    """Write into the manifest how many views of each split are complete; the number never falls. Returns the manifest."""
+    with hold_folder(root, wait=True):
+        manifest = read_manifest(root)
+        complete = {
+            split: max(manifest.complete_views[split], _count_complete(root, layout))
+            for split, layout in manifest.layouts.items()
+        }
+        manifest = replace(manifest, complete_views=complete)
+        write_manifest(root, manifest)
+    return manifest
+
+
+def add_information(root: Path, facts: dict) -> None:
+    """Add facts to the manifest's information."""
+    with hold_folder(root, wait=True):
+        manifest = read_manifest(root)
+        write_manifest(root, replace(manifest, information={**manifest.information, **facts}))
+
+
+def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
+    """Shard groups without a commit record."""
+    return [group for group in layout.groups() if not has_record(root, group)]
+
+
+def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
+    """The manifest that `root` would have with at least these views; nothing is written.
+
+    Raises: CacheMismatchError where `root` holds another cache or foreign files.
+    """
+    if manifest_path(root).exists() or manifest_path(root).is_symlink():
+        return _merge(root, read_manifest(root), manifest)
+    if root.exists() and not _is_begun(root, manifest):
+        read_manifest(root)  # says that it is no cache
+    for layout in manifest.layouts.values():
+        for group in (group for group in layout.groups() if has_record(root, group)):
+            cure = "move it away, it belongs to another cache"
+            read_record(root, layout, group, identity=manifest.split_hash(layout.split), cure=cure)
+    return manifest
+
+
+def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:
+    """Raises CacheError where the disk cannot hold what is still to be written."""
+    if needed_bytes > free_bytes:
+        found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
+        cure = "make room, set cache.path to another disk, or lower augment.views or cache.levels"
+        raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))
+
+
+def _make_root(root: Path) -> None:
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if existing.is_dir():
+        durable.make_folders(root.absolute(), below=existing.absolute())
+    else:
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
+
+
+def _is_begun(root: Path, manifest: Manifest) -> bool:
+    """Whether a folder without manifest holds nothing, or nothing but a cache's parts."""
+    if not root.is_dir():
+        return False
+    names = {entry.name for entry in root.iterdir()}
+    partials = {durable.partial_path(path).name for path in (manifest_path(root), root / "zarr.json")}
+    ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
+    return names <= ours or (COMMITS in names and names <= ours | set(manifest.layouts))
+
+
+def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
+    """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
+    cure = "rebuild it in another folder (cache.path) or change the settings"
+    layouts = {}
+    for split, identity in wanted.identity.items():
+        check_identity(root, found=existing.identity[split], expected=identity, cure=cure)
+    for split, layout in wanted.layouts.items():
+        old = existing.layouts[split]
+        if old.shard_samples != layout.shard_samples:
+            found, expected = old.shard_samples, layout.shard_samples
+            raise CacheMismatchError(
+                describe(root, field="cache.shard_samples", found=found, expected=expected, cure=cure)
+            )
+        layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
+    information = {**existing.information, **wanted.information}
+    return Manifest(existing.identity, layouts, existing.complete_views, information)
+
+
+def _count_complete(root: Path, layout: SplitLayout) -> int:
+    missing = find_missing_groups(root, layout)
+    return min((group.view for group in missing), default=layout.num_views)

@@ -1,0 +1,92 @@
+"""What killed runs left in a cache: files that kdcache wrote, that no commit record names and that nobody is writing now.
+
+Nothing else is ever removed: a file of another name is not ours, a file that a record names is data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.cache import durable
+from kdcache.cache.layout import LEASES, Group, commit_path, metadata_path, shard_path
+from kdcache.cache.lease import Lease, take_lease
+from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.records import has_record
+from kdcache.lock import hold_folder
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file that nobody needs, its size, and what it is."""
+
+    path: Path
+    size_bytes: int
+    what: str
+
+
+def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
+    """Remove what killed runs left; files of groups that a process is writing now stay.
+
+    Args:
+        dry_run: only find.
+
+    Returns: what was found. Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
+    """
+    manifest, found = read_manifest(root), []
+    for layout in manifest.layouts.values():
+        for group in layout.groups():
+            found += _collect_group(root, manifest, group, dry_run=dry_run)
+    with hold_folder(root, wait=True):
+        found += _collect(_find_document_partials(root, manifest), dry_run=dry_run)
+    return found
+
+
+def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: bool) -> list[Leftover]:
+    stale = [Leftover(path, 0, "lease of a dead process") for path in [root / LEASES / group.name] if path.exists()]
+    if not stale and not list(_find_group_files(root, manifest, group)):
+        return []
+    with take_lease(root, group.name) as lease:  # which removes its file in the end
+        if lease is None:
+            return []
+        return stale + _collect(_find_group_files(root, manifest, group), dry_run=dry_run, lease=lease)
+
+
+def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[Leftover]:
+    committed = has_record(root, group)
+    for spec in manifest.layouts[group.split].arrays:
+        path = shard_path(root, spec, group)
+        if not committed and path.is_file():
+            yield _describe(path, "shard without commit record")
+        yield from _find_partials(path)
+    yield from _find_partials(commit_path(root, group))
+
+
+def _find_document_partials(root: Path, manifest: Manifest) -> Iterator[Leftover]:
+    """Of the manifest and every zarr.json."""
+    folders = {root, *(metadata_path(root, split).parent for split in manifest.layouts)}
+    folders |= {root / split / spec.name for split, layout in manifest.layouts.items() for spec in layout.arrays}
+    for folder in sorted(folders):
+        for name in ("manifest.json", "zarr.json"):
+            yield from _find_partials(folder / name)
+
+
+def _find_partials(path: Path) -> Iterator[Leftover]:
+    partial = path.with_name(f"{path.name}{durable.PARTIAL}")
+    if partial.is_file():
+        yield _describe(partial, "unfinished file")
+
+
+def _describe(path: Path, what: str) -> Leftover:
+    return Leftover(path, path.lstat().st_size, what)
+
+
+def _collect(leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None) -> list[Leftover]:
+    found = list(leftovers)
+    for leftover in found if not dry_run else ():
+        if lease is not None:
+            lease.check()
+        durable.remove(leftover.path)
+        durable.sync_folder(leftover.path.parent)
+    return found

@@ -1,0 +1,85 @@
+"""Heals a cache: recomputes exactly the shard groups that are damaged or missing, leaves every other byte alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.cache.answers import compute_group
+from kdcache.cache.build import Plan, make_plan
+from kdcache.cache.folder import complete_views
+from kdcache.cache.layout import Group
+from kdcache.cache.lease import read_holder, take_lease
+from kdcache.cache.manifest import Manifest, check_identity, read_manifest
+from kdcache.cache.metadata import write_metadata
+from kdcache.cache.verify import Findings, verify_cache
+from kdcache.cache.writer import retract_group, write_group
+from kdcache.config import Config
+from kdcache.errors import CacheError
+from kdcache.lock import hold_folder
+from kdcache.report.progress import Progress, Silent
+from kdcache.settings import drop_unknown, make_config
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was found and what was done about it: shard groups recomputed, zarr.json files written anew."""
+
+    findings: Findings
+    groups: list[Group]
+    documents: list[Path]
+
+
+def repair_cache(root: Path, given: dict, *, dry_run: bool = False, progress: Progress | None = None) -> Repair:
+    """Verify every byte, then recompute what is damaged or missing.
+
+    Args:
+        given: settings that differ from those the cache was built with: where data set and weights are now, the device.
+        dry_run: only say what would be done; needs neither data set nor teacher.
+
+    Raises: CacheMismatchError where data set or teacher are not those of the cache, CacheCorruptError for its manifest.
+    """
+    progress, manifest = progress or Silent(), read_manifest(root)
+    findings = verify_cache(root, data=True, progress=progress)
+    groups = sorted({*findings.damaged_groups, *findings.unwritten})
+    documents = [damage.path for damage in findings.damage if damage.group is None]
+    if dry_run or not (groups or documents):
+        return Repair(findings, groups, documents)
+    plan = _plan_repair(root, manifest, given, progress) if groups else None
+    with hold_folder(root, wait=True):
+        write_metadata(root, manifest.layouts, replace=True)
+    if plan:
+        _recompute(plan, groups, progress)
+        complete_views(root)
+    return Repair(findings, groups, documents)
+
+
+def stored_config(root: Path, manifest: Manifest, given: dict) -> Config:
+    """The settings a cache was built with, overlaid by those given."""
+    here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
+    return make_config(drop_unknown(manifest.information["settings"]), {"dataset": {"download": False}}, given, here)
+
+
+def _plan_repair(root: Path, manifest: Manifest, given: dict, progress: Progress) -> Plan:
+    plan = make_plan(stored_config(root, manifest, given), progress)
+    cure = "point dataset.root and teacher.weights at those the cache was built with"
+    for split, identity in plan.manifest.identity.items():
+        check_identity(root, found=manifest.identity[split], expected=identity, cure=cure)
+    return Plan(plan.config, manifest, plan.splits, plan.teacher)
+
+
+def _recompute(plan: Plan, groups: list[Group], progress: Progress) -> None:
+    total, root = sum(group.stop - group.start for group in groups), plan.config.cache.path
+    with progress.start("repairing", total=total, unit="samples") as bar, ThreadPoolExecutor(4) as pool:
+        for group in groups:
+            with take_lease(root, group.name) as lease:
+                if lease is None:
+                    raise CacheError(
+                        f"{root}: shard group {group.name} is being written by {read_holder(root, group.name)}; "
+                        "wait for it and repair again"
+                    )
+                contents = compute_group(plan.config, group, splits=plan.splits, teacher=plan.teacher, pool=pool)
+                retract_group(root, group, lease=lease)
+                write_group(root, plan.manifest, group, contents=contents, lease=lease)
+            bar.advance(group.stop - group.start)

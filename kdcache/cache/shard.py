@@ -1,0 +1,128 @@
+"""One shard file: chunks of one size, each behind it the crc32c of its bytes, then the index of a Zarr v3 shard.
+
+Written here and not by zarr, because a file must be flushed, read back and hashed before it may count; that it is what zarr would
+have written, byte for byte, is tested.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from kdcache.cache import durable
+from kdcache.cache.layout import CRC_BYTES, index_bytes
+from kdcache.errors import CacheCorruptError
+
+ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What a shard file must be: its size and the sha256 (hex) of all its bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
+def crc32c(array: np.ndarray) -> int:
+    """crc32c of a contiguous array's bytes."""
+    return int(google_crc32c.value(array.reshape(-1).view(np.uint8)))
+
+
+def write_shard(path: Path, block: np.ndarray, crcs: list[int], *, shard_samples: int) -> ShardFile:
+    """Write a shard of the samples in `block` [count, ...], flush it, read it back from the disk and hash it.
+
+    Args:
+        crcs: crc32c of each sample. shard_samples: entries of the index, count or more.
+
+    Raises: OSError, also where the bytes read back are not those written.
+    """
+    index = build_index(len(block), item_bytes=block[0].nbytes, shard_samples=shard_samples)
+    parts: list[memoryview | bytes] = []
+    for item, crc in zip(block, crcs, strict=True):
+        parts += [memoryview(item.reshape(-1).view(np.uint8)), crc.to_bytes(CRC_BYTES, "little")]
+    parts += [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
+    durable.write_file(path, parts)
+    return _read_back(path, parts)
+
+
+def build_index(count: int, *, item_bytes: int, shard_samples: int) -> np.ndarray:
+    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's checksum."""
+    index = np.full((shard_samples, 2), ABSENT, "<u8")
+    size = item_bytes + CRC_BYTES
+    index[:count, 0] = np.arange(count, dtype="<u8") * np.uint64(size)
+    index[:count, 1] = size
+    return index
+
+
+def read_index(path: Path, *, shard_samples: int, size_bytes: int, cure: str) -> np.ndarray:
+    """The index of a shard file of that size, as `build_index` makes it. Raises CacheCorruptError."""
+    tail = np.empty(index_bytes(shard_samples), np.uint8)
+    try:
+        with open_plain(path) as descriptor:
+            found = os.fstat(descriptor).st_size
+            count = read_at(descriptor, found - tail.size, [tail]) if found == size_bytes else 0
+    except OSError as error:
+        raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
+    if found != size_bytes:
+        raise CacheCorruptError(path, f"size is {found} bytes, expected {size_bytes}", cure=cure)
+    if count != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:].tobytes(), "little"):
+        raise CacheCorruptError(path, "shard index is damaged, its checksum differs", cure=cure)
+    return tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)
+
+
+def check_inside(root: Path, path: Path, *, cure: str) -> None:
+    """Raises CacheCorruptError where a link leads from the cache at `root` to a place outside."""
+    base = os.path.realpath(root)
+    if os.path.commonpath([base, os.path.realpath(path)]) != base:
+        raise CacheCorruptError(path, f"it is outside of the cache, at {os.path.realpath(path)}", cure=cure)
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[int]:
+    """A descriptor to read a file that is no link. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_at(descriptor: int, offset: int, slots: list[np.ndarray]) -> int:
+    """Fill contiguous arrays one after the other from a position; returns the number of bytes got."""
+    views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
+    done = 0
+    while views:
+        count = os.preadv(descriptor, views, offset + done)
+        if count == 0:
+            break
+        done += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if views:
+            views[0] = views[0][count:]
+    return done
+
+
+def _read_back(path: Path, parts: list[memoryview | bytes]) -> ShardFile:
+    """Hash the file as the disk has it: its pages are dropped from memory first, where the system does that."""
+    total, size = hashlib.sha256(), 0
+    with open_plain(path) as descriptor:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for part in parts:
+            found = np.empty(len(part), np.uint8)
+            count = read_at(descriptor, size, [found])
+            if count != len(part) or memoryview(found) != part:
+                raise OSError(errno.EIO, "what was read back is not what was written")
+            total.update(found)
+            size += count
+    return ShardFile(size, total.hexdigest())

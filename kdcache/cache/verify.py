@@ -1,0 +1,172 @@
+"""Finds what is damaged in a cache; changes nothing, prints nothing.
+
+By structure: documents, sizes, indices, and each chunk's stored checksum against its commit record, a few bytes a chunk. By data:
+every byte, against each chunk's crc32c and each file's sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
+from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.metadata import check_document, expected_documents
+from kdcache.cache.reader import read_group_record
+from kdcache.cache.records import CommitRecord, has_record
+from kdcache.cache.shard import build_index, check_inside, crc32c, open_plain, read_at, read_index
+from kdcache.errors import CacheCorruptError
+from kdcache.report.progress import Progress, Silent
+
+VERIFY_THREADS = 2
+Choose = Callable[[list[Group]], list[Group]]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it was committed; `group` is None for a zarr.json, `sample_id` for a whole file."""
+
+    path: Path
+    what: str
+    group: Group | None = None
+    array: str | None = None
+    sample_id: str | None = None
+
+
+@dataclass
+class Findings:
+    """What verifying found.
+
+    damage: in the order of groups. unwritten: groups that phase one has still to write, no damage.
+    num_groups: committed groups looked at. num_bytes: bytes of data read.
+    """
+
+    damage: list[Damage] = field(default_factory=list)
+    unwritten: list[Group] = field(default_factory=list)
+    num_groups: int = 0
+    num_bytes: int = 0
+
+    @property
+    def damaged_groups(self) -> list[Group]:
+        """Groups to be recomputed, each once."""
+        return sorted({damage.group for damage in self.damage if damage.group is not None})
+
+
+def verify_cache(
+    root: Path, *, data: bool = False, choose: Choose = lambda groups: groups, progress: Progress | None = None
+) -> Findings:
+    """Look at a whole cache.
+
+    Args:
+        data: read every byte of the chosen groups, too.
+        choose: which of the committed groups' data are read; structure is always checked everywhere.
+
+    Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
+    """
+    manifest, findings = read_manifest(root), Findings()
+    findings.damage += _find_metadata_damage(root, manifest)
+    groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
+    committed = [group for group in groups if has_record(root, group)]
+    _sort_missing(root, manifest, set(groups) - set(committed), findings)
+    chosen = set(choose(committed)) if data else set()
+    with (
+        (progress or Silent()).start("verifying", total=len(committed), unit="groups") as bar,
+        ThreadPoolExecutor(VERIFY_THREADS) as pool,
+    ):
+        checks = pool.map(lambda group: _check_group(root, manifest, group, data=group in chosen), committed)
+        for damage, num_bytes in checks:
+            findings.damage += damage
+            findings.num_groups += 1
+            findings.num_bytes += num_bytes
+            bar.advance(1, size_bytes=num_bytes)
+    return findings
+
+
+def _find_metadata_damage(root: Path, manifest: Manifest) -> Iterator[Damage]:
+    for path, expected in expected_documents(root, manifest.layouts):
+        try:
+            check_document(root, path, expected)
+        except CacheCorruptError as error:
+            yield Damage(path, error.what)
+
+
+def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings: Findings) -> None:
+    """A record that is not there is a loss in views that were complete once, else work to do."""
+    for group in sorted(missing):
+        if group.view < manifest.complete_views[group.split]:
+            findings.damage.append(Damage(commit_path(root, group), "commit record is missing", group))
+        else:
+            findings.unwritten.append(group)
+
+
+def _check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int]:
+    """Damage of one committed group, and how many bytes of data were read."""
+    layout = manifest.layouts[group.split]
+    try:
+        record = read_group_record(root, manifest, group)
+    except CacheCorruptError as error:
+        return [Damage(commit_path(root, group), error.what, group)], 0
+    damage, num_bytes = [], 0
+    for spec in layout.arrays:
+        flaws = _check_shard(root, layout, spec, group, record, data=data)
+        path = shard_path(root, spec, group)
+        damage += [Damage(path, what, group, spec.name, sample_id) for what, sample_id in flaws]
+        num_bytes += record.files[spec.name].size_bytes if data else 0
+    return damage, num_bytes
+
+
+def _check_shard(
+    root: Path, layout: SplitLayout, spec: ArraySpec, group: Group, record: CommitRecord, *, data: bool
+) -> list[tuple[str, str | None]]:
+    """What is wrong with one shard file, and with which sample (None: the whole file)."""
+    path, file, count = shard_path(root, spec, group), record.files[spec.name], len(record.sample_ids)
+    expected = build_index(count, item_bytes=spec.item_bytes, shard_samples=layout.shard_samples)
+    try:
+        check_inside(root, path, cure="")
+        index = read_index(path, shard_samples=layout.shard_samples, size_bytes=file.size_bytes, cure="")
+        if not np.array_equal(index, expected):
+            return [("shard index is not that of its samples", None)]
+        if not data:
+            return list(_compare_stored_checksums(path, spec, record, index))
+        total = hashlib.sha256()
+        flaws = list(_compare_data(path, spec, record, index, total))
+    except CacheCorruptError as error:
+        return [(error.what, None)]
+    except OSError as error:
+        return [(f"file is unreadable ({error.strerror})", None)]
+    if not flaws and total.hexdigest() != file.sha256:
+        return [("its sha256 differs from the commit record", None)]
+    return flaws
+
+
+def _compare_stored_checksums(
+    path: Path, spec: ArraySpec, record: CommitRecord, index: np.ndarray
+) -> Iterator[tuple[str, str]]:
+    """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
+    stored = np.empty(1, "<u4")
+    with open_plain(path) as descriptor:
+        for id, crc, (offset, _) in zip(record.sample_ids, record.crcs[spec.name], index, strict=False):
+            if read_at(descriptor, int(offset) + spec.item_bytes, [stored]) != CRC_BYTES or stored[0] != crc:
+                yield "stored checksum differs from the commit record", id
+
+
+def _compare_data(
+    path: Path, spec: ArraySpec, record: CommitRecord, index: np.ndarray, total: hashlib._Hash
+) -> Iterator[tuple[str, str]]:
+    """Every chunk against the record, every byte of the file into `total`."""
+    chunk, tail = np.empty(spec.item_bytes + CRC_BYTES, np.uint8), np.empty(index.nbytes + CRC_BYTES, np.uint8)
+    with open_plain(path) as descriptor:
+        for id, crc, (offset, _) in zip(record.sample_ids, record.crcs[spec.name], index, strict=False):
+            read_at(descriptor, int(offset), [chunk])
+            total.update(chunk)
+            if crc32c(chunk[:-CRC_BYTES]) != crc:
+                yield "its bytes differ from the commit record's checksum", id
+            elif int(chunk[-CRC_BYTES:].view("<u4")[0]) != crc:
+                yield "stored checksum differs from the commit record", id
+        read_at(descriptor, len(record.sample_ids) * chunk.size, [tail])
+        total.update(tail)
