@@ -1,10 +1,10 @@
-# make demo: the whole product on generated data. make test: the tests. Both set themselves up in .venv.
+# make demo: the whole product on generated data. make test: the tests; make nightly: the long ones. All set themselves up in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean-demo
+.PHONY: demo test nightly lint clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -15,6 +15,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest
+
+nightly: $(READY)
+	$(BIN)/python -m pytest -m nightly
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -42,7 +42,14 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
 def _show_warnings() -> None:
     logger = logging.getLogger("kdcache")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what stderr is at that moment, not to what it was at the first command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)

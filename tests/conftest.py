@@ -16,10 +16,24 @@ NUM_CLASSES = len(CLASS_NAMES)
 SIZE_PX = 48
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/integrity --cache PATH` looks at a cache of yours."""
+    what = "the cache tests/integrity looks at (default: a small one made for it)"
+    parser.addoption("--cache", type=Path, metavar="PATH", help=what)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny tensors gain nothing from more, and spinning threads of two processes on two cores slow both tenfold."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Flushing decides nothing here but the time: what it is for is tested by a ledger, in tests/faults/test_power.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

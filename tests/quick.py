@@ -57,12 +57,12 @@ def write_quick_data(root: Path) -> Path:
     return root
 
 
-def quick_given(data_root: Path, cache_root: Path) -> dict:
-    """Settings of a cache of five groups: train has two views of two groups, the second one short."""
+def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> dict:
+    """Settings of a cache of five groups (three with one view): a view of train is two groups, the second one short."""
     return {
         "dataset": {"root": str(data_root), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
                     "size": 32, "val_size": 48, "download": False},
-        "augment": {"views": NUM_VIEWS},
+        "augment": {"views": views},
         "teacher": {"device": "cpu", "batch_size": 2},
         "cache": {"path": str(cache_root), "shard_samples": SHARD},
         "student": {"pretrained": False, "aspp_channels": 16},
@@ -70,9 +70,9 @@ def quick_given(data_root: Path, cache_root: Path) -> dict:
     }  # fmt: skip
 
 
-def build_quick(data_root: Path, cache_root: Path) -> Config:
+def build_quick(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> Config:
     """Build the cache with the quick teacher (which must be in use); returns its settings."""
-    config = make_config(quick_given(data_root, cache_root))
+    config = make_config(quick_given(data_root, cache_root, views=views))
     build_cache(config)
     return config
 

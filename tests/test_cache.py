@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,10 @@ from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_split
+from kdcache.cache.reader import open_split, read_group_record
+from kdcache.cache.records import write_record
 from kdcache.cache.repair import repair_cache
+from kdcache.cache.verify import verify_cache
 from kdcache.data.augment import apply, draw
 from kdcache.data.voc import read_sample, read_split
 from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
@@ -221,6 +224,16 @@ def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkey
     with pytest.raises(LeaseLostError, match="lease was removed while it was held"):
         build_cache(cache)
     assert snapshot(root) == before
+
+
+def test_a_view_that_names_other_samples_is_refused_and_found(cache):
+    root, manifest = cache.cache.path, read_manifest(cache.cache.path)
+    group = manifest.layouts["train"].group(1, 0)
+    record = read_group_record(root, manifest, group)
+    write_record(root, group, replace(record, sample_ids=record.sample_ids[::-1]))
+    with pytest.raises(CacheCorruptError, match="train-v0001-g00000.json: sample ids are not those of view 0"):
+        open_train(cache)
+    assert [d.what for d in verify_cache(root).damage] == ["sample ids are not those of other views"]
 
 
 def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):

@@ -64,7 +64,11 @@ def test_a_missing_data_set_ends_with_code_1_and_the_cure(capsys, config_file, t
 @pytest.mark.parametrize(("word", "cure"), [("ifno", "write info"), ("zzz", "`python -m cache_teacher --help`")])
 def test_a_mistyped_command_ends_with_code_2_and_the_nearest_one(capsys, word, cure):
     code, line = fails(capsys, "cache_teacher", word, "caches/demo")
-    assert code == 2 and f"command is '{word}', expected info, verify, repair, gc, fit, sample-set" in line and cure in line
+    assert (
+        code == 2
+        and f"command is '{word}', expected info, verify, repair, gc, fit, sample-set" in line
+        and cure in line
+    )
 
 
 def test_a_missing_teacher_ends_with_code_1_and_the_cure(capsys, config_file):

@@ -213,7 +213,8 @@ def test_a_last_batch_of_one_sample_is_trained(cache, given, tmp_path):
 def test_a_cache_that_lost_a_record_is_refused(cache, given):
     (cache.cache.path / "commits" / "train-v0001-g00001.json").unlink()
     with pytest.raises(
-        CacheIncompleteError, match="lost shard groups, 5 of 6 shard groups of train.*run `python -m cache_teacher repair"
+        CacheIncompleteError,
+        match="lost shard groups, 5 of 6 shard groups of train.*run `python -m cache_teacher repair",
     ):
         train(given)
     train(given, {"augment": {"views": 1}, "train": {"epochs": 1}, "run": {"baseline": False}})

@@ -13,6 +13,7 @@ from kdcache.cache import durable
 from kdcache.errors import CacheCorruptError
 
 MOST_BYTES = 256 << 20  # a commit record has about 2 kB a sample; more than this is another file
+MOST_DEPTH = 64  # of what is compared, hashed and shown: Python's recursion ends near 1000
 _ZEROS = b"0" * 64
 _TAIL = b'"\n}\n'
 
@@ -33,8 +34,11 @@ def read_sealed(path: Path, *, cure: str) -> dict:
 
 
 def read_json(path: Path, *, cure: str) -> dict:
-    """The JSON object at `path`. Raises CacheCorruptError where there is none."""
-    return parse_json(path, read_bytes(path, cure=cure), cure=cure)
+    """The JSON object at `path`. Raises CacheCorruptError where there is none, or one nested too deep."""
+    document = parse_json(path, read_bytes(path, cure=cure), cure=cure)
+    if _is_deeper(document, MOST_DEPTH):
+        raise CacheCorruptError(path, f"content is nested deeper than {MOST_DEPTH}", cure=cure)
+    return document
 
 
 def read_bytes(path: Path, *, cure: str) -> bytes:
@@ -61,6 +65,11 @@ def parse_json(path: Path, data: bytes, *, cure: str) -> dict:
     if not isinstance(document, dict):
         raise CacheCorruptError(path, f"content is a {type(document).__name__}, expected an object", cure=cure)
     return document
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(most == 0 or _is_deeper(one, most - 1) for one in inner)
 
 
 def _put_seal(data: bytes, digits: bytes) -> bytes:

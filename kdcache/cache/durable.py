@@ -19,8 +19,9 @@ def partial_path(path: Path) -> Path:
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file anew and flush its contents to disk."""
-    with path.open("wb") as file:
+    """Write a file anew, never through a link that stands in its place, and flush its contents to disk."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
         for part in parts:
             file.write(part)
         file.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,23 +25,23 @@ def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
     Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
     CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
     """
-    try:
+    with _explain_refusal(root):
         _make_root(root)
         with hold_folder(root, wait=True):
+            grows = manifest_path(root).exists()
             manifest = check_same_cache(root, manifest)
             durable.make_folders(root / COMMITS, below=root)
-            write_metadata(root, manifest.layouts)  # first: arrays may be longer than the manifest says, never shorter
-            write_manifest(root, manifest)
-    except OSError as error:
-        raise CacheError(
-            f"{root}: folder is unwritable ({error.strerror}); set cache.path or mend its permissions"
-        ) from None
+            if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
+                write_manifest(root, manifest)
+            write_metadata(root, manifest)
+            if not grows:  # the manifest last: without it the folder is only begun
+                write_manifest(root, manifest)
     return manifest
 
 
 def complete_views(root: Path) -> Manifest:
     """Write into the manifest how many views of each split are complete; the number never falls. Returns the manifest."""
-    with hold_folder(root, wait=True):
+    with _explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
         complete = {
             split: max(manifest.complete_views[split], _count_complete(root, layout))
@@ -50,9 +52,15 @@ def complete_views(root: Path) -> Manifest:
     return manifest
 
 
+def rewrite_metadata(root: Path) -> None:
+    """Write every zarr.json anew that is damaged or missing."""
+    with _explain_refusal(root), hold_folder(root, wait=True):
+        write_metadata(root, read_manifest(root), replace=True)
+
+
 def add_information(root: Path, facts: dict) -> None:
     """Add facts to the manifest's information."""
-    with hold_folder(root, wait=True):
+    with _explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
         write_manifest(root, replace(manifest, information={**manifest.information, **facts}))
 
@@ -84,6 +92,17 @@ def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:
         found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
         cure = "make room, set cache.path to another disk, or lower augment.views or cache.levels"
         raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))
+
+
+@contextmanager
+def _explain_refusal(root: Path) -> Iterator[None]:
+    """Raises CacheError where the disk refuses a document of the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{root}: folder is unwritable ({error.strerror}); make room, mend its permissions or set cache.path, and run again"
+        ) from None
 
 
 def _make_root(root: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 FORMAT_VERSION = 2
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
+MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
 SPLITS = ("train", "val")
 COMMITS, LEASES = "commits", "leases"  # folders beside the splits
 

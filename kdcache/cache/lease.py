@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdcache.cache.layout import LEASES
+from kdcache.cache.shard import check_inside
 from kdcache.errors import CacheError
 
 
@@ -50,6 +51,7 @@ def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease |
         wait: until the other process is done or dead, instead of None.
     """
     path = lease_path(root, name)
+    check_inside(root, path.parent, cure="remove the link")
     path.parent.mkdir(exist_ok=True)
     descriptor = _lock(path, wait=wait)
     if descriptor is None:

@@ -14,6 +14,7 @@ from kdcache.cache.layout import LEASES, Group, commit_path, metadata_path, shar
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
+from kdcache.cache.shard import check_inside
 from kdcache.lock import hold_folder
 
 
@@ -39,7 +40,7 @@ def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
         for group in layout.groups():
             found += _collect_group(root, manifest, group, dry_run=dry_run)
     with hold_folder(root, wait=True):
-        found += _collect(_find_document_partials(root, manifest), dry_run=dry_run)
+        found += _collect(root, _find_document_partials(root, manifest), dry_run=dry_run)
     return found
 
 
@@ -50,7 +51,7 @@ def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: boo
     with take_lease(root, group.name) as lease:  # which removes its file in the end
         if lease is None:
             return []
-        return stale + _collect(_find_group_files(root, manifest, group), dry_run=dry_run, lease=lease)
+        return stale + _collect(root, _find_group_files(root, manifest, group), dry_run=dry_run, lease=lease)
 
 
 def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[Leftover]:
@@ -82,8 +83,10 @@ def _describe(path: Path, what: str) -> Leftover:
     return Leftover(path, path.lstat().st_size, what)
 
 
-def _collect(leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None) -> list[Leftover]:
+def _collect(root: Path, leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None) -> list[Leftover]:
     found = list(leftovers)
+    for leftover in found:
+        check_inside(root, leftover.path.parent, cure="remove the link")
     for leftover in found if not dry_run else ():
         if lease is not None:
             lease.check()

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
-from kdcache.cache.layout import FORMAT_VERSION, SPLITS, ArraySpec, SplitLayout, manifest_path
+from kdcache.cache.layout import FORMAT_VERSION, MOST_GROUPS, SPLITS, ArraySpec, SplitLayout, manifest_path
 from kdcache.config import LEVELS
-from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, describe
-from kdcache.settings import flatten
+from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, SettingsError, describe
+from kdcache.settings import drop_unknown, flatten, make_config
 
 _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with the settings of this cache: it is made anew "
@@ -137,6 +138,10 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
     dict(identity["train"]["teacher"]["layers"])
     for section in ("dataset", "augment", "teacher", "cache"):
         dict(information["settings"][section])
+    if not isinstance(information.get("teacher_miou"), float | None):
+        raise TypeError("teacher_miou is no number")
+    with suppress(SettingsError):  # a value that is out of our range concerns those who use it
+        make_config(drop_unknown(information["settings"]))
 
 
 def _read_layout(split: str, stored: dict) -> SplitLayout:
@@ -145,19 +150,22 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
     names = [array.name for array in arrays]
     if names[:3] != ["image", "label", "logits"] or len(set(names)) < len(names) or not set(names[3:]) <= set(LEVELS):
         raise ValueError(f"arrays of {split} are {str(names)[:80]}")
-    return SplitLayout(split, arrays=arrays, **counts)
+    layout = SplitLayout(split, arrays=arrays, **counts)
+    if layout.num_groups > MOST_GROUPS:
+        raise ValueError(f"{split} has {layout.num_groups} shard groups, expected {MOST_GROUPS} at most")
+    return layout
 
 
 def _read_array(stored: dict) -> ArraySpec:
     shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
     if stored["dtype"] not in ("uint8", "float16") or not 2 <= len(shape) <= 3:
-        raise ValueError(f"array {str(stored['name'])[:20]} is {str(stored['dtype'])[:20]} of {len(shape)} sides")
+        raise ValueError(f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides")
     return ArraySpec(stored["name"], shape, stored["dtype"])
 
 
 def _read_count(stored: dict, name: str, least: int, most: int) -> int:
     if type(stored[name]) is not int or not least <= stored[name] <= most:
-        raise ValueError(f"{name} is {str(stored[name])[:40]}, expected {least} to {most}")
+        raise ValueError(f"{name} is {repr(stored[name])[:40]}, expected {least} to {most}")
     return stored[name]
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache import durable
 from kdcache.cache.documents import read_json
-from kdcache.cache.layout import ArraySpec, SplitLayout, metadata_path
+from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_path
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.shard import check_inside
 from kdcache.errors import CacheCorruptError, repair_cure
 
 _CRC = {"name": "crc32c"}
@@ -20,41 +23,60 @@ _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 _OTHERS = ("attributes", "consolidated_metadata")  # users and tools may add to these; no number depends on them
 
 
-def expected_documents(root: Path, layouts: dict[str, SplitLayout]) -> Iterator[tuple[Path, dict]]:
-    """Path and contents of every zarr.json of a cache."""
-    yield metadata_path(root), _GROUP
-    for split, layout in layouts.items():
-        yield metadata_path(root, split), _GROUP
+@dataclass(frozen=True)
+class Document:
+    """One zarr.json: where it is, what it says, and how few views it may speak of while its cache is growing."""
+
+    path: Path
+    contents: dict
+    least_views: int = 0
+
+
+def list_metadata(root: Path, manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> Iterator[Document]:
+    """Every zarr.json of a cache, or of some splits."""
+    yield Document(metadata_path(root), _GROUP)
+    for split in splits:
+        layout, complete = manifest.layouts[split], manifest.complete_views[split]
+        yield Document(metadata_path(root, split), _GROUP)
         for spec in layout.arrays:
-            yield metadata_path(root, split, spec.name), _array_document(layout, spec)
+            contents = _array_document(layout, spec)
+            yield Document(metadata_path(root, split, spec.name), contents, complete or layout.num_views)
 
 
-def write_metadata(root: Path, layouts: dict[str, SplitLayout], *, replace: bool = False) -> list[Path]:
-    """Write each zarr.json that is absent or has fewer views; with `replace`, also those that are damaged.
+def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> None:
+    """Write each zarr.json that is absent or has another number of views; with `replace`, also those that are damaged.
 
-    Returns: what was written. Raises: CacheCorruptError where one says something else, OSError.
+    Raises: CacheCorruptError where one says something else, OSError.
     """
-    written = []
-    for path, expected in expected_documents(root, layouts):
+    for document in list_metadata(root, manifest):
+        path = document.path
+        check_inside(root, path.parent, cure="remove the link")
         durable.make_folders(path.parent, below=root)
         if path.exists() or path.is_symlink():
             try:
-                if check_document(root, path, expected) >= _num_views(expected):
+                if _read_views(root, document) == _num_views(document.contents):
                     continue
             except CacheCorruptError:
                 if not replace:
                     raise
-        durable.replace_file(path, json.dumps(expected, indent=2).encode())
-        written.append(path)
-    return written
+        durable.replace_file(path, json.dumps(document.contents, indent=2).encode())
 
 
-def check_document(root: Path, path: Path, expected: dict) -> int:
+def check_document(root: Path, document: Document) -> None:
+    """Raises CacheCorruptError where a zarr.json is missing or differs in anything that could matter to a reader."""
+    found, most = _read_views(root, document), _num_views(document.contents)
+    if not document.least_views <= found <= most and most:  # fewer are right while views are being added
+        raise CacheCorruptError(document.path, f"it has {found} views, expected {most}", cure=repair_cure(root))
+
+
+def _read_views(root: Path, document: Document) -> int:
     """The number of views a zarr.json speaks of. Raises CacheCorruptError where it differs in anything else."""
+    path, expected = document.path, document.contents
+    check_inside(root, path, cure=repair_cure(root))
     found = read_json(path, cure=repair_cure(root))
     names = [*expected, *(name for name in found if name not in expected)]
     for name in (name for name in names if name not in _OTHERS):
-        if name == "shape" and _is_same_but_views(found.get(name), expected[name]):
+        if name == "shape" and _is_same_but_views(found.get(name), expected.get(name)):
             continue
         if found.get(name) != expected.get(name):
             shown = json.dumps(found.get(name, "absent"))[:120], json.dumps(expected.get(name, "absent"))[:120]
@@ -62,21 +84,14 @@ def check_document(root: Path, path: Path, expected: dict) -> int:
     return _num_views(found)
 
 
-def check_metadata(root: Path, layouts: dict[str, SplitLayout]) -> None:
-    """Raises CacheCorruptError at the first zarr.json that is damaged, missing, or has fewer views than the manifest."""
-    for path, expected in expected_documents(root, layouts):
-        found = check_document(root, path, expected)
-        if found < _num_views(expected):  # more are none: a growing cache is a step ahead of its manifest
-            what = f"it has {found} views, expected {_num_views(expected)}"
-            raise CacheCorruptError(path, what, cure=repair_cure(root))
+def _is_same_but_views(found: object, expected: list[int] | None) -> bool:
+    lists = isinstance(found, list) and isinstance(expected, list)  # the zarr.json of a group has no shape
+    return lists and found[1:] == expected[1:] and type(found[0]) is int
 
 
-def _is_same_but_views(found: object, expected: list[int]) -> bool:
-    return isinstance(found, list) and found[1:] == expected[1:] and type(found[0]) is int
-
-
-def _num_views(document: dict) -> int:
-    return document["shape"][0] if "shape" in document else 0
+def _num_views(contents: dict) -> int:
+    """0 for the zarr.json of a group, which has no shape."""
+    return contents["shape"][0] if contents.get("shape") else 0
 
 
 def _array_document(layout: SplitLayout, spec: ArraySpec) -> dict:

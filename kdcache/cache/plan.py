@@ -7,8 +7,9 @@ from importlib.metadata import version
 
 import torch
 
-from kdcache.cache.layout import SplitLayout, train_arrays, val_arrays
+from kdcache.cache.layout import MOST_GROUPS, SplitLayout, train_arrays, val_arrays
 from kdcache.cache.manifest import Manifest, build_identity
+from kdcache.checks import refuse
 from kdcache.config import Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
@@ -58,10 +59,14 @@ def plan_layouts(
     num_classes, shard = config.dataset.num_classes, config.cache.shard_samples
     train = train_arrays(size_hw=config.dataset.size_hw, num_classes=num_classes, channels=channels, strides=strides)
     val = val_arrays(size_hw=config.dataset.val_hw, num_classes=num_classes)
-    return {
+    layouts = {
         "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
         "val": SplitLayout("val", 1, num_samples["val"], shard, val),
     }
+    largest = max(layout.num_groups for layout in layouts.values())
+    if largest > MOST_GROUPS:
+        raise refuse("cache.shard_samples", shard, f"more: {largest} shard groups are too many, {MOST_GROUPS} the most")
+    return layouts
 
 
 def dataset_facts(config: Config, *, train: bool) -> dict:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, shard_path
+from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.metadata import check_metadata
+from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.records import CommitRecord, has_record, read_record
 from kdcache.cache.shard import check_inside, crc32c, open_plain, read_at, read_index
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, repair_cure
@@ -49,11 +49,13 @@ class CacheReader:
         self, root: Path, manifest: Manifest, split: str, *, num_views: int | None = None, check: Check = "first"
     ) -> None:
         self.root, self.layout, self.check = root, manifest.layouts[split], check
-        self.num_views = num_views or self.layout.num_views
-        check_metadata(root, {split: self.layout})
+        self.num_views = self.layout.num_views if num_views is None else num_views
+        for document in list_metadata(root, manifest, splits=(split,)):
+            check_document(root, document)
         groups = [group for group in self.layout.groups() if group.view < self.num_views]
         _check_complete(root, manifest, groups)
         self.records = {(g.view, g.index): read_group_record(root, manifest, g) for g in groups}
+        self._check_ids(groups)
         self._indices: dict[tuple[str, int, int], np.ndarray] = {}
         shape = (self.num_views, self.layout.num_samples)
         self._seen = {spec.name: np.zeros(shape, bool) for spec in self.layout.arrays}
@@ -94,9 +96,17 @@ class CacheReader:
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """One sample of one array, freshly allocated."""
         spec = self.layout.array(array)
+        self.locate(array, view, sample)  # a size that no file has is met before its slot is allocated
         slot = np.empty(spec.item_shape, spec.dtype)
         self.read_into(slot, array=array, view=view, sample=sample)
         return slot
+
+    def _check_ids(self, groups: list[Group]) -> None:
+        """Every view must speak of the same samples: their order is taken from the first."""
+        for group in groups:
+            if self.records[group.view, group.index].sample_ids != self.records[0, group.index].sample_ids:
+                path = commit_path(self.root, group)
+                raise CacheCorruptError(path, "sample ids are not those of view 0", cure=repair_cure(self.root))
 
     def _is_to_check(self, array: str, view: int, sample: int) -> bool:
         return self.check == "always" or (self.check == "first" and not self._seen[array][view, sample])
@@ -136,8 +146,9 @@ def open_split(root: Path, split: str, *, num_views: int | None = None, check: C
 
 def read_group_record(root: Path, manifest: Manifest, group: Group) -> CommitRecord:
     """A group's commit record, held against this cache's identity. Raises CacheCorruptError."""
-    layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
-    return read_record(root, layout, group, identity=identity, cure=repair_cure(root))
+    layout, identity, cure = manifest.layouts[group.split], manifest.split_hash(group.split), repair_cure(root)
+    check_inside(root, commit_path(root, group), cure=cure)
+    return read_record(root, layout, group, identity=identity, cure=cure)
 
 
 def _check_complete(root: Path, manifest: Manifest, groups: list[Group]) -> None:

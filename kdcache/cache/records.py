@@ -72,7 +72,7 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
         )
         _check_contents(record, layout, group)
         return record
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CacheCorruptError(path, f"commit record is damaged ({reason})", cure=cure) from None
 
@@ -86,14 +86,13 @@ def _check_place(document: dict, group: Group, identity: str) -> None:
 
 
 def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> None:
-    count = group.stop - group.start
+    count, names = group.stop - group.start, {array.name for array in layout.arrays}
+    if set(record.crcs) != names or set(record.files) != names:
+        raise ValueError("its arrays are not the manifest's")
     lists = {"sample_ids": record.sample_ids, "views": record.views, **record.crcs}
     wrong = next((name for name, v in lists.items() if not isinstance(v, list) or len(v) != count), None)
     if wrong:
         raise ValueError(f"{wrong} is no list of {count}")
-    names = {array.name for array in layout.arrays}
-    if set(record.crcs) != names or set(record.files) != names:
-        raise ValueError("its arrays are not the manifest's")
     if not all(type(crc) is int and 0 <= crc < 2**32 for crcs in record.crcs.values() for crc in crcs):
         raise ValueError("a checksum is no number of 32 bits")
     if not all(isinstance(id, str) and SAMPLE_ID.fullmatch(id) for id in record.sample_ids):
@@ -103,7 +102,7 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
     for name, file in record.files.items():
         if file.size_bytes != layout.shard_bytes(layout.array(name), group):
             raise ValueError(
-                f"{name} is {str(file.size_bytes)[:20]} bytes, expected {layout.shard_bytes(layout.array(name), group)}"
+                f"{name} is {repr(file.size_bytes)[:20]} bytes, expected {layout.shard_bytes(layout.array(name), group)}"
             )
         if not isinstance(file.sha256, str) or not _SHA256.fullmatch(file.sha256):
             raise ValueError(f"{name} has no sha256")

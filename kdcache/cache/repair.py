@@ -8,16 +8,14 @@ from pathlib import Path
 
 from kdcache.cache.answers import compute_group
 from kdcache.cache.build import Plan, make_plan
-from kdcache.cache.folder import complete_views
+from kdcache.cache.folder import complete_views, rewrite_metadata
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest
-from kdcache.cache.metadata import write_metadata
 from kdcache.cache.verify import Findings, verify_cache
 from kdcache.cache.writer import retract_group, write_group
 from kdcache.config import Config
 from kdcache.errors import CacheError
-from kdcache.lock import hold_folder
 from kdcache.report.progress import Progress, Silent
 from kdcache.settings import drop_unknown, make_config
 
@@ -47,8 +45,7 @@ def repair_cache(root: Path, given: dict, *, dry_run: bool = False, progress: Pr
     if dry_run or not (groups or documents):
         return Repair(findings, groups, documents)
     plan = _plan_repair(root, manifest, given, progress) if groups else None
-    with hold_folder(root, wait=True):
-        write_metadata(root, manifest.layouts, replace=True)
+    rewrite_metadata(root)
     if plan:
         _recompute(plan, groups, progress)
         complete_views(root)

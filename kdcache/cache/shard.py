@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,9 +89,11 @@ def check_inside(root: Path, path: Path, *, cure: str) -> None:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[int]:
-    """A descriptor to read a file that is no link. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """A descriptor to read a plain file, no link, folder or pipe (which may never answer). Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
         yield descriptor
     finally:
         os.close(descriptor)

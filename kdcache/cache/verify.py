@@ -16,7 +16,7 @@ import numpy as np
 
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.metadata import check_document, expected_documents
+from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.reader import read_group_record
 from kdcache.cache.records import CommitRecord, has_record
 from kdcache.cache.shard import build_index, check_inside, crc32c, open_plain, read_at, read_index
@@ -79,8 +79,13 @@ def verify_cache(
         ThreadPoolExecutor(VERIFY_THREADS) as pool,
     ):
         checks = pool.map(lambda group: _check_group(root, manifest, group, data=group in chosen), committed)
-        for damage, num_bytes in checks:
+        first_ids: dict[tuple[str, int], list[str]] = {}
+        for group, (damage, num_bytes, ids) in zip(committed, checks, strict=True):
             findings.damage += damage
+            if ids and first_ids.setdefault((group.split, group.index), ids) != ids:
+                findings.damage.append(
+                    Damage(commit_path(root, group), "sample ids are not those of other views", group)
+                )
             findings.num_groups += 1
             findings.num_bytes += num_bytes
             bar.advance(1, size_bytes=num_bytes)
@@ -88,11 +93,11 @@ def verify_cache(
 
 
 def _find_metadata_damage(root: Path, manifest: Manifest) -> Iterator[Damage]:
-    for path, expected in expected_documents(root, manifest.layouts):
+    for document in list_metadata(root, manifest):
         try:
-            check_document(root, path, expected)
+            check_document(root, document)
         except CacheCorruptError as error:
-            yield Damage(path, error.what)
+            yield Damage(document.path, error.what)
 
 
 def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings: Findings) -> None:
@@ -104,20 +109,20 @@ def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings:
             findings.unwritten.append(group)
 
 
-def _check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int]:
-    """Damage of one committed group, and how many bytes of data were read."""
+def _check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int, list[str]]:
+    """Damage of one committed group, how many bytes of data were read, and its sample ids."""
     layout = manifest.layouts[group.split]
     try:
         record = read_group_record(root, manifest, group)
     except CacheCorruptError as error:
-        return [Damage(commit_path(root, group), error.what, group)], 0
+        return [Damage(commit_path(root, group), error.what, group)], 0, []
     damage, num_bytes = [], 0
     for spec in layout.arrays:
         flaws = _check_shard(root, layout, spec, group, record, data=data)
         path = shard_path(root, spec, group)
         damage += [Damage(path, what, group, spec.name, sample_id) for what, sample_id in flaws]
         num_bytes += record.files[spec.name].size_bytes if data else 0
-    return damage, num_bytes
+    return damage, num_bytes, record.sample_ids
 
 
 def _check_shard(

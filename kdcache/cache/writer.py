@@ -53,11 +53,12 @@ def write_group(
     layout = manifest.layouts[group.split]
     crcs = {spec.name: [crc32c(item) for item in contents.arrays[spec.name]] for spec in layout.arrays}
     paths = {spec.name: shard_path(root, spec, group) for spec in layout.arrays}
+    check_inside(root, commit_path(root, group).parent, cure="remove the link")
     try:
         files = {}
         for name, path in paths.items():
             lease.check()
-            check_inside(root, path, cure="remove the link")
+            check_inside(root, path.parent, cure="remove the link")
             durable.make_folders(path.parent, below=root)
             files[name] = write_shard(
                 durable.partial_path(path), contents.arrays[name], crcs[name], shard_samples=layout.shard_samples
@@ -70,15 +71,23 @@ def write_group(
         identity = manifest.split_hash(group.split)
         write_record(root, group, CommitRecord(identity, contents.ids, files, crcs, contents.views))
     except OSError as error:
+        lease.check()  # without it the files are another writer's, and so is the error
         _remove_partials([*paths.values(), commit_path(root, group)])
         raise CacheError(_explain(root, layout, group, error)) from None
 
 
 def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
     """Take back a group's commit record, damaged or not: from here on the group counts as not written."""
+    path = commit_path(root, group)
+    check_inside(root, path.parent, cure="remove the link")
     lease.check()
-    durable.remove(commit_path(root, group))
-    durable.sync_folder(commit_path(root, group).parent)
+    try:
+        durable.remove(path)
+        durable.sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(
+            f"{path}: commit record cannot be removed ({error.strerror}); remove it and repair again"
+        ) from None
 
 
 def _remove_partials(paths: list[Path]) -> None:

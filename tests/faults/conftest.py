@@ -1,0 +1,40 @@
+"""Quick caches for fault tests: a data set and an uninterrupted build for all, the stand-in teacher in every test."""
+
+from pathlib import Path
+
+import pytest
+import quick
+
+
+@pytest.fixture(autouse=True)
+def _quick_teacher(monkeypatch):
+    monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+
+
+@pytest.fixture(scope="session")
+def quick_data(tmp_path_factory) -> Path:
+    """A data set of 3 training and 2 validation images. Read only."""
+    return quick.write_quick_data(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="session")
+def whole_root(quick_data, tmp_path_factory) -> Path:
+    """A cache built without interruption. Read only."""
+    root = tmp_path_factory.mktemp("whole") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+        quick.build_quick(quick_data, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def whole(whole_root) -> dict[str, bytes]:
+    """Its files."""
+    return quick.snapshot(whole_root)
+
+
+@pytest.fixture
+def one_view(quick_data, tmp_path) -> dict[str, bytes]:
+    """Files of a cache with one view, built without interruption: each kind of step is in it."""
+    quick.build_quick(quick_data, tmp_path / "one_view", views=1)
+    return quick.snapshot(tmp_path / "one_view")

@@ -1,0 +1,84 @@
+"""Interruption costs at most the groups in flight: SIGKILL at every step on the disk, and at random moments."""
+
+import shutil
+import time
+
+import children
+import numpy as np
+import pytest
+import quick
+from committed import committed_files
+
+from kdcache.cache.leftovers import collect_leftovers
+from kdcache.cache.reader import open_split
+from kdcache.cache.verify import verify_cache
+
+
+def count_steps(monkeypatch, data_root, root) -> list[str]:
+    """The names of all steps of an uninterrupted build."""
+    with monkeypatch.context() as patch:
+        steps = children.meet(children.kill, step=-2, setattr=patch.setattr)
+        quick.build_quick(data_root, root, views=1)
+    shutil.rmtree(root)
+    return steps
+
+
+def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> None:
+    """The rerun completes, keeps what was committed, and ends with the bytes of an uninterrupted build."""
+    before = committed_files(root) if root.exists() else {}
+    quick.build_quick(data_root, root, views=views)
+    after = committed_files(root)
+    assert all(after[path] == facts for path, facts in before.items())
+    assert quick.snapshot(root) == whole
+    findings = verify_cache(root, data=True)
+    assert not findings.damage and not findings.unwritten
+    collect_leftovers(root)
+    assert quick.snapshot(root) == whole and not any((root / "leases").iterdir())
+
+
+def test_killed_at_any_step_a_build_goes_on_and_ends_with_the_same_bytes(quick_data, one_view, tmp_path, monkeypatch):
+    root = tmp_path / "cache"
+    steps = count_steps(monkeypatch, quick_data, root)
+    assert len(steps) > 80 and set(steps) >= {"write_file", "rename", "make_folder", "sync_folder"}
+    for step, name in enumerate(steps):
+        for fault in [children.kill, children.tear] if name == "write_file" else [children.kill]:
+            given = quick.quick_given(quick_data, root, views=1)
+            assert children.run(children.build, given, fault, step) == -9
+            check_goes_on(quick_data, root, one_view, views=1)
+            shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, count):
+    """Each cache is killed until it is whole: what one process left is found by the next."""
+    moments, root, kills = np.random.Generator(np.random.Philox(count)), tmp_path / "cache", 0
+    while kills < count:
+        child = children.start(children.build, quick.quick_given(quick_data, root))
+        time.sleep(float(moments.uniform(0.0, 0.35)))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -9
+        if child.exitcode == 0 or moments.random() < 0.2:
+            check_goes_on(quick_data, root, whole)
+            shutil.rmtree(root)
+
+
+def test_killed_at_any_step_of_adding_a_view_a_cache_is_sound_and_grows_later(
+    quick_data, one_view, whole, tmp_path, monkeypatch
+):
+    step, root, added = 0, tmp_path / "cache", False
+    while not added:
+        shutil.copytree(tmp_path / "one_view", root)
+        with monkeypatch.context() as patch:
+            steps = children.meet(children.die, step=step, setattr=patch.setattr)
+            try:
+                quick.build_quick(quick_data, root, views=2)
+                added = True
+            except children.Killed:
+                findings = verify_cache(root, data=True)
+                assert not findings.damage, (steps[step], findings.damage)
+                assert all(open_split(root, split, num_views=1) for split in ("train", "val"))
+        check_goes_on(quick_data, root, whole)
+        shutil.rmtree(root)
+        step += 1
+    assert step > 50

@@ -1,0 +1,88 @@
+"""Makes the golden cache of the present format: `python tests/golden/make.py`, with no golden folder of that version.
+
+Run once per format version, never again for an old one: the files must stay those that this version's first release wrote.
+A stand-in for the teacher, sides that differ, no path of the machine: sample data in a temporary folder, relative to it.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from quick import quick_given, use_quick_teacher, write_quick_data  # noqa: E402
+
+from kdcache.cache.build import build_cache  # noqa: E402
+from kdcache.cache.layout import FORMAT_VERSION, LEASES  # noqa: E402
+from kdcache.cache.manifest import read_manifest  # noqa: E402
+from kdcache.cache.reader import open_split  # noqa: E402
+from kdcache.lock import LOCK  # noqa: E402
+from kdcache.settings import make_config, merge  # noqa: E402
+
+NAME = f"v{FORMAT_VERSION}"
+SIZES = {"dataset": {"size": [32, 16], "val_size": [32, 48]}, "teacher": {"weights": "stand-in"}}
+
+
+def build_golden(cache_root: Path) -> None:
+    """3 training samples in 2 views, 2 of val, 2 a shard: full groups and a short one, padding and scaled-down images."""
+    torch.set_num_threads(1)
+    use_quick_teacher()
+    build_cache(make_config(merge(quick_given(write_quick_data(Path("data")), cache_root), SIZES)))
+    (cache_root / LOCK).unlink()
+    (cache_root / LEASES).rmdir()
+
+
+def describe_contents(cache_root: Path) -> dict:
+    """What readers must find: ids, sha256 of each array's bytes in C order, and what images and labels look like."""
+    described = {}
+    for split, layout in read_manifest(cache_root).layouts.items():
+        reader = open_split(cache_root, split, check="always")
+        grid = [(view, sample) for view in range(layout.num_views) for sample in range(layout.num_samples)]
+        items = {spec.name: [reader.read(spec.name, *place) for place in grid] for spec in layout.arrays}
+        described[split] = {
+            "sample_ids": reader.sample_ids,
+            "sha256": {name: hash_arrays(arrays) for name, arrays in items.items()},
+            "looks": [look(*pair) for pair in zip(items["image"], items["label"], strict=True)],
+        }
+    return described
+
+
+def hash_arrays(arrays: list[np.ndarray]) -> str:
+    """sha256 (hex) over their bytes, in C order and little endian."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return total.hexdigest()
+
+
+def look(image_HWC: np.ndarray, label_HW: np.ndarray) -> dict:
+    """Top left pixel, sum of each colour, and how many pixels each label has."""
+    values, counts = np.unique(label_HW, return_counts=True)
+    return {
+        "top_left_rgb": image_HWC[0, 0].tolist(),
+        "sums_rgb": image_HWC.sum((0, 1), dtype=np.int64).tolist(),
+        "label_px": {str(value): int(count) for value, count in zip(values, counts, strict=True)},
+    }
+
+
+def main() -> None:
+    """Build in a temporary folder, move the cache here, describe it beside."""
+    if (HERE / NAME).exists():
+        sys.exit(f"{HERE / NAME}: folder exists, expected none; a golden cache is made once")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        build_golden(Path(NAME))
+        described = describe_contents(Path(NAME))
+        shutil.copytree(NAME, HERE / NAME)
+    (HERE / f"{NAME}.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
