@@ -39,7 +39,8 @@ def _build(argv: list[str]) -> None:
     summary = build_cache(config, progress=Console())
     print(
         f"{config.cache.path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written "
-        f"in {summary.time_s:.1f} s; teacher's mIoU on val {summary.teacher_miou:.4f}"
+        f"in {summary.time_s:.1f} s; teacher's mIoU {summary.score.val_miou:.4f} on val, "
+        f"{summary.score.train_miou:.4f} on training views"
     )
 
 

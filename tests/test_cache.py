@@ -25,6 +25,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.data.augment import apply, draw
 from kdcache.data.voc import read_sample, read_split
 from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
+from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.settings import make_config, merge
 
@@ -293,6 +294,31 @@ def test_larger_validation_images_are_scaled_down_with_a_warning(given, caplog):
 def test_an_implausible_teacher_is_warned_about(config, caplog):
     build_cache(config)
     assert "close to chance for 8 classes; check teacher.weights" in caplog.text
+
+
+def test_a_teacher_that_is_worse_on_the_training_views_is_warned_about(cache, caplog, monkeypatch):
+    right = {"val": 40, "train": 10}  # of 50 pixels a class
+
+    def count(reader, *, num_classes, progress):
+        hits = right[reader.layout.split]
+        return torch.tensor([[hits, 50 - hits], [50 - hits, hits]])
+
+    monkeypatch.setattr("kdcache.cache.score._count", count)
+    score = build_cache(cache).score
+    assert score.val_miou == pytest.approx(40 / 60) and score.train_miou == pytest.approx(10 / 90)
+    assert "mIoU is 0.111 on the training views, 0.667 on val: it teaches worse than it can" in caplog.text
+    assert read_manifest(cache.cache.path).information["teacher_train_miou"] == score.train_miou
+
+
+def test_the_score_is_that_of_the_cached_answers(cache):
+    reader = open_train(cache)
+    confusion = torch.zeros(8, 8, dtype=torch.int64)
+    for sample in range(10):
+        logits = torch.from_numpy(reader.read("logits", 0, sample)).float()[None]
+        full = torch.nn.functional.interpolate(logits, size=(32, 32), mode="bilinear", align_corners=False)
+        label = torch.from_numpy(reader.read("label", 0, sample))[None]
+        confusion += count_confusion(full.argmax(1), label, num_classes=8)
+    assert read_manifest(cache.cache.path).information["teacher_train_miou"] == compute_miou(confusion)
 
 
 def test_logits_only_cache_has_no_levels(given):

@@ -7,10 +7,6 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from kdcache.cache.answers import compute_group
 from kdcache.cache.folder import (
@@ -25,14 +21,12 @@ from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import plan_cache
-from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import has_record
+from kdcache.cache.score import TeacherScore, score_teacher
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
-from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
-from kdcache.models.inputs import resize_to
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Bar, Progress, Silent
@@ -42,12 +36,12 @@ log = logging.getLogger("kdcache")
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What phase one did: samples and bytes written now, seconds, and the teacher's mIoU (0 to 1) on val."""
+    """What phase one did: samples and bytes written now, seconds, and how right the teacher is."""
 
     num_samples: int
     size_bytes: int
     time_s: float
-    teacher_miou: float
+    score: TeacherScore
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,11 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     plan, missing = _open(plan)
     written = _write_missing(plan, missing, progress)
     manifest = complete_views(root)
-    miou = _keep_score(root, _score_teacher(root, manifest, config.dataset.num_classes, progress))
+    score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
+    add_information(root, score.to_information())
     num_samples = sum(group.stop - group.start for group in written)
     size_bytes = sum((g.stop - g.start) * manifest.layouts[g.split].item_bytes for g in written)
-    return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, miou)
+    return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
 
 
 def make_plan(config: Config, progress: Progress) -> Plan:
@@ -170,30 +165,3 @@ class _GroupWork:
 
 def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
     return [view for view in contents.views if group.split == "val" and view["image_box"][2:] != view["image_hw"]]
-
-
-def _score_teacher(root: Path, manifest: Manifest, num_classes: int, progress: Progress) -> Tensor:
-    """Confusion of the teacher on val, from what was cached."""
-    reader = CacheReader(root, manifest, "val")
-    layout = reader.layout
-    hw = layout.array("label").item_shape
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    with progress.start("teacher's mIoU on val", total=layout.num_samples, unit="samples") as bar:
-        for sample in range(layout.num_samples):
-            logits = torch.from_numpy(reader.read("logits", 0, sample))[None].float()
-            label = torch.from_numpy(reader.read("label", 0, sample))[None]
-            confusion += count_confusion(resize_to(logits, hw).argmax(1), label, num_classes=num_classes)
-            bar.advance(1)
-    return confusion
-
-
-def _keep_score(root: Path, confusion: Tensor) -> float:
-    """Write the teacher's IoUs (0 to 1) into the manifest; warns where they are near chance."""
-    miou, num_classes = compute_miou(confusion), len(confusion)
-    add_information(root, {"teacher_miou": miou, "teacher_per_class_iou": compute_iou_per_class(confusion)})
-    if miou < min(0.25, 2 / num_classes):
-        log.warning(
-            "teacher: mIoU on val is %.3f, close to chance for %d classes; check teacher.weights and the order of the classes",
-            miou, num_classes,
-        )  # fmt: skip
-    return miou

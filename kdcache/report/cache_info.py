@@ -33,8 +33,9 @@ def format_info(info: dict) -> str:
             shape = "x".join(map(str, facts["item_shape"]))
             lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB")
         lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
-    miou = info["information"].get("teacher_miou")
-    lines.append(f"teacher's mIoU on val: {'not measured yet' if miou is None else f'{miou:.4f}'}")
+    for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
+        miou = info["information"].get(name)
+        lines.append(f"teacher's mIoU on {where}: {'not measured yet' if miou is None else f'{miou:.4f}'}")
     return "\n".join(lines)
 
 
