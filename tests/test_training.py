@@ -129,6 +129,17 @@ def test_a_finished_run_resumed_gives_its_result(cache, given, tmp_path):
     assert train(run, {"run": {"resume": True}}).student == first.student
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"hyperparameters": 3, "cache_identity": "", "miou": 0}', '{"miou": null}']
+)
+def test_a_damaged_result_is_one_line(cache, given, tmp_path, text):
+    run = merge(given, no_baseline(1, str(tmp_path / "run")))
+    train(run)
+    (tmp_path / "run" / "result.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"result.json: result is unreadable \(.*\); delete the run folder"):
+        train(run, {"run": {"resume": True}})
+
+
 def test_the_baseline_is_trained_once_and_reused(cache, given, tmp_path):
     first = train(given, {"train": {"epochs": 1}})
     (folder,) = (tmp_path / "runs").glob("baseline-*")

@@ -138,8 +138,9 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
     dict(identity["train"]["teacher"]["layers"])
     for section in ("dataset", "augment", "teacher", "cache"):
         dict(information["settings"][section])
-    if not isinstance(information.get("teacher_miou"), float | None):
-        raise TypeError("teacher_miou is no number")
+    for score in ("teacher_miou", "teacher_train_miou"):
+        if not isinstance(information.get(score), float | None):
+            raise TypeError(f"{score} is no number")
     with suppress(SettingsError):  # a value that is out of our range concerns those who use it
         make_config(drop_unknown(information["settings"]))
 

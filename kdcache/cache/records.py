@@ -72,7 +72,7 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
         )
         _check_contents(record, layout, group)
         return record
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CacheCorruptError(path, f"commit record is damaged ({reason})", cure=cure) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +12,9 @@ from kdcache.errors import TrainingError
 from kdcache.training.loop import Learner
 
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
+_CURE = "delete the run folder and start again"
+_PARTS = ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "scheduler_state_dict", "random_state",
+          "cuda_random_state", "hyperparameters", "cache_identity", "history")  # fmt: skip
 
 
 def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
@@ -34,14 +37,18 @@ def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Raises TrainingError where the file is damaged."""
+    """A checkpoint as it was saved; code in it is never run. Raises TrainingError where the file is damaged or another one."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
         reason = " ".join(str(error).split())[:80]
-        raise TrainingError(
-            f"{path}: checkpoint is unreadable ({reason}); delete the run folder and start again"
-        ) from None
+        raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
+    missing = [name for name in _PARTS if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise TrainingError(f"{path}: checkpoint is unreadable (it has no {missing[0]}); {_CURE}")
+    return state
 
 
 def restore(learner: Learner, state: dict) -> None:

@@ -58,8 +58,10 @@ def make_folder(config: Config, folder: Path) -> None:
 def read_result(folder: Path) -> dict:
     """The contents of result.json. Raises TrainingError where it is damaged."""
     try:
-        return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        dict(result["hyperparameters"]), str(result["cache_identity"]), float(result["miou"])
+        return result
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80]
         raise TrainingError(
             f"{folder / RESULT}: result is unreadable ({reason}); delete the run folder and start again"

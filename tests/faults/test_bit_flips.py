@@ -1,0 +1,127 @@
+"""Trust: a bit that flips anywhere in a cache is found by name, and no reader hands out wrong numbers."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import check_one_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcache.cache.layout import CRC_BYTES, SPLITS, commit_path, index_bytes, manifest_path, metadata_path, shard_path
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import open_split
+from kdcache.cache.verify import verify_cache
+from kdcache.errors import CacheError
+
+FLIPS = settings(max_examples=1000, derandomize=True, deadline=None, database=None)
+Region = tuple[Path, int, int]  # file, first byte, number of bytes
+
+
+@pytest.fixture
+def root(whole_root, tmp_path) -> Path:
+    """A finished cache of this test alone."""
+    return Path(shutil.copytree(whole_root, tmp_path / "cache"))
+
+
+def find_regions(root: Path) -> dict[str, list[Region]]:
+    """Every byte of the cache, by what it is for."""
+    layouts = read_manifest(root).layouts
+    documents = {
+        "manifest": [manifest_path(root)],
+        "commit record": [commit_path(root, group) for layout in layouts.values() for group in layout.groups()],
+        "group zarr.json": [metadata_path(root), *(metadata_path(root, split) for split in layouts)],
+        "array zarr.json": [metadata_path(root, s, a.name) for s, layout in layouts.items() for a in layout.arrays],
+    }
+    regions = {kind: [(path, 0, path.stat().st_size) for path in paths] for kind, paths in documents.items()}
+    for layout in layouts.values():
+        for spec in layout.arrays:
+            for group in layout.groups():
+                count, path = group.stop - group.start, shard_path(root, spec, group)
+                for kind, region in _shard_regions(path, count, spec.item_bytes, layout.shard_samples):
+                    regions.setdefault(kind, []).append(region)
+    return regions
+
+
+def _shard_regions(path: Path, count: int, item_bytes: int, shard_samples: int) -> Iterator[tuple[str, Region]]:
+    size, index = item_bytes + CRC_BYTES, index_bytes(shard_samples) - CRC_BYTES
+    for row in range(count):
+        yield "chunk data", (path, row * size, item_bytes)
+        yield "chunk checksum", (path, row * size + item_bytes, CRC_BYTES)
+    yield "index", (path, count * size, index)
+    yield "index checksum", (path, count * size + index, CRC_BYTES)
+
+
+@contextmanager
+def flipped(path: Path, bit: int) -> Iterator[None]:
+    """One bit of a file is the other one, in place, until the block ends."""
+    descriptor = os.open(path, os.O_RDWR)
+    good = os.pread(descriptor, 1, bit // 8)
+    try:
+        os.pwrite(descriptor, bytes([good[0] ^ 1 << bit % 8]), bit // 8)
+        yield
+    finally:
+        os.pwrite(descriptor, good, bit // 8)
+        os.close(descriptor)
+
+
+def read_all(root: Path, split: str) -> dict[tuple, bytes]:
+    """Every sample of every array and view of a split."""
+    reader = open_split(root, split)
+    return {
+        (array.name, view, sample): reader.read(array.name, view, sample).tobytes()
+        for array in reader.layout.arrays
+        for view in range(reader.num_views)
+        for sample in range(reader.layout.num_samples)
+    }
+
+
+def find_damaged_files(root: Path, *, data: bool = False) -> set[str]:
+    """The files that verifying blames, by their paths in the cache."""
+    try:
+        return {str(damage.path.relative_to(root)) for damage in verify_cache(root, data=data).damage}
+    except CacheError as error:  # of the manifest
+        check_one_line(error, str(root), "manifest.json")
+        return {"manifest.json"}
+
+
+def find_reading_errors(root: Path, truth: dict[str, dict[tuple, bytes]]) -> list[str]:
+    """Read both splits: the message of each that cannot be read; the others' numbers must be right."""
+    messages = []
+    for split in SPLITS:
+        try:
+            found = read_all(root, split)
+            assert found.keys() == truth[split].keys() and found == truth[split]
+        except CacheError as error:
+            check_one_line(error, str(root))
+            messages.append(str(error))
+    return messages
+
+
+def test_any_flipped_bit_is_found_and_never_read(root):
+    regions, drawn = find_regions(root), Counter()
+    truth = {split: read_all(root, split) for split in SPLITS}
+    files = {path for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert files == {path for kind in regions.values() for path, _, _ in kind}
+
+    @FLIPS
+    @given(st.data())
+    def flip(data):
+        kind = data.draw(st.sampled_from(sorted(regions)))
+        path, start, size = data.draw(st.sampled_from(regions[kind]))
+        bit = data.draw(st.integers(8 * start, 8 * (start + size) - 1))
+        name = str(path.relative_to(root))
+        drawn[kind] += 1
+        with flipped(path, bit):
+            assert find_damaged_files(root, data=True) == {name}
+            assert find_damaged_files(root) == ({name} if kind != "chunk data" else set())
+            messages = find_reading_errors(root, truth)
+        assert messages and all(str(path) in message for message in messages)
+
+    flip()
+    assert not verify_cache(root, data=True).damage
+    assert set(drawn) == set(regions) and min(drawn.values()) >= 50 and sum(drawn.values()) >= 1000
