@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import NoReturn
 
 from kdcache.command import CANNOT_RUN, DAMAGED
 from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
@@ -40,11 +41,18 @@ def verify(argv: list[str]) -> int:
     choose = choose_subset(args.subset)
     try:
         findings = verify_cache(args.path, data=args.data or args.subset is not None, choose=choose, progress=Console())
-    except CacheCorruptError:
-        raise  # of the manifest: damage
+    except CacheCorruptError as error:  # of the manifest: damage, too
+        if args.json:
+            damage = [{"file": str(error.where), "what": error.what}]
+            print(json.dumps({"path": str(args.path), "sound": False, "damage": damage}, indent=2))
+        raise
     except CacheError as error:
         error.exit_code = CANNOT_RUN
         raise
+    except (OSError, MemoryError) as error:
+        unable = CacheError(f"{args.path}: cannot be verified ({error}); mend that and verify again")
+        unable.exit_code = CANNOT_RUN
+        raise unable from None
     print(
         json.dumps(describe_findings(findings, args.path), indent=2)
         if args.json
@@ -87,8 +95,15 @@ def gc(argv: list[str]) -> None:
     print(f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{self.prog}: {message}; --help explains it")
+
+
 def _path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"{PROG} {name}", description=description)
+    parser = _Parser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
     parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
     if json:
         parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -96,7 +111,7 @@ def _path_parser(name: str, description: str, *, json: bool = False) -> argparse
 
 
 def _split_path(words: list[str]) -> tuple[Path, list[str]]:
-    """PATH, wherever it stands among settings and their values, is the first word."""
+    """PATH, which is the first word, and the settings behind it."""
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
         cure = f"write `{PROG} repair PATH`, settings behind it"

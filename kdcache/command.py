@@ -15,6 +15,9 @@ DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:
     """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     _show_warnings()
     try:
         return work() or 0

@@ -27,6 +27,7 @@ from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
+from kdcache.errors import CacheError
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Bar, Progress, Silent
@@ -105,8 +106,10 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
     """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
     root, manifest = plan.config.cache.path, plan.manifest
     layouts = check_same_cache(root, manifest).layouts
-    missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise CacheError(f"{existing}: folder is unwritable (it is a file); set cache.path to another place")
+    missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
     needed = sum(layouts[group.split].group_bytes(group) for group in missing)
     check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free)
     if not missing:  # versions and device are those of the process that wrote

@@ -6,6 +6,7 @@ a kill or a power loss is decided here. A file that is not wanted yet ends in `.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its name; only the holder of its lease writes there."""
+    """Where a file is written before it takes its name; only the holder of its lease or lock writes there."""
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
@@ -56,6 +57,9 @@ def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems keep names at once
+            raise
     finally:
         os.close(descriptor)
 

@@ -31,9 +31,12 @@ def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
             grows = manifest_path(root).exists()
             manifest = check_same_cache(root, manifest)
             durable.make_folders(root / COMMITS, below=root)
+            durable.sync_folder(root / COMMITS)  # a commit may have been killed between its rename and this
             if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
                 write_manifest(root, manifest)
-            write_metadata(root, manifest)
+            write_metadata(
+                root, manifest, replace=not grows
+            )  # without manifest: of a beginning that was never finished
             if not grows:  # the manifest last: without it the folder is only begun
                 write_manifest(root, manifest)
     return manifest
@@ -79,9 +82,9 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
         return _merge(root, read_manifest(root), manifest)
     if root.exists() and not _is_begun(root, manifest):
         read_manifest(root)  # says that it is no cache
-    for layout in manifest.layouts.values():
+    for layout in manifest.layouts.values() if root.is_dir() else ():
         for group in (group for group in layout.groups() if has_record(root, group)):
-            cure = "move it away, it belongs to another cache"
+            cure = "move it away: its group is computed again"
             read_record(root, layout, group, identity=manifest.split_hash(layout.split), cure=cure)
     return manifest
 

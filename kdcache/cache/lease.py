@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcache.cache.layout import LEASES
@@ -52,19 +52,35 @@ def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease |
     """
     path = lease_path(root, name)
     check_inside(root, path.parent, cure="remove the link")
-    path.parent.mkdir(exist_ok=True)
-    descriptor = _lock(path, wait=wait)
+    descriptor = _open_and_lock(path, wait=wait)
     if descriptor is None:
         yield None
         return
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield Lease(path, descriptor)
     finally:
-        if _is_same(path, descriptor):
-            path.unlink()  # while it is locked: whoever waits for it sees that it is gone and makes a new one
+        try:
+            if _is_same(path, descriptor):
+                path.unlink(
+                    missing_ok=True
+                )  # while it is locked: whoever waits for it sees that it is gone and makes a new one
+        finally:
+            os.close(descriptor)
+
+
+def is_held(root: Path, name: str) -> bool:
+    """Whether a process holds the lease of that name; changes nothing."""
+    try:
+        descriptor = os.open(lease_path(root, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
         os.close(descriptor)
+    return False
 
 
 def read_holder(root: Path, name: str) -> str:
@@ -73,6 +89,21 @@ def read_holder(root: Path, name: str) -> str:
         return lease_path(root, name).read_text(encoding="utf-8", errors="replace").strip() or "another process"
     except OSError:
         return "another process"
+
+
+def _open_and_lock(path: Path, *, wait: bool) -> int | None:
+    """Raises CacheError where the file system refuses the file or the lock."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        descriptor = _lock(path, wait=wait)
+    except OSError as error:
+        cure = "make room, mend permissions, or use a file system with locks (flock)"
+        raise CacheError(f"{path}: lease cannot be taken ({error.strerror}); {cure}") from None
+    if descriptor is not None:
+        with suppress(OSError):  # who holds it is only for messages
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:

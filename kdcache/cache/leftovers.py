@@ -6,12 +6,13 @@ Nothing else is ever removed: a file of another name is not ours, a file that a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache import durable
 from kdcache.cache.layout import LEASES, Group, commit_path, metadata_path, shard_path
-from kdcache.cache.lease import Lease, take_lease
+from kdcache.cache.lease import Lease, is_held, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.shard import check_inside
@@ -39,7 +40,7 @@ def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
     for layout in manifest.layouts.values():
         for group in layout.groups():
             found += _collect_group(root, manifest, group, dry_run=dry_run)
-    with hold_folder(root, wait=True):
+    with nullcontext() if dry_run else hold_folder(root, wait=True):
         found += _collect(root, _find_document_partials(root, manifest), dry_run=dry_run)
     return found
 
@@ -48,18 +49,23 @@ def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: boo
     stale = [Leftover(path, 0, "lease of a dead process") for path in [root / LEASES / group.name] if path.exists()]
     if not stale and not list(_find_group_files(root, manifest, group)):
         return []
+    if dry_run:
+        held = is_held(root, group.name)
+        return [] if held else stale + _collect(root, _find_group_files(root, manifest, group), dry_run=True)
     with take_lease(root, group.name) as lease:  # which removes its file in the end
         if lease is None:
             return []
-        return stale + _collect(root, _find_group_files(root, manifest, group), dry_run=dry_run, lease=lease)
+        return stale + _collect(root, _find_group_files(root, manifest, group), dry_run=False, lease=lease)
 
 
 def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[Leftover]:
-    committed = has_record(root, group)
+    garbage = (
+        not has_record(root, group) and group.view >= manifest.complete_views[group.split]
+    )  # else its record was lost
     for spec in manifest.layouts[group.split].arrays:
         path = shard_path(root, spec, group)
-        if not committed and path.is_file():
-            yield _describe(path, "shard without commit record")
+        if garbage:
+            yield from _describe(path, "shard without commit record")
         yield from _find_partials(path)
     yield from _find_partials(commit_path(root, group))
 
@@ -74,13 +80,13 @@ def _find_document_partials(root: Path, manifest: Manifest) -> Iterator[Leftover
 
 
 def _find_partials(path: Path) -> Iterator[Leftover]:
-    partial = path.with_name(f"{path.name}{durable.PARTIAL}")
-    if partial.is_file():
-        yield _describe(partial, "unfinished file")
+    return _describe(durable.partial_path(path), "unfinished file")
 
 
-def _describe(path: Path, what: str) -> Leftover:
-    return Leftover(path, path.lstat().st_size, what)
+def _describe(path: Path, what: str) -> Iterator[Leftover]:
+    with suppress(FileNotFoundError):  # a writer may have given it its name meanwhile
+        if path.is_file():
+            yield Leftover(path, path.lstat().st_size, what)
 
 
 def _collect(root: Path, leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None) -> list[Leftover]:

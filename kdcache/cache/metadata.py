@@ -40,7 +40,7 @@ def list_metadata(root: Path, manifest: Manifest, *, splits: tuple[str, ...] = S
         yield Document(metadata_path(root, split), _GROUP)
         for spec in layout.arrays:
             contents = _array_document(layout, spec)
-            yield Document(metadata_path(root, split, spec.name), contents, complete or layout.num_views)
+            yield Document(metadata_path(root, split, spec.name), contents, complete or 1)
 
 
 def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> None:
@@ -55,6 +55,7 @@ def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> 
         if path.exists() or path.is_symlink():
             try:
                 if _read_views(root, document) == _num_views(document.contents):
+                    durable.sync_folder(path.parent)  # it may have been killed before that
                     continue
             except CacheCorruptError:
                 if not replace:

@@ -70,7 +70,10 @@ class CacheReader:
         spec = self.layout.array(array)
         group, row = self.layout.group(view, sample // self.layout.shard_samples), sample % self.layout.shard_samples
         record = self.records[view, group.index]
-        offset, size = (int(n) for n in self._index(spec, group, record)[row])
+        try:
+            offset, size = (int(n) for n in self._index(spec, group, record)[row])
+        except CacheCorruptError as error:
+            raise self._corrupt(array, view, sample, error.what) from None
         if size != spec.item_bytes + CRC_BYTES or offset + size > record.files[array].size_bytes:
             raise self._corrupt(array, view, sample, f"its chunk is {size} bytes at {offset}")
         return Location(shard_path(self.root, spec, group), offset, spec.item_bytes, record.crcs[array][row])

@@ -10,7 +10,7 @@ from kdcache.cache.documents import read_sealed, write_sealed
 from kdcache.cache.layout import Group, SplitLayout, commit_path
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, CacheError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -50,8 +50,18 @@ def write_record(root: Path, group: Group, record: CommitRecord) -> None:
 
 
 def has_record(root: Path, group: Group) -> bool:
-    """Whether something stands where the group's record belongs; what, `read_record` tells."""
-    return commit_path(root, group).exists() or commit_path(root, group).is_symlink()
+    """Whether something stands where the group's record belongs; what, `read_record` tells.
+
+    Raises: CacheError where that cannot be told: a disk that does not answer must not look like an empty one.
+    """
+    path = commit_path(root, group)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CacheError(f"{path}: commit record cannot be looked for ({error.strerror}); mend that first") from None
+    return True
 
 
 def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:

@@ -12,8 +12,9 @@ from kdcache.cache.folder import complete_views, rewrite_metadata
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest
-from kdcache.cache.verify import Findings, verify_cache
-from kdcache.cache.writer import retract_group, write_group
+from kdcache.cache.records import has_record
+from kdcache.cache.verify import Findings, check_group, verify_cache
+from kdcache.cache.writer import check_targets, retract_group, write_group
 from kdcache.config import Config
 from kdcache.errors import CacheError
 from kdcache.report.progress import Progress, Silent
@@ -76,6 +77,9 @@ def _recompute(plan: Plan, groups: list[Group], progress: Progress) -> None:
                         f"{root}: shard group {group.name} is being written by {read_holder(root, group.name)}; "
                         "wait for it and repair again"
                     )
+                if has_record(root, group) and not check_group(root, plan.manifest, group, data=True)[0]:
+                    continue  # another repair has healed it since we looked
+                check_targets(root, plan.manifest.layouts[group.split], group)
                 contents = compute_group(plan.config, group, splits=plan.splits, teacher=plan.teacher, pool=pool)
                 retract_group(root, group, lease=lease)
                 write_group(root, plan.manifest, group, contents=contents, lease=lease)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,19 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not hav
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What a shard file must be: its size and the sha256 (hex) of all its bytes."""
+    """What a shard file must be: its size and the sha256 (hex) of all its bytes.
+
+    mark: what the system says of the file that was read back (number, size, time of change); None for a file of a record.
+    """
 
     size_bytes: int
     sha256: str
+    mark: tuple[int, int, int] | None = None
+
+    def check_unchanged(self, path: Path) -> None:
+        """Raises OSError where the file is not the one that was read back: another writer has put its own there."""
+        if _mark(path.lstat()) != self.mark:
+            raise OSError(errno.ESTALE, "another writer has replaced it")
 
 
 def crc32c(array: np.ndarray) -> int:
@@ -120,7 +129,8 @@ def _read_back(path: Path, parts: list[memoryview | bytes]) -> ShardFile:
     total, size = hashlib.sha256(), 0
     with open_plain(path) as descriptor:
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # some file systems have no such thing
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         for part in parts:
             found = np.empty(len(part), np.uint8)
             count = read_at(descriptor, size, [found])
@@ -128,4 +138,8 @@ def _read_back(path: Path, parts: list[memoryview | bytes]) -> ShardFile:
                 raise OSError(errno.EIO, "what was read back is not what was written")
             total.update(found)
             size += count
-    return ShardFile(size, total.hexdigest())
+        return ShardFile(size, total.hexdigest(), _mark(os.fstat(descriptor)))
+
+
+def _mark(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -43,12 +43,13 @@ class Findings:
     """What verifying found.
 
     damage: in the order of groups. unwritten: groups that phase one has still to write, no damage.
-    num_groups: committed groups looked at. num_bytes: bytes of data read.
+    num_groups: committed groups looked at. data: whether data were to be read. num_bytes: how many bytes were.
     """
 
     damage: list[Damage] = field(default_factory=list)
     unwritten: list[Group] = field(default_factory=list)
     num_groups: int = 0
+    data: bool = False
     num_bytes: int = 0
 
     @property
@@ -68,8 +69,10 @@ def verify_cache(
 
     Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
     """
-    manifest, findings = read_manifest(root), Findings()
-    findings.damage += _find_metadata_damage(root, manifest)
+    manifest, findings = read_manifest(root), Findings(data=data)
+    if list(_find_metadata_damage(root, manifest)):  # or views were added between reading the one and the other
+        manifest = read_manifest(root)
+        findings.damage += _find_metadata_damage(root, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
     committed = [group for group in groups if has_record(root, group)]
     _sort_missing(root, manifest, set(groups) - set(committed), findings)
@@ -78,7 +81,7 @@ def verify_cache(
         (progress or Silent()).start("verifying", total=len(committed), unit="groups") as bar,
         ThreadPoolExecutor(VERIFY_THREADS) as pool,
     ):
-        checks = pool.map(lambda group: _check_group(root, manifest, group, data=group in chosen), committed)
+        checks = pool.map(lambda group: check_group(root, manifest, group, data=group in chosen), committed)
         first_ids: dict[tuple[str, int], list[str]] = {}
         for group, (damage, num_bytes, ids) in zip(committed, checks, strict=True):
             findings.damage += damage
@@ -109,7 +112,7 @@ def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings:
             findings.unwritten.append(group)
 
 
-def _check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int, list[str]]:
+def check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int, list[str]]:
     """Damage of one committed group, how many bytes of data were read, and its sample ids."""
     layout = manifest.layouts[group.split]
     try:

@@ -15,7 +15,7 @@ from kdcache.cache.layout import Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.lease import Lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord, write_record
-from kdcache.cache.shard import check_inside, crc32c, write_shard
+from kdcache.cache.shard import ShardFile, check_inside, crc32c, write_shard
 from kdcache.errors import CacheError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,30 +50,25 @@ def write_group(
 
     Raises: CacheError where the disk refuses, LeaseLostError; committed groups stay.
     """
-    layout = manifest.layouts[group.split]
-    crcs = {spec.name: [crc32c(item) for item in contents.arrays[spec.name]] for spec in layout.arrays}
-    paths = {spec.name: shard_path(root, spec, group) for spec in layout.arrays}
-    check_inside(root, commit_path(root, group).parent, cure="remove the link")
+    check_targets(root, manifest.layouts[group.split], group)
     try:
-        files = {}
-        for name, path in paths.items():
-            lease.check()
-            check_inside(root, path.parent, cure="remove the link")
-            durable.make_folders(path.parent, below=root)
-            files[name] = write_shard(
-                durable.partial_path(path), contents.arrays[name], crcs[name], shard_samples=layout.shard_samples
-            )
-        for path in paths.values():
-            lease.check()
-            durable.rename(durable.partial_path(path), path)
-            durable.sync_folder(path.parent)
+        files, crcs = _write_partials(root, manifest.layouts[group.split], group, contents, lease)
+        _give_names(root, manifest.layouts[group.split], group, files, lease)
         lease.check()
         identity = manifest.split_hash(group.split)
         write_record(root, group, CommitRecord(identity, contents.ids, files, crcs, contents.views))
     except OSError as error:
         lease.check()  # without it the files are another writer's, and so is the error
-        _remove_partials([*paths.values(), commit_path(root, group)])
-        raise CacheError(_explain(root, layout, group, error)) from None
+        _remove_partials(root, manifest.layouts[group.split], group)
+        raise CacheError(_explain(root, manifest.layouts[group.split], group, error)) from None
+
+
+def check_targets(root: Path, layout: SplitLayout, group: Group) -> None:
+    """Raises CacheError where a folder, or a way out of the cache, stands where a file of the group belongs."""
+    for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:
+        check_inside(root, path.parent, cure="remove the link")
+        if path.is_dir() and not path.is_symlink():
+            raise CacheError(f"{path}: it is a folder, expected a file of the cache; move it away and run again")
 
 
 def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
@@ -90,9 +85,36 @@ def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
         ) from None
 
 
-def _remove_partials(paths: list[Path]) -> None:
+def _write_partials(
+    root: Path, layout: SplitLayout, group: Group, contents: GroupContents, lease: Lease
+) -> tuple[dict[str, ShardFile], dict[str, list[int]]]:
+    """Every shard under its `.partial` name, flushed and read back; and the checksum of each sample."""
+    files, crcs = {}, {}
+    for spec in layout.arrays:
+        block, path = contents.arrays[spec.name], shard_path(root, spec, group)
+        crcs[spec.name] = [crc32c(item) for item in block]
+        lease.check()
+        durable.make_folders(path.parent, below=root)
+        partial = durable.partial_path(path)
+        files[spec.name] = write_shard(partial, block, crcs[spec.name], shard_samples=layout.shard_samples)
+    return files, crcs
+
+
+def _give_names(root: Path, layout: SplitLayout, group: Group, files: dict[str, ShardFile], lease: Lease) -> None:
+    """Rename each shard to what readers look for, if it is still the file that was read back."""
+    for spec in layout.arrays:
+        path = shard_path(root, spec, group)
+        lease.check()
+        files[spec.name].check_unchanged(durable.partial_path(path))
+        durable.rename(durable.partial_path(path), path)
+        array = root / group.split / spec.name
+        for folder in path.relative_to(array).parents:  # each may be new, made by a process now dead
+            durable.sync_folder(array / folder)
+
+
+def _remove_partials(root: Path, layout: SplitLayout, group: Group) -> None:
     """What a full disk did not hold must not fill it further."""
-    for path in paths:
+    for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:
         with suppress(OSError):
             durable.remove(durable.partial_path(path))
 

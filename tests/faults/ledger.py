@@ -53,7 +53,8 @@ class Ledger:
         """
         names = self.names if names_survive else self.kept
         for folder in sorted(self.folders if names_survive else self.kept_folders):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+            if folder == Path() or (root / folder).parent.is_dir():  # lost with the folder above
+                (root / folder).mkdir(exist_ok=True)
         for path, number in names.items():
             if (root / path).parent.is_dir():  # a file is lost with its folder
                 (root / path).write_bytes(self.contents[number][1])

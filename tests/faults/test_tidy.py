@@ -1,0 +1,106 @@
+"""`gc` removes what killed runs left and nothing else; what may stand in a writer's way is said before anything is taken back."""
+
+import json
+import shutil
+
+import pytest
+import quick
+
+import cache_teacher.cli
+from kdcache.cache import durable
+from kdcache.cache.layout import shard_path
+from kdcache.cache.lease import lease_path, take_lease
+from kdcache.cache.leftovers import collect_leftovers
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.repair import repair_cache
+from kdcache.cache.writer import write_group
+from kdcache.errors import CacheError
+
+
+@pytest.fixture
+def root(whole_root, tmp_path):
+    return shutil.copytree(whole_root, tmp_path / "cache")
+
+
+def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(quick_data, tmp_path, whole):
+    root = tmp_path / "cache"
+    quick.build_quick(quick_data, root, views=1)
+    before = quick.snapshot(root)
+    manifest = root / "manifest.json"
+    layout = read_manifest(root).layouts["train"]
+    litter = [root / "manifest.json.partial", root / "train/low/zarr.json.partial",
+              root / "commits/val-v0000-g00000.json.partial", shard_path(root, layout.array("mid"), layout.group(0, 1)).with_name("0.partial"),
+              lease_path(root, "train-v0000-g00000")]  # fmt: skip
+    for path in litter:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("torn")
+    kept = [root / "notes.txt", root / "train/low/c/0/0/0/0/0.bak"]
+    for path in kept:
+        path.write_text("mine")
+    assert {leftover.path for leftover in collect_leftovers(root, dry_run=True)} == set(litter)
+    assert all(path.exists() for path in litter)
+    assert {leftover.path for leftover in collect_leftovers(root)} == set(litter)
+    assert not any(path.exists() for path in litter) and all(path.read_text() == "mine" for path in kept)
+    for path in kept:
+        path.unlink()
+    assert quick.snapshot(root) == before and manifest.exists()
+
+
+def test_shards_whose_records_are_lost_are_no_garbage(root):
+    before = quick.snapshot(root, documents=False)
+    shutil.rmtree(root / "commits")
+    assert collect_leftovers(root) == [] and quick.snapshot(root, documents=False) == before
+
+
+def test_files_of_a_group_that_is_being_written_stay(root):
+    partial = root / "train/low/c/0/0/0/0/0.partial"
+    partial.write_text("half")
+    with take_lease(root, "train-v0000-g00000"):
+        assert collect_leftovers(root) == [] and collect_leftovers(root, dry_run=True) == []
+    assert [leftover.path for leftover in collect_leftovers(root)] == [partial]
+
+
+def test_a_folder_in_a_shards_place_is_named_before_the_record_is_taken_back(root):
+    shard = root / "train/mid/c/0/0/0/0/0"
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(CacheError, match="mid/c/0/0/0/0/0: it is a folder, expected a file of the cache; move it away"):
+        repair_cache(root, {})
+    assert (root / "commits/train-v0000-g00000.json").exists()
+
+
+def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_committed(quick_data, root, monkeypatch):
+    """A writer that was stopped within one step, robbed of its lease, and goes on while the next one works."""
+    (root / "commits/train-v0000-g00000.json").unlink()
+
+    def write_and_be_disturbed(root, manifest, group, **kwargs):
+        original = durable.rename
+
+        def rename(old, new):
+            if "image" in old.parts:  # the first to be renamed: the others still have their partial names
+                (root / "train/low/c/0/0/0/0/0.partial").write_bytes(b"half")
+            original(old, new)
+
+        monkeypatch.setattr(durable, "rename", rename)
+        write_group(root, manifest, group, **kwargs)
+
+    monkeypatch.setattr("kdcache.cache.build.write_group", write_and_be_disturbed)
+    with pytest.raises(CacheError, match="cannot be written .another writer has replaced it"):
+        quick.build_quick(quick_data, root)
+    assert not (root / "commits/train-v0000-g00000.json").exists()
+
+
+def test_verify_that_cannot_look_ends_with_2_and_a_damaged_manifest_with_1_and_json(root, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcache.cache.verify.read_manifest", refuse)
+        assert cache_teacher.cli.main(["verify", str(root)]) == 2
+    assert "cannot be verified" in capsys.readouterr().err
+    (root / "manifest.json").write_text("{}")
+    assert cache_teacher.cli.main(["verify", str(root), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["sound"] and found["damage"][0]["file"].endswith("manifest.json")
+    assert cache_teacher.cli.main(["verify"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
