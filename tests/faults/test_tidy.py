@@ -28,9 +28,13 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(q
     before = quick.snapshot(root)
     manifest = root / "manifest.json"
     layout = read_manifest(root).layouts["train"]
-    litter = [root / "manifest.json.partial", root / "train/low/zarr.json.partial",
-              root / "commits/val-v0000-g00000.json.partial", shard_path(root, layout.array("mid"), layout.group(0, 1)).with_name("0.partial"),
-              lease_path(root, "train-v0000-g00000")]  # fmt: skip
+    litter = [
+        root / "manifest.json.partial",
+        root / "train/low/zarr.json.partial",
+        root / "commits/val-v0000-g00000.json.partial",
+        shard_path(root, layout.array("mid"), layout.group(0, 1)).with_name("0.partial"),
+        lease_path(root, "train-v0000-g00000"),
+    ]
     for path in litter:
         path.parent.mkdir(exist_ok=True)
         path.write_text("torn")
