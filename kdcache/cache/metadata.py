@@ -20,7 +20,7 @@ from kdcache.errors import CacheCorruptError, repair_cure
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-_OTHERS = ("attributes", "consolidated_metadata")  # users and tools may add to these; no number depends on them
+_OTHERS = ("attributes", "consolidated_metadata")  # what users and other tools may add; our reader looks at neither
 
 
 @dataclass(frozen=True)
