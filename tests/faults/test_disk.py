@@ -50,7 +50,7 @@ def test_the_error_of_a_full_disk_says_how_many_bytes_are_needed(quick_data, tmp
     monkeypatch.setattr("kdcache.cache.shard.durable.write_file", refuse_shards)
     with monkeypatch.context() as patch:
         patch.setattr("kdcache.cache.folder.write_manifest", lambda root, manifest: None)
-        patch.setattr("kdcache.cache.folder.write_metadata", lambda root, manifest: None)
+        patch.setattr("kdcache.cache.folder.write_metadata", lambda root, manifest, replace: None)
         with pytest.raises(
             CacheError, match=r"shard group \S+ cannot be written .*it needs \d+ bytes and \d+ are free"
         ):
