@@ -42,7 +42,7 @@ def without_protocol() -> Iterator[None]:
                 file.write(part)
 
     def believe(path: Path, parts: list) -> shard.ShardFile:
-        return shard.ShardFile(sum(len(part) for part in parts), "0" * 64)
+        return shard.ShardFile(sum(len(part) for part in parts), "0" * 64, shard._mark(path.stat()))
 
     with (
         patch.object(durable, "write_file", write_file),
