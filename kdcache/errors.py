@@ -47,6 +47,10 @@ class CacheCorruptError(CacheError):
         self.where, self.what = where, what
 
 
+class OtherCacheError(CacheCorruptError):
+    """A sound commit record, but of another identity."""
+
+
 def repair_cure(root: object) -> str:
     """The cure for whatever is damaged below the manifest of the cache at `root`."""
     return f"run `python -m cache_teacher repair {shlex.quote(str(root))}`"

@@ -177,7 +177,7 @@ def test_a_manifest_that_was_moved_away_is_made_anew_and_committed_groups_are_ke
 
 def test_without_manifest_groups_of_another_cache_are_refused(cache, given):
     (cache.cache.path / "manifest.json").unlink()
-    with pytest.raises(CacheCorruptError, match="it is of another cache.*move it away"):
+    with pytest.raises(CacheMismatchError, match="not that of these settings.*use the settings it was built with"):
         build_cache(make_config(merge(given, {"augment": {"seed": 1}})))
 
 

@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("python -m")
+    line
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.startswith("python -m") and not line.startswith("python -m pytest")
 ]
 NOT_SETTINGS = {"info", "verify", "repair", "gc", "sample-set"}
 

@@ -13,7 +13,7 @@ from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_p
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
 from kdcache.cache.metadata import write_metadata
 from kdcache.cache.records import has_record, read_record
-from kdcache.errors import CacheError, CacheMismatchError, Phrase, describe
+from kdcache.errors import CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
 from kdcache.lock import LOCK, hold_folder
 
 
@@ -84,8 +84,7 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
         read_manifest(root)  # says that it is no cache
     for layout in manifest.layouts.values() if root.is_dir() else ():
         for group in (group for group in layout.groups() if has_record(root, group)):
-            cure = "move it away: its group is computed again"
-            read_record(root, layout, group, identity=manifest.split_hash(layout.split), cure=cure)
+            _check_kept_record(root, manifest, group)
     return manifest
 
 
@@ -114,6 +113,18 @@ def _make_root(root: Path) -> None:
         durable.make_folders(root.absolute(), below=existing.absolute())
     else:
         raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
+
+
+def _check_kept_record(root: Path, manifest: Manifest, group: Group) -> None:
+    """A record that outlived its manifest must belong to the cache of these settings. Raises CacheError."""
+    layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
+    try:
+        read_record(root, layout, group, identity=identity, cure="move it away: its group is computed again")
+    except OtherCacheError as error:
+        cure = "use the settings it was built with (config.yaml of a run has them), or set cache.path to another folder"
+        raise CacheMismatchError(
+            f"{root}: the cache there is not that of these settings, {error.what}; {cure}"
+        ) from None
 
 
 def _is_begun(root: Path, manifest: Manifest) -> bool:

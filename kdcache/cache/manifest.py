@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
-from kdcache.cache.layout import FORMAT_VERSION, MOST_GROUPS, SPLITS, ArraySpec, SplitLayout, manifest_path
+from kdcache.cache.layout import COMMITS, FORMAT_VERSION, MOST_GROUPS, SPLITS, ArraySpec, SplitLayout, manifest_path
 from kdcache.config import LEVELS
 from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.settings import drop_unknown, flatten, make_config
 
 _CURE = (
-    "restore it from a copy, or move it away and run `python -m cache_teacher` with the settings of this cache: it is made anew "
-    "and committed groups are kept"
+    "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
+    "run has them): it is made anew and committed groups are kept"
 )
 _MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
 
@@ -101,7 +101,9 @@ def read_manifest(root: Path) -> Manifest:
     """Raises CacheMismatchError for a folder that is no cache or of another version, CacheCorruptError for a damaged one."""
     path = manifest_path(root)
     if not path.is_symlink() and not path.exists():
-        cure = "set cache.path, or build one with `python -m cache_teacher`"
+        cure = "give the path of one, or build one with `python -m cache_teacher`"
+        if (root / COMMITS).is_dir():
+            cure = _CURE
         found, expected = Phrase("missing"), Phrase("a kdcache cache")
         raise CacheMismatchError(describe(root, field="manifest.json", found=found, expected=expected, cure=cure))
     _check_version(path, read_json(path, cure=_CURE))

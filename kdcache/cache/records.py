@@ -10,7 +10,7 @@ from kdcache.cache.documents import read_sealed, write_sealed
 from kdcache.cache.layout import Group, SplitLayout, commit_path
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
-from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -74,6 +74,9 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
     """
     path = commit_path(root, group)
     document = read_sealed(path, cure=cure)
+    if isinstance(document.get("identity"), str) and document["identity"] != identity:
+        what = f"commit record is damaged (it is of another cache, identity {document['identity'][:12]!r})"
+        raise OtherCacheError(path, what, cure=cure)
     try:
         _check_place(document, group, identity)
         files = {name: ShardFile(file["size_bytes"], file["sha256"]) for name, file in document["files"].items()}
