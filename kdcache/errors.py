@@ -51,9 +51,14 @@ class OtherCacheError(CacheCorruptError):
     """A sound commit record, but of another identity."""
 
 
+def repair_command(root: object) -> str:
+    """What to type for whatever is damaged below the manifest of the cache at `root`."""
+    return f"python -m cache_teacher repair {shlex.quote(str(root))}"
+
+
 def repair_cure(root: object) -> str:
-    """The cure for whatever is damaged below the manifest of the cache at `root`."""
-    return f"run `python -m cache_teacher repair {shlex.quote(str(root))}`"
+    """The same as the cure of an error."""
+    return f"run `{repair_command(root)}`"
 
 
 def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a run, a cache being written."""
+"""One process at a time in a folder: a run for as long as it trains, a cache while its documents change."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """The cache: what is written is what was asked for, any reader reads it, and nothing else passes for it."""
 
-import os
-import threading
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +9,13 @@ import torch
 import zarr
 from quick import snapshot
 
-from kdcache.cache.answers import compute_group
 from kdcache.cache.build import build_cache
-from kdcache.cache.layout import commit_path, shard_path
-from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
+from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_split, read_group_record
-from kdcache.cache.records import write_record
-from kdcache.cache.repair import repair_cache
-from kdcache.cache.verify import verify_cache
+from kdcache.cache.reader import open_split
 from kdcache.data.augment import apply, draw
 from kdcache.data.voc import read_sample, read_split
-from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, TeacherError
+from kdcache.errors import CacheIncompleteError, CacheMismatchError, TeacherError
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.settings import make_config, merge
@@ -147,131 +138,6 @@ def test_paths_batch_size_and_views_are_not_identity(cache, given, tmp_path):
     moved.write_bytes(Path(cache.teacher.weights).read_bytes())
     change = {"teacher": {"weights": str(moved), "batch_size": 3}, "augment": {"views": 1}}
     assert build_cache(make_config(merge(given, change))).num_samples == 0
-
-
-def test_what_a_process_killed_in_its_first_moment_left_is_no_obstacle(cache, given, tmp_path):
-    begun = tmp_path / "begun"
-    begun.mkdir()
-    (begun / "manifest.json.partial").write_text("{")
-    build_cache(make_config(merge(given, {"cache": {"path": str(begun)}})))
-    (begun / "manifest.json.partial").unlink(missing_ok=True)
-    without_lock = {name: data for name, data in snapshot(begun).items() if name != ".lock"}
-    assert without_lock == {name: data for name, data in snapshot(cache.cache.path).items() if name != ".lock"}
-
-
-def test_a_damaged_zarr_json_is_one_line_and_made_anew_by_repair(cache):
-    path, before = cache.cache.path / "train" / "image" / "zarr.json", snapshot(cache.cache.path)
-    path.write_text("")
-    with pytest.raises(CacheCorruptError, match="zarr.json: file is no JSON .*run `python -m cache_teacher repair"):
-        build_cache(cache)
-    repair_cache(cache.cache.path, {})
-    assert snapshot(cache.cache.path) == before
-
-
-def test_a_manifest_that_was_moved_away_is_made_anew_and_committed_groups_are_kept(cache):
-    root, before = cache.cache.path, snapshot(cache.cache.path)
-    (root / "manifest.json").unlink()
-    assert build_cache(cache).num_samples == 0
-    assert snapshot(root) == before and read_manifest(root).complete_views == {"train": 2, "val": 1}
-
-
-def test_without_manifest_groups_of_another_cache_are_refused(cache, given):
-    (cache.cache.path / "manifest.json").unlink()
-    with pytest.raises(CacheMismatchError, match="not that of these settings.*use the settings it was built with"):
-        build_cache(make_config(merge(given, {"augment": {"seed": 1}})))
-
-
-def test_a_group_that_another_process_holds_is_waited_for_and_not_written_again(cache, caplog, monkeypatch):
-    """The other process: a thread with a descriptor of its own, for which the lock is as strange as for a process."""
-    root, before = cache.cache.path, snapshot(cache.cache.path)
-    record = commit_path(root, read_manifest(root).layouts["train"].group(0, 1))
-    kept = record.read_bytes()
-    record.unlink()
-    held, stop = threading.Event(), threading.Event()
-
-    def hold():
-        with take_lease(root, "train-v0000-g00001") as lease:
-            held.set()
-            stop.wait()
-            lease.check()
-            record.write_bytes(kept)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    held.wait()
-
-    def read_holder_and_stop(*args):
-        holder = read_holder(*args)
-        stop.set()
-        return holder
-
-    monkeypatch.setattr("kdcache.cache.build.read_holder", read_holder_and_stop)
-    assert build_cache(cache).num_samples == 0
-    other.join()
-    assert f"waiting for shard group train-v0000-g00001, which process {os.getpid()} on" in caplog.text
-    assert snapshot(root) == before
-
-
-def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkeypatch):
-    root = cache.cache.path
-    (root / "commits" / "train-v0000-g00001.json").unlink()
-    before = snapshot(root)
-
-    def answer_and_lose(*args, **kwargs):
-        (root / "leases" / "train-v0000-g00001").unlink()
-        return compute_group(*args, **kwargs)
-
-    monkeypatch.setattr("kdcache.cache.build.compute_group", answer_and_lose)
-    with pytest.raises(LeaseLostError, match="lease was removed while it was held"):
-        build_cache(cache)
-    assert snapshot(root) == before
-
-
-def test_a_view_that_names_other_samples_is_refused_and_found(cache):
-    root, manifest = cache.cache.path, read_manifest(cache.cache.path)
-    group = manifest.layouts["train"].group(1, 0)
-    record = read_group_record(root, manifest, group)
-    write_record(root, group, replace(record, sample_ids=record.sample_ids[::-1]))
-    with pytest.raises(CacheCorruptError, match="train-v0001-g00000.json: sample ids are not those of view 0"):
-        open_train(cache)
-    assert [d.what for d in verify_cache(root).damage] == ["sample ids are not those of other views"]
-
-
-def test_a_foreign_folder_is_refused_and_kept(given, tmp_path):
-    foreign = tmp_path / "photos"
-    foreign.mkdir()
-    (foreign / "a.txt").write_text("mine")
-    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
-        build_cache(make_config(merge(given, {"cache": {"path": str(foreign)}})))
-    assert [p.name for p in foreign.iterdir()] == ["a.txt"]
-
-
-def test_an_unwritable_folder_is_one_line(given, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="folder is unwritable .*set cache.path"):
-        build_cache(make_config(merge(given, {"cache": {"path": str(tmp_path / "file" / "cache")}})))
-
-
-def test_too_little_disk_space_is_met_before_the_first_batch(config, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(CacheError, match=r"free disk space is 0.00 GB, expected .* GB or more; make room"):
-        build_cache(config)
-    assert not config.cache.path.exists()
-
-
-def test_a_full_disk_is_one_line_and_keeps_what_is_committed(cache, monkeypatch):
-    root, before = cache.cache.path, snapshot(cache.cache.path)
-    (root / "commits" / "train-v0001-g00002.json").unlink()
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CacheError, match=r"No space left on device"):
-        build_cache(cache)
-    monkeypatch.undo()
-    build_cache(cache)
-    assert snapshot(root) == before
 
 
 def test_a_value_that_float16_cannot_hold_stops_and_names_sample_and_layer(config, given, tmp_path):

@@ -1,6 +1,8 @@
 """The command lines: exit codes, one line on stderr, nothing else. Run in this process, without starting Python anew."""
 
 import json
+import runpy
+import sys
 
 import pytest
 import yaml
@@ -112,6 +114,18 @@ def test_interruption_and_a_full_disk_are_one_line(capsys):
     assert run_command("x", fill) == 1
     err = capsys.readouterr().err
     assert "x: interrupted" in err and "x: runs/a.pth: No space left on device; mend that" in err
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_interruption_before_anything_has_begun_is_one_line(capsys, monkeypatch, program):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{program}.cli.main", interrupt)
+    monkeypatch.delitem(sys.modules, f"{program}.__main__", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(program, run_name="__main__")
+    assert stopped.value.code == 130 and capsys.readouterr().err == f"{program}: interrupted; nothing was begun\n"
 
 
 def test_progress_is_plain_lines_without_a_terminal(capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 from kdcache.cache import durable
 from kdcache.errors import CacheCorruptError
 
-MOST_BYTES = 256 << 20  # a commit record has about 2 kB a sample; more than this is another file
+MOST_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample; more than this is another file
 MOST_DEPTH = 64  # of what is compared, hashed and shown: Python's recursion ends near 1000
 _ZEROS = b"0" * 64
 _TAIL = b'"\n}\n'

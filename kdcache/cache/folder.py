@@ -34,10 +34,9 @@ def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
             durable.sync_folder(root / COMMITS)  # a commit may have been killed between its rename and this
             if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
                 write_manifest(root, manifest)
-            write_metadata(
-                root, manifest, replace=not grows
-            )  # without manifest: of a beginning that was never finished
-            if not grows:  # the manifest last: without it the folder is only begun
+                write_metadata(root, manifest)
+            else:  # the manifest last: without it the folder is only begun, and an earlier beginning counts for nothing
+                write_metadata(root, manifest, replace=True)
                 write_manifest(root, manifest)
     return manifest
 
@@ -122,9 +121,7 @@ def _check_kept_record(root: Path, manifest: Manifest, group: Group) -> None:
         read_record(root, layout, group, identity=identity, cure="move it away: its group is computed again")
     except OtherCacheError as error:
         cure = "use the settings it was built with (config.yaml of a run has them), or set cache.path to another folder"
-        raise CacheMismatchError(
-            f"{root}: the cache there is not that of these settings, {error.what}; {cure}"
-        ) from None
+        raise CacheMismatchError(f"{error.where}: its identity is not that of these settings; {cure}") from None
 
 
 def _is_begun(root: Path, manifest: Manifest) -> bool:

@@ -70,15 +70,15 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
     Args:
         identity: sha256 of the split's identity. cure: what to do about a damaged record, for the message.
 
-    Raises: CacheCorruptError where it is damaged, or is the record of another group or cache.
+    Raises: CacheCorruptError where it is damaged or of another group, OtherCacheError where it is of another cache.
     """
     path = commit_path(root, group)
     document = read_sealed(path, cure=cure)
-    if isinstance(document.get("identity"), str) and document["identity"] != identity:
-        what = f"commit record is damaged (it is of another cache, identity {document['identity'][:12]!r})"
-        raise OtherCacheError(path, what, cure=cure)
+    if document.get("identity") != identity:
+        found = repr(document.get("identity"))[:13]
+        raise OtherCacheError(path, f"commit record is of another cache (identity {found}...)", cure=cure)
     try:
-        _check_place(document, group, identity)
+        _check_place(document, group)
         files = {name: ShardFile(file["size_bytes"], file["sha256"]) for name, file in document["files"].items()}
         record = CommitRecord(
             document["identity"], document["sample_ids"], files, document["crc32c"], document["views"]
@@ -90,12 +90,10 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
         raise CacheCorruptError(path, f"commit record is damaged ({reason})", cure=cure) from None
 
 
-def _check_place(document: dict, group: Group, identity: str) -> None:
+def _check_place(document: dict, group: Group) -> None:
     named = (document["group"], document["start"], document["stop"])
     if named != (group.name, group.start, group.stop):
         raise ValueError(f"it describes {str(named[0])[:40]!r}")
-    if document["identity"] != identity:
-        raise ValueError(f"it is of another cache, identity {str(document['identity'])[:12]!r}")
 
 
 def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import groupby
 from pathlib import Path
 
 from kdcache.cache.repair import Repair
 from kdcache.cache.verify import Damage, Findings
+from kdcache.errors import repair_command
 
 MOST_ROWS = 40
 _TITLES = ("split", "view", "array", "sample", "file", "what is wrong")
@@ -53,11 +53,6 @@ def format_repair(repair: Repair, root: Path, *, dry_run: bool) -> str:
     lines += [f"{path.relative_to(root)}: {would}written anew" for path in repair.documents]
     lines += [f"{group.name}: samples {group.start} to {group.stop - 1}, {would}recomputed" for group in repair.groups]
     return "\n".join([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
-
-
-def repair_command(root: Path) -> str:
-    """What to type."""
-    return f"python -m cache_teacher repair {shlex.quote(str(root))}"
 
 
 def _verdict(findings: Findings) -> str:
