@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcache import losses
-from kdcache.losses import KnowledgeDistillationLoss, cross_entropy, feature_distance, kd_divergence
+from kdcache.losses import KnowledgeDistillationLoss, cross_entropy, feature_distance, features, kd_divergence, pixels
 from kdcache.training.loop import TermTotals
 
 CHANNELS = {"low": (12, 5), "mid": (10, 6), "high": (9, 7)}
@@ -282,19 +281,19 @@ def test_means_name_the_terms_in_use_and_weigh_up_to_the_total():
 
 
 @pytest.mark.parametrize(
-    ("weight", "function", "field", "targets"),
+    ("weight", "room", "function", "field", "targets"),
     [
-        ("alpha", "cross_entropy", "ce", ["label_NHW"]),
-        ("beta", "kd_divergence", "kd", ["teacher_NKHW"]),
-        ("gamma", "feature_distance", "feature", ["teacher_features", "student_features"]),
+        ("alpha", pixels, "_cross_entropy_band", "ce", ["label_NHW"]),
+        ("beta", pixels, "_divergence_band", "kd", ["teacher_NKHW"]),
+        ("gamma", features, "_distance", "feature", ["teacher_features", "student_features"]),
     ],
 )
-def test_weight_of_zero_computes_nothing_and_needs_no_target(monkeypatch, weight, function, field, targets):
+def test_weight_of_zero_computes_nothing_and_needs_no_target(monkeypatch, weight, room, function, field, targets):
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"{function} was called")
 
     loss, batch = make_loss(**{weight: 0.0}), make_batch()
-    monkeypatch.setattr(losses, function, refuse)
+    monkeypatch.setattr(room, function, refuse)
     terms = loss(**{**batch, **dict.fromkeys(targets)})
     assert getattr(terms, field) is None
     assert terms.total.item() > 0

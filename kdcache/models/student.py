@@ -45,14 +45,15 @@ class LightweightSegmentationModel(nn.Module):
         self.head = _conv_block(aspp_channels + 2 * SKIP_CHANNELS, HEAD_CHANNELS, kernel=3)
         self.classifier = nn.Conv2d(HEAD_CHANNELS, num_classes, 1)
 
-    def forward(self, image_NCHW: Tensor, *, return_features: bool = False):
+    def forward(self, image_NCHW: Tensor, *, return_features: bool = False, full_size: bool = True):
         """Scores at the input's size.
 
         Args:
             image_NCHW: normalised float images, H and W at least 32.
             return_features: also return {"low": stride 4, "mid": stride 8, "high": stride 16}.
+            full_size: upsample the scores to the input's size; the loss does that itself, band by band.
 
-        Returns: logits [N, num_classes, H, W], or (logits, features).
+        Returns: logits [N, num_classes, H, W] (stride 4 without full_size), or (logits, features).
         """
         features, x = {}, image_NCHW
         for index, stage in enumerate(self.backbone):
@@ -61,7 +62,9 @@ class LightweightSegmentationModel(nn.Module):
         grid = features["low"].shape[-2:]
         parts = [self.aspp(x), self.skip_mid(features["mid"]), self.skip_low(features["low"])]
         x = self.head(torch.cat([resize_to(part, grid) for part in parts], dim=1))
-        logits = resize_to(self.classifier(x), image_NCHW.shape[-2:])
+        logits = self.classifier(x)
+        if full_size:
+            logits = resize_to(logits, image_NCHW.shape[-2:])
         return (logits, features) if return_features else logits
 
 

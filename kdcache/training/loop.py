@@ -66,7 +66,7 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
     """Forward, loss, backward, update. `where` names the step in an error."""
     images = normalize_images(batch.arrays["image"])
     with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
-        logits, features = learner.student(images, return_features=True)
+        logits, features = learner.student(images, return_features=True, full_size=False)
     terms = compute_loss(learner.loss, logits, features, batch)
     if not torch.isfinite(terms.total):
         raise TrainingError(
@@ -82,10 +82,11 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
 def compute_loss(
     loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch
 ) -> LossTerms:
-    """The loss of one batch; autocast is left behind here, every term is float32."""
-    targets = {level: batch.arrays[level] for level in loss.align}
-    label = batch.arrays["label"].long() if "label" in batch.arrays else None
-    return loss(logits, features, label, teacher_NKHW=batch.arrays.get("logits"), teacher_features=targets)
+    """The loss of one batch at the images' size; autocast is left behind here, every term is float32."""
+    arrays, targets = batch.arrays, {level: batch.arrays[level] for level in loss.align}
+    hw = arrays["image"].shape[1:3]
+    label = arrays.get("label")
+    return loss(logits, features, label, teacher_NKHW=arrays.get("logits"), teacher_features=targets, hw=hw)
 
 
 @torch.inference_mode()

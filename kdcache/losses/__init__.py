@@ -1,0 +1,8 @@
+"""The loss: three terms as they are defined (`terms`), and their weighted sum computed in one pass (`distillation`)."""
+
+from kdcache.losses.distillation import KnowledgeDistillationLoss as KnowledgeDistillationLoss
+from kdcache.losses.terms import LossTerms as LossTerms
+from kdcache.losses.terms import Term as Term
+from kdcache.losses.terms import cross_entropy as cross_entropy
+from kdcache.losses.terms import feature_distance as feature_distance
+from kdcache.losses.terms import kd_divergence as kd_divergence

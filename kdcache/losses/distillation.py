@@ -1,0 +1,101 @@
+"""The weighted sum of the three terms, computed in one pass each over pixels and features. Letters as in `terms`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.config import VOID
+from kdcache.losses.features import feature_loss
+from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
+from kdcache.losses.terms import LossTerms, Term
+
+
+class KnowledgeDistillationLoss(nn.Module):
+    """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
+
+    Teacher features are resized to the student's grid and projected to its channels by a 1x1 convolution without bias,
+    trained with the student. A term of weight 0 is not computed and needs no target. Each term is that of
+    `kdcache.losses.terms`, in fewer passes over memory; second derivatives are not available.
+
+    Args:
+        alpha, beta, gamma: weights >= 0.
+        temperature: T > 0.
+        channels: level -> (teacher channels, student channels); only used with gamma > 0.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.5,
+        gamma: float = 0.3,
+        temperature: float = 4.0,
+        channels: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if gamma and not channels:
+            raise ValueError(
+                f"loss: channels is {channels!r}, expected level -> (teacher, student) with gamma > 0; set gamma=0"
+            )
+        self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
+        pairs = channels.items() if channels and gamma else ()
+        self.align = nn.ModuleDict({level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs})
+        self.compute_band: Callable = compute_band  # a compiled one may take its place
+
+    def forward(
+        self,
+        student_NKHW: Tensor,
+        student_features: Mapping[str, Tensor],
+        label_NHW: Tensor | None,
+        *,
+        teacher_NKHW: Tensor | None = None,
+        teacher_features: Mapping[str, Tensor] | None = None,
+        hw: tuple[int, int] | None = None,
+    ) -> LossTerms:
+        """The total, which has a gradient, and each term, which has none.
+
+        Args:
+            student_NKHW, student_features: what the student returned with return_features=True.
+            label_NHW: classes or VOID; needed with alpha > 0.
+            teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0.
+            hw: the size at which scores are compared (default: the label's, else the student's scores').
+        """
+        shape = student_NKHW if label_NHW is None else label_NHW
+        hw = tuple(hw or shape.shape[-2:])
+        total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw)
+        feature = {}
+        for level, align in self.align.items():
+            weight_SC = align.weight.flatten(1)
+            sum_ = feature_loss(student_features[level], teacher_features[level], weight_SC=weight_SC)
+            feature[level] = Term(sum_, _count(student_features[level]))
+        if feature:
+            total = total + self.gamma * torch.stack([term.mean for term in feature.values()]).mean()
+        detached = {level: Term(term.sum.detach(), term.count) for level, term in feature.items()}
+        return LossTerms(total, ce, kd, detached or None)
+
+    def _pixel_terms(
+        self, student: Tensor, label: Tensor | None, teacher: Tensor | None, hw: tuple[int, int]
+    ) -> tuple[Tensor, Term | None, Term | None]:
+        """alpha CE + beta KL, and both terms."""
+        if not (self.alpha or self.beta):
+            return student.new_zeros((), dtype=torch.float32), None, None
+        num_pixels = len(student) * hw[0] * hw[1]
+        num_labelled = (label != VOID).sum().float() if self.alpha else student.new_zeros(())
+        ce_weight = self.alpha / num_labelled.clamp(min=1) if self.alpha else 0.0
+        weights = PixelWeights(ce_weight, self.beta / num_pixels, self.temperature)
+        total, ce, kd = pixel_loss(
+            student,
+            label_NHW=label if self.alpha else None,
+            teacher_NKhw=teacher if self.beta else None,
+            hw=hw,
+            weights=weights,
+            bands=self.compute_band,
+        )
+        count = torch.tensor(float(num_pixels), device=student.device)
+        return total, Term(ce, num_labelled) if self.alpha else None, Term(kd, count) if self.beta else None
+
+
+def _count(x_NCHW: Tensor) -> Tensor:
+    return torch.tensor(float(x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]), device=x_NCHW.device)

@@ -1,0 +1,73 @@
+"""The feature term in one pass over the teacher's features: they are read once, as float16, and used while they are in cache.
+
+Letters: N images, C teacher channels, S student channels, P positions of the student's grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdcache.models.inputs import resize_to
+
+SMALLEST_NORM = 1e-8  # as in torch.nn.functional.cosine_similarity
+TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 28}  # teacher's numbers that are float32 at the same time
+
+
+class _FeatureLoss(torch.autograd.Function):
+    """Both gradients are computed with the term; keeping them is cheaper than reading the teacher twice."""
+
+    @staticmethod
+    def forward(ctx, student_NSHW, weight_SC, teacher_NChw):
+        hw = tuple(student_NSHW.shape[-2:])
+        total = torch.zeros((), dtype=torch.float64, device=student_NSHW.device)
+        by_student = torch.empty(student_NSHW.shape, device=student_NSHW.device)
+        by_weight = torch.zeros_like(weight_SC)
+        images = max(1, TILE_NUMBERS[student_NSHW.device.type] // (teacher_NChw.shape[1] * hw[0] * hw[1]))
+        for start in range(0, len(student_NSHW), images):
+            tile = slice(start, start + images)
+            x_NCP = resize_to(teacher_NChw[tile].float(), hw).flatten(2)
+            student_NSP = student_NSHW[tile].float().flatten(2)
+            distance, gradient, target_gradient = _distance(
+                student_NSP, torch.bmm(weight_SC.expand(len(x_NCP), -1, -1), x_NCP)
+            )
+            total += distance
+            by_student[tile] = gradient.view_as(by_student[tile])
+            by_weight += torch.bmm(target_gradient, x_NCP.transpose(1, 2)).sum(0)
+        ctx.save_for_backward(by_student, by_weight)
+        ctx.dtype = student_NSHW.dtype
+        return total.float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        by_student, by_weight = ctx.saved_tensors
+        return (by_student * grad).to(ctx.dtype), by_weight * grad, None
+
+
+def feature_loss(student_NSHW: Tensor, teacher_NChw: Tensor, *, weight_SC: Tensor) -> Tensor:
+    """Sum over positions of `terms.feature_distance` between the student and the projected teacher.
+
+    Args:
+        student_NSHW: student features, any float dtype.
+        teacher_NChw: teacher features, any float dtype, on any grid; resized to the student's.
+        weight_SC: float32 weights of the 1x1 projection, trained with the student.
+
+    Returns: float32 scalar, differentiable once by student and weight.
+    """
+    return _FeatureLoss.apply(student_NSHW, weight_SC, teacher_NChw.detach())
+
+
+def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed 1 - cosine over S, and its gradients by both arguments."""
+    student_norm, target_norm = (x.norm(dim=1, keepdim=True) for x in (student_NSP, target_NSP))
+    student_size, target_size = (norm.clamp(min=SMALLEST_NORM) for norm in (student_norm, target_norm))
+    product = student_size * target_size
+    cosine = (student_NSP * target_NSP).sum(1, keepdim=True) / product
+
+    def slope(own: Tensor, other: Tensor, norm: Tensor) -> Tensor:
+        bent = torch.where(norm > SMALLEST_NORM, cosine / norm.square(), 0.0)  # a clamped norm does not turn
+        return own * bent - other / product
+
+    by_student = slope(student_NSP, target_NSP, student_norm)
+    return (1 - cosine).sum().double(), by_student, slope(target_NSP, student_NSP, target_norm)

@@ -1,0 +1,141 @@
+"""Cross-entropy and softened divergence in one pass over the pixels, gradient included.
+
+At full size the scores of a batch are tens of megabytes, and every step of the textbook formula reads and writes them: that, not
+arithmetic, is what a loss costs. Here scores stay on their coarse grid in memory; a band of rows at a time is upsampled, both
+terms and their gradient are computed while it lies in the processor's cache, and the gradient is brought back to the coarse grid.
+
+Letters: N images, K classes, h, w coarse grids, H, W the labels' size, R rows of a band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcache.config import VOID
+from kdcache.losses.upsampling import Upsampled
+
+# numbers of one band: on a CPU a few of them lie in the second-level cache; a GPU needs many to be busy
+BAND_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class PixelWeights:
+    """What each term's sum over pixels is multiplied by, and the softening T > 0."""
+
+    ce: Tensor | float
+    kd: float
+    temperature: float
+
+
+class _PixelLoss(torch.autograd.Function):
+    """The gradient is computed with the loss and kept on the coarse grid until it is asked for."""
+
+    @staticmethod
+    def forward(ctx, student_NKhw, label_NHW, teacher_NKhw, hw, weights, bands):
+        sums = torch.zeros(2, dtype=torch.float64, device=student_NKhw.device)
+        gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
+        for images, rows in _bands(student_NKhw, hw):
+            student = Upsampled(student_NKhw[images].float(), hw)
+            teacher = None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float(), hw)
+            for start, stop in rows:
+                label = None if label_NHW is None else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
+                answer = None if teacher is None else teacher.band(start, stop)
+                band_sums, band_gradient = bands(student.band(start, stop), label, answer, weights)
+                sums += band_sums
+                student.add_gradient(start, stop, band_gradient)
+            gradient[images] = student.gradient()
+        ctx.save_for_backward(gradient)
+        ctx.dtype = student_NKhw.dtype
+        total = (sums[0] * weights.ce + sums[1] * weights.kd).float()
+        ce, kd = sums.float()
+        ctx.mark_non_differentiable(ce, kd)
+        return total, ce, kd
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total, *_):
+        return (ctx.saved_tensors[0] * grad_total).to(ctx.dtype), None, None, None, None, None
+
+
+def pixel_loss(
+    student_NKhw: Tensor,
+    *,
+    label_NHW: Tensor | None,
+    teacher_NKhw: Tensor | None,
+    hw: tuple[int, int],
+    weights: PixelWeights,
+    bands: Callable | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted sum of `terms.cross_entropy` and `terms.kd_divergence` at size `hw`, in one pass.
+
+    Args:
+        student_NKhw, teacher_NKhw: raw scores on any grid not larger than hw; None for no teacher.
+        label_NHW: uint8 or int64 classes or VOID; None for no cross-entropy.
+        bands: `compute_band`, perhaps compiled.
+
+    Returns: the weighted sum (differentiable once, by student_NKhw), and both unweighted sums; float32 scalars.
+    """
+    teacher = None if teacher_NKhw is None else teacher_NKhw.detach()
+    return _PixelLoss.apply(student_NKhw, label_NHW, teacher, tuple(hw), weights, bands or compute_band)
+
+
+def compute_band(
+    student: Tensor, label: Tensor | None, teacher: Tensor | None, weights: PixelWeights
+) -> tuple[Tensor, Tensor]:
+    """Both sums (float64 [2]) and the gradient of their weighted sum by the student's scores.
+
+    Args:
+        student, teacher: float32 [R, N, K, W]; both are overwritten. label: [R, N, 1, W].
+    """
+    student -= student.amax(2, keepdim=True)
+    ce, gradient = (None, None) if label is None else _cross_entropy_band(student, label, weights.ce)
+    kd = None
+    if teacher is not None:
+        kd, kd_gradient = _divergence_band(student, teacher, weights.temperature)
+        scale = weights.kd * weights.temperature
+        gradient = kd_gradient.mul_(scale) if gradient is None else gradient.add_(kd_gradient, alpha=scale)
+    zero = torch.zeros((), dtype=torch.float64, device=student.device)
+    return torch.stack([zero if term is None else term.double() for term in (ce, kd)]), gradient
+
+
+def _cross_entropy_band(scores: Tensor, label: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Sum of -log softmax at the label, and weight times its gradient; `scores` have maximum 0."""
+    valid = label != VOID
+    known = torch.where(valid, label, 0).long()
+    share = scores.exp()
+    total = share.sum(2, keepdim=True)
+    cost = ((total.log() - scores.gather(2, known)) * valid).sum()
+    scale = valid * weight
+    share *= scale / total
+    return cost, share.scatter_add_(2, known, -scale)
+
+
+def _divergence_band(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """T^2 times the summed KL(teacher || student), and its gradient over T; overwrites both scores."""
+    student *= 1 / temperature  # maximum 0
+    teacher -= teacher.amax(2, keepdim=True)
+    teacher *= 1 / temperature
+    p = teacher.exp()
+    p_total = p.sum(2, keepdim=True)
+    p /= p_total
+    teacher -= student
+    q = student.exp_()
+    q_total = q.sum(2, keepdim=True)
+    divergence = (p * teacher).sum() + (q_total.log() - p_total.log()).sum()
+    q /= q_total
+    return divergence * temperature**2, q.sub_(p)
+
+
+def _bands(x_NKhw: Tensor, hw: tuple[int, int]) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
+    """Which images, and which bands of their rows, are computed together."""
+    num, classes = x_NKhw.shape[:2]
+    row_numbers = classes * hw[1]
+    most_rows = max(1, BAND_NUMBERS[x_NKhw.device.type] // row_numbers)
+    images = max(1, most_rows // hw[0])
+    step = min(most_rows, hw[0])
+    rows = [(start, min(start + step, hw[0])) for start in range(0, hw[0], step)]
+    return ((slice(n, n + images), rows) for n in range(0, num, images))
