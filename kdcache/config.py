@@ -221,6 +221,10 @@ class TrainConfig:
     """auto (cuda where present), cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the student: auto is bfloat16 autocast on cuda and float32 on cpu."""
+    residency: Literal["auto", "disk", "ram", "gpu"] = "auto"
+    """Where samples stay after their first reading: auto takes GPU memory, else RAM, where all of them fit, else disk."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for student and loss: auto is on for cuda, and off for cpu, where it gains less than it takes."""
 
     def __post_init__(self) -> None:
         check_range("train.epochs", self.epochs, 1, 1_000_000)

@@ -38,7 +38,7 @@ def test_stored_views_and_answers_are_those_of_data_set_and_teacher(cache):
     for name in ("logits", "low", "mid", "high"):
         expected = answer[name][0].numpy()
         np.testing.assert_allclose(reader.read(name, 1, 8), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
-    record = reader.records[1, 2]
+    record = reader.record(1, 2)
     assert record.sample_ids == [s.id for s in samples[8:10]]
     assert tuple(record.views[0]["crop_tl"]) == view.crop_tl and record.views[0]["image_box"] == list(view.image_box)
 

@@ -12,7 +12,7 @@ import zarr
 from quick import snapshot
 from zarr.codecs import Crc32cCodec
 
-from kdcache.cache.answers import compute_group
+from kdcache.cache.answers import collect_views
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
@@ -96,11 +96,11 @@ def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkey
     (root / "commits" / "train-v0000-g00001.json").unlink()
     before = snapshot(root)
 
-    def answer_and_lose(*args, **kwargs):
+    def draw_and_lose(*args, **kwargs):
         (root / "leases" / "train-v0000-g00001").unlink()
-        return compute_group(*args, **kwargs)
+        return collect_views(*args, **kwargs)
 
-    monkeypatch.setattr("kdcache.cache.build.compute_group", answer_and_lose)
+    monkeypatch.setattr("kdcache.cache.pipeline.collect_views", draw_and_lose)
     with pytest.raises(LeaseLostError, match="lease was removed while it was held"):
         build_cache(cache)
     assert snapshot(root) == before
@@ -112,7 +112,7 @@ def test_a_view_that_names_other_samples_is_refused_and_found(cache):
     record = read_group_record(root, manifest, group)
     write_record(root, group, replace(record, sample_ids=record.sample_ids[::-1]))
     with pytest.raises(CacheCorruptError, match="train-v0001-g00000.json: sample ids are not those of view 0"):
-        open_split(cache.cache.path, "train")
+        open_split(cache.cache.path, "train").read("label", 1, 0)
     assert [d.what for d in verify_cache(root).damage] == ["sample ids are not those of other views"]
 
 

@@ -151,6 +151,18 @@ def test_without_labels_the_size_is_said():
     assert terms.kd.sum.item() == pytest.approx(kd_divergence(full, answer, temperature=4.0).sum.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["label_NHW", "teacher_NKHW", "low"])
+def test_targets_of_another_batch_are_refused(name: str):
+    """A smaller one would be broadcast."""
+    logits, taps, label, answer, targets = make_case()
+    wrong = {"label_NHW": label, "teacher_NKHW": answer, "low": targets["low"]}
+    for bad in (wrong[name][:1], None):
+        given = {**wrong, name: bad}
+        with pytest.raises(ValueError, match=f"loss: {name} has shape .*; give the targets of this batch"):
+            make_loss()(logits, taps, given["label_NHW"], teacher_NKHW=given["teacher_NKHW"],
+                        teacher_features={"low": given["low"]}, hw=(24, 20))  # fmt: skip
+
+
 def test_gradient_scales_with_what_comes_from_above():
     logits, taps, label, answer, targets = make_case()
     total = make_loss()(logits, taps, label, teacher_NKHW=answer, teacher_features=targets).total

@@ -1,7 +1,7 @@
 """Reads a cache: where are the bytes of (array, view, sample)? -> checked bytes in a slot that is already there.
 
-Files are read by position, without zarr in between: the shard index is parsed once, each chunk goes straight into its slot
-and is compared with the crc32c of the commit record: the checksum in the file alone does not notice two shards swapped.
+Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot and is compared with the crc32c of
+the commit record: the checksum in the file alone does not notice two shards swapped.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
-from kdcache.cache.records import CommitRecord, has_record, read_record
-from kdcache.cache.shard import check_inside, crc32c, open_plain, read_at, read_index
+from kdcache.cache.records import CommitRecord, list_records, read_record
+from kdcache.cache.shard import MappedFiles, check_inside, copy_into, crc32c, open_plain, read_at, read_index
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, repair_cure
 
 Check = Literal["always", "first", "never"]
@@ -42,7 +42,8 @@ class CacheReader:
         num_views: how many of its views must be complete (default: all).
         check: which readings of a chunk are compared with its commit record: always, the first in this process, never.
 
-    Raises: CacheIncompleteError where shard groups are not written yet, CacheCorruptError where a document is damaged.
+    Raises: CacheIncompleteError where shard groups are not written yet, CacheCorruptError where a document is damaged (the
+        commit records of views after the first are read with their first sample).
     """
 
     def __init__(
@@ -50,33 +51,43 @@ class CacheReader:
     ) -> None:
         self.root, self.layout, self.check = root, manifest.layouts[split], check
         self.num_views = self.layout.num_views if num_views is None else num_views
+        self.maps: MappedFiles | None = None
+        self._manifest = manifest
         for document in list_metadata(root, manifest, splits=(split,)):
             check_document(root, document)
-        groups = [group for group in self.layout.groups() if group.view < self.num_views]
-        _check_complete(root, manifest, groups)
-        self.records = {(g.view, g.index): read_group_record(root, manifest, g) for g in groups}
-        self._check_ids(groups)
+        _check_complete(root, manifest, [group for group in self.layout.groups() if group.view < self.num_views])
+        self._specs = {spec.name: spec for spec in self.layout.arrays}
+        self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self._indices: dict[tuple[str, int, int], np.ndarray] = {}
         shape = (self.num_views, self.layout.num_samples)
-        self._seen = {spec.name: np.zeros(shape, bool) for spec in self.layout.arrays}
-
-    @property
-    def sample_ids(self) -> list[str]:
+        self._read = {name: np.zeros(shape, bool) for name in self._specs}
+        self._checked = {name: np.zeros(shape, bool) for name in self._specs}
+        self.sample_ids: list[str] = []
         """Ids of all samples, in order."""
-        return [id for g in range(self.layout.groups_per_view) for id in self.records[0, g].sample_ids]
+        for index in range(self.layout.groups_per_view):
+            self.sample_ids += self._learn_group(self.layout.group(0, index)).sample_ids
+
+    def keep_mapped(self) -> None:
+        """From now on a chunk's second and later readings come from mapped files: a plain copy from memory that is shared
+        with every process that reads the cache. The first reading is by position: it fails in words, not by a signal."""
+        self.maps = self.maps or MappedFiles()
+
+    def record(self, view: int, index: int) -> CommitRecord:
+        """The commit record of a group, read from disk. Raises CacheCorruptError."""
+        return read_group_record(self.root, self._manifest, self.layout.group(view, index))
 
     def locate(self, array: str, view: int, sample: int) -> Location:
-        """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file."""
-        spec = self.layout.array(array)
+        """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file or record."""
+        spec = self._specs[array]
         group, row = self.layout.group(view, sample // self.layout.shard_samples), sample % self.layout.shard_samples
-        record = self.records[view, group.index]
         try:
-            offset, size = (int(n) for n in self._index(spec, group, record)[row])
+            offset, size = (int(n) for n in self._index(spec, group)[row])
         except CacheCorruptError as error:
             raise self._corrupt(array, view, sample, error.what) from None
-        if size != spec.item_bytes + CRC_BYTES or offset + size > record.files[array].size_bytes:
+        if size != spec.item_bytes + CRC_BYTES or offset + size > self.layout.shard_bytes(spec, group):
             raise self._corrupt(array, view, sample, f"its chunk is {size} bytes at {offset}")
-        return Location(shard_path(self.root, spec, group), offset, spec.item_bytes, record.crcs[array][row])
+        crc = int(self._group_crcs(group)[array][row])
+        return Location(shard_path(self.root, spec, group), offset, spec.item_bytes, crc)
 
     def read_into(self, slot: np.ndarray, *, array: str, view: int, sample: int) -> None:
         """Fill a contiguous array of the item's shape and dtype.
@@ -85,54 +96,63 @@ class CacheReader:
         """
         place, stored = self.locate(array, view, sample), np.empty(CRC_BYTES, np.uint8)
         try:
-            with open_plain(place.path) as descriptor:
-                count = read_at(descriptor, place.offset, [slot, stored])
+            if self.maps is not None and self._read[array][view, sample]:
+                count = copy_into([slot, stored], self.maps.open(place.path), place.offset)
+            else:
+                with open_plain(place.path) as descriptor:
+                    count = read_at(descriptor, place.offset, [slot, stored])
         except OSError as error:
             raise self._corrupt(array, view, sample, f"the file is unreadable ({error.strerror})") from None
         if count != place.size_bytes + CRC_BYTES:
             raise self._corrupt(array, view, sample, "the file is too short")
+        self._read[array][view, sample] = True
         if self._is_to_check(array, view, sample):
             if crc32c(slot) != place.crc32c or int.from_bytes(stored.tobytes(), "little") != place.crc32c:
                 raise self._corrupt(array, view, sample, "its checksum differs from the commit record")
-            self._seen[array][view, sample] = True
+            self._checked[array][view, sample] = True
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """One sample of one array, freshly allocated."""
-        spec = self.layout.array(array)
+        spec = self._specs[array]
         self.locate(array, view, sample)  # a size that no file has is met before its slot is allocated
         slot = np.empty(spec.item_shape, spec.dtype)
         self.read_into(slot, array=array, view=view, sample=sample)
         return slot
 
-    def _check_ids(self, groups: list[Group]) -> None:
-        """Every view must speak of the same samples: their order is taken from the first."""
-        for group in groups:
-            if self.records[group.view, group.index].sample_ids != self.records[0, group.index].sample_ids:
-                path = commit_path(self.root, group)
-                raise CacheCorruptError(path, "sample ids are not those of view 0", cure=repair_cure(self.root))
+    def _learn_group(self, group: Group) -> CommitRecord:
+        """Read a group's record and keep its checksums, nothing else: parameters of views would fill the memory."""
+        record = self.record(group.view, group.index)
+        known = self.sample_ids[group.start : group.stop]
+        if group.view and record.sample_ids != known:  # the order of samples is taken from view 0
+            path = commit_path(self.root, group)
+            raise CacheCorruptError(path, "sample ids are not those of view 0", cure=repair_cure(self.root))
+        self._crcs[group.view, group.index] = {name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()}
+        return record
+
+    def _group_crcs(self, group: Group) -> dict[str, np.ndarray]:
+        key = (group.view, group.index)
+        if key not in self._crcs:
+            self._learn_group(group)
+        return self._crcs[key]
 
     def _is_to_check(self, array: str, view: int, sample: int) -> bool:
-        return self.check == "always" or (self.check == "first" and not self._seen[array][view, sample])
+        return self.check == "always" or (self.check == "first" and not self._checked[array][view, sample])
 
-    def _index(self, spec: ArraySpec, group: Group, record: CommitRecord) -> np.ndarray:
+    def _index(self, spec: ArraySpec, group: Group) -> np.ndarray:
         key = (spec.name, group.view, group.index)
         if key not in self._indices:
-            path, size, cure = (
-                shard_path(self.root, spec, group),
-                record.files[spec.name].size_bytes,
-                repair_cure(self.root),
+            path, size = shard_path(self.root, spec, group), self.layout.shard_bytes(spec, group)
+            check_inside(self.root, path, cure=repair_cure(self.root))
+            self._indices[key] = read_index(
+                path, shard_samples=self.layout.shard_samples, size_bytes=size, cure=repair_cure(self.root)
             )
-            check_inside(self.root, path, cure=cure)
-            index = read_index(path, shard_samples=self.layout.shard_samples, size_bytes=size, cure=cure)
-            self._indices[key] = index
         return self._indices[key]
 
     def _corrupt(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
         group = self.layout.group(view, sample // self.layout.shard_samples)
-        id = self.records[view, group.index].sample_ids[sample % self.layout.shard_samples]
         return CacheCorruptError(
-            shard_path(self.root, self.layout.array(array), group),
-            f"{self.layout.split}/{array} view {view} sample {id!r} is damaged: {what}",
+            shard_path(self.root, self._specs[array], group),
+            f"{self.layout.split}/{array} view {view} sample {self.sample_ids[sample]!r} is damaged: {what}",
             cure=repair_cure(self.root),
         )
 
@@ -155,7 +175,8 @@ def read_group_record(root: Path, manifest: Manifest, group: Group) -> CommitRec
 
 
 def _check_complete(root: Path, manifest: Manifest, groups: list[Group]) -> None:
-    missing = [group for group in groups if not has_record(root, group)]
+    there = list_records(root)
+    missing = [group for group in groups if commit_path(root, group).name not in there]
     if not missing:
         return
     first = missing[0]

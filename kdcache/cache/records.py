@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache.documents import read_sealed, write_sealed
-from kdcache.cache.layout import Group, SplitLayout, commit_path
+from kdcache.cache.layout import COMMITS, Group, SplitLayout, commit_path
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
@@ -62,6 +63,21 @@ def has_record(root: Path, group: Group) -> bool:
     except OSError as error:
         raise CacheError(f"{path}: commit record cannot be looked for ({error.strerror}); mend that first") from None
     return True
+
+
+def list_records(root: Path) -> set[str]:
+    """Names of the files that stand where commit records belong; one look at the folder, however many they are.
+
+    Raises: CacheError where that cannot be told.
+    """
+    try:
+        return {entry.name for entry in os.scandir(root / COMMITS)}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise CacheError(
+            f"{root / COMMITS}: commit records cannot be looked for ({error.strerror}); mend that first"
+        ) from None
 
 
 def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
+import crc32c as crc32c_library
 import numpy as np
 
 from kdcache.cache import durable
@@ -43,8 +44,8 @@ class ShardFile:
 
 
 def crc32c(array: np.ndarray) -> int:
-    """crc32c of a contiguous array's bytes."""
-    return int(google_crc32c.value(array.reshape(-1).view(np.uint8)))
+    """crc32c of a contiguous array's bytes; other threads run meanwhile."""
+    return crc32c_library.crc32c(array.reshape(-1).view(np.uint8))
 
 
 def write_shard(path: Path, block: np.ndarray, crcs: list[int], *, shard_samples: int) -> ShardFile:
@@ -121,6 +122,35 @@ def read_at(descriptor: int, offset: int, slots: list[np.ndarray]) -> int:
             count -= len(views.pop(0))
         if views:
             views[0] = views[0][count:]
+    return done
+
+
+class MappedFiles:
+    """Shard files mapped into memory, read only, each once. Each holds a file descriptor until this object goes."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def open(self, path: Path) -> mmap.mmap:
+        """The mapping of a file. Raises OSError, also where the file is shorter than when it was mapped: reading what is gone
+        would end the process."""
+        mapped = self._maps.get(path)
+        if mapped is None:
+            with open_plain(path) as descriptor:
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            self._maps[path] = mapped
+        if mapped.size() < len(mapped):
+            raise OSError(errno.ESTALE, "it has become shorter")
+        return mapped
+
+
+def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:
+    """Fill contiguous arrays one after the other from a position of a mapping; returns the number of bytes got."""
+    done = 0
+    for slot in slots:
+        part = np.frombuffer(source, np.uint8)[offset + done : offset + done + slot.nbytes]
+        slot.reshape(-1).view(np.uint8)[: part.size] = part
+        done += part.size
     return done
 
 

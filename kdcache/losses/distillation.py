@@ -61,13 +61,21 @@ class KnowledgeDistillationLoss(nn.Module):
             label_NHW: classes or VOID; needed with alpha > 0.
             teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0.
             hw: the size at which scores are compared (default: the label's, else the student's scores').
+
+        Raises: ValueError where a target is missing or its shape is not the student's.
         """
         shape = student_NKHW if label_NHW is None else label_NHW
         hw = tuple(hw or shape.shape[-2:])
+        num, classes = student_NKHW.shape[:2]
+        if self.alpha:
+            _check_shape("label_NHW", label_NHW, (num, *hw))
+        if self.beta:
+            _check_shape("teacher_NKHW", teacher_NKHW, (num, classes, ...))
         total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw)
         feature = {}
         for level, align in self.align.items():
             weight_SC = align.weight.flatten(1)
+            _check_shape(level, teacher_features[level], (num, align.in_channels, ...))
             sum_ = feature_loss(student_features[level], teacher_features[level], weight_SC=weight_SC)
             feature[level] = Term(sum_, _count(student_features[level]))
         if feature:
@@ -95,6 +103,15 @@ class KnowledgeDistillationLoss(nn.Module):
         )
         count = torch.tensor(float(num_pixels), device=student.device)
         return total, Term(ce, num_labelled) if self.alpha else None, Term(kd, count) if self.beta else None
+
+
+def _check_shape(name: str, target: Tensor | None, expected: tuple) -> None:
+    """`...` at the end stands for any grid. A target of another batch would be broadcast without a word."""
+    found = None if target is None else tuple(target.shape)
+    fixed = tuple(size for size in expected if size is not ...)
+    if found is None or found[: len(fixed)] != fixed or (... not in expected and len(found) != len(fixed)):
+        shape = ", ".join("any grid" if size is ... else str(size) for size in expected)
+        raise ValueError(f"loss: {name} has shape {found}, expected ({shape}); give the targets of this batch")
 
 
 def _count(x_NCHW: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:
 def image_box(reader: CacheReader, sample: int) -> tuple[slice, slice]:
     """Where the image lies inside the padded sample."""
     group, row = divmod(sample, reader.layout.shard_samples)
-    top, left, bottom, right = reader.records[0, group].views[row]["image_box"]
+    top, left, bottom, right = reader.record(0, group).views[row]["image_box"]
     return slice(top, bottom), slice(left, right)
 
 

@@ -11,7 +11,7 @@ Say = Callable[[str], None]
 
 
 def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
-    """One epoch as a block of four lines."""
+    """One epoch as a block of four lines: times, step, loss, mIoU."""
     weights = {
         "ce": ("CE", config.loss.alpha),
         "kd": ("KD", config.loss.beta),
@@ -23,6 +23,7 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     return (
         f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s "
         f"(validation {entry['validation_s']:.1f} s)  lr {entry['lr']:.2e}\n"
+        f"  step  {1000 * entry['step_s']:.0f} ms, {_data_wait(entry):.1%} of the training time waiting for data\n"
         f"  loss  {entry['total']:.4f} = {terms}\n"
         f"  val mIoU  {entry['miou']:.4f}  (best {best_miou:.4f})"
     )
@@ -50,6 +51,11 @@ def format_result(student: dict, baseline: dict | None, teacher_ious: list | Non
         f"{student['params']:,} parameters, {student['epochs']} epochs in {student['seconds']:.0f} s; report: {report}"
     )
     return "\n".join(lines)
+
+
+def _data_wait(entry: dict) -> float:
+    """Share of the training time, 0 to 1."""
+    return entry["data_wait_s"] / max(entry["time_s"] - entry["validation_s"], 1e-9)
 
 
 def _number(value: float | None) -> str:

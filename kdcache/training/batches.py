@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
+from kdcache.training.residency import Kind, ResidentSamples
 
 READ_THREADS = 2
 Place = tuple[int, int]  # view, sample
@@ -57,59 +60,90 @@ class BatchReader:
         arrays: names of the arrays to read; others are not touched.
         batch_size: largest batch, one more is kept for a joined single.
         device: where batches are to be.
+        residency: disk reads each time; ram maps the files, which stay in memory; gpu keeps samples on the device.
     """
 
-    def __init__(self, reader: CacheReader, *, arrays: list[str], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        reader: CacheReader,
+        *,
+        arrays: list[str],
+        batch_size: int,
+        device: torch.device,
+        residency: Kind = "disk",
+    ) -> None:
         self.reader, self.device = reader, device
         self.ids = reader.sample_ids
-        self.slots = [self._make_slots(arrays, min(batch_size + 1, reader.layout.num_samples)) for _ in range(2)]
+        self.wait_s = 0.0
+        """Seconds that whoever used the batches had to wait for them, in all."""
+        specs = [reader.layout.array(name) for name in arrays]
+        rows = min(batch_size + 1, reader.layout.num_samples)
+        self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.resident = None
+        if residency == "ram":
+            reader.keep_mapped()
+        if residency == "gpu":
+            self.resident = ResidentSamples(specs, shape=(reader.num_views, reader.layout.num_samples), device=device)
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
         """Batches in the order of `batches`. Raises CacheCorruptError where stored bytes are not those committed."""
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READ_THREADS) as pool:
             coming: Future | None = None
-            for step in range(len(batches)):
-                coming = coming or ahead.submit(self._fill, pool, batches[step], self.slots[step % 2])
-                batch = coming.result()
+            for step, places in enumerate(batches):
+                coming = coming or ahead.submit(self._bring, pool, places, self.slots[step % 2])
+                began_s = time.monotonic()
+                arrays = coming.result()
+                self.wait_s += time.monotonic() - began_s
                 more = step + 1 < len(batches)
-                coming = ahead.submit(self._fill, pool, batches[step + 1], self.slots[(step + 1) % 2]) if more else None
-                self._hand_over(batch)
-                yield batch
+                coming = (
+                    ahead.submit(self._bring, pool, batches[step + 1], self.slots[(step + 1) % 2]) if more else None
+                )
+                yield Batch(self._hand_over(places, arrays), [self.ids[sample] for _, sample in places])
 
-    def _fill(self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]) -> Batch:
+    def _bring(self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Samples on the device: those of a batch, or what of it is not resident yet."""
+        absent = self.resident.find_missing(places) if self.resident else places
+        if not absent:
+            return {}
+
         def read_one(job: tuple[int, Place, str]) -> None:
             row, (view, sample), array = job
             self.reader.read_into(slots[array].numpy()[row], array=array, view=view, sample=sample)
 
-        jobs = [(row, place, array) for row, place in enumerate(places) for array in slots]
+        jobs = [(row, place, array) for row, place in enumerate(absent) for array in slots]
         for _ in pool.map(read_one, jobs):
             pass
-        tensors = {array: slot[: len(places)] for array, slot in slots.items()}
-        return Batch(self._to_device(tensors), [self.ids[sample] for _, sample in places])
-
-    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On a GPU: copy on a stream of its own and wait for it here, so that the slot is free again."""
+        tensors = {array: slot[: len(absent)] for array, slot in slots.items()}
         if self.stream is None:
-            return tensors
+            return self._keep(absent, tensors)
         with torch.cuda.stream(self.stream):
-            moved = {array: tensor.to(self.device, non_blocking=True) for array, tensor in tensors.items()}
-        self.stream.synchronize()
-        return moved
+            arrays = {array: tensor.to(self.device, non_blocking=True) for array, tensor in tensors.items()}
+            arrays = self._keep(absent, arrays)
+        self.stream.synchronize()  # here, in a thread of its own, so that the slots are free again
+        return arrays
 
-    def _hand_over(self, batch: Batch) -> None:
-        """On a GPU: tell the allocator that the training stream uses what the copying stream made."""
+    def _keep(self, places: list[Place], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.resident:
+            self.resident.put(places, arrays)
+            return {}
+        return arrays
+
+    def _hand_over(self, places: list[Place], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch for the stream in use; on a GPU the allocator is told that this stream uses what the copying one made."""
+        if self.resident:
+            return self.resident.take(places)
         if self.stream is not None:
-            for tensor in batch.arrays.values():
+            for tensor in arrays.values():
                 tensor.record_stream(torch.cuda.current_stream(self.device))
+        return arrays
 
-    def _make_slots(self, arrays: list[str], rows: int) -> dict[str, Tensor]:
-        specs = [self.reader.layout.array(name) for name in arrays]
-        pin = self.device.type == "cuda"
-        return {
-            spec.name: torch.empty((rows, *spec.item_shape), dtype=getattr(torch, spec.dtype), pin_memory=pin)
-            for spec in specs
-        }
+
+def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Tensor]:
+    return {
+        spec.name: torch.empty((rows, *spec.item_shape), dtype=getattr(torch, spec.dtype), pin_memory=pin)
+        for spec in specs
+    }
 
 
 def _raw_words(purpose: str, count: int) -> np.ndarray:

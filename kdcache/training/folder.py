@@ -24,7 +24,8 @@ def hyperparameters(config: Config) -> dict:
     settings = config_to_dict(config)
     chosen = {section: settings[section] for section in ("student", "loss", "train")}
     chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
-    chosen["train"].pop("device")
+    for machine in ("device", "residency", "compile"):  # where and how, not what
+        chosen["train"].pop(machine)
     _, autocast = choose_arithmetic(config)
     chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     return flatten(chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,22 @@ class Learner:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     device: torch.device
     autocast: torch.dtype | None  # None: float32
+    forward: Callable  # the student in training, perhaps compiled
+
+
+class _Coming:
+    """A number on its way from the device: waiting for it does not wait for what was asked of the device later."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.event = value, None
+        if value.device.type == "cuda":
+            self.value = torch.empty((), pin_memory=True, dtype=value.dtype).copy_(value, non_blocking=True)
+            self.event = torch.cuda.current_stream(value.device).record_event()
+
+    def wait(self) -> float:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.value.item()
 
 
 @dataclass
@@ -63,18 +80,22 @@ def train_epoch(learner: Learner, reader: BatchReader, batches: list, *, epoch: 
 
 
 def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
-    """Forward, loss, backward, update. `where` names the step in an error."""
+    """Forward, loss, backward, update. `where` names the step in an error.
+
+    Whether the loss is finite is asked after the backward pass is under way, so that a GPU does not stand still for the answer.
+    """
     images = normalize_images(batch.arrays["image"])
     with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
-        logits, features = learner.student(images, return_features=True, full_size=False)
+        logits, features = learner.forward(images, return_features=True, full_size=False)
     terms = compute_loss(learner.loss, logits, features, batch)
-    if not torch.isfinite(terms.total):
-        raise TrainingError(
-            f"{where}: loss is {terms.total.item()}, expected a finite number; samples {', '.join(batch.sample_ids)}; "
-            "lower train.lr or look at these samples"
-        )
+    loss = _Coming(terms.total.detach())
     learner.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
+    if not math.isfinite(loss.wait()):
+        raise TrainingError(
+            f"{where}: loss is {loss.wait()}, expected a finite number; samples {', '.join(batch.sample_ids)}; "
+            "lower train.lr or look at these samples"
+        )
     learner.optimizer.step()
     return terms
 

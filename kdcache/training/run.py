@@ -21,6 +21,7 @@ from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
+from kdcache.training.compiling import choose_compiling, compile_learner
 from kdcache.training.folder import (
     RESULT,
     check_folder,
@@ -31,6 +32,7 @@ from kdcache.training.folder import (
     write_result,
 )
 from kdcache.training.loop import Learner, evaluate, train_epoch
+from kdcache.training.residency import choose_residency, find_need, format_residency
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def train_run(
         return read_result(folder)
     make_folder(config, folder)
     with hold_folder(folder):
-        learner, history = _prepare(config, data, folder=folder, resume=resume)
+        learner, history = _prepare(config, data, folder=folder, resume=resume, say=say)
         _train_epochs(
             config, data, learner, history, folder=folder, baseline_miou=baseline_miou, progress=progress, say=say
         )
@@ -87,7 +89,7 @@ def _train_epochs(
     say: Say,
 ) -> None:
     """Train the epochs that `history` lacks; after each the checkpoints and metrics.jsonl are as long as it."""
-    train, val = _make_readers(config, data, learner)
+    train, val = _make_readers(config, data, learner, say)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
         entry, confusion = _run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
         history.append(entry)
@@ -114,12 +116,16 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     student = student.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.train.epochs)
-    return Learner(student, loss, optimizer, scheduler, device, autocast)
+    return Learner(student, loss, optimizer, scheduler, device, autocast, forward=student)
 
 
-def _prepare(config: Config, data: Data, *, folder: Path, resume: bool) -> tuple[Learner, list[dict]]:
+def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say) -> tuple[Learner, list[dict]]:
     """A learner and its history, new or restored, in a folder that is ours."""
     learner = build_learner(config, teacher_channels=_teacher_channels(data.manifest))
+    compiling, line = choose_compiling(config.train.compile, device=learner.device)
+    say(line)
+    if compiling:
+        compile_learner(learner)
     if not (resume and (folder / LAST).is_file()):
         return learner, []
     state = read_checkpoint(folder / LAST)
@@ -128,19 +134,26 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool) -> tuple
     return learner, state["history"]
 
 
-def _make_readers(config: Config, data: Data, learner: Learner) -> tuple[BatchReader, BatchReader]:
+def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tuple[BatchReader, BatchReader]:
+    """Both splits, staying where there is room for both."""
     weights = {"label": config.loss.alpha, "logits": config.loss.beta}
     arrays = ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]
-    size, device = config.train.batch_size, learner.device
-    train = BatchReader(data.train, arrays=arrays, batch_size=size, device=device)
-    return train, BatchReader(data.val, arrays=["image", "label"], batch_size=size, device=device)
+    pairs = ((data.train, arrays), (data.val, ["image", "label"]))
+    choice = choose_residency(config.train.residency, [find_need(*pair) for pair in pairs], device=learner.device)
+    say(format_residency(choice))
+    size, kind = config.train.batch_size, choice.kind
+    train, val = (
+        BatchReader(reader, arrays=names, batch_size=size, device=learner.device, residency=kind)
+        for reader, names in pairs
+    )
+    return train, val
 
 
 def _run_epoch(
     config: Config, learner: Learner, train: BatchReader, val: BatchReader, *, epoch: int, progress: Progress
 ):
     """Train and evaluate; returns the epoch's line for metrics.jsonl and the confusion on val."""
-    began_s, size = time.monotonic(), config.train.batch_size
+    began_s, waited_s, size = time.monotonic(), train.wait_s, config.train.batch_size
     layout, lr = train.reader.layout, learner.scheduler.get_last_lr()[0]
     batches = plan_epoch(
         num_samples=layout.num_samples,
@@ -151,7 +164,7 @@ def _run_epoch(
     )
     with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
-    _check_finite(learner, epoch)
+    _check_finite(learner, epoch)  # waits for the device
     trained_s = time.monotonic()
     learner.scheduler.step()
     confusion = evaluate(
@@ -160,6 +173,7 @@ def _run_epoch(
     means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
     entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
     entry |= {"per_class_iou": compute_iou_per_class(confusion), "validation_s": time.monotonic() - trained_s}
+    entry |= {"step_s": (trained_s - began_s) / len(batches), "data_wait_s": train.wait_s - waited_s}
     return {**entry, "time_s": time.monotonic() - began_s}, confusion
 
 

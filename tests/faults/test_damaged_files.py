@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import google_crc32c
+import crc32c
 import numpy as np
 import pytest
 import quick
@@ -104,7 +104,7 @@ def _write_index(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
 
     def write(data: bytes) -> bytes:
         index = change(data[-36:-4])
-        return data[:-36] + index + google_crc32c.value(index).to_bytes(4, "little")
+        return data[:-36] + index + crc32c.crc32c(index).to_bytes(4, "little")
 
     return _write(write)
 

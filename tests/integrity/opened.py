@@ -41,7 +41,7 @@ class Opened:
         """The commit record of a sample's group, and the sample's row in it."""
         reader = self.readers[split]
         group, row = divmod(sample, reader.layout.shard_samples)
-        return reader.records[view, group], row
+        return reader.record(view, group), row
 
     def name(self, split: str, view: int, sample: int) -> str:
         """A stored sample for a message."""

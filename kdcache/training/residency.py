@@ -1,0 +1,121 @@
+"""Where the samples of a run stay after their first reading: GPU memory, RAM, or the disk with the page cache's luck."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kdcache.cache.layout import ArraySpec
+from kdcache.cache.reader import CacheReader
+from kdcache.errors import SettingsError
+from kdcache.memory import allow_open_files, find_free_gpu, find_free_ram
+
+Kind = Literal["disk", "ram", "gpu"]
+GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
+RAM_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run reads again and again: bytes, and shard files."""
+
+    size_bytes: int
+    num_files: int
+
+
+@dataclass(frozen=True)
+class Residency:
+    """The choice, and why, as one line without end."""
+
+    kind: Kind
+    reason: str
+
+
+def find_need(reader: CacheReader, arrays: list[str]) -> Need:
+    """What reading these arrays in all views of a split comes to."""
+    layout = reader.layout
+    item_bytes = sum(layout.array(name).item_bytes for name in arrays)
+    return Need(
+        item_bytes * layout.num_samples * reader.num_views, len(arrays) * layout.groups_per_view * reader.num_views
+    )
+
+
+def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -> Residency:
+    """What `train.residency` means here: auto takes the fastest memory that holds everything.
+
+    Args:
+        setting: auto, disk, ram or gpu. needs: of all splits that are read. device: the student's.
+
+    Raises: SettingsError for gpu without a GPU, or with too little memory on it.
+    """
+    need = Need(sum(need.size_bytes for need in needs), sum(need.num_files for need in needs))
+    free_gpu = int(find_free_gpu(device) * GPU_SHARE) if device.type == "cuda" else 0
+    free_ram = int(find_free_ram() * RAM_SHARE)
+    size = f"{_gb(need.size_bytes)} of samples"
+    if setting == "gpu" and need.size_bytes > free_gpu:
+        found = f"{size} do not fit into {_gb(free_gpu)} of GPU memory" if free_gpu else f"the device is {device}"
+        raise SettingsError(f"settings: train.residency is 'gpu' and {found}; set train.residency auto")
+    if setting == "gpu" or (setting == "auto" and need.size_bytes <= free_gpu):
+        return Residency("gpu", f"{size} fit into {_gb(free_gpu)}, half of the free GPU memory")
+    fits = need.size_bytes <= free_ram
+    if setting == "ram" or (setting == "auto" and fits):
+        if not allow_open_files(need.num_files):
+            return Residency(
+                "disk", f"{need.num_files} shard files are more than this process may keep open (ulimit -n)"
+            )
+        verb = "fit" if fits else "do not fit"
+        return Residency("ram", f"{size} {verb} into {_gb(free_ram)}, most of the free memory")
+    return Residency("disk", "as set" if setting == "disk" else f"{size} are more than {_gb(free_ram)} of free memory")
+
+
+class ResidentSamples:
+    """Samples kept on a device after their first reading.
+
+    Args:
+        specs: of the arrays. shape: views and samples of the split. device: where they stay.
+    """
+
+    def __init__(self, specs: list[ArraySpec], *, shape: tuple[int, int], device: torch.device) -> None:
+        self.num_samples, self.device = shape[1], device
+        self.arrays = {
+            spec.name: torch.empty(
+                (shape[0] * shape[1], *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device
+            )
+            for spec in specs
+        }
+        self.there: set[int] = set()
+
+    def find_missing(self, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those (view, sample) that are not here yet."""
+        return [place for place in places if self._row(place) not in self.there]
+
+    def put(self, places: list[tuple[int, int]], arrays: dict[str, Tensor]) -> None:
+        """Keep samples [len(places), ...] that are on the device, on the stream in use."""
+        rows = self._rows(places)
+        for name, values in arrays.items():
+            self.arrays[name].index_copy_(0, rows, values)
+        self.there.update(self._row(place) for place in places)
+
+    def take(self, places: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """A batch of samples that are here, freshly allocated."""
+        rows = self._rows(places)
+        return {name: values.index_select(0, rows) for name, values in self.arrays.items()}
+
+    def _row(self, place: tuple[int, int]) -> int:
+        return place[0] * self.num_samples + place[1]
+
+    def _rows(self, places: list[tuple[int, int]]) -> Tensor:
+        return torch.tensor([self._row(place) for place in places]).to(self.device, non_blocking=True)
+
+
+def format_residency(choice: Residency) -> str:
+    """One line for a person."""
+    where = {"disk": "read from the files each time", "ram": "mapped into memory", "gpu": "kept on the GPU"}
+    return f"residency: {choice.kind}, samples are {where[choice.kind]} ({choice.reason})"
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"

@@ -1,0 +1,216 @@
+"""Where samples stay: the choice, and that every way delivers the same bits, read no oftener than it says."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import torch
+
+from kdcache import memory
+from kdcache.cache import reader as reading
+from kdcache.cache.reader import CacheReader, open_split
+from kdcache.errors import CacheCorruptError, SettingsError
+from kdcache.training import residency
+from kdcache.training.batches import BatchReader, plan_epoch
+from kdcache.training.residency import Need, ResidentSamples, choose_residency, find_need, format_residency
+
+ARRAYS = ["image", "label", "logits", "low", "mid", "high"]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def copy(built_root, tmp_path) -> Path:
+    return Path(shutil.copytree(built_root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with 10 GB of free memory and a GPU with 4 GB free."""
+    monkeypatch.setattr(residency, "find_free_ram", lambda: 10 * GB)
+    monkeypatch.setattr(residency, "find_free_gpu", lambda device: 4 * GB)
+
+
+# --- the choice
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "size_gb", "kind"),
+    [
+        ("auto", GPU, 2.0, "gpu"), ("auto", GPU, 2.1, "ram"), ("auto", GPU, 8.1, "disk"),
+        ("auto", CPU, 1.0, "ram"), ("auto", CPU, 8.0, "ram"), ("auto", CPU, 8.1, "disk"),
+        ("disk", GPU, 1.0, "disk"), ("disk", CPU, 1.0, "disk"),
+        ("ram", GPU, 1.0, "ram"), ("ram", CPU, 100.0, "ram"), ("gpu", GPU, 2.0, "gpu"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_fastest_memory_that_holds_everything(machine, setting, device, size_gb, kind):
+    needs = [Need(int(size_gb * GB) - GB // 4, 10), Need(GB // 4, 5)]
+    choice = choose_residency(setting, needs, device=device)
+    assert choice.kind == kind
+    line = format_residency(choice)
+    assert line.startswith(f"residency: {kind}, samples are ") and "\n" not in line
+    if setting != "disk":
+        assert f"{size_gb:.2f} GB" in line
+
+
+def test_gpu_residency_is_refused_where_it_cannot_be(machine):
+    with pytest.raises(SettingsError, match="train.residency is 'gpu' and the device is cpu; set train.residency auto"):
+        choose_residency("gpu", [Need(1, 1)], device=CPU)
+    with pytest.raises(SettingsError, match=r"3.00 GB of samples do not fit into 2.00 GB of GPU memory"):
+        choose_residency("gpu", [Need(3 * GB, 1)], device=GPU)
+
+
+def test_more_files_than_may_be_open_are_not_mapped(machine, monkeypatch):
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
+    choice = choose_residency("auto", [Need(GB, 3073)], device=CPU)
+    assert choice.kind == "disk" and "3073 shard files" in choice.reason
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch):
+    raised = []
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr(memory.resource, "setrlimit", lambda which, limits: raised.append((which, limits)))
+    assert memory.allow_open_files(0) and raised == []
+    assert memory.allow_open_files(3072) and raised == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+
+
+def test_need_counts_the_arrays_and_views_in_use(built_root):
+    reader = open_split(built_root, "train", num_views=1)
+    need = find_need(reader, ["image", "mid"])
+    assert need.num_files == 2 * 3  # 10 samples, 4 a shard
+    item_bytes = reader.read("image", 0, 0).nbytes + reader.read("mid", 0, 0).nbytes
+    assert need.size_bytes == 10 * item_bytes
+    assert find_need(open_split(built_root, "train"), ["image", "mid"]) == Need(20 * item_bytes, 12)
+
+
+# --- free memory
+
+
+def test_free_memory_is_that_of_the_machine_or_its_container_whichever_is_less(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:   700 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.find_free_ram() == 700 * 1024  # no container
+    for name, text in {"memory.max": "max", "memory.current": "5", "memory.stat": "anon 1\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert memory.find_free_ram() == 700 * 1024  # a container without a limit
+    (tmp_path / "memory.max").write_text("100000\n")
+    (tmp_path / "memory.current").write_text("90000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 20000\nactive_file 30000\n")
+    assert memory.find_free_ram() == 60_000
+
+
+def test_free_memory_is_found_here():
+    assert 1 << 20 < memory.find_free_ram() < 1 << 50
+
+
+# --- the same bits
+
+
+def read_epochs(root: Path, kind: str, *, epochs: int = 4, **options: str) -> list[dict[str, bytes]]:
+    reader = BatchReader(open_split(root, "train", **options), arrays=ARRAYS, batch_size=3, device=CPU, residency=kind)
+    plans = (plan_epoch(num_samples=10, num_views=2, batch_size=3, seed=0, epoch=epoch) for epoch in range(epochs))
+    return [
+        {name: values.numpy().tobytes() for name, values in batch.arrays.items()}
+        for plan in plans
+        for batch in reader.read(plan)
+    ]
+
+
+@pytest.mark.parametrize("check", ["always", "first", "never"])
+@pytest.mark.parametrize("kind", ["ram", "gpu"])
+def test_every_residency_delivers_the_bits_of_the_disk(built_root, kind, check):
+    """Four epochs of two views: each sample twice in each view."""
+    assert read_epochs(built_root, kind, check=check) == read_epochs(built_root, "disk")
+
+
+def test_mapped_samples_are_what_tensorstore_reads(built_root):
+    reader = open_split(built_root, "train")
+    reader.keep_mapped()
+    for name in ARRAYS:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(built_root / "train" / name)}}
+        stored = tensorstore.open(spec, read=True).result().read().result()
+        for _ in range(2):  # by position, then from the map
+            for view, sample in ((0, 0), (1, 9), (0, 5)):
+                assert reader.read(name, view, sample).tobytes() == stored[view, sample].tobytes()
+
+
+def test_later_readings_come_from_the_map(built_root, monkeypatch):
+    reader = open_split(built_root, "train")
+    reader.keep_mapped()
+    first = reader.read("low", 0, 3)
+    monkeypatch.setattr(reading, "read_at", lambda *args: pytest.fail("read by position"))
+    assert np.array_equal(reader.read("low", 0, 3), first)
+    with pytest.raises(pytest.fail.Exception, match="read by position"):
+        reader.read("low", 0, 2)  # its first reading
+
+
+def test_resident_samples_are_read_once(built_root, monkeypatch):
+    places, read_into = [], CacheReader.read_into
+
+    def count(self, slot, **place):
+        places.append(tuple(place.values()))
+        read_into(self, slot, **place)
+
+    monkeypatch.setattr(CacheReader, "read_into", count)
+    read_epochs(built_root, "gpu", epochs=6)
+    assert len(places) == len(set(places)) == 6 * 20
+
+
+def test_resident_samples_of_a_batch_half_there_come_in_its_order(built_root):
+    reader = open_split(built_root, "train")
+    batches = BatchReader(reader, arrays=["label"], batch_size=3, device=CPU, residency="gpu")
+    list(batches.read([[(0, 4), (1, 2)]]))
+    (batch,) = batches.read([[(0, 7), (1, 2), (0, 1), (0, 4)]])
+    expected = np.stack([reader.read("label", *place) for place in ((0, 7), (1, 2), (0, 1), (0, 4))])
+    assert np.array_equal(batch.arrays["label"].numpy(), expected)
+    assert batch.sample_ids == [reader.sample_ids[n] for n in (7, 2, 1, 4)]
+
+
+def test_resident_samples_know_what_is_missing(built_root):
+    spec = open_split(built_root, "train").layout.array("label")
+    kept = ResidentSamples([spec], shape=(2, 10), device=CPU)
+    kept.put([(1, 3)], {"label": torch.ones(1, *spec.item_shape, dtype=torch.uint8)})
+    assert kept.find_missing([(0, 3), (1, 3), (1, 4)]) == [(0, 3), (1, 4)]
+
+
+# --- what happens to mapped files
+
+
+def test_a_mapped_file_that_is_cut_is_an_error_and_no_crash(copy):
+    """Reading behind the end of a mapping would be a bus error, and the end of the process."""
+    reader = open_split(copy, "train")
+    reader.keep_mapped()
+    reader.read("mid", 0, 3), reader.read("mid", 0, 3)
+    os.truncate(reader.locate("mid", 0, 3).path, 100)
+    with pytest.raises(CacheCorruptError, match=r"train/mid view 0 sample '.*' is damaged: .*become shorter"):
+        reader.read("mid", 0, 3)
+
+
+def test_a_file_cut_before_it_is_mapped_is_an_error(copy):
+    reader = open_split(copy, "train")
+    reader.keep_mapped()
+    place, _ = reader.locate("mid", 0, 3), reader.read("mid", 0, 3)
+    os.truncate(place.path, place.offset + 8)
+    with pytest.raises(CacheCorruptError, match="the file is too short"):
+        reader.read("mid", 0, 3)
+
+
+def test_a_bit_flipped_under_a_mapping_is_found_where_every_reading_is_checked(copy):
+    reader = open_split(copy, "train", check="always")
+    reader.keep_mapped()
+    reader.read("mid", 0, 3), reader.read("mid", 0, 3)
+    place = reader.locate("mid", 0, 3)
+    with place.path.open("r+b") as file:
+        file.seek(place.offset + 5)
+        byte = file.read(1)[0]
+        file.seek(place.offset + 5)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(CacheCorruptError, match="its checksum differs"):
+        reader.read("mid", 0, 3)
