@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test nightly lint clean-demo
+.PHONY: demo test nightly bench lint clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -18,6 +18,10 @@ test: $(READY)
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly
+
+# Every figure, about ten minutes on two cores and 2 GB of room, into build/bench.json.
+bench: $(READY)
+	$(BIN)/python -m tests.bench
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -32,6 +32,16 @@ class Location:
     crc32c: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """What is known of a shard file: (offset, size) and crc32c of each of its chunks."""
+
+    path: Path
+    size_bytes: int
+    index: np.ndarray
+    crcs: np.ndarray
+
+
 class CacheReader:
     """One split of a cache, complete for the views in use. Thread-safe after construction.
 
@@ -58,7 +68,7 @@ class CacheReader:
         _check_complete(root, manifest, [group for group in self.layout.groups() if group.view < self.num_views])
         self._specs = {spec.name: spec for spec in self.layout.arrays}
         self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        self._indices: dict[tuple[str, int, int], np.ndarray] = {}
+        self._shards: dict[tuple[str, int, int], _Shard] = {}
         shape = (self.num_views, self.layout.num_samples)
         self._read = {name: np.zeros(shape, bool) for name in self._specs}
         self._checked = {name: np.zeros(shape, bool) for name in self._specs}
@@ -78,16 +88,14 @@ class CacheReader:
 
     def locate(self, array: str, view: int, sample: int) -> Location:
         """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file or record."""
-        spec = self._specs[array]
-        group, row = self.layout.group(view, sample // self.layout.shard_samples), sample % self.layout.shard_samples
-        try:
-            offset, size = (int(n) for n in self._index(spec, group)[row])
-        except CacheCorruptError as error:
-            raise self._corrupt(array, view, sample, error.what) from None
-        if size != spec.item_bytes + CRC_BYTES or offset + size > self.layout.shard_bytes(spec, group):
+        spec, row = self._specs[array], sample % self.layout.shard_samples
+        shard = self._shards.get((array, view, sample // self.layout.shard_samples))
+        if shard is None:
+            shard = self._find_shard(spec, view, sample)
+        offset, size = int(shard.index[row, 0]), int(shard.index[row, 1])
+        if size != spec.item_bytes + CRC_BYTES or offset + size > shard.size_bytes:
             raise self._corrupt(array, view, sample, f"its chunk is {size} bytes at {offset}")
-        crc = int(self._group_crcs(group)[array][row])
-        return Location(shard_path(self.root, spec, group), offset, spec.item_bytes, crc)
+        return Location(shard.path, offset, spec.item_bytes, int(shard.crcs[row]))
 
     def read_into(self, slot: np.ndarray, *, array: str, view: int, sample: int) -> None:
         """Fill a contiguous array of the item's shape and dtype.
@@ -106,7 +114,7 @@ class CacheReader:
         if count != place.size_bytes + CRC_BYTES:
             raise self._corrupt(array, view, sample, "the file is too short")
         self._read[array][view, sample] = True
-        if self._is_to_check(array, view, sample):
+        if self.check == "always" or (self.check == "first" and not self._checked[array][view, sample]):
             if crc32c(slot) != place.crc32c or int.from_bytes(stored.tobytes(), "little") != place.crc32c:
                 raise self._corrupt(array, view, sample, "its checksum differs from the commit record")
             self._checked[array][view, sample] = True
@@ -129,24 +137,21 @@ class CacheReader:
         self._crcs[group.view, group.index] = {name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()}
         return record
 
-    def _group_crcs(self, group: Group) -> dict[str, np.ndarray]:
-        key = (group.view, group.index)
-        if key not in self._crcs:
+    def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
+        """Parse a shard's index, once. Raises CacheCorruptError."""
+        group = self.layout.group(view, sample // self.layout.shard_samples)
+        path, size = shard_path(self.root, spec, group), self.layout.shard_bytes(spec, group)
+        cure, num_entries = repair_cure(self.root), self.layout.shard_samples
+        if (view, group.index) not in self._crcs:
             self._learn_group(group)
-        return self._crcs[key]
-
-    def _is_to_check(self, array: str, view: int, sample: int) -> bool:
-        return self.check == "always" or (self.check == "first" and not self._checked[array][view, sample])
-
-    def _index(self, spec: ArraySpec, group: Group) -> np.ndarray:
-        key = (spec.name, group.view, group.index)
-        if key not in self._indices:
-            path, size = shard_path(self.root, spec, group), self.layout.shard_bytes(spec, group)
-            check_inside(self.root, path, cure=repair_cure(self.root))
-            self._indices[key] = read_index(
-                path, shard_samples=self.layout.shard_samples, size_bytes=size, cure=repair_cure(self.root)
-            )
-        return self._indices[key]
+        try:
+            check_inside(self.root, path, cure=cure)
+            index = read_index(path, shard_samples=num_entries, size_bytes=size, cure=cure)
+        except CacheCorruptError as error:
+            raise self._corrupt(spec.name, view, sample, error.what) from None
+        shard = _Shard(path, size, index, self._crcs[view, group.index][spec.name])
+        self._shards[spec.name, view, group.index] = shard
+        return shard
 
     def _corrupt(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
         group = self.layout.group(view, sample // self.layout.shard_samples)

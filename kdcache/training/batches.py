@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.training.residency import Kind, ResidentSamples
 
-READ_THREADS = 2
+READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))  # two copy as fast as the memory of a small machine
 Place = tuple[int, int]  # view, sample
 
 
@@ -79,6 +80,7 @@ class BatchReader:
         specs = [reader.layout.array(name) for name in arrays]
         rows = min(batch_size + 1, reader.layout.num_samples)
         self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
+        self.largest_first = [spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.resident = None
         if residency == "ram":
@@ -107,13 +109,14 @@ class BatchReader:
         if not absent:
             return {}
 
-        def read_one(job: tuple[int, Place, str]) -> None:
-            row, (view, sample), array = job
-            self.reader.read_into(slots[array].numpy()[row], array=array, view=view, sample=sample)
+        jobs = iter([(array, row, place) for array in self.largest_first for row, place in enumerate(absent)])
 
-        jobs = [(row, place, array) for row, place in enumerate(absent) for array in slots]
-        for _ in pool.map(read_one, jobs):
-            pass
+        def read_some() -> None:
+            for array, row, (view, sample) in jobs:  # each thread takes the next; taking one is a single step
+                self.reader.read_into(slots[array].numpy()[row], array=array, view=view, sample=sample)
+
+        for done in [pool.submit(read_some) for _ in range(READ_THREADS)]:
+            done.result()
         tensors = {array: slot[: len(absent)] for array, slot in slots.items()}
         if self.stream is None:
             return self._keep(absent, tensors)

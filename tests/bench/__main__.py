@@ -1,0 +1,107 @@
+"""Every figure in one run: `python -m tests.bench`; the table goes to stdout, everything to build/bench.json.
+
+python -m tests.bench --only read_ratio,training     parts, or figures (their whole part runs)
+python -m tests.bench --quick                        tiny sizes: does everything run? the numbers mean nothing
+python -m tests.bench --markdown build/bench.json    tables for BENCHMARKS.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+from tests.bench import gpu, growth, machine, opening, phase_one, reading, rivals, table, training
+from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
+from tests.bench.sizes import FULL, QUICK, Bench
+
+# Children with a peak to measure come last, when no other part's memory is in use.
+PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "reading": reading.measure,
+    "rivals": rivals.measure,
+    "training": training.measure,
+    "training_batch32": training.measure_batch32,
+    "gpu": gpu.measure,
+    "phase_one": phase_one.measure,
+    "opening": opening.measure,
+    "growth": growth.measure,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Measure what was asked for; 1 where a part failed."""
+    options = _parse(argv)
+    if options.markdown:
+        print(table.render_markdown(json.loads(options.markdown.read_text())), end="")
+        return 0
+    names = find_parts(options.only)
+    document = {"date": str(date.today()), "quick": options.quick, "machine": machine.read_machine()}
+    document |= {"versions": machine.read_versions(), "elapsed_s": {}, "figures": {}}
+    options.dir.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("kdcache").setLevel(
+        logging.ERROR
+    )  # a teacher with random weights is warned of, build after build
+    failed = False
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder:
+        bench = Bench(Path(folder), QUICK if options.quick else FULL, options.quick)
+        for name in names:
+            began_s = time.perf_counter()
+            figures, error = _run_part(bench, name)
+            failed |= error
+            document["elapsed_s"][name] = round(time.perf_counter() - began_s, 1)
+            document["figures"] |= {figure.spec.key: figure.to_dict() for figure in figures}
+            _show(name, figures, document["elapsed_s"][name])
+    found = document["figures"]
+    document["figures"] = {spec.key: found[spec.key] for spec in SPECS if spec.key in found}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=1))
+    print(f"{sum(document['elapsed_s'].values()):.0f} s in all; {options.out}")
+    return int(failed)
+
+
+def _run_part(bench: Bench, name: str) -> tuple[list[Figure], bool]:
+    """A part's figures; one that fails costs its own figures only."""
+    try:
+        return PARTS[name](bench), False
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"failed: {' '.join(str(error).split())[:200]}"
+        return [skip_figure(spec.key, reason) for spec in SPECS if spec.part == name], True
+    finally:
+        for left in bench.folder.iterdir():
+            if left.name != "store" and left.is_dir():  # the store is read by several parts
+                shutil.rmtree(left)
+
+
+def _show(name: str, figures: list[Figure], elapsed_s: float) -> None:
+    print(f"{name}, {elapsed_s:.0f} s", flush=True)
+    for figure in figures:
+        print(f"  {table.format_figure(figure)}", flush=True)
+        if figure.spec.key == "rivals" and figure.value is not None:
+            print("\n".join(table.format_rivals(figure.details["gb_s"])), flush=True)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="parts or figures")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"), metavar="FILE")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB (default: build)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""What the measurements need of kdcache, in one place: readers, batches, learners, steps, phase one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from kdcache.cache import build
+from kdcache.cache.reader import CacheReader, open_split
+from kdcache.config import Config, LayerConfig
+from kdcache.models.teacher import Teacher, build_fcn
+from kdcache.settings import make_config, merge
+from kdcache.training.batches import Batch, BatchReader, split_batches
+from kdcache.training.loop import Learner, train_step
+from kdcache.training.run import build_learner
+
+RESIDENCIES = ("disk", "ram")
+WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory
+LEVELS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # level -> (channels, stride) of FCN-ResNet50
+ALL_ARRAYS = ["image", "label", "logits", *LEVELS]
+Place = tuple[int, int]  # view, sample
+
+
+def open_train(root: Path, *, check: str) -> CacheReader:
+    """A fresh reader of a cache's training split."""
+    return open_split(root, "train", check=check)
+
+
+def make_batch_reader(
+    reader: CacheReader,
+    *,
+    batch_size: int,
+    device: torch.device,
+    arrays: list[str] | None = None,
+    residency: str = "disk",
+) -> BatchReader:
+    """As training makes it."""
+    arrays = arrays or ALL_ARRAYS
+    return BatchReader(reader, arrays=arrays, batch_size=batch_size, device=device, residency=residency)
+
+
+def read_all(batch_reader: BatchReader, batches: list[list[Place]]) -> None:
+    """Read batches and do nothing with them."""
+    for _ in batch_reader.read(batches):
+        pass
+
+
+def make_batches(order: list[int], batch_size: int) -> list[list[Place]]:
+    """Batches of view 0."""
+    return split_batches([(0, sample) for sample in order], batch_size)
+
+
+def training_config(*, px: int, batch_size: int, labels_only: bool = False) -> Config:
+    """Default weights of the loss, or cross-entropy alone; the student starts from random weights."""
+    given = {
+        "dataset": {"size": px, "download": False},
+        "student": {"pretrained": False},
+        "train": {"batch_size": batch_size},
+    }
+    return make_config(merge(given, {"loss": {"beta": 0.0, "gamma": 0.0}} if labels_only else {}))
+
+
+def make_learner(config: Config) -> Learner:
+    """A learner in training mode."""
+    learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()})
+    learner.student.train()
+    return learner
+
+
+def step(learner: Learner, batch: Batch) -> None:
+    """Forward, loss, backward, update."""
+    train_step(learner, batch, where="bench")
+
+
+def make_batch(arrays: dict[str, Tensor], ids: list[str]) -> Batch:
+    """A batch that did not come from a reader."""
+    return Batch(arrays, ids)
+
+
+def make_teacher(*, num_classes: int, device: torch.device, precision: str) -> Teacher:
+    """FCN-ResNet50 with random weights and the default taps."""
+    taps = {level: getattr(LayerConfig(), level) for level in LEVELS}
+    model = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=False)
+    return Teacher(model, taps=taps, device=device, precision=precision)
+
+
+def disk_setting() -> dict:
+    """The part of section train that keeps samples on disk."""
+    return {"residency": "disk"}
+
+
+def precision_of(learner: Learner) -> str:
+    """Teacher's precision that equals the learner's."""
+    return "float32" if learner.autocast is None else str(learner.autocast).removeprefix("torch.")
+
+
+@contextmanager
+def time_writing() -> Iterator[list[float]]:
+    """Seconds of phase one's part from the first batch to the last commit, one entry for each build in the block."""
+    times_s: list[float] = []
+    original = build._write_missing
+
+    def timed(*args: object, **options: object) -> object:
+        began_s = time.perf_counter()
+        try:
+            return original(*args, **options)
+        finally:
+            times_s.append(time.perf_counter() - began_s)
+
+    with patch.object(build, "_write_missing", timed):
+        yield times_s

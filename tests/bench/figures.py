@@ -1,0 +1,142 @@
+"""What is measured: one line of the table each, with its goal and what exactly it means."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A figure before it is measured.
+
+    part: who measures it. goal: None where it is only reported; `gpu_goal` replaces it on a GPU. at_least: else at most.
+    """
+
+    key: str
+    part: str
+    unit: str
+    definition: str
+    goal: float | None = None
+    gpu_goal: float | None = None
+    at_least: bool = True
+
+
+SPECS = (
+    Spec("read_ratio", "reading", "ratio", goal=0.90,
+         definition="random whole samples through BatchReader (check never, residency ram, warm page cache) over a pure memory "
+         "copy of as many bytes into slots of the same shapes by as many threads; median of the rounds' ratios"),
+    Spec("read_ratio_crc", "reading", "ratio", goal=0.50, definition="read_ratio with a checksum of every chunk (check always)"),
+    Spec("read_ratio_first_pass", "reading", "ratio",
+         definition="read_ratio of the first reading in a fresh reader (check first), slots warm"),
+    Spec("read_cold", "reading", "ratio",
+         definition="one pass of random batches by position (check never) over a plain sequential read of the same files, "
+         "both after fsync and posix_fadvise(DONTNEED) on each file; details have mapped reading, too"),
+    Spec("read_rate", "reading", "GB/s", definition="rate behind read_ratio; details have samples/s"),
+    Spec("read_vs_dataloader", "rivals", "times", goal=20,
+         definition="rate of BatchReader (check never) over torch DataLoader (2 workers, persistent, prefetch 2) on zarr-python, "
+         "the same store, order and batches"),
+    Spec("rivals", "rivals", "times",
+         definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
+    Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
+         definition="time a step with all three terms from the cache (on disk, page cache warm) over time a step with "
+         "cross-entropy alone from tensors already on the device; same student and loss code, alternating"),
+    Spec("online_speedup", "training", "times", goal=3,
+         definition="time a step with the teacher in the loop over time a cached step, batch 8; the goal is at least 3 and 0.95 "
+         "of the bound (teacher's forward + cached step) / cached step"),
+    Spec("online_speedup_batch32", "training_batch32", "times", goal=3, definition="online_speedup at batch 32 (GPU only)"),
+    Spec("train_rate", "training", "samples/s", definition="samples a second of the cached step; details have GB/s"),
+    Spec("gpu_busy", "gpu", "share", goal=0.95,
+         definition="share of phase two's wall time in which kernels run (torch.profiler, union of intervals, copies left "
+         "out), cache on disk, page cache warm"),
+    Spec("registered_shards", "gpu", "ratio",
+         definition="GB/s to the GPU from mapped shards locked by cudaHostRegister over GB/s by way of pinned slots"),
+    Spec("phase_one_overlap", "phase_one", "ratio", goal=1.10, gpu_goal=1.15, at_least=False,
+         definition="wall time of phase one from its first batch to its last commit over the teacher's bare forward time for "
+         "the same images in the same batches, uint8 tensors ready in memory"),
+    Spec("phase_one_rate", "phase_one", "samples/s", definition="samples a second of phase one, first batch to last commit"),
+    Spec("trust_cost", "phase_one", "ratio",
+         definition="time of that part of phase one over the same without flushes, reading back and hashes "
+         "(tests.bench.trust has the whole of it)"),
+    Spec("verify_rate", "phase_one", "GB/s", definition="verify --data of that cache from the page cache"),
+    Spec("open_s", "opening", "s", goal=1.0, at_least=False,
+         definition="open_split of 10,000 samples x 8 views, 16 a shard group, page cache warm; median of 3 fresh readers"),
+    Spec("rss_growth", "growth", "ratio", goal=1.05, at_least=False,
+         definition="peak resident memory (VmHWM of a child process) at 10,000 samples of 32x32 over that at 1,000; the larger "
+         "ratio of both phases, one epoch each, residency disk"),
+    Spec("cost_growth", "growth", "ratio", goal=1.05, at_least=False,
+         definition="time a sample at 10,000 over that at 1,000 in the same children (median of ten windows behind the first "
+         "tenth, residency disk, the least of each size's runs); the larger ratio of both phases"),
+)  # fmt: skip
+
+
+@dataclass
+class Figure:
+    """A measured figure, or the reason why there is none."""
+
+    spec: Spec
+    value: float | None
+    goal: float | None
+    runs: dict[str, list[float]] = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """met, missed, reported (no goal) or skipped (no value)."""
+        if self.value is None:
+            return "skipped"
+        if self.goal is None:
+            return "reported"
+        return "met" if (self.value >= self.goal if self.spec.at_least else self.value <= self.goal) else "missed"
+
+    def to_dict(self) -> dict:
+        """As bench.json holds it."""
+        spec = self.spec
+        facts = {
+            "value": self.value,
+            "unit": spec.unit,
+            "goal": self.goal,
+            "goal_is": "least" if spec.at_least else "most",
+        }
+        facts |= {"verdict": self.verdict, "reason": self.reason, "definition": spec.definition}
+        return {**facts, "runs": self.runs, "details": self.details}
+
+
+def find_spec(key: str) -> Spec:
+    """The spec of that key."""
+    return next(spec for spec in SPECS if spec.key == key)
+
+
+def find_parts(only: str | None) -> list[str]:
+    """The parts that measure what is named (parts or figures, commas between; None: all), in the table's order."""
+    parts = list(dict.fromkeys(spec.part for spec in SPECS))
+    part_of = {spec.key: spec.part for spec in SPECS} | {part: part for part in parts}
+    names = list(part_of) if only is None else only.split(",")
+    unknown = [name for name in names if name not in part_of]
+    if unknown:
+        raise SystemExit(f"--only: {unknown[0]!r} is unknown, expected some of {', '.join(part_of)}")
+    wanted = {part_of[name] for name in names}
+    return [part for part in parts if part in wanted]
+
+
+def make_figure(
+    key: str, value: float, *, gpu: bool = False, goal: float | None = None, runs: dict | None = None, **details: object
+) -> Figure:
+    """A measured figure; `goal` replaces the table's where it depends on what was measured."""
+    spec = find_spec(key)
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is {value}, expected a finite number")
+    usual = spec.gpu_goal if gpu and spec.gpu_goal is not None else spec.goal
+    return Figure(spec, value, goal if goal is not None else usual, runs or {}, dict(details))
+
+
+def skip_figure(key: str, reason: str) -> Figure:
+    """A figure that this run has not."""
+    return Figure(find_spec(key), None, None, reason=reason)
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    """Median of the rounds' ratios: both sides of a round met the same load on the machine."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))

@@ -1,0 +1,96 @@
+"""Phase one against the teacher's bare forward time, with the commit protocol and without."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcache.cache.reader import open_split
+from kdcache.config import Config
+from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
+from kdcache.models.teacher import Teacher, build_fcn, build_teacher
+from kdcache.settings import make_config
+from tests.bench.adapter import time_writing
+from tests.bench.copying import time_s
+from tests.bench.figures import Figure, make_figure, median_ratio
+from tests.bench.sizes import Bench
+from tests.bench.trust import measure_build, measure_verify, without_protocol
+
+
+def measure(bench: Bench) -> list[Figure]:
+    """Bare forward, phase one, phase one without protocol: alternating."""
+    config = _prepare(bench)
+    _, size_bytes = measure_build(config)
+    teacher, batches = _make_bare(bench, config)
+    _ask_all(teacher, batches)
+    runs: dict[str, list[float]] = {"forward": [], "phase_one": [], "without_protocol": []}
+    for _ in range(bench.sizes.build_rounds):
+        runs["forward"].append(time_s(lambda: _ask_all(teacher, batches)))
+        with without_protocol(), time_writing() as times_s:
+            measure_build(config)
+        runs["without_protocol"] += times_s
+        with time_writing() as times_s:
+            measure_build(config)
+        runs["phase_one"] += times_s
+    return _make_figures(bench, config, runs, size_bytes=size_bytes)
+
+
+def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *, size_bytes: int) -> list[Figure]:
+    num_samples = bench.sizes.build_train + bench.sizes.build_val
+    phase_one_s = statistics.median(runs["phase_one"])
+    overlap = median_ratio(runs["phase_one"], runs["forward"])
+    verified = [measure_verify(config.cache.path, data=True) for _ in range(bench.sizes.build_rounds)]
+    rates = [num_bytes / took_s / 1e9 for took_s, num_bytes in verified]
+    facts = {"num_samples": num_samples, "px": bench.sizes.build_px, "gb_s": size_bytes / phase_one_s / 1e9}
+    two = ("phase_one", "forward"), ("phase_one", "without_protocol")
+    return [
+        make_figure("phase_one_overlap", overlap, gpu=bench.gpu, runs={name: runs[name] for name in two[0]}, **facts),
+        make_figure("phase_one_rate", num_samples / phase_one_s, **facts),
+        make_figure("trust_cost", median_ratio(*(runs[name] for name in two[1])), runs={name: runs[name] for name in two[1]}),
+        make_figure("verify_rate", statistics.median(rates), runs={"gb_s": rates}),
+    ]  # fmt: skip
+
+
+def _prepare(bench: Bench) -> Config:
+    """Data set, a checkpoint with random weights, settings."""
+    sizes, data, weights = bench.sizes, bench.folder / "pictures", bench.folder / "teacher.pth"
+    write_sample_set(data, num_train=sizes.build_train, num_val=sizes.build_val, size_px=sizes.build_px)
+    torch.manual_seed(0)
+    torch.save(build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=False).state_dict(), weights)
+    given = {
+        "dataset": {"root": str(data), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
+                    "size": sizes.build_px, "download": False},
+        "augment": {"views": 1},
+        "teacher": {"weights": str(weights), "batch_size": sizes.batch_size},
+        "cache": {"path": str(bench.folder / "built"), "shard_samples": sizes.batch_size},
+    }  # fmt: skip
+    shutil.rmtree(bench.folder / "built", ignore_errors=True)
+    return make_config(given)
+
+
+def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:
+    """The teacher, and the images of the cache in the batches that phase one asks about."""
+    teacher, _ = build_teacher(
+        config.teacher, num_classes=config.dataset.num_classes, levels=config.cache.levels, device=bench.device
+    )
+    return teacher, [batch for split in ("val", "train") for batch in _read_images(config, split)]
+
+
+def _read_images(config: Config, split: str) -> list[Tensor]:
+    reader = open_split(Path(config.cache.path), split)
+    count, size = reader.layout.num_samples, config.teacher.batch_size
+    images = torch.empty((count, *reader.layout.array("image").item_shape), dtype=torch.uint8)
+    for sample in range(count):
+        reader.read_into(images[sample].numpy(), array="image", view=0, sample=sample)
+    return list(images.split(size))
+
+
+def _ask_all(teacher: Teacher, batches: list[Tensor]) -> None:
+    for batch in batches:
+        teacher(batch)
+    if teacher.device.type == "cuda":
+        torch.cuda.synchronize()
