@@ -40,7 +40,7 @@ class _PixelLoss(torch.autograd.Function):
         gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
         for images, rows in _bands(student_NKhw, hw):
             student = Upsampled(student_NKhw[images].float(), hw)
-            teacher = None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float(), hw)
+            teacher = None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float() / weights.temperature, hw)
             for start, stop in rows:
                 label = None if label_NHW is None else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
                 answer = None if teacher is None else teacher.band(start, stop)
@@ -89,15 +89,15 @@ def compute_band(
     """Both sums (float64 [2]) and the gradient of their weighted sum by the student's scores.
 
     Args:
-        student, teacher: float32 [R, N, K, W]; both are overwritten. label: [R, N, 1, W].
+        student: float32 [R, N, K, W]. teacher: the same, over T. Both are overwritten. label: [R, N, 1, W].
     """
     student -= student.amax(2, keepdim=True)
-    ce, gradient = (None, None) if label is None else _cross_entropy_band(student, label, weights.ce)
-    kd = None
+    ce = kd = None
+    gradient = torch.zeros_like(student) if label is None else None
+    if label is not None:
+        ce, gradient = _cross_entropy_band(student, label, weights.ce)
     if teacher is not None:
-        kd, kd_gradient = _divergence_band(student, teacher, weights.temperature)
-        scale = weights.kd * weights.temperature
-        gradient = kd_gradient.mul_(scale) if gradient is None else gradient.add_(kd_gradient, alpha=scale)
+        kd = _divergence_band(student, teacher, weights, gradient)
     zero = torch.zeros((), dtype=torch.float64, device=student.device)
     return torch.stack([zero if term is None else term.double() for term in (ce, kd)]), gradient
 
@@ -114,20 +114,20 @@ def _cross_entropy_band(scores: Tensor, label: Tensor, weight: Tensor | float) -
     return cost, share.scatter_add_(2, known, -scale)
 
 
-def _divergence_band(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T^2 times the summed KL(teacher || student), and its gradient over T; overwrites both scores."""
-    student *= 1 / temperature  # maximum 0
-    teacher -= teacher.amax(2, keepdim=True)
-    teacher *= 1 / temperature
+def _divergence_band(student: Tensor, teacher: Tensor, weights: PixelWeights, gradient: Tensor) -> Tensor:
+    """T^2 times the summed KL(teacher || student); adds its weighted gradient, and overwrites both scores."""
+    student *= 1 / weights.temperature  # maximum 0
+    teacher -= teacher.amax(2, keepdim=True)  # divided by T already, on its coarse grid
     p = teacher.exp()
     p_total = p.sum(2, keepdim=True)
-    p /= p_total
     teacher -= student
     q = student.exp_()
     q_total = q.sum(2, keepdim=True)
-    divergence = (p * teacher).sum() + (q_total.log() - p_total.log()).sum()
-    q /= q_total
-    return divergence * temperature**2, q.sub_(p)
+    distance = teacher.mul_(p).sum(2, keepdim=True) / p_total
+    divergence = (distance + q_total.log() - p_total.log()).sum()
+    scale = weights.kd * weights.temperature
+    gradient.addcmul_(q, scale / q_total).addcmul_(p, -scale / p_total)
+    return divergence * weights.temperature**2
 
 
 def _bands(x_NKhw: Tensor, hw: tuple[int, int]) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
