@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from kdcache.cache.answers import compute_group
 from kdcache.cache.folder import (
     add_information,
     check_free_space,
@@ -18,19 +16,17 @@ from kdcache.cache.folder import (
     open_for_writing,
 )
 from kdcache.cache.layout import Group
-from kdcache.cache.lease import read_holder, take_lease
-from kdcache.cache.manifest import Manifest
+from kdcache.cache.lease import read_holder
+from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import plan_cache
-from kdcache.cache.records import has_record
 from kdcache.cache.score import TeacherScore, score_teacher
-from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
 from kdcache.errors import CacheError
-from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
-from kdcache.report.progress import Bar, Progress, Silent
+from kdcache.report.progress import Progress, Silent
 
 log = logging.getLogger("kdcache")
 
@@ -43,16 +39,6 @@ class BuildSummary:
     size_bytes: int
     time_s: float
     score: TeacherScore
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be built, and what it takes: settings, manifest, checked data set, teacher."""
-
-    config: Config
-    manifest: Manifest
-    splits: dict[str, Split]
-    teacher: Teacher
 
 
 def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSummary:
@@ -120,51 +106,20 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
 def _write_missing(plan: Plan, missing: list[Group], progress: Progress) -> list[Group]:
     """Write each group that nobody else has written meanwhile, those that others hold last; returns those written."""
     total = sum(group.stop - group.start for group in missing)
-    with progress.start("asking the teacher", total=total, unit="samples") as bar, ThreadPoolExecutor(4) as pool:
-        work = _GroupWork(plan, pool, bar)
-        for group in [group for group in missing if not work.write(group)]:
+    with progress.start("asking the teacher", total=total, unit="samples") as bar, Pipeline(plan, bar) as pipeline:
+        for group in pipeline.write(missing):
             holder = read_holder(plan.config.cache.path, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
-            work.write(group, wait=True)
-    work.warn_of_shrunk()
-    return work.written
+            pipeline.write([group], wait=True)
+    _warn_of_shrunk(pipeline.shrunk, plan.config)
+    return pipeline.written
 
 
-@dataclass
-class _GroupWork:
-    """Writes groups one after the other."""
-
-    plan: Plan
-    pool: ThreadPoolExecutor
-    bar: Bar
-    written: list[Group] = field(default_factory=list)
-    shrunk: list[dict] = field(default_factory=list)
-
-    def write(self, group: Group, *, wait: bool = False) -> bool:
-        """Compute and commit a group unless it is there; False where another process holds it."""
-        plan, root = self.plan, self.plan.config.cache.path
-        with take_lease(root, group.name, wait=wait) as lease:
-            if lease is None:
-                return False
-            count, layout = group.stop - group.start, plan.manifest.layouts[group.split]
-            if not has_record(root, group):
-                contents = compute_group(plan.config, group, splits=plan.splits, teacher=plan.teacher, pool=self.pool)
-                write_group(root, plan.manifest, group, contents=contents, lease=lease)
-                self.written.append(group)
-                self.shrunk += _find_shrunk(group, contents)
-            self.bar.advance(count, size_bytes=count * layout.item_bytes)
-            return True
-
-    def warn_of_shrunk(self) -> None:
-        """Say once that validation images were scaled down."""
-        if self.shrunk:
-            log.warning(
-                "%d validation images are larger than dataset.val_size (%s pixels, height and width) and were scaled down "
-                "with their labels, the first from %s to %s: mIoU is measured on the smaller images",
-                len(self.shrunk), list(self.plan.config.dataset.val_hw),
-                list(self.shrunk[0]["image_hw"]), list(self.shrunk[0]["image_box"][2:]),
-            )  # fmt: skip
-
-
-def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
-    return [view for view in contents.views if group.split == "val" and view["image_box"][2:] != view["image_hw"]]
+def _warn_of_shrunk(views: list[dict], config: Config) -> None:
+    """Say once that validation images were scaled down."""
+    if views:
+        log.warning(
+            "%d validation images are larger than dataset.val_size (%s pixels, height and width) and were scaled down "
+            "with their labels, the first from %s to %s: mIoU is measured on the smaller images",
+            len(views), list(config.dataset.val_hw), list(views[0]["image_hw"]), list(views[0]["image_box"][2:]),
+        )  # fmt: skip

@@ -39,7 +39,7 @@ class Teacher:
         Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at stride 16.
         """
         hw = image_NHWC.shape[1:3]
-        x = normalize_images(image_NHWC.to(self.device)).contiguous(memory_format=torch.channels_last)
+        x = normalize_images(self._upload(image_NHWC)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             answer = self._forward(x)
         if "high" in answer:
@@ -51,6 +51,12 @@ class Teacher:
         px = 4 * STRIDE
         answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
         return {level: (answer[level].shape[1], px // answer[level].shape[2]) for level in self.taps}
+
+    def _upload(self, image_NHWC: Tensor) -> Tensor:
+        """To the device, from pinned memory: from other memory a GPU would first end all it has been asked before."""
+        if self.device.type == "cuda" and not image_NHWC.is_cuda:
+            image_NHWC = image_NHWC.pin_memory()
+        return image_NHWC.to(self.device, non_blocking=True)
 
     def _forward(self, x: Tensor) -> dict[str, Tensor]:
         answer = {}

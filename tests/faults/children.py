@@ -17,11 +17,11 @@ from pathlib import Path
 import quick
 import torch
 
-from kdcache.cache import build as build_module
-from kdcache.cache import durable
+from kdcache.cache import durable, pipeline
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import Group
 from kdcache.cache.manifest import Manifest
+from kdcache.cache.pipeline import Crew
 from kdcache.settings import make_config
 
 STEPS = ("write_file", "rename", "remove", "make_folder", "sync_folder")
@@ -79,9 +79,15 @@ def meet(fault: Fault, *, step: int, setattr: Callable = setattr) -> list[str]:
     return seen
 
 
-def build(given: dict, fault: Fault | None = None, step: int = -1) -> None:
+def hire(writers: int) -> Callable[[], Crew]:
+    """In place of `pipeline.choose_crew`; with one writer the steps have one order, on every machine."""
+    return lambda: Crew(drawers=2, writers=writers, ahead=1)
+
+
+def build(given: dict, fault: Fault | None = None, step: int = -1, writers: int = 1) -> None:
     """Build a quick cache; exit code 0, or 3 with the error in a file beside the cache."""
     quick.use_quick_teacher()
+    pipeline.choose_crew = hire(writers)
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # as in tests/conftest.py: a killed process loses nothing that it wrote
     if fault:
@@ -99,16 +105,16 @@ def error_file(root: Path) -> Path:
 
 
 def build_and_log(given: dict, log: Path) -> None:
-    """The same; the names of the groups that this process committed go into a file in `log`."""
-    original = build_module.write_group
+    """The same by two writers; the names of the groups that this process committed go into a file in `log`."""
+    original = pipeline.write_group
 
     def write_group(root: Path, manifest: Manifest, group: Group, **kwargs: object) -> None:
         original(root, manifest, group, **kwargs)
         with (log / str(os.getpid())).open("a") as file:
             file.write(f"{group.name}\n")
 
-    build_module.write_group = write_group
-    build(given)
+    pipeline.write_group = write_group
+    build(given, writers=2)
 
 
 def train(given: dict) -> None:

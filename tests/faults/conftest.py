@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import children
 import pytest
 import quick
 
@@ -9,6 +10,12 @@ import quick
 @pytest.fixture(autouse=True)
 def _quick_teacher(monkeypatch):
     monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+
+
+@pytest.fixture(autouse=True)
+def _one_writer(monkeypatch):
+    """Whatever the machine: the steps on the disk then have one order, so that a fault at each of them can be told."""
+    monkeypatch.setattr("kdcache.cache.pipeline.choose_crew", children.hire(1))
 
 
 @pytest.fixture(scope="session")

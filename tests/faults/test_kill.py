@@ -53,7 +53,8 @@ def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, c
     """Each cache is killed until it is whole: what one process left is found by the next."""
     moments, root, kills = np.random.Generator(np.random.Philox(count)), tmp_path / "cache", 0
     while kills < count:
-        child = children.start(children.build, quick.quick_given(quick_data, root))
+        writers = 1 + kills % 3
+        child = children.start(children.build, quick.quick_given(quick_data, root), None, -1, writers)
         time.sleep(float(moments.uniform(0.0, 0.35)))
         child.kill()
         child.join()

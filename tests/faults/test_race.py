@@ -47,7 +47,7 @@ def wait_until_stopped(child) -> None:
 
 @pytest.fixture
 def stopped(quick_data, tmp_path, monkeypatch):
-    """A writer that stands still in the middle of a group, its lease held; and the cache it writes."""
+    """A writer that stands still in the middle of a group, its lease and those of the next held; and the cache it writes."""
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
         steps = children.meet(children.stop, step=-2, setattr=patch.setattr)
@@ -64,9 +64,10 @@ def test_a_stopped_writers_group_is_waited_for(stopped, quick_data, whole):
     child, root = stopped
     second = children.start(children.build, quick.quick_given(quick_data, root))
     second.join(1.5)
-    held = [path.name for path in (root / "leases").iterdir()]
-    assert second.exitcode is None and len(held) == 1  # it has written all others and waits
-    assert {path.stem for path in root.glob("commits/*.json")} == quick.GROUPS - set(held)
+    held = {path.name for path in (root / "leases").iterdir()}
+    assert second.exitcode is None and 1 <= len(held) <= children.hire(1)().most_groups
+    committed = {path.stem for path in root.glob("commits/*.json")}
+    assert committed == quick.GROUPS - held  # it has written all others and waits
     os.kill(child.pid, signal.SIGCONT)
     for writer in (child, second):
         writer.join(60)
@@ -77,8 +78,8 @@ def test_a_stopped_writers_group_is_waited_for(stopped, quick_data, whole):
 def test_a_late_writer_whose_lease_was_removed_never_replaces_a_committed_file(stopped, quick_data, whole):
     """Somebody takes the lease for stale and removes it by hand: the group is written by the next, the late one gives up."""
     child, root = stopped
-    (held,) = (root / "leases").iterdir()
-    held.unlink()
+    for held in (root / "leases").iterdir():
+        held.unlink()
     assert children.run(children.build, quick.quick_given(quick_data, root)) == 0
     before = committed_files(root)
     os.kill(child.pid, signal.SIGCONT)

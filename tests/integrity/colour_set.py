@@ -18,10 +18,10 @@ from PIL import Image
 from quick import QuickTeacher
 from torch import Tensor
 
-from kdcache.cache import build
+from kdcache.cache import build, pipeline
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import Group
-from kdcache.cache.writer import GroupContents
+from kdcache.cache.writer import GroupContents, write_group
 from kdcache.settings import make_config
 
 COLOURS_K3 = np.array([(95, 95, 95), (200, 50, 50), (50, 180, 60), (60, 70, 210)], np.uint8)
@@ -61,16 +61,14 @@ def write_colour_set(root: Path) -> Path:
 def build_colour_cache(data_root: Path, cache_root: Path, *, change: Change | None = None) -> Path:
     """Build the cache with the stand-in teacher; `change` doctors what each group holds before it is committed."""
 
-    def compute_and_change(config, group, **given):
-        contents = compute_group(config, group, **given)
+    def change_and_write(root, manifest, group, *, contents, lease):
         if change:
             change(group, contents)
-        return contents
+        write_group(root, manifest, group, contents=contents, lease=lease)
 
-    compute_group = build.compute_group
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_teacher", _make_teacher)
-        patch.setattr(build, "compute_group", compute_and_change)
+        patch.setattr(pipeline, "write_group", change_and_write)
         build_cache(make_config(_settings(data_root, cache_root)))
     return cache_root
 

@@ -1,0 +1,194 @@
+"""Phase one at work: views of the next groups are drawn, the teacher is asked, finished groups are written, all at once.
+
+A shard group passes from the drawing threads through the thread that calls, where the teacher is, to a writing thread, and
+takes its lease with it. How many are on the way is fixed, and with it the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kdcache.cache.answers import GroupAnswers, View, collect_views, start_views
+from kdcache.cache.layout import Group
+from kdcache.cache.lease import Lease, take_lease
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.records import has_record
+from kdcache.cache.writer import GroupContents, write_group
+from kdcache.config import Config
+from kdcache.data.voc import Split
+from kdcache.models.teacher import Teacher
+from kdcache.report.progress import Bar
+
+MOST_DRAWERS, MOST_WRITERS = 16, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built, and what it takes: settings, manifest, checked data set, teacher."""
+
+    config: Config
+    manifest: Manifest
+    splits: dict[str, Split]
+    teacher: Teacher
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Threads that draw, threads that write, and how many groups are drawn ahead of the one the teacher is asked about.
+
+    In memory are at most the views of `ahead` groups, the answers to one and what `writers` write. At 512x512 and 16 samples a
+    group that is 17 MB for views and 254 MB for all that a group stores: 2 x 254 + 17 = 525 MB with two cores,
+    9 x 254 + 2 x 17 = 2.3 GB from 16 cores on.
+    """
+
+    drawers: int
+    writers: int
+    ahead: int
+
+    @property
+    def most_groups(self) -> int:
+        """Groups on the way at once, each under its lease: what an interruption can cost."""
+        return self.ahead + 1 + self.writers
+
+
+def choose_crew() -> Crew:
+    """For the cores of this machine: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s."""
+    cores = os.cpu_count() or 1
+    writers = min(max(cores // 2, 1), MOST_WRITERS)
+    return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
+
+
+@dataclass
+class _Job:
+    """One group on its way; `held` gives its lease back."""
+
+    group: Group
+    lease: Lease
+    held: ExitStack
+    views: list[Future[View]]
+    answers: GroupAnswers | None = None
+
+
+class Pipeline:
+    """Writes shard groups; a context, at whose end no thread runs and no lease is held.
+
+    An error ends it: the first one is raised, in the thread that calls. Groups that the teacher has been asked about are still
+    committed, unless it was writing that failed; then only those whose writing has begun.
+
+    written: groups committed by this process. shrunk: parameters of the validation views among them that were scaled down.
+    """
+
+    def __init__(self, plan: Plan, bar: Bar) -> None:
+        self.plan, self.bar, self.crew = plan, bar, choose_crew()
+        self.written: list[Group] = []
+        self.shrunk: list[dict] = []
+        self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
+        self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write")
+        self._room = threading.Semaphore(self.crew.writers)  # no group waits in a queue, with all its memory
+        self._drawn: deque[_Job] = deque()
+        self._writing: list[Future[None]] = []
+        self._error: BaseException | None = None  # the first that a writer met
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        first = self._error or error
+        try:
+            self._writers.shutdown()
+        finally:  # Ctrl-C once more
+            for job in self._drawn:
+                job.held.close()
+            self._drawers.shutdown(cancel_futures=True)
+        if first is not None and first is not error:
+            raise first from None
+
+    def write(self, groups: list[Group], *, wait: bool = False) -> list[Group]:
+        """Compute and commit those that are not there; returns those that other processes hold.
+
+        Args:
+            wait: for those. Nothing may be on the way then, or two processes could wait for each other: one group a call.
+        """
+        held = []
+        for group in groups:
+            if not self._begin(group, wait=wait):
+                held.append(group)
+            if len(self._drawn) > self.crew.ahead:
+                self._ask_next()
+        while self._drawn:
+            self._ask_next()
+        self._wait_for_writers()
+        return held
+
+    def _begin(self, group: Group, *, wait: bool) -> bool:
+        """Take the lease and begin to draw, unless the group is there meanwhile; False where another process holds it."""
+        root = self.plan.config.cache.path
+        self._check()
+        with ExitStack() as held:
+            lease = held.enter_context(take_lease(root, group.name, wait=wait))
+            if lease is None:
+                return False
+            if has_record(root, group):
+                self._advance(group)
+                return True
+            views = start_views(self.plan.config, group, splits=self.plan.splits, pool=self._drawers)
+            self._drawn.append(_Job(group, lease, held.pop_all(), views))
+        return True
+
+    def _ask_next(self) -> None:
+        """Ask the teacher about the group drawn first, and hand it over to a writer once one is free."""
+        job = self._drawn[0]
+        job.answers = GroupAnswers(collect_views(job.group, job.views, splits=self.plan.splits))
+        for rows in job.answers.batches(self.plan.config.teacher.batch_size):
+            self._check()
+            job.answers.ask(self.plan.teacher, rows)
+        self._room.acquire()
+        self._writing = [writing for writing in self._writing if not writing.done()]
+        self._writing.append(self._writers.submit(self._write, job))
+        self._drawn.popleft()  # after that, so that Ctrl-C finds it here or there
+
+    def _write(self, job: _Job) -> None:
+        """In a writing thread: the group's way to its end."""
+        try:
+            with job.held.pop_all():
+                if self._error is None:  # what one was refused, the next would be, too
+                    self._commit(job)
+        except BaseException as error:
+            with self._lock:
+                self._error = self._error or error
+        finally:
+            job.answers = None  # before there is room for others
+            self._room.release()
+
+    def _commit(self, job: _Job) -> None:
+        contents = job.answers.wait()
+        write_group(self.plan.config.cache.path, self.plan.manifest, job.group, contents=contents, lease=job.lease)
+        with self._lock:
+            self.written.append(job.group)
+            self.shrunk += _find_shrunk(job.group, contents)
+        self._advance(job.group)
+
+    def _advance(self, group: Group) -> None:
+        count = group.stop - group.start
+        with self._lock:
+            self.bar.advance(count, size_bytes=count * self.plan.manifest.layouts[group.split].item_bytes)
+
+    def _check(self) -> None:
+        """Raises the first error that a writer met."""
+        if self._error is not None:
+            raise self._error
+
+    def _wait_for_writers(self) -> None:
+        for writing in self._writing:
+            writing.result()
+        self._check()
+
+
+def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
+    return [view for view in contents.views if group.split == "val" and view["image_box"][2:] != view["image_hw"]]
