@@ -30,7 +30,8 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         print(
-            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size",
+            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size, "
+            "or set train.residency disk",
             file=sys.stderr,
         )
         return 1

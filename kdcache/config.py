@@ -222,7 +222,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the student: auto is bfloat16 autocast on cuda and float32 on cpu."""
     residency: Literal["auto", "disk", "ram", "gpu"] = "auto"
-    """Where samples stay after their first reading: auto takes GPU memory, else RAM, where all of them fit, else disk."""
+    """Where samples stay after their first reading: auto takes GPU memory, else RAM (mapped files), where all fit, else disk."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for student and loss: auto is on for cuda, and off for cpu, where it gains less than it takes."""
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 
+MOST_MAPS = 32_000  # half of what Linux lets a process have unless told otherwise (vm.max_map_count)
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def find_free_ram() -> int:
-    """Bytes that can be used without pushing others out; the page cache counts as free, a container's limit counts."""
+    """Bytes that can be used without pushing others out; the page cache counts as free.
+
+    The limit of a container counts where it is seen as containers of today see it: control groups of version 2.
+    """
     return min(_find_machine_free(), _find_container_free())
 
 
@@ -23,8 +27,15 @@ def find_free_gpu(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def allow_open_files(count: int) -> bool:
-    """Raise this process's limit of open files so that `count` more fit; False where the system does not let it."""
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def allow_mapped_files(count: int) -> bool:
+    """Raise this process's limit of open files so that `count` more fit, mapped; False where the system does not let it."""
+    if count > MOST_MAPS:
+        return False
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024  # what torch, logs and the rest may need
     if soft == resource.RLIM_INFINITY or needed <= soft:

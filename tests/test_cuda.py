@@ -30,11 +30,13 @@ def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision
     assert np.array_equal(ours.read("image", 1, 9), theirs.read("image", 1, 9))
 
 
-def test_batches_on_a_gpu_are_those_of_the_cpu(cache):
+@pytest.mark.parametrize("residency", ["disk", "ram", "gpu"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(cache, residency):
     reader = open_split(cache.cache.path, "train")
     plan = plan_epoch(num_samples=10, num_views=2, batch_size=3, seed=0, epoch=0) * 5
     arrays = ["image", "logits", "high"]
-    cpu, gpu = (BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device(d)) for d in ("cpu", "cuda"))
+    cpu = BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device("cpu"))
+    gpu = BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device("cuda"), residency=residency)
     for expected, found in zip(cpu.read(plan), gpu.read(plan), strict=True):
         assert all(torch.equal(expected.arrays[name], found.arrays[name].cpu()) for name in arrays)
 

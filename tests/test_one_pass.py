@@ -126,6 +126,18 @@ def test_scores_of_the_student_keep_their_type_and_their_values():
     assert torch.equal(half, before) and torch.equal(answer, answer_before)
 
 
+def test_autocast_around_the_loss_changes_nothing():
+    """Student and loss under one autocast is what many loops do."""
+    logits, taps, label, answer, targets = make_case()
+    loss = make_loss()
+    plain = loss(logits, taps, label, teacher_NKHW=answer, teacher_features=targets).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(logits, taps, label, teacher_NKHW=answer, teacher_features=targets).total
+    assert inside.item() == plain.item()
+    for ours, theirs in zip(gradients(inside, [logits]), gradients(plain, [logits]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_terms_are_those_of_the_definitions():
     logits, taps, label, answer, targets = make_case()
     loss = make_loss()

@@ -37,7 +37,7 @@ def data_root(tmp_path_factory):
 def plan(data_root, tmp_path, monkeypatch):
     """A cache whose folder is ready and empty, the stand-in teacher, two writers."""
     monkeypatch.setattr(build, "build_teacher", quick.make_quick_teacher)
-    monkeypatch.setattr(pipeline, "choose_crew", lambda: Crew(drawers=2, writers=2, ahead=1))
+    monkeypatch.setattr(pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=2, ahead=1))
     return make_plan(make_config(quick.quick_given(data_root, tmp_path / "cache", views=NUM_VIEWS)))
 
 
@@ -83,7 +83,7 @@ def replace_teacher(plan, answer) -> None:
 
 @pytest.mark.parametrize("writers", [1, 3])
 def test_the_bytes_are_those_of_one_step_after_the_other(config, given, tmp_path, monkeypatch, writers):
-    monkeypatch.setattr(pipeline, "choose_crew", lambda: Crew(drawers=2, writers=writers, ahead=2))
+    monkeypatch.setattr(pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=writers, ahead=2))
     serial = make_plan(config)
     write_serially(serial)
     given["cache"]["path"] = str(tmp_path / "overlapped")
@@ -133,7 +133,7 @@ def test_the_teacher_goes_on_and_groups_are_written_at_once(plan, monkeypatch):
 
 def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
     """Writers stand still until memory is full; it never gets fuller, then or later."""
-    crew, root, full = pipeline.choose_crew(), plan.config.cache.path, threading.Event()
+    crew, root, full = pipeline.choose_crew(1), plan.config.cache.path, threading.Event()
     alive, most = [], {"answers": 0, "leases": 0}
 
     class Counted(GroupAnswers):
@@ -223,7 +223,7 @@ def lose_lease(plan, monkeypatch):
     "fail", [fail_drawing, fail_asking, interrupt, overflow, fill_disk, break_writer, lose_lease], ids=lambda f: f.__name__
 )  # fmt: skip
 def test_an_error_leaves_no_commit_of_its_group_no_lease_and_no_thread(plan, monkeypatch, tmp_path, fail, writers):
-    monkeypatch.setattr(pipeline, "choose_crew", lambda: Crew(drawers=2, writers=writers, ahead=1))
+    monkeypatch.setattr(pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=writers, ahead=1))
     threads = threading.active_count()
     with monkeypatch.context() as patch:
         error, group = fail(plan, patch)
@@ -289,7 +289,7 @@ def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(plan, monke
         Pipeline(plan, bar) as writing,
     ):
         writing.write(all_groups(plan))
-    assert calls == [0, 1, 2] and not committed(plan)
+    assert calls in ([0, 1], [0, 1, 2]) and not committed(plan)  # it may be noted before the second group is begun
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), -70_000.0])
@@ -347,8 +347,17 @@ def test_groups_held_by_another_process_are_returned_and_the_others_written(plan
 
 @pytest.mark.parametrize(("cores", "writers", "groups"), [(1, 1, 3), (2, 1, 3), (4, 2, 5), (16, 8, 11), (128, 8, 11)])
 def test_the_crew_grows_with_the_machine(monkeypatch, cores, writers, groups):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert choose_crew().writers == writers and choose_crew().most_groups == groups
+    monkeypatch.setattr(pipeline, "count_cores", lambda: cores)
+    crew = choose_crew(1)
+    assert crew.writers == writers and crew.most_groups == groups
+
+
+@pytest.mark.parametrize(("group_gb", "writers"), [(0.5, 8), (1.0, 4), (2.5, 1), (100.0, 1)])
+def test_the_crew_shrinks_where_groups_are_large(monkeypatch, group_gb, writers):
+    """Half of 10 GB may be held: the group at the teacher and those at the writers."""
+    monkeypatch.setattr(pipeline, "count_cores", lambda: 64)
+    monkeypatch.setattr(pipeline, "find_free_ram", lambda: 10_000_000_000)
+    assert choose_crew(int(group_gb * 1e9)).writers == writers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -14,7 +15,9 @@ import torch
 
 from kdcache import memory
 from kdcache.cache import reader as reading
+from kdcache.cache import shard
 from kdcache.cache.reader import CacheReader, open_split
+from kdcache.cache.shard import MappedFiles
 from kdcache.errors import CacheCorruptError, SettingsError
 from kdcache.training import residency
 from kdcache.training.batches import BatchReader, plan_epoch
@@ -35,6 +38,14 @@ def machine(monkeypatch):
     """A machine with 10 GB of free memory and a GPU with 4 GB free."""
     monkeypatch.setattr(residency, "find_free_ram", lambda: 10 * GB)
     monkeypatch.setattr(residency, "find_free_gpu", lambda device: 4 * GB)
+
+
+def read(reader: CacheReader, array: str, view: int, sample: int, maps: MappedFiles) -> np.ndarray:
+    """One sample, from the map where it was read before."""
+    spec = reader.layout.array(array)
+    slot = np.empty(spec.item_shape, spec.dtype)
+    reader.read_into(slot, array=array, view=view, sample=sample, maps=maps)
+    return slot
 
 
 # --- the choice
@@ -70,14 +81,17 @@ def test_more_files_than_may_be_open_are_not_mapped(machine, monkeypatch):
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
     choice = choose_residency("auto", [Need(GB, 3073)], device=CPU)
     assert choice.kind == "disk" and "3073 shard files" in choice.reason
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    assert choose_residency("auto", [Need(GB, 32_000)], device=CPU).kind == "ram"
+    assert choose_residency("auto", [Need(GB, 32_001)], device=CPU).kind == "disk"  # vm.max_map_count
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch):
     raised = []
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
     monkeypatch.setattr(memory.resource, "setrlimit", lambda which, limits: raised.append((which, limits)))
-    assert memory.allow_open_files(0) and raised == []
-    assert memory.allow_open_files(3072) and raised == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+    assert memory.allow_mapped_files(0) and raised == []
+    assert memory.allow_mapped_files(3072) and raised == [(resource.RLIMIT_NOFILE, (4096, 4096))]
 
 
 def test_need_counts_the_arrays_and_views_in_use(built_root):
@@ -131,24 +145,46 @@ def test_every_residency_delivers_the_bits_of_the_disk(built_root, kind, check):
 
 
 def test_mapped_samples_are_what_tensorstore_reads(built_root):
-    reader = open_split(built_root, "train")
-    reader.keep_mapped()
+    reader, maps = open_split(built_root, "train"), MappedFiles()
     for name in ARRAYS:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(built_root / "train" / name)}}
         stored = tensorstore.open(spec, read=True).result().read().result()
         for _ in range(2):  # by position, then from the map
             for view, sample in ((0, 0), (1, 9), (0, 5)):
-                assert reader.read(name, view, sample).tobytes() == stored[view, sample].tobytes()
+                assert read(reader, name, view, sample, maps).tobytes() == stored[view, sample].tobytes()
 
 
 def test_later_readings_come_from_the_map(built_root, monkeypatch):
-    reader = open_split(built_root, "train")
-    reader.keep_mapped()
-    first = reader.read("low", 0, 3)
+    reader, maps = open_split(built_root, "train"), MappedFiles()
+    first = read(reader, "low", 0, 3, maps)
     monkeypatch.setattr(reading, "read_at", lambda *args: pytest.fail("read by position"))
-    assert np.array_equal(reader.read("low", 0, 3), first)
+    assert np.array_equal(read(reader, "low", 0, 3, maps), first)
     with pytest.raises(pytest.fail.Exception, match="read by position"):
-        reader.read("low", 0, 2)  # its first reading
+        read(reader, "low", 0, 2, maps)  # its first reading
+
+
+def test_a_run_that_reads_from_disk_maps_nothing_of_one_before_it(built_root, monkeypatch):
+    """Baseline and student share a reader; the one may fit into memory and the other not."""
+    reader = open_split(built_root, "train")
+    mapped = BatchReader(reader, arrays=["label"], batch_size=2, device=CPU, residency="ram")
+    positioned = BatchReader(reader, arrays=["label", "low"], batch_size=2, device=CPU, residency="disk")
+    for batches in (mapped, mapped, positioned):
+        list(batches.read([[(0, 1), (0, 2)]]))
+    monkeypatch.setattr(MappedFiles, "open", lambda *args: pytest.fail("mapped"))
+    list(positioned.read([[(0, 1), (0, 2)]]))
+    with pytest.raises(pytest.fail.Exception, match="mapped"):
+        list(mapped.read([[(0, 1), (0, 2)]]))
+
+
+@pytest.mark.parametrize("reason", [errno.EMFILE, errno.ENOMEM])
+def test_no_room_for_a_mapping_is_no_damage(built_root, monkeypatch, reason):
+    def refuse(*args, **options):
+        raise OSError(reason, os.strerror(reason))
+
+    reader, maps = open_split(built_root, "train"), MappedFiles()
+    first = read(reader, "low", 0, 3, maps)
+    monkeypatch.setattr(shard.mmap, "mmap", refuse)
+    assert np.array_equal(read(reader, "low", 0, 3, maps), first)
 
 
 def test_resident_samples_are_read_once(built_root, monkeypatch):
@@ -185,27 +221,24 @@ def test_resident_samples_know_what_is_missing(built_root):
 
 def test_a_mapped_file_that_is_cut_is_an_error_and_no_crash(copy):
     """Reading behind the end of a mapping would be a bus error, and the end of the process."""
-    reader = open_split(copy, "train")
-    reader.keep_mapped()
-    reader.read("mid", 0, 3), reader.read("mid", 0, 3)
+    reader, maps = open_split(copy, "train"), MappedFiles()
+    read(reader, "mid", 0, 3, maps), read(reader, "mid", 0, 3, maps)
     os.truncate(reader.locate("mid", 0, 3).path, 100)
     with pytest.raises(CacheCorruptError, match=r"train/mid view 0 sample '.*' is damaged: .*become shorter"):
-        reader.read("mid", 0, 3)
+        read(reader, "mid", 0, 3, maps)
 
 
 def test_a_file_cut_before_it_is_mapped_is_an_error(copy):
-    reader = open_split(copy, "train")
-    reader.keep_mapped()
-    place, _ = reader.locate("mid", 0, 3), reader.read("mid", 0, 3)
+    reader, maps = open_split(copy, "train"), MappedFiles()
+    place, _ = reader.locate("mid", 0, 3), read(reader, "mid", 0, 3, maps)
     os.truncate(place.path, place.offset + 8)
     with pytest.raises(CacheCorruptError, match="the file is too short"):
-        reader.read("mid", 0, 3)
+        read(reader, "mid", 0, 3, maps)
 
 
 def test_a_bit_flipped_under_a_mapping_is_found_where_every_reading_is_checked(copy):
-    reader = open_split(copy, "train", check="always")
-    reader.keep_mapped()
-    reader.read("mid", 0, 3), reader.read("mid", 0, 3)
+    reader, maps = open_split(copy, "train", check="always"), MappedFiles()
+    read(reader, "mid", 0, 3, maps), read(reader, "mid", 0, 3, maps)
     place = reader.locate("mid", 0, 3)
     with place.path.open("r+b") as file:
         file.seek(place.offset + 5)
@@ -213,4 +246,4 @@ def test_a_bit_flipped_under_a_mapping_is_found_where_every_reading_is_checked(c
         file.seek(place.offset + 5)
         file.write(bytes([byte ^ 4]))
     with pytest.raises(CacheCorruptError, match="its checksum differs"):
-        reader.read("mid", 0, 3)
+        read(reader, "mid", 0, 3, maps)

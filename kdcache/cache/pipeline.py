@@ -6,7 +6,6 @@ takes its lease with it. How many are on the way is fixed, and with it the memor
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from kdcache.cache.records import has_record
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
+from kdcache.memory import count_cores, find_free_ram
 from kdcache.models.teacher import Teacher
 from kdcache.report.progress import Bar
 
@@ -56,10 +56,11 @@ class Crew:
         return self.ahead + 1 + self.writers
 
 
-def choose_crew() -> Crew:
-    """For the cores of this machine: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s."""
-    cores = os.cpu_count() or 1
-    writers = min(max(cores // 2, 1), MOST_WRITERS)
+def choose_crew(group_bytes: int) -> Crew:
+    """For the cores of this process: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s; fewer where groups
+    of that size would take more than half of the free memory."""
+    cores, most_held = count_cores(), find_free_ram() // 2 // group_bytes
+    writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
     return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
 
 
@@ -84,7 +85,7 @@ class Pipeline:
     """
 
     def __init__(self, plan: Plan, bar: Bar) -> None:
-        self.plan, self.bar, self.crew = plan, bar, choose_crew()
+        self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
         self.written: list[Group] = []
         self.shrunk: list[dict] = []
         self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
@@ -188,6 +189,11 @@ class Pipeline:
         for writing in self._writing:
             writing.result()
         self._check()
+
+
+def _largest_group(manifest: Manifest) -> int:
+    """Bytes of a full shard group."""
+    return max(layout.group_bytes(layout.group(0, 0)) for layout in manifest.layouts.values())
 
 
 def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:

@@ -61,7 +61,6 @@ class CacheReader:
     ) -> None:
         self.root, self.layout, self.check = root, manifest.layouts[split], check
         self.num_views = self.layout.num_views if num_views is None else num_views
-        self.maps: MappedFiles | None = None
         self._manifest = manifest
         for document in list_metadata(root, manifest, splits=(split,)):
             check_document(root, document)
@@ -76,11 +75,6 @@ class CacheReader:
         """Ids of all samples, in order."""
         for index in range(self.layout.groups_per_view):
             self.sample_ids += self._learn_group(self.layout.group(0, index)).sample_ids
-
-    def keep_mapped(self) -> None:
-        """From now on a chunk's second and later readings come from mapped files: a plain copy from memory that is shared
-        with every process that reads the cache. The first reading is by position: it fails in words, not by a signal."""
-        self.maps = self.maps or MappedFiles()
 
     def record(self, view: int, index: int) -> CommitRecord:
         """The commit record of a group, read from disk. Raises CacheCorruptError."""
@@ -97,15 +91,22 @@ class CacheReader:
             raise self._corrupt(array, view, sample, f"its chunk is {size} bytes at {offset}")
         return Location(shard.path, offset, spec.item_bytes, int(shard.crcs[row]))
 
-    def read_into(self, slot: np.ndarray, *, array: str, view: int, sample: int) -> None:
+    def read_into(
+        self, slot: np.ndarray, *, array: str, view: int, sample: int, maps: MappedFiles | None = None
+    ) -> None:
         """Fill a contiguous array of the item's shape and dtype.
+
+        Args:
+            maps: where given, a chunk's second and later readings are plain copies from mapped files. The first is by position:
+                what is wrong with a disk is then said in words, not by a signal that ends the process.
 
         Raises: CacheCorruptError naming array, view, sample and file where the bytes are not those committed.
         """
         place, stored = self.locate(array, view, sample), np.empty(CRC_BYTES, np.uint8)
         try:
-            if self.maps is not None and self._read[array][view, sample]:
-                count = copy_into([slot, stored], self.maps.open(place.path), place.offset)
+            mapped = maps.open(place.path) if maps is not None and self._read[array][view, sample] else None
+            if mapped is not None:
+                count = copy_into([slot, stored], mapped, place.offset)
             else:
                 with open_plain(place.path) as descriptor:
                     count = read_at(descriptor, place.offset, [slot, stored])

@@ -23,6 +23,7 @@ from kdcache.cache import durable
 from kdcache.cache.layout import CRC_BYTES, index_bytes
 from kdcache.errors import CacheCorruptError
 
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # limits of descriptors and of mappings
 ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
 
 
@@ -131,13 +132,20 @@ class MappedFiles:
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
 
-    def open(self, path: Path) -> mmap.mmap:
-        """The mapping of a file. Raises OSError, also where the file is shorter than when it was mapped: reading what is gone
-        would end the process."""
+    def open(self, path: Path) -> mmap.mmap | None:
+        """The mapping of a file; None where the system has no room for one more.
+
+        Raises: OSError, also where the file is shorter than when it was mapped: reading what is gone would end the process.
+        """
         mapped = self._maps.get(path)
         if mapped is None:
             with open_plain(path) as descriptor:
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                try:
+                    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                except OSError as error:
+                    if error.errno in _NO_ROOM:
+                        return None
+                    raise
             self._maps[path] = mapped
         if mapped.size() < len(mapped):
             raise OSError(errno.ESTALE, "it has become shorter")
@@ -164,7 +172,7 @@ def _read_back(path: Path, parts: list[memoryview | bytes]) -> ShardFile:
         for part in parts:
             found = np.empty(len(part), np.uint8)
             count = read_at(descriptor, size, [found])
-            if count != len(part) or memoryview(found) != part:
+            if count != len(part) or not np.array_equal(found, np.frombuffer(part, np.uint8)):
                 raise OSError(errno.EIO, "what was read back is not what was written")
             total.update(found)
             size += count

@@ -64,6 +64,18 @@ class KnowledgeDistillationLoss(nn.Module):
 
         Raises: ValueError where a target is missing or its shape is not the student's.
         """
+        with torch.autocast(student_NKHW.device.type, enabled=False):  # matrix products would be of half precision
+            return self._compute(student_NKHW, student_features, label_NHW, teacher_NKHW, teacher_features, hw)
+
+    def _compute(
+        self,
+        student_NKHW: Tensor,
+        student_features: Mapping[str, Tensor],
+        label_NHW: Tensor | None,
+        teacher_NKHW: Tensor | None,
+        teacher_features: Mapping[str, Tensor] | None,
+        hw: tuple[int, int] | None,
+    ) -> LossTerms:
         shape = student_NKHW if label_NHW is None else label_NHW
         hw = tuple(hw or shape.shape[-2:])
         num, classes = student_NKHW.shape[:2]

@@ -23,7 +23,10 @@ class _FeatureLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=student_NSHW.device)
         by_student = torch.empty(student_NSHW.shape, device=student_NSHW.device)
         by_weight = torch.zeros_like(weight_SC)
-        images = max(1, TILE_NUMBERS[student_NSHW.device.type] // (teacher_NChw.shape[1] * hw[0] * hw[1]))
+        images = max(
+            1,
+            TILE_NUMBERS.get(student_NSHW.device.type, TILE_NUMBERS["cuda"]) // (teacher_NChw.shape[1] * hw[0] * hw[1]),
+        )
         for start in range(0, len(student_NSHW), images):
             tile = slice(start, start + images)
             x_NCP = resize_to(teacher_NChw[tile].float(), hw).flatten(2)

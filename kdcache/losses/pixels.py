@@ -40,7 +40,9 @@ class _PixelLoss(torch.autograd.Function):
         gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
         for images, rows in _bands(student_NKhw, hw):
             student = Upsampled(student_NKhw[images].float(), hw)
-            teacher = None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float() / weights.temperature, hw)
+            teacher = (
+                None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float() / weights.temperature, hw)
+            )
             for start, stop in rows:
                 label = None if label_NHW is None else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
                 answer = None if teacher is None else teacher.band(start, stop)
@@ -134,7 +136,7 @@ def _bands(x_NKhw: Tensor, hw: tuple[int, int]) -> Iterator[tuple[slice, list[tu
     """Which images, and which bands of their rows, are computed together."""
     num, classes = x_NKhw.shape[:2]
     row_numbers = classes * hw[1]
-    most_rows = max(1, BAND_NUMBERS[x_NKhw.device.type] // row_numbers)
+    most_rows = max(1, BAND_NUMBERS.get(x_NKhw.device.type, BAND_NUMBERS["cuda"]) // row_numbers)
     images = max(1, most_rows // hw[0])
     step = min(most_rows, hw[0])
     rows = [(start, min(start + step, hw[0])) for start in range(0, hw[0], step)]

@@ -23,7 +23,7 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     return (
         f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s "
         f"(validation {entry['validation_s']:.1f} s)  lr {entry['lr']:.2e}\n"
-        f"  step  {1000 * entry['step_s']:.0f} ms, {_data_wait(entry):.1%} of the training time waiting for data\n"
+        f"  step  {1000 * entry['step_s']:.0f} ms, {_data_wait(entry):.1%} of the training time the host waited for data\n"
         f"  loss  {entry['total']:.4f} = {terms}\n"
         f"  val mIoU  {entry['miou']:.4f}  (best {best_miou:.4f})"
     )

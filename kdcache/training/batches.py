@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
+from kdcache.cache.shard import MappedFiles
+from kdcache.memory import count_cores
 from kdcache.training.residency import Kind, ResidentSamples
 
-READ_THREADS = max(2, min(8, (os.cpu_count() or 2) // 2))  # two copy as fast as the memory of a small machine
+READ_THREADS = max(2, min(8, count_cores() // 2))  # two copy as fast as the memory of a small machine
 Place = tuple[int, int]  # view, sample
 
 
@@ -61,7 +62,7 @@ class BatchReader:
         arrays: names of the arrays to read; others are not touched.
         batch_size: largest batch, one more is kept for a joined single.
         device: where batches are to be.
-        residency: disk reads each time; ram maps the files, which stay in memory; gpu keeps samples on the device.
+        residency: disk reads each time; ram maps the files, whose pages stay while there is room; gpu keeps samples there.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class BatchReader:
         self.largest_first = [spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.resident = None
-        if residency == "ram":
-            reader.keep_mapped()
+        self.maps = MappedFiles() if residency == "ram" else None
         if residency == "gpu":
             self.resident = ResidentSamples(specs, shape=(reader.num_views, reader.layout.num_samples), device=device)
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(device))  # which made the resident arrays
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
         """Batches in the order of `batches`. Raises CacheCorruptError where stored bytes are not those committed."""
@@ -113,7 +115,8 @@ class BatchReader:
 
         def read_some() -> None:
             for array, row, (view, sample) in jobs:  # each thread takes the next; taking one is a single step
-                self.reader.read_into(slots[array].numpy()[row], array=array, view=view, sample=sample)
+                slot = slots[array].numpy()[row]
+                self.reader.read_into(slot, array=array, view=view, sample=sample, maps=self.maps)
 
         for done in [pool.submit(read_some) for _ in range(READ_THREADS)]:
             done.result()

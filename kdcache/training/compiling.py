@@ -6,11 +6,12 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
 
 import torch
 
-from kdcache.training.loop import Learner
+from kdcache.cache.layout import ArraySpec
+from kdcache.training.batches import Batch
+from kdcache.training.loop import Learner, compute_step
 
 log = logging.getLogger("kdcache")
 
@@ -27,29 +28,38 @@ def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
     return True, "compile: on, the first steps take a minute or more"
 
 
-def compile_learner(learner: Learner) -> None:
-    """Compile the student's forward pass and the loss of a band; validation and checkpoints keep the plain student."""
-    learner.forward = _Compiled(learner.student, "student")
-    learner.loss.compute_band = _Compiled(learner.loss.compute_band, "loss")
+def compile_learner(learner: Learner, batch: Batch) -> None:
+    """Compile the student's forward pass and the loss of a band; validation and checkpoints keep the plain student.
+
+    Tried on a batch, backward too: where it fails, one line says so and the plain ones stay. Nothing of the trial is left in
+    weights, running statistics, gradients or random state.
+    """
+    plain = learner.forward, learner.loss.compute_band
+    buffers = {name: value.clone() for name, value in learner.student.named_buffers()}
+    devices = [learner.device] if learner.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            learner.forward, learner.loss.compute_band = (torch.compile(function) for function in plain)
+            learner.student.train()
+            compute_step(learner, batch).total.backward()
+    except Exception as error:  # whatever a compiler of another's meets: a hundred kinds
+        inner = getattr(error, "inner_exception", error)
+        reason = (str(inner).strip() or type(inner).__name__).splitlines()[0][:120]
+        log.warning("compile: not possible here (%s); going on without", reason)
+        learner.forward, learner.loss.compute_band = plain
+    learner.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, value in learner.student.named_buffers():
+            value.copy_(buffers[name])
 
 
-class _Compiled:
-    """A compiled function; the plain one from the first failure of the compiler on, with one line that says so."""
-
-    def __init__(self, function: Callable, name: str) -> None:
-        self.plain, self.name = function, name
-        self.chosen = torch.compile(function)
-
-    def __call__(self, *args, **kwargs):  # whatever the function takes and returns
-        if self.chosen is self.plain:
-            return self.plain(*args, **kwargs)
-        try:
-            return self.chosen(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-            log.warning("compile: the %s cannot be compiled here (%s); going on without", self.name, reason)
-            self.chosen = self.plain
-            return self.plain(*args, **kwargs)
+def make_trial_batch(specs: list[ArraySpec], *, batch_size: int, device: torch.device) -> Batch:
+    """A batch as training has it, of zeros."""
+    arrays = {
+        spec.name: torch.zeros((batch_size, *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device)
+        for spec in specs
+    }
+    return Batch(arrays, ["trial"] * batch_size)
 
 
 def _find_missing_tool(device: torch.device) -> str | None:

@@ -15,6 +15,7 @@ from kdcache.lock import is_empty
 from kdcache.settings import flatten
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import LAST, read_checkpoint
+from kdcache.training.compiling import choose_compiling
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
 
@@ -24,9 +25,12 @@ def hyperparameters(config: Config) -> dict:
     settings = config_to_dict(config)
     chosen = {section: settings[section] for section in ("student", "loss", "train")}
     chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
-    for machine in ("device", "residency", "compile"):  # where and how, not what
+    for machine in ("device", "residency"):  # where, not what
         chosen["train"].pop(machine)
-    _, autocast = choose_arithmetic(config)
+    device, autocast = choose_arithmetic(config)
+    chosen["train"]["compile"], _ = choose_compiling(
+        config.train.compile, device=device
+    )  # other dropout, other rounding
     chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     return flatten(chosen)
 
@@ -87,7 +91,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
-    found, expected = stored["hyperparameters"], hyperparameters(config)
+    found, expected = {"train.compile": False, **stored["hyperparameters"]}, hyperparameters(config)
     cure = "resume with the settings of the run, or choose another run.dir"
     for name in expected:
         if found.get(name) != expected[name]:

@@ -84,10 +84,7 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
 
     Whether the loss is finite is asked after the backward pass is under way, so that a GPU does not stand still for the answer.
     """
-    images = normalize_images(batch.arrays["image"])
-    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
-        logits, features = learner.forward(images, return_features=True, full_size=False)
-    terms = compute_loss(learner.loss, logits, features, batch)
+    terms = compute_step(learner, batch)
     loss = _Coming(terms.total.detach())
     learner.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
@@ -98,6 +95,14 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
         )
     learner.optimizer.step()
     return terms
+
+
+def compute_step(learner: Learner, batch: Batch) -> LossTerms:
+    """Forward and loss of one batch."""
+    images = normalize_images(batch.arrays["image"])
+    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
+        logits, features = learner.forward(images, return_features=True, full_size=False)
+    return compute_loss(learner.loss, logits, features, batch)
 
 
 def compute_loss(

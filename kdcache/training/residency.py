@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.errors import SettingsError
-from kdcache.memory import allow_open_files, find_free_gpu, find_free_ram
+from kdcache.memory import allow_mapped_files, find_free_gpu, find_free_ram
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
@@ -62,9 +62,9 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
         return Residency("gpu", f"{size} fit into {_gb(free_gpu)}, half of the free GPU memory")
     fits = need.size_bytes <= free_ram
     if setting == "ram" or (setting == "auto" and fits):
-        if not allow_open_files(need.num_files):
+        if not allow_mapped_files(need.num_files):
             return Residency(
-                "disk", f"{need.num_files} shard files are more than this process may keep open (ulimit -n)"
+                "disk", f"{need.num_files} shard files are more than this process may keep mapped (ulimit -n)"
             )
         verb = "fit" if fits else "do not fit"
         return Residency("ram", f"{size} {verb} into {_gb(free_ram)}, most of the free memory")

@@ -21,7 +21,7 @@ from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
-from kdcache.training.compiling import choose_compiling, compile_learner
+from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.folder import (
     RESULT,
     check_folder,
@@ -125,7 +125,8 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
-        compile_learner(learner)
+        specs = [data.train.layout.array(name) for name in _list_arrays(config, learner)]
+        compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     if not (resume and (folder / LAST).is_file()):
         return learner, []
     state = read_checkpoint(folder / LAST)
@@ -136,9 +137,7 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say
 
 def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tuple[BatchReader, BatchReader]:
     """Both splits, staying where there is room for both."""
-    weights = {"label": config.loss.alpha, "logits": config.loss.beta}
-    arrays = ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]
-    pairs = ((data.train, arrays), (data.val, ["image", "label"]))
+    pairs = ((data.train, _list_arrays(config, learner)), (data.val, ["image", "label"]))
     choice = choose_residency(config.train.residency, [find_need(*pair) for pair in pairs], device=learner.device)
     say(format_residency(choice))
     size, kind = config.train.batch_size, choice.kind
@@ -147,6 +146,12 @@ def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tup
         for reader, names in pairs
     )
     return train, val
+
+
+def _list_arrays(config: Config, learner: Learner) -> list[str]:
+    """What training reads: targets of terms without weight are not touched."""
+    weights = {"label": config.loss.alpha, "logits": config.loss.beta}
+    return ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]
 
 
 def _run_epoch(

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from kdcache.cache import build
+from kdcache.cache.layout import train_arrays
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.config import Config, LayerConfig
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.settings import make_config, merge
 from kdcache.training.batches import Batch, BatchReader, split_batches
+from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.run import build_learner
 
@@ -67,8 +69,16 @@ def training_config(*, px: int, batch_size: int, labels_only: bool = False) -> C
 
 
 def make_learner(config: Config) -> Learner:
-    """A learner in training mode."""
+    """A learner in training mode, compiled where a run would be."""
     learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()})
+    if choose_compiling("auto", device=learner.device)[0]:
+        strides = {level: stride for level, (_, stride) in LEVELS.items()}
+        channels = {level: count for level, (count, _) in LEVELS.items()}
+        specs = train_arrays(size_hw=config.dataset.size_hw, num_classes=config.dataset.num_classes, channels=channels,
+                             strides=strides)  # fmt: skip
+        wanted = {"image", "label"} | ({"logits"} if config.loss.beta else set()) | set(learner.loss.align)
+        specs = [spec for spec in specs if spec.name in wanted]
+        compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     learner.student.train()
     return learner
 

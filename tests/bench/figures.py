@@ -41,7 +41,8 @@ SPECS = (
          definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
     Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
          definition="time a step with all three terms from the cache (on disk, page cache warm) over time a step with "
-         "cross-entropy alone from tensors already on the device; same student and loss code, alternating"),
+         "cross-entropy alone from tensors already on the device; same student, loss code and compile setting, alternating; of each "
+         "six steps the first waits for its batch"),
     Spec("online_speedup", "training", "times", goal=3,
          definition="time a step with the teacher in the loop over time a cached step, batch 8; the goal is at least 3 and 0.95 "
          "of the bound (teacher's forward + cached step) / cached step"),

@@ -23,9 +23,9 @@ class Sizes:
     rival_passes: int = 2
     train_px: int = 256
     train_gpu_px: int = 512
-    tax_rounds: int = 9
+    tax_rounds: int = 5
     online_rounds: int = 5
-    train_steps: int = 2
+    train_steps: int = 6
     train_gpu_steps: int = 20
     build_px: int = 256
     build_train: int = 16

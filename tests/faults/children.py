@@ -81,7 +81,7 @@ def meet(fault: Fault, *, step: int, setattr: Callable = setattr) -> list[str]:
 
 def hire(writers: int) -> Callable[[], Crew]:
     """In place of `pipeline.choose_crew`; with one writer the steps have one order, on every machine."""
-    return lambda: Crew(drawers=2, writers=writers, ahead=1)
+    return lambda *_: Crew(drawers=2, writers=writers, ahead=1)
 
 
 def build(given: dict, fault: Fault | None = None, step: int = -1, writers: int = 1) -> None:
