@@ -41,8 +41,8 @@ SPECS = (
          definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
     Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
          definition="time a step with all three terms from the cache (on disk, page cache warm) over time a step with "
-         "cross-entropy alone from tensors already on the device; same student, loss code and compile setting, alternating; of each "
-         "six steps the first waits for its batch"),
+         "cross-entropy alone from tensors already on the device; same student, loss code and compile setting, alternating; of "
+         "each six steps the first waits for its batch"),
     Spec("online_speedup", "training", "times", goal=3,
          definition="time a step with the teacher in the loop over time a cached step, batch 8; the goal is at least 3 and 0.95 "
          "of the bound (teacher's forward + cached step) / cached step"),
@@ -68,7 +68,7 @@ SPECS = (
          "ratio of both phases, one epoch each, residency disk"),
     Spec("cost_growth", "growth", "ratio", goal=1.05, at_least=False,
          definition="time a sample at 10,000 over that at 1,000 in the same children (median of ten windows behind the first "
-         "tenth, residency disk, the least of each size's runs); the larger ratio of both phases"),
+         "tenth, residency disk, each size's median run); the larger ratio of both phases"),
 )  # fmt: skip
 
 
