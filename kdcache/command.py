@@ -27,7 +27,9 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what is finished is kept", file=sys.stderr)
         return INTERRUPTED
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:120]
         print(
             f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size, "
@@ -41,6 +43,11 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch's allocator for CPUs has no error of its own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _show_warnings() -> None:

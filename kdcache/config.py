@@ -224,7 +224,7 @@ class TrainConfig:
     residency: Literal["auto", "disk", "ram", "gpu"] = "auto"
     """Where samples stay after their first reading: auto takes GPU memory, else RAM (mapped files), where all fit, else disk."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for student and loss: auto is on for cuda, and off for cpu, where it gains less than it takes."""
+    """torch.compile for student and loss: auto is on for cuda, off for cpu, where it gains less than it takes; a run keeps it."""
 
     def __post_init__(self) -> None:
         check_range("train.epochs", self.epochs, 1, 1_000_000)

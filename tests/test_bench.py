@@ -101,3 +101,14 @@ def test_steady_time_leaves_out_the_start():
 
 def test_passes_read_each_sample_once_each():
     assert sorted(shuffle_passes(5, passes=2, seed=0)) == sorted([*range(5), *range(5)])
+
+
+@pytest.mark.parametrize("text", [None, "{}", "x"])
+def test_a_file_that_is_no_measurement_is_one_line(tmp_path, text):
+    path = tmp_path / "bench.json"
+    if text is not None:
+        path.write_text(text)
+    done = run_bench("--markdown", str(path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "it is no file of this program's" in line

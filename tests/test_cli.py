@@ -133,3 +133,22 @@ def test_progress_is_plain_lines_without_a_terminal(capsys):
         bar.advance(4, size_bytes=8_000_000)
     line = capsys.readouterr().err
     assert line.startswith("caching: 4/4 samples, ") and "MB/s" in line and "\r" not in line
+
+
+def test_memory_that_the_cpu_has_not_is_one_line(capsys):
+    """torch's allocator for CPUs raises a bare RuntimeError."""
+
+    def work():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 37748736 bytes")
+
+    assert run_command("train_student", work) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_student: out of memory (") and "train.batch_size" in line
+
+
+def test_other_errors_of_the_machine_are_not_called_memory():
+    def work():
+        raise RuntimeError("a slip of ours")
+
+    with pytest.raises(RuntimeError, match="a slip of ours"):
+        run_command("train_student", work)

@@ -141,7 +141,7 @@ def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
     for setting in ("auto", "off", "on"):
         config = make_config({"student": {"pretrained": False}, "train": {"device": "cpu", "compile": setting}})
         names[setting] = hyperparameters(config)
-    assert names["auto"] == names["off"] and names["on"] == {**names["off"], "train.compile": True}
+    assert names["auto"] == names["off"] and names["on"] == {**names["off"], "train.compile": "on"}
 
 
 def test_an_error_of_the_computation_itself_is_not_swallowed(monkeypatch):

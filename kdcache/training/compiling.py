@@ -25,7 +25,7 @@ def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
         return False, f"compile: off, {missing}"
     if setting == "auto" and device.type == "cpu":  # measured: 22 to 100 s of compiling for 2 to 4 % of a step
         return False, "compile: off, on a CPU it gains less than it takes (train.compile on tries it)"
-    return True, "compile: on, the first steps take a minute or more"
+    return True, "compile: on, compiling now, which takes one to three minutes"
 
 
 def compile_learner(learner: Learner, batch: Batch) -> None:

@@ -28,9 +28,8 @@ def hyperparameters(config: Config) -> dict:
     for machine in ("device", "residency"):  # where, not what
         chosen["train"].pop(machine)
     device, autocast = choose_arithmetic(config)
-    chosen["train"]["compile"], _ = choose_compiling(
-        config.train.compile, device=device
-    )  # other dropout, other rounding
+    compiling, _ = choose_compiling(config.train.compile, device=device)
+    chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
     chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     return flatten(chosen)
 
@@ -91,7 +90,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
-    found, expected = {"train.compile": False, **stored["hyperparameters"]}, hyperparameters(config)
+    found, expected = {"train.compile": "off", **stored["hyperparameters"]}, hyperparameters(config)
     cure = "resume with the settings of the run, or choose another run.dir"
     for name in expected:
         if found.get(name) != expected[name]:

@@ -40,8 +40,7 @@ def main(argv: list[str]) -> int:
     """Measure what was asked for; 1 where a part failed."""
     options = _parse(argv)
     if options.markdown:
-        print(table.render_markdown(json.loads(options.markdown.read_text())), end="")
-        return 0
+        return _print_markdown(options.markdown)
     names = find_parts(options.only)
     document = {"date": str(date.today()), "quick": options.quick, "machine": machine.read_machine()}
     document |= {"versions": machine.read_versions(), "elapsed_s": {}, "figures": {}}
@@ -64,7 +63,19 @@ def main(argv: list[str]) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1))
     print(f"{sum(document['elapsed_s'].values()):.0f} s in all; {options.out}")
+    if options.quick:
+        print("a quick run: it shows that every part works, its numbers mean nothing")
     return int(failed)
+
+
+def _print_markdown(path: Path) -> int:
+    try:
+        print(table.render_markdown(json.loads(path.read_text())), end="")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:80]
+        print(f"{path}: it is no file of this program's ({reason}); run `make bench` first", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _run_part(bench: Bench, name: str) -> tuple[list[Figure], bool]:
@@ -93,14 +104,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", metavar="NAME[,NAME]", help="parts or figures")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="parts, or figures with all of their part")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, default=Path("build/bench.json"), metavar="FILE")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: build/bench.json, or bench-part.json for less"
+    )
     parser.add_argument(
         "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB (default: build)"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    whole = not (options.quick or options.only)  # a part must not replace the measurements that are kept
+    options.out = options.out or Path("build/bench.json" if whole else "build/bench-part.json")
+    return options
 
 
 if __name__ == "__main__":
