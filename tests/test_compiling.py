@@ -77,6 +77,9 @@ def test_a_step_compiled_to_machine_code_is_a_plain_step():
 
 def check_steps_are_equal(*, rel: float) -> None:
     plain, compiled = make_learner(), make_learner()
+    for module in (*plain.student.modules(), *compiled.student.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # compiled code draws other masks from the same seed
     compile_learner(compiled, make_batch(3))
     for num in (3, 2):  # the second size compiles anew
         expected, found = take_step(plain, num), take_step(compiled, num)
