@@ -60,9 +60,8 @@ def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease |
         yield Lease(path, descriptor)
     finally:
         try:
-            if _is_same(
-                path, descriptor
-            ):  # removed while locked: whoever waits sees that it is gone and makes a new one
+            # removed while it is locked: whoever waits for it sees that it is gone and makes a new one
+            if _is_same(path, descriptor):
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcache.config import VOID
 from kdcache.losses.features import feature_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
-from kdcache.losses.terms import LossTerms, Term
+from kdcache.losses.terms import LossTerms, Term, count_positions
 
 
 class KnowledgeDistillationLoss(nn.Module):
@@ -89,7 +89,7 @@ class KnowledgeDistillationLoss(nn.Module):
             weight_SC = align.weight.flatten(1)
             _check_shape(level, teacher_features[level], (num, align.in_channels, ...))
             sum_ = feature_loss(student_features[level], teacher_features[level], weight_SC=weight_SC)
-            feature[level] = Term(sum_, _count(student_features[level]))
+            feature[level] = Term(sum_, count_positions(student_features[level]))
         if feature:
             total = total + self.gamma * torch.stack([term.mean for term in feature.values()]).mean()
         detached = {level: Term(term.sum.detach(), term.count) for level, term in feature.items()}
@@ -111,9 +111,9 @@ class KnowledgeDistillationLoss(nn.Module):
             teacher_NKhw=teacher if self.beta else None,
             hw=hw,
             weights=weights,
-            bands=self.compute_band,
+            compute=self.compute_band,
         )
-        count = torch.tensor(float(num_pixels), device=student.device)
+        count = count_positions(student, hw)
         return total, Term(ce, num_labelled) if self.alpha else None, Term(kd, count) if self.beta else None
 
 
@@ -124,7 +124,3 @@ def _check_shape(name: str, target: Tensor | None, expected: tuple) -> None:
     if found is None or found[: len(fixed)] != fixed or (... not in expected and len(found) != len(fixed)):
         shape = ", ".join("any grid" if size is ... else str(size) for size in expected)
         raise ValueError(f"loss: {name} has shape {found}, expected ({shape}); give the targets of this batch")
-
-
-def _count(x_NCHW: Tensor) -> Tensor:
-    return torch.tensor(float(x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]), device=x_NCHW.device)

@@ -35,7 +35,7 @@ class _PixelLoss(torch.autograd.Function):
     """The gradient is computed with the loss and kept on the coarse grid until it is asked for."""
 
     @staticmethod
-    def forward(ctx, student_NKhw, label_NHW, teacher_NKhw, hw, weights, bands):
+    def forward(ctx, student_NKhw, label_NHW, teacher_NKhw, hw, weights, compute):
         sums = torch.zeros(2, dtype=torch.float64, device=student_NKhw.device)
         gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
         for images, rows in _bands(student_NKhw, hw):
@@ -46,7 +46,7 @@ class _PixelLoss(torch.autograd.Function):
             for start, stop in rows:
                 label = None if label_NHW is None else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
                 answer = None if teacher is None else teacher.band(start, stop)
-                band_sums, band_gradient = bands(student.band(start, stop), label, answer, weights)
+                band_sums, band_gradient = compute(student.band(start, stop), label, answer, weights)
                 sums += band_sums
                 student.add_gradient(start, stop, band_gradient)
             gradient[images] = student.gradient()
@@ -70,19 +70,19 @@ def pixel_loss(
     teacher_NKhw: Tensor | None,
     hw: tuple[int, int],
     weights: PixelWeights,
-    bands: Callable | None = None,
+    compute: Callable,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sum of `terms.cross_entropy` and `terms.kd_divergence` at size `hw`, in one pass.
 
     Args:
         student_NKhw, teacher_NKhw: raw scores on any grid not larger than hw; None for no teacher.
         label_NHW: uint8 or int64 classes or VOID; None for no cross-entropy.
-        bands: `compute_band`, perhaps compiled.
+        compute: `compute_band`, perhaps compiled.
 
     Returns: the weighted sum (differentiable once, by student_NKhw), and both unweighted sums; float32 scalars.
     """
     teacher = None if teacher_NKhw is None else teacher_NKhw.detach()
-    return _PixelLoss.apply(student_NKhw, label_NHW, teacher, tuple(hw), weights, bands or compute_band)
+    return _PixelLoss.apply(student_NKhw, label_NHW, teacher, tuple(hw), weights, compute)
 
 
 def compute_band(

@@ -74,7 +74,7 @@ def kd_divergence(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: fl
     teacher_log = F.log_softmax(teacher / temperature, dim=1)
     student_log = F.log_softmax(student_NKHW.float() / temperature, dim=1)
     divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
-    return Term(divergence * temperature**2, _count_positions(student_NKHW))
+    return Term(divergence * temperature**2, count_positions(student_NKHW))
 
 
 def feature_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Term:
@@ -84,8 +84,13 @@ def feature_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Term:
         student_NCHW: student features. teacher_NCHW: teacher features on the same grid with as many channels.
     """
     cosine = F.cosine_similarity(student_NCHW.float(), teacher_NCHW.float(), dim=1)
-    return Term((1 - cosine).sum(), _count_positions(student_NCHW))
+    return Term((1 - cosine).sum(), count_positions(student_NCHW))
 
 
-def _count_positions(x_NCHW: Tensor) -> Tensor:
-    return torch.tensor(float(x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]), device=x_NCHW.device)
+def count_positions(x_NCHW: Tensor, hw: tuple[int, int] | None = None) -> Tensor:
+    """Images times positions (of a grid `hw`, default the tensor's own), float32 scalar on its device.
+
+    Filled in there: a number brought from the host would wait for all that a GPU has been asked before.
+    """
+    height, width = hw or x_NCHW.shape[-2:]
+    return torch.full((), float(len(x_NCHW) * height * width), device=x_NCHW.device)

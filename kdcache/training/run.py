@@ -125,7 +125,7 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
-        specs = [data.train.layout.array(name) for name in _list_arrays(config, learner)]
+        specs = [data.train.layout.array(name) for name in list_arrays(config, learner)]
         compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     if not (resume and (folder / LAST).is_file()):
         return learner, []
@@ -137,7 +137,7 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say
 
 def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tuple[BatchReader, BatchReader]:
     """Both splits, staying where there is room for both."""
-    pairs = ((data.train, _list_arrays(config, learner)), (data.val, ["image", "label"]))
+    pairs = ((data.train, list_arrays(config, learner)), (data.val, ["image", "label"]))
     choice = choose_residency(config.train.residency, [find_need(*pair) for pair in pairs], device=learner.device)
     say(format_residency(choice))
     size, kind = config.train.batch_size, choice.kind
@@ -148,7 +148,7 @@ def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tup
     return train, val
 
 
-def _list_arrays(config: Config, learner: Learner) -> list[str]:
+def list_arrays(config: Config, learner: Learner) -> list[str]:
     """What training reads: targets of terms without weight are not touched."""
     weights = {"label": config.loss.alpha, "logits": config.loss.beta}
     return ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]

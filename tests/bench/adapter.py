@@ -20,7 +20,7 @@ from kdcache.settings import make_config, merge
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.loop import Learner, train_step
-from kdcache.training.run import build_learner
+from kdcache.training.run import build_learner, list_arrays
 
 RESIDENCIES = ("disk", "ram")
 WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory
@@ -76,8 +76,7 @@ def make_learner(config: Config) -> Learner:
         channels = {level: count for level, (count, _) in LEVELS.items()}
         specs = train_arrays(size_hw=config.dataset.size_hw, num_classes=config.dataset.num_classes, channels=channels,
                              strides=strides)  # fmt: skip
-        wanted = {"image", "label"} | ({"logits"} if config.loss.beta else set()) | set(learner.loss.align)
-        specs = [spec for spec in specs if spec.name in wanted]
+        specs = [spec for spec in specs if spec.name in list_arrays(config, learner)]
         compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     learner.student.train()
     return learner
@@ -98,11 +97,6 @@ def make_teacher(*, num_classes: int, device: torch.device, precision: str) -> T
     taps = {level: getattr(LayerConfig(), level) for level in LEVELS}
     model = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=False)
     return Teacher(model, taps=taps, device=device, precision=precision)
-
-
-def disk_setting() -> dict:
-    """The part of section train that keeps samples on disk."""
-    return {"residency": "disk"}
 
 
 def precision_of(learner: Learner) -> str:

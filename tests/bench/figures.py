@@ -40,7 +40,7 @@ SPECS = (
     Spec("rivals", "rivals", "times",
          definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
     Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
-         definition="time a step with all three terms from the cache (on disk, page cache warm) over time a step with "
+         definition="time a step with all three terms from the cache (residency ram, page cache warm) over time a step with "
          "cross-entropy alone from tensors already on the device; same student, loss code and compile setting, alternating; of "
          "each six steps the first waits for its batch"),
     Spec("online_speedup", "training", "times", goal=3,
@@ -50,7 +50,7 @@ SPECS = (
     Spec("train_rate", "training", "samples/s", definition="samples a second of the cached step; details have GB/s"),
     Spec("gpu_busy", "gpu", "share", goal=0.95,
          definition="share of phase two's wall time in which kernels run (torch.profiler, union of intervals, copies left "
-         "out), cache on disk, page cache warm"),
+         "out), residency ram, page cache warm"),
     Spec("registered_shards", "gpu", "ratio",
          definition="GB/s to the GPU from mapped shards locked by cudaHostRegister over GB/s by way of pinned slots"),
     Spec("phase_one_overlap", "phase_one", "ratio", goal=1.10, gpu_goal=1.15, at_least=False,

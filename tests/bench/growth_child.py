@@ -16,7 +16,7 @@ from kdcache.cache import build
 from kdcache.cache.build import build_cache
 from kdcache.settings import make_config
 from kdcache.training.distill import distill
-from tests.bench.adapter import LEVELS, disk_setting
+from tests.bench.adapter import LEVELS
 from tests.bench.data import NUM_CLASSES
 from tests.bench.growth import PX
 from tests.bench.machine import read_status_mb
@@ -81,7 +81,7 @@ def main(phase: str, data: str, name: str, folder: str) -> None:
         build.build_teacher = lambda config, *, num_classes, levels, device: (WideTeacher(num_classes, levels), {})
         build_cache(make_config(given, {"teacher": {"batch_size": 16, "device": "cpu"}}), progress=watch)
     else:
-        training = {"epochs": 1, "batch_size": 32, "device": "cpu", **disk_setting()}
+        training = {"epochs": 1, "batch_size": 32, "device": "cpu", "residency": "disk"}
         run = {"dir": str(Path(folder) / "run"), "baseline": False}
         distill({"student": {"pretrained": False}, "train": training, "run": run}, root=cache, progress=watch)
     facts = {
