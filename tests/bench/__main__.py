@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from tests.bench import gpu, growth, machine, opening, phase_one, reading, rivals, table, training
+from tests.bench import gpu, growth, loss, machine, opening, phase_one, reading, rivals, table, training
 from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
 from tests.bench.sizes import FULL, QUICK, Bench
 
@@ -27,6 +27,7 @@ from tests.bench.sizes import FULL, QUICK, Bench
 PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reading": reading.measure,
     "rivals": rivals.measure,
+    "loss": loss.measure,
     "training": training.measure,
     "training_batch32": training.measure_batch32,
     "gpu": gpu.measure,

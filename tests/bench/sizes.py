@@ -25,6 +25,7 @@ class Sizes:
     train_gpu_px: int = 512
     tax_rounds: int = 5
     online_rounds: int = 5
+    loss_rounds: int = 9
     train_steps: int = 6
     train_gpu_steps: int = 20
     build_px: int = 256
@@ -41,7 +42,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     store_px=64, store_samples=16, store_shard=4, batch_size=4, read_rounds=2, read_passes=1, cold_rounds=1,
-    rival_rounds=1, rival_passes=1, train_px=64, train_gpu_px=64, tax_rounds=1, online_rounds=1, train_steps=1,
+    rival_rounds=1, rival_passes=1, train_px=64, train_gpu_px=64, tax_rounds=1, loss_rounds=1, online_rounds=1, train_steps=1,
     train_gpu_steps=2, build_px=64, build_train=4, build_val=2, build_rounds=1, open_samples=64, open_views=2,
     growth_small=96, growth_large=160, growth_order=("small", "large"),
 )  # fmt: skip
