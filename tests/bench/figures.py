@@ -40,8 +40,8 @@ SPECS = (
     Spec("rivals", "rivals", "times",
          definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
     Spec("loss_pixels", "loss", "times",
-         definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over ours "
-         "in one pass, batch 8, 256x256 (GPU 512x512); details have seconds"),
+         definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over "
+         "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds"),
     Spec("loss_features", "loss", "times", definition="the same for the feature term of all levels"),
     Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
          definition="time a step with all three terms from the cache (residency ram, page cache warm) over time a step with "
