@@ -161,6 +161,8 @@ class CacheConfig:
     """Feature levels to cache, any of low, mid, high; [] caches logits only."""
     shard_samples: int = 16
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
+    codec: str = "raw"
+    """Lossless coding of each sample: raw, blosc-lz4 (fast), blosc-zstd (small), or another of zarr-python's codecs (slow)."""
     check: Literal["always", "first", "never"] = "first"
     """Which readings of a sample training compares with its committed checksum: always, the first of a process, never."""
 

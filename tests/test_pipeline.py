@@ -325,14 +325,12 @@ def test_progress_moves_at_commits(plan):
             self.count, self.size_bytes = self.count + count, self.size_bytes + size_bytes
             assert len(committed(plan)) >= self.count / quick.SHARD
 
-    seen = Seen()
+    seen, groups = Seen(), [*all_groups(plan), layout(plan, "val").group(0, 0)]
     with Pipeline(plan, seen) as writing:
         writing.write(all_groups(plan))
         writing.write([layout(plan, "val").group(0, 0)])  # somebody has written it meanwhile
     assert seen.count == 2 * quick.NUM_VAL + NUM_VIEWS * quick.NUM_TRAIN and len(writing.written) == 11
-    assert seen.size_bytes == sum(
-        count * layout(plan, split).item_bytes for split, count in (("val", 4), ("train", NUM_VIEWS * quick.NUM_TRAIN))
-    )
+    assert seen.size_bytes == sum(layout(plan, group.split).group_bytes(group) for group in groups)  # raw chunks
 
 
 def test_groups_held_by_another_process_are_returned_and_the_others_written(plan):

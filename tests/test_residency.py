@@ -28,6 +28,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GB = 1_000_000_000
 
 
+def make_need(size_bytes: int, num_files: int) -> Need:
+    """Of raw samples."""
+    return Need(size_bytes, size_bytes, num_files)
+
+
 @pytest.fixture
 def copy(built_root, tmp_path) -> Path:
     return Path(shutil.copytree(built_root, tmp_path / "copy"))
@@ -61,7 +66,7 @@ def read(reader: CacheReader, array: str, view: int, sample: int, maps: MappedFi
     ],
 )  # fmt: skip
 def test_auto_takes_the_fastest_memory_that_holds_everything(machine, setting, device, size_gb, kind):
-    needs = [Need(int(size_gb * GB) - GB // 4, 10), Need(GB // 4, 5)]
+    needs = [make_need(int(size_gb * GB) - GB // 4, 10), make_need(GB // 4, 5)]
     choice = choose_residency(setting, needs, device=device)
     assert choice.kind == kind
     line = format_residency(choice)
@@ -72,18 +77,18 @@ def test_auto_takes_the_fastest_memory_that_holds_everything(machine, setting, d
 
 def test_gpu_residency_is_refused_where_it_cannot_be(machine):
     with pytest.raises(SettingsError, match="train.residency is 'gpu' and the device is cpu; set train.residency auto"):
-        choose_residency("gpu", [Need(1, 1)], device=CPU)
+        choose_residency("gpu", [make_need(1, 1)], device=CPU)
     with pytest.raises(SettingsError, match=r"3.00 GB of samples do not fit into 2.00 GB of GPU memory"):
-        choose_residency("gpu", [Need(3 * GB, 1)], device=GPU)
+        choose_residency("gpu", [make_need(3 * GB, 1)], device=GPU)
 
 
 def test_more_files_than_may_be_open_are_not_mapped(machine, monkeypatch):
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
-    choice = choose_residency("auto", [Need(GB, 3073)], device=CPU)
+    choice = choose_residency("auto", [make_need(GB, 3073)], device=CPU)
     assert choice.kind == "disk" and "3073 shard files" in choice.reason
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
-    assert choose_residency("auto", [Need(GB, 32_000)], device=CPU).kind == "ram"
-    assert choose_residency("auto", [Need(GB, 32_001)], device=CPU).kind == "disk"  # vm.max_map_count
+    assert choose_residency("auto", [make_need(GB, 32_000)], device=CPU).kind == "ram"
+    assert choose_residency("auto", [make_need(GB, 32_001)], device=CPU).kind == "disk"  # vm.max_map_count
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch):
@@ -100,7 +105,17 @@ def test_need_counts_the_arrays_and_views_in_use(built_root):
     assert need.num_files == 2 * 3  # 10 samples, 4 a shard
     item_bytes = reader.read("image", 0, 0).nbytes + reader.read("mid", 0, 0).nbytes
     assert need.size_bytes == 10 * item_bytes
-    assert find_need(open_split(built_root, "train"), ["image", "mid"]) == Need(20 * item_bytes, 12)
+    tails_bytes = 2 * (10 * 4 + 3 * (4 * 16 + 4))  # checksums and indices
+    assert need.stored_bytes == need.size_bytes + tails_bytes
+    both = find_need(open_split(built_root, "train"), ["image", "mid"])
+    assert both == Need(20 * item_bytes, 2 * need.stored_bytes, 12)
+
+
+def test_files_are_mapped_where_what_is_stored_fits_and_kept_on_a_gpu_where_the_samples_do(machine):
+    need = [Need(size_bytes=16 * GB, stored_bytes=8 * GB, num_files=1)]
+    assert choose_residency("auto", need, device=CPU).kind == "ram"
+    assert choose_residency("auto", need, device=GPU).kind == "ram"
+    assert "16.00 GB" in str(pytest.raises(SettingsError, choose_residency, "gpu", need, device=GPU).value)
 
 
 # --- free memory

@@ -20,6 +20,7 @@ from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import plan_cache
 from kdcache.cache.score import TeacherScore, score_teacher
+from kdcache.cache.writer import measure_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
@@ -56,7 +57,7 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
     add_information(root, score.to_information())
     num_samples = sum(group.stop - group.start for group in written)
-    size_bytes = sum((g.stop - g.start) * manifest.layouts[g.split].item_bytes for g in written)
+    size_bytes = sum(measure_group(root, manifest.layouts[group.split], group) for group in written)
     return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
 
 

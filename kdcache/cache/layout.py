@@ -6,13 +6,15 @@ Letters: V views, N samples, S samples per shard.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 2
+from kdcache.cache.codecs import Codec, choose_codec
+
+FORMAT_VERSION, RAW_VERSION = 3, 2  # the newest, and that of caches without a codec, which older versions read as well
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
@@ -27,11 +29,17 @@ class ArraySpec:
     name: str
     item_shape: tuple[int, ...]
     dtype: str  # uint8 or float16
+    codec: Codec | None = None  # None: a chunk is the sample's bytes
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one sample, without its checksum."""
+        """Bytes of one sample, decoded, without its checksum."""
         return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def most_chunk_bytes(self) -> int:
+        """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much longer."""
+        return self.item_bytes if self.codec is None else self.item_bytes + self.item_bytes // 100 + 256
 
 
 @dataclass(frozen=True, order=True)
@@ -75,15 +83,15 @@ class SplitLayout:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one sample over all arrays."""
+        """Bytes of one sample over all arrays, decoded."""
         return sum(array.item_bytes for array in self.arrays)
 
     def shard_bytes(self, array: ArraySpec, group: Group) -> int:
-        """Size of one array's shard file of a group, checksums and index included."""
-        return (group.stop - group.start) * (array.item_bytes + CRC_BYTES) + index_bytes(self.shard_samples)
+        """Size of one array's shard file of a group, checksums and index included; with a codec the most it can be."""
+        return (group.stop - group.start) * (array.most_chunk_bytes + CRC_BYTES) + index_bytes(self.shard_samples)
 
     def group_bytes(self, group: Group) -> int:
-        """Size of all shard files of a group."""
+        """Size of all shard files of a group; with a codec the most it can be."""
         return sum(self.shard_bytes(array, group) for array in self.arrays)
 
     def group(self, view: int, index: int) -> Group:
@@ -126,21 +134,32 @@ def manifest_path(root: Path) -> Path:
     return root / "manifest.json"
 
 
-def train_arrays(*, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int]):
-    """Arrays of the training split: image, label, logits and the cached levels."""
+def train_arrays(
+    *, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int], codec: str
+) -> tuple[ArraySpec, ...]:
+    """Arrays of the training split: image, label, logits and the cached levels. Raises SettingsError for an unknown codec."""
     height, width = size_hw
     levels = tuple(
-        ArraySpec(level, (channels[level], height // strides[level], width // strides[level]), "float16")
+        _array(level, (channels[level], height // strides[level], width // strides[level]), "float16", codec)
         for level in channels
     )
-    return (*val_arrays(size_hw=size_hw, num_classes=num_classes), *levels)
+    return (*val_arrays(size_hw=size_hw, num_classes=num_classes, codec=codec), *levels)
 
 
-def val_arrays(*, size_hw: tuple[int, int], num_classes: int) -> tuple[ArraySpec, ...]:
+def val_arrays(*, size_hw: tuple[int, int], num_classes: int, codec: str) -> tuple[ArraySpec, ...]:
     """Arrays of the validation split: image, label and logits (before the upsampling, stride 8)."""
     height, width = size_hw
     return (
-        ArraySpec("image", (height, width, 3), "uint8"),
-        ArraySpec("label", (height, width), "uint8"),
-        ArraySpec("logits", (num_classes, height // 8, width // 8), "float16"),
+        _array("image", (height, width, 3), "uint8", codec),
+        _array("label", (height, width), "uint8", codec),
+        _array("logits", (num_classes, height // 8, width // 8), "float16", codec),
     )
+
+
+def find_version(arrays: Iterable[ArraySpec]) -> int:
+    """The oldest version of the format that has these arrays."""
+    return RAW_VERSION if all(array.codec is None for array in arrays) else FORMAT_VERSION
+
+
+def _array(name: str, item_shape: tuple[int, ...], dtype: str, codec: str) -> ArraySpec:
+    return ArraySpec(name, item_shape, dtype, choose_codec(codec, dtype))

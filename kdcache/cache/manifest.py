@@ -9,11 +9,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
-from kdcache.cache.layout import COMMITS, FORMAT_VERSION, MOST_GROUPS, SPLITS, ArraySpec, SplitLayout, manifest_path
+from kdcache.cache.layout import (
+    COMMITS,
+    FORMAT_VERSION,
+    MOST_GROUPS,
+    RAW_VERSION,
+    SPLITS,
+    ArraySpec,
+    SplitLayout,
+    find_version,
+    manifest_path,
+)
 from kdcache.config import LEVELS
 from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.settings import drop_unknown, flatten, make_config
@@ -41,6 +52,11 @@ class Manifest:
     information: dict
 
     @property
+    def format_version(self) -> int:
+        """The oldest version of the format that has these arrays."""
+        return max(find_version(layout.arrays) for layout in self.layouts.values())
+
+    @property
     def identity_hash(self) -> str:
         """sha256 (hex) over both splits' identities."""
         return _hash(self.identity)
@@ -52,14 +68,21 @@ class Manifest:
 
 def build_identity(*, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
     """The identity of one split. Each part is a dict of JSON values."""
-    stored = {a.name: f"{a.dtype} {'x'.join(map(str, a.item_shape))}" for a in arrays}
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": find_version(arrays),
         "dataset": dataset,
         "augment": augment,
         "teacher": teacher,
-        "arrays": stored,
+        "arrays": {array.name: _describe_array(array) for array in arrays},
     }
+
+
+def _describe_array(array: ArraySpec) -> str:
+    """float16 21x64x64, and the codec, if there is one: blosc blocksize=0 clevel=1 ..."""
+    words = [array.dtype, "x".join(map(str, array.item_shape))]
+    if array.codec:
+        words += [array.codec.name, *(f"{name}={value}" for name, value in sorted(array.codec.settings or ()))]
+    return " ".join(words)
 
 
 def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
@@ -89,11 +112,11 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
             "complete_views": manifest.complete_views[split],
             "num_samples": layout.num_samples,
             "shard_samples": layout.shard_samples,
-            "arrays": [asdict(array) for array in layout.arrays],
+            "arrays": [_array_to_dict(array) for array in layout.arrays],
         }
         for split, layout in manifest.layouts.items()
     }
-    head = {"format": "kdcache", "format_version": FORMAT_VERSION}
+    head = {"format": "kdcache", "format_version": manifest.format_version}
     write_sealed(manifest_path(root), {**head, "splits": splits, "information": manifest.information})
 
 
@@ -125,11 +148,10 @@ def _check_version(path: Path, document: dict) -> None:
     if document.get("format") != "kdcache":
         raise CacheCorruptError(path, "format is unknown, expected 'kdcache'", cure=_CURE)
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or not RAW_VERSION <= version <= FORMAT_VERSION:
         cure = "use the kdcache version that wrote it, or rebuild it in another folder"
-        raise CacheMismatchError(
-            describe(path, field="format_version", found=version, expected=FORMAT_VERSION, cure=cure)
-        )
+        expected = Phrase(f"{RAW_VERSION} to {FORMAT_VERSION}")
+        raise CacheMismatchError(describe(path, field="format_version", found=version, expected=expected, cure=cure))
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
@@ -163,7 +185,15 @@ def _read_array(stored: dict) -> ArraySpec:
     shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
     if stored["dtype"] not in ("uint8", "float16") or not 2 <= len(shape) <= 3:
         raise ValueError(f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides")
-    return ArraySpec(stored["name"], shape, stored["dtype"])
+    codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
+    if codec:
+        make_coder(codec, shape=shape, dtype=stored["dtype"])  # says so where nothing here knows it
+    return ArraySpec(stored["name"], shape, stored["dtype"], codec)
+
+
+def _array_to_dict(array: ArraySpec) -> dict:
+    facts = {"name": array.name, "item_shape": array.item_shape, "dtype": array.dtype}
+    return facts | ({"codec": array.codec.to_dict()} if array.codec else {})
 
 
 def _read_count(stored: dict, name: str, least: int, most: int) -> int:

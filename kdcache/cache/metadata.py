@@ -99,7 +99,7 @@ def _array_document(layout: SplitLayout, spec: ArraySpec) -> dict:
     plain = {"name": "bytes"} if spec.dtype == "uint8" else _LITTLE
     sharding = {
         "chunk_shape": [1, 1, *spec.item_shape],
-        "codecs": [plain, _CRC],
+        "codecs": [plain, *([spec.codec.to_dict()] if spec.codec else []), _CRC],
         "index_codecs": [_LITTLE, _CRC],
         "index_location": "end",
     }

@@ -17,7 +17,7 @@ from kdcache.cache.layout import Group
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
-from kdcache.cache.writer import GroupContents, write_group
+from kdcache.cache.writer import GroupContents, measure_group, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
 from kdcache.memory import count_cores, find_free_ram
@@ -43,7 +43,7 @@ class Crew:
 
     In memory are at most the views of `ahead` groups, the answers to one and what `writers` write. At 512x512 and 16 samples a
     group that is 17 MB for views and 254 MB for all that a group stores: 2 x 254 + 17 = 525 MB with two cores,
-    9 x 254 + 2 x 17 = 2.3 GB from 16 cores on.
+    9 x 254 + 2 x 17 = 2.3 GB from 16 cores on; with a codec each writer has the chunks of one array besides.
     """
 
     drawers: int
@@ -176,9 +176,9 @@ class Pipeline:
         self._advance(job.group)
 
     def _advance(self, group: Group) -> None:
-        count = group.stop - group.start
+        size_bytes = measure_group(self.plan.config.cache.path, self.plan.manifest.layouts[group.split], group)
         with self._lock:
-            self.bar.advance(count, size_bytes=count * self.plan.manifest.layouts[group.split].item_bytes)
+            self.bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
     def _check(self) -> None:
         """Raises the first error that a writer met."""

@@ -56,9 +56,9 @@ def plan_layouts(
     """The grid of both splits."""
     channels = {level: c for level, (c, _) in levels.items()}
     strides = {level: s for level, (_, s) in levels.items()}
-    num_classes, shard = config.dataset.num_classes, config.cache.shard_samples
-    train = train_arrays(size_hw=config.dataset.size_hw, num_classes=num_classes, channels=channels, strides=strides)
-    val = val_arrays(size_hw=config.dataset.val_hw, num_classes=num_classes)
+    shared = {"num_classes": config.dataset.num_classes, "codec": config.cache.codec}
+    train = train_arrays(size_hw=config.dataset.size_hw, channels=channels, strides=strides, **shared)
+    val, shard = val_arrays(size_hw=config.dataset.val_hw, **shared), config.cache.shard_samples
     layouts = {
         "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
         "val": SplitLayout("val", 1, num_samples["val"], shard, val),
@@ -90,7 +90,7 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
 
 
 def _information(config: Config, device: torch.device) -> dict:
-    packages = ("kdcache", "torch", "torchvision", "zarr", "numpy", "pillow")
+    packages = ("kdcache", "torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
     return {
         "settings": config_to_dict(config),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -1,17 +1,20 @@
 """Reads a cache: where are the bytes of (array, view, sample)? -> checked bytes in a slot that is already there.
 
-Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot and is compared with the crc32c of
-the commit record: the checksum in the file alone does not notice two shards swapped.
+Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot (a coded one into memory of its
+thread, and from there decoded into the slot) and is compared with the crc32c of the commit record: the checksum in the file alone
+does not notice two shards swapped.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
@@ -24,7 +27,7 @@ Check = Literal["always", "first", "never"]
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of one sample of one array are, and what they must be."""
+    """Where the chunk of one sample of one array is, and what its bytes must be; with a codec those are not the sample's."""
 
     path: Path
     offset: int
@@ -34,12 +37,23 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What is known of a shard file: (offset, size) and crc32c of each of its chunks."""
+    """What is known of a shard file: (offset, size with checksum) and crc32c of each of its chunks."""
 
     path: Path
-    size_bytes: int
     index: np.ndarray
     crcs: np.ndarray
+
+
+class _Room(threading.local):
+    """Memory of one thread for a coded chunk; it grows to the largest."""
+
+    def __init__(self) -> None:
+        self.bytes = np.empty(0, np.uint8)
+
+    def get(self, size_bytes: int) -> np.ndarray:
+        if self.bytes.size < size_bytes:
+            self.bytes = np.empty(size_bytes, np.uint8)
+        return self.bytes[:size_bytes]
 
 
 class CacheReader:
@@ -66,7 +80,11 @@ class CacheReader:
             check_document(root, document)
         _check_complete(root, manifest, [group for group in self.layout.groups() if group.view < self.num_views])
         self._specs = {spec.name: spec for spec in self.layout.arrays}
+        coded = [spec for spec in self.layout.arrays if spec.codec]
+        self._coders = {spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype) for spec in coded}
+        self._room = _Room()
         self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._sizes: dict[tuple[int, int], dict[str, int]] = {}
         self._shards: dict[tuple[str, int, int], _Shard] = {}
         shape = (self.num_views, self.layout.num_samples)
         self._read = {name: np.zeros(shape, bool) for name in self._specs}
@@ -86,10 +104,12 @@ class CacheReader:
         shard = self._shards.get((array, view, sample // self.layout.shard_samples))
         if shard is None:
             shard = self._find_shard(spec, view, sample)
-        offset, size = int(shard.index[row, 0]), int(shard.index[row, 1])
-        if size != spec.item_bytes + CRC_BYTES or offset + size > shard.size_bytes:
-            raise self._corrupt(array, view, sample, f"its chunk is {size} bytes at {offset}")
-        return Location(shard.path, offset, spec.item_bytes, int(shard.crcs[row]))
+        offset, size = shard.index[row].tolist()
+        return Location(shard.path, offset, size - CRC_BYTES, int(shard.crcs[row]))
+
+    def stored_bytes(self, array: str) -> int:
+        """Bytes of an array's shard files in all views, from those of view 0."""
+        return self.num_views * sum(sizes[array] for (view, _), sizes in self._sizes.items() if view == 0)
 
     def read_into(
         self, slot: np.ndarray, *, array: str, view: int, sample: int, maps: MappedFiles | None = None
@@ -102,23 +122,36 @@ class CacheReader:
 
         Raises: CacheCorruptError naming array, view, sample and file where the bytes are not those committed.
         """
-        place, stored = self.locate(array, view, sample), np.empty(CRC_BYTES, np.uint8)
+        place, coder = self.locate(array, view, sample), self._coders.get(array)
+        chunk = as_bytes(slot) if coder is None else self._room.get(place.size_bytes)
+        stored = self._fetch(place, chunk, (array, view, sample), maps)
+        self._read[array][view, sample] = True
+        if self.check == "always" or (self.check == "first" and not self._checked[array][view, sample]):
+            if crc32c(chunk) != place.crc32c or stored != place.crc32c:
+                raise self._corrupt(array, view, sample, "its checksum differs from the commit record")
+            self._checked[array][view, sample] = True
+        if coder is not None:
+            try:
+                coder.decode_into(chunk, slot)
+            except ValueError as error:
+                raise self._corrupt(array, view, sample, f"it cannot be decoded ({error})") from None
+
+    def _fetch(self, place: Location, chunk: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None) -> int:
+        """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum stored behind them."""
+        array, view, sample = item
+        stored = np.empty(CRC_BYTES, np.uint8)
         try:
             mapped = maps.open(place.path) if maps is not None and self._read[array][view, sample] else None
             if mapped is not None:
-                count = copy_into([slot, stored], mapped, place.offset)
+                count = copy_into([chunk, stored], mapped, place.offset)
             else:
                 with open_plain(place.path) as descriptor:
-                    count = read_at(descriptor, place.offset, [slot, stored])
+                    count = read_at(descriptor, place.offset, [chunk, stored])
         except OSError as error:
-            raise self._corrupt(array, view, sample, f"the file is unreadable ({error.strerror})") from None
+            raise self._corrupt(*item, f"the file is unreadable ({error.strerror})") from None
         if count != place.size_bytes + CRC_BYTES:
-            raise self._corrupt(array, view, sample, "the file is too short")
-        self._read[array][view, sample] = True
-        if self.check == "always" or (self.check == "first" and not self._checked[array][view, sample]):
-            if crc32c(slot) != place.crc32c or int.from_bytes(stored.tobytes(), "little") != place.crc32c:
-                raise self._corrupt(array, view, sample, "its checksum differs from the commit record")
-            self._checked[array][view, sample] = True
+            raise self._corrupt(*item, "the file is too short")
+        return int.from_bytes(stored.tobytes(), "little")
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """One sample of one array, freshly allocated."""
@@ -129,28 +162,35 @@ class CacheReader:
         return slot
 
     def _learn_group(self, group: Group) -> CommitRecord:
-        """Read a group's record and keep its checksums, nothing else: parameters of views would fill the memory."""
+        """Read a group's record and keep checksums and sizes, nothing else: parameters of views would fill the memory."""
         record = self.record(group.view, group.index)
         known = self.sample_ids[group.start : group.stop]
         if group.view and record.sample_ids != known:  # the order of samples is taken from view 0
             path = commit_path(self.root, group)
             raise CacheCorruptError(path, "sample ids are not those of view 0", cure=repair_cure(self.root))
         self._crcs[group.view, group.index] = {name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()}
+        self._sizes[group.view, group.index] = {name: file.size_bytes for name, file in record.files.items()}
         return record
 
     def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
         """Parse a shard's index, once. Raises CacheCorruptError."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
-        path, size = shard_path(self.root, spec, group), self.layout.shard_bytes(spec, group)
-        cure, num_entries = repair_cure(self.root), self.layout.shard_samples
-        if (view, group.index) not in self._crcs:
+        path, cure = shard_path(self.root, spec, group), repair_cure(self.root)
+        if (view, group.index) not in self._sizes:
             self._learn_group(group)
         try:
             check_inside(self.root, path, cure=cure)
-            index = read_index(path, shard_samples=num_entries, size_bytes=size, cure=cure)
+            index = read_index(
+                path,
+                count=group.stop - group.start,
+                shard_samples=self.layout.shard_samples,
+                size_bytes=self._sizes[view, group.index][spec.name],
+                chunk_bytes=None if spec.codec else spec.item_bytes,
+                cure=cure,
+            )
         except CacheCorruptError as error:
             raise self._corrupt(spec.name, view, sample, error.what) from None
-        shard = _Shard(path, size, index, self._crcs[view, group.index][spec.name])
+        shard = _Shard(path, index, self._crcs[view, group.index][spec.name])
         self._shards[spec.name, view, group.index] = shard
         return shard
 

@@ -1,4 +1,4 @@
-"""One shard file: chunks of one size, each behind it the crc32c of its bytes, then the index of a Zarr v3 shard.
+"""One shard file: chunks, each with the crc32c of its bytes behind it, then the index of a Zarr v3 shard.
 
 Written here and not by zarr, because a file must be flushed, read back and hashed before it may count; that it is what zarr would
 have written, byte for byte, is tested.
@@ -49,46 +49,61 @@ def crc32c(array: np.ndarray) -> int:
     return crc32c_library.crc32c(array.reshape(-1).view(np.uint8))
 
 
-def write_shard(path: Path, block: np.ndarray, crcs: list[int], *, shard_samples: int) -> ShardFile:
-    """Write a shard of the samples in `block` [count, ...], flush it, read it back from the disk and hash it.
+def write_shard(path: Path, chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int) -> ShardFile:
+    """Write a shard, flush it, read it back from the disk and hash it.
 
     Args:
-        crcs: crc32c of each sample. shard_samples: entries of the index, count or more.
+        chunks: bytes of each sample, coded or not, uint8 [size]. crcs: crc32c of each. shard_samples: entries of the index.
 
     Raises: OSError, also where the bytes read back are not those written.
     """
-    index = build_index(len(block), item_bytes=block[0].nbytes, shard_samples=shard_samples)
+    index = build_index([chunk.size for chunk in chunks], shard_samples=shard_samples)
     parts: list[memoryview | bytes] = []
-    for item, crc in zip(block, crcs, strict=True):
-        parts += [memoryview(item.reshape(-1).view(np.uint8)), crc.to_bytes(CRC_BYTES, "little")]
+    for chunk, crc in zip(chunks, crcs, strict=True):
+        parts += [memoryview(chunk), crc.to_bytes(CRC_BYTES, "little")]
     parts += [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
     durable.write_file(path, parts)
     return _read_back(path, parts)
 
 
-def build_index(count: int, *, item_bytes: int, shard_samples: int) -> np.ndarray:
+def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
     """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's checksum."""
     index = np.full((shard_samples, 2), ABSENT, "<u8")
-    size = item_bytes + CRC_BYTES
-    index[:count, 0] = np.arange(count, dtype="<u8") * np.uint64(size)
-    index[:count, 1] = size
+    sizes = np.array(chunk_bytes, "<u8") + np.uint64(CRC_BYTES)
+    index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+    index[: len(sizes), 1] = sizes
     return index
 
 
-def read_index(path: Path, *, shard_samples: int, size_bytes: int, cure: str) -> np.ndarray:
-    """The index of a shard file of that size, as `build_index` makes it. Raises CacheCorruptError."""
+def read_index(
+    path: Path, *, count: int, shard_samples: int, size_bytes: int, chunk_bytes: int | None, cure: str
+) -> np.ndarray:
+    """The index of a shard file, as `build_index` makes it.
+
+    Args:
+        count: samples in the file. size_bytes: of the file. chunk_bytes: of each chunk without checksum; None: any.
+
+    Raises: CacheCorruptError.
+    """
     tail = np.empty(index_bytes(shard_samples), np.uint8)
     try:
         with open_plain(path) as descriptor:
             found = os.fstat(descriptor).st_size
-            count = read_at(descriptor, found - tail.size, [tail]) if found == size_bytes else 0
+            got = read_at(descriptor, found - tail.size, [tail]) if found == size_bytes else 0
     except OSError as error:
         raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
     if found != size_bytes:
         raise CacheCorruptError(path, f"size is {found} bytes, expected {size_bytes}", cure=cure)
-    if count != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:].tobytes(), "little"):
+    if got != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:].tobytes(), "little"):
         raise CacheCorruptError(path, "shard index is damaged, its checksum differs", cure=cure)
-    return tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)
+    index = tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)
+    sizes = [chunk_bytes + CRC_BYTES] * count if chunk_bytes is not None else index[:count, 1].tolist()
+    plausible = sum(sizes) == size_bytes - tail.size and min(sizes) > CRC_BYTES
+    if not plausible or not np.array_equal(
+        index, build_index([size - CRC_BYTES for size in sizes], shard_samples=shard_samples)
+    ):
+        raise CacheCorruptError(path, "shard index is not that of its samples", cure=cure)
+    return index
 
 
 def check_inside(root: Path, path: Path, *, cure: str) -> None:

@@ -19,7 +19,7 @@ from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.reader import read_group_record
 from kdcache.cache.records import CommitRecord, has_record
-from kdcache.cache.shard import build_index, check_inside, crc32c, open_plain, read_at, read_index
+from kdcache.cache.shard import check_inside, crc32c, open_plain, read_at, read_index
 from kdcache.errors import CacheCorruptError
 from kdcache.report.progress import Progress, Silent
 
@@ -133,12 +133,12 @@ def _check_shard(
 ) -> list[tuple[str, str | None]]:
     """What is wrong with one shard file, and with which sample (None: the whole file)."""
     path, file, count = shard_path(root, spec, group), record.files[spec.name], len(record.sample_ids)
-    expected = build_index(count, item_bytes=spec.item_bytes, shard_samples=layout.shard_samples)
+    entries, chunk_bytes = layout.shard_samples, None if spec.codec else spec.item_bytes
     try:
         check_inside(root, path, cure="")
-        index = read_index(path, shard_samples=layout.shard_samples, size_bytes=file.size_bytes, cure="")
-        if not np.array_equal(index, expected):
-            return [("shard index is not that of its samples", None)]
+        index = read_index(
+            path, count=count, shard_samples=entries, size_bytes=file.size_bytes, chunk_bytes=chunk_bytes, cure=""
+        )
         if not data:
             return list(_compare_stored_checksums(path, spec, record, index))
         total = hashlib.sha256()
@@ -158,8 +158,8 @@ def _compare_stored_checksums(
     """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
     stored = np.empty(1, "<u4")
     with open_plain(path) as descriptor:
-        for id, crc, (offset, _) in zip(record.sample_ids, record.crcs[spec.name], index, strict=False):
-            if read_at(descriptor, int(offset) + spec.item_bytes, [stored]) != CRC_BYTES or stored[0] != crc:
+        for id, crc, (offset, size) in _zip_chunks(spec, record, index):
+            if read_at(descriptor, offset + size - CRC_BYTES, [stored]) != CRC_BYTES or stored[0] != crc:
                 yield "stored checksum differs from the commit record", id
 
 
@@ -167,14 +167,22 @@ def _compare_data(
     path: Path, spec: ArraySpec, record: CommitRecord, index: np.ndarray, total: hashlib._Hash
 ) -> Iterator[tuple[str, str]]:
     """Every chunk against the record, every byte of the file into `total`."""
-    chunk, tail = np.empty(spec.item_bytes + CRC_BYTES, np.uint8), np.empty(index.nbytes + CRC_BYTES, np.uint8)
+    chunks = list(_zip_chunks(spec, record, index))
+    room = np.empty(max(size for _, _, (_, size) in chunks), np.uint8)
+    tail = np.empty(index.nbytes + CRC_BYTES, np.uint8)
     with open_plain(path) as descriptor:
-        for id, crc, (offset, _) in zip(record.sample_ids, record.crcs[spec.name], index, strict=False):
-            read_at(descriptor, int(offset), [chunk])
+        for id, crc, (offset, size) in chunks:
+            chunk = room[:size]
+            read_at(descriptor, offset, [chunk])
             total.update(chunk)
             if crc32c(chunk[:-CRC_BYTES]) != crc:
                 yield "its bytes differ from the commit record's checksum", id
-            elif int(chunk[-CRC_BYTES:].view("<u4")[0]) != crc:
+            elif int.from_bytes(chunk[-CRC_BYTES:].tobytes(), "little") != crc:
                 yield "stored checksum differs from the commit record", id
-        read_at(descriptor, len(record.sample_ids) * chunk.size, [tail])
+        read_at(descriptor, sum(size for _, _, (_, size) in chunks), [tail])
         total.update(tail)
+
+
+def _zip_chunks(spec: ArraySpec, record: CommitRecord, index: np.ndarray) -> Iterator[tuple[str, int, list[int]]]:
+    """Id, committed checksum, (offset, size with checksum) of each chunk of a shard."""
+    return zip(record.sample_ids, record.crcs[spec.name], index[: len(record.sample_ids)].tolist(), strict=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache import durable
-from kdcache.cache.layout import Group, SplitLayout, commit_path, shard_path
+from kdcache.cache.codecs import as_bytes, make_coder
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.lease import Lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord, write_record
@@ -63,6 +64,11 @@ def write_group(
         raise CacheError(_explain(root, manifest.layouts[group.split], group, error)) from None
 
 
+def measure_group(root: Path, layout: SplitLayout, group: Group) -> int:
+    """Bytes of a committed group's shard files."""
+    return sum(shard_path(root, spec, group).stat().st_size for spec in layout.arrays)
+
+
 def check_targets(root: Path, layout: SplitLayout, group: Group) -> None:
     """Raises CacheError where a folder, or a way out of the cache, stands where a file of the group belongs."""
     for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:
@@ -91,13 +97,29 @@ def _write_partials(
     """Every shard under its `.partial` name, flushed and read back; and the checksum of each sample."""
     files, crcs = {}, {}
     for spec in layout.arrays:
-        block, path = contents.arrays[spec.name], shard_path(root, spec, group)
-        crcs[spec.name] = [crc32c(item) for item in block]
+        path, chunks = shard_path(root, spec, group), encode_samples(spec, contents.arrays[spec.name])
+        crcs[spec.name] = [crc32c(chunk) for chunk in chunks]
         lease.check()
         durable.make_folders(path.parent, below=root)
         partial = durable.partial_path(path)
-        files[spec.name] = write_shard(partial, block, crcs[spec.name], shard_samples=layout.shard_samples)
+        files[spec.name] = write_shard(partial, chunks, crcs[spec.name], shard_samples=layout.shard_samples)
     return files, crcs
+
+
+def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
+    """The chunks of samples [count, *item_shape], uint8 each; without a codec they are the samples' own memory.
+
+    Raises: CacheError where a codec does not give back what it was given: what is stored is what the teacher said.
+    """
+    if spec.codec is None:
+        return [as_bytes(item) for item in block]
+    coder = make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
+    chunks, decoded = [np.frombuffer(coder.encode(item), np.uint8) for item in block], np.empty_like(block[0])
+    for item, chunk in zip(block, chunks, strict=True):
+        coder.decode_into(chunk, decoded)
+        if not np.array_equal(as_bytes(decoded), as_bytes(item)):
+            raise CacheError(f"{spec.name}: codec {spec.codec.name} changes what it codes; set cache.codec to another")
+    return chunks
 
 
 def _give_names(root: Path, layout: SplitLayout, group: Group, files: dict[str, ShardFile], lease: Lease) -> None:

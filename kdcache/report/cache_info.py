@@ -31,7 +31,8 @@ def format_info(info: dict) -> str:
         )
         for array, facts in split["arrays"].items():
             shape = "x".join(map(str, facts["item_shape"]))
-            lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB")
+            coded = f", {facts['codec']['name']}" if facts["codec"] else ""
+            lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
         lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
     for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
         miou = info["information"].get(name)
@@ -45,6 +46,7 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
         spec.name: {
             "dtype": spec.dtype,
             "item_shape": list(spec.item_shape),
+            "codec": spec.codec.to_dict() if spec.codec else None,
             "bytes": sum(_size(shard_path(root, spec, group)) for group in committed),
         }
         for spec in layout.arrays

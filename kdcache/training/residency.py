@@ -20,9 +20,10 @@ RAM_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Need:
-    """What a run reads again and again: bytes, and shard files."""
+    """What a run reads again and again: bytes of samples, and of the shard files (fewer with a codec), and how many files."""
 
     size_bytes: int
+    stored_bytes: int
     num_files: int
 
 
@@ -39,7 +40,9 @@ def find_need(reader: CacheReader, arrays: list[str]) -> Need:
     layout = reader.layout
     item_bytes = sum(layout.array(name).item_bytes for name in arrays)
     return Need(
-        item_bytes * layout.num_samples * reader.num_views, len(arrays) * layout.groups_per_view * reader.num_views
+        size_bytes=item_bytes * layout.num_samples * reader.num_views,
+        stored_bytes=sum(reader.stored_bytes(name) for name in arrays),
+        num_files=len(arrays) * layout.groups_per_view * reader.num_views,
     )
 
 
@@ -51,24 +54,26 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
 
     Raises: SettingsError for gpu without a GPU, or with too little memory on it.
     """
-    need = Need(sum(need.size_bytes for need in needs), sum(need.num_files for need in needs))
+    size_bytes, stored_bytes, num_files = (
+        sum(getattr(need, name) for need in needs) for name in ("size_bytes", "stored_bytes", "num_files")
+    )
     free_gpu = int(find_free_gpu(device) * GPU_SHARE) if device.type == "cuda" else 0
     free_ram = int(find_free_ram() * RAM_SHARE)
-    size = f"{_gb(need.size_bytes)} of samples"
-    if setting == "gpu" and need.size_bytes > free_gpu:
+    size, stored = f"{_gb(size_bytes)} of samples", f"{_gb(stored_bytes)} of samples"
+    if setting == "gpu" and size_bytes > free_gpu:
         found = f"{size} do not fit into {_gb(free_gpu)} of GPU memory" if free_gpu else f"the device is {device}"
         raise SettingsError(f"settings: train.residency is 'gpu' and {found}; set train.residency auto")
-    if setting == "gpu" or (setting == "auto" and need.size_bytes <= free_gpu):
+    if setting == "gpu" or (setting == "auto" and size_bytes <= free_gpu):
         return Residency("gpu", f"{size} fit into {_gb(free_gpu)}, half of the free GPU memory")
-    fits = need.size_bytes <= free_ram
+    fits = stored_bytes <= free_ram
     if setting == "ram" or (setting == "auto" and fits):
-        if not allow_mapped_files(need.num_files):
-            return Residency(
-                "disk", f"{need.num_files} shard files are more than this process may keep mapped (ulimit -n)"
-            )
+        if not allow_mapped_files(num_files):
+            return Residency("disk", f"{num_files} shard files are more than this process may keep mapped (ulimit -n)")
         verb = "fit" if fits else "do not fit"
-        return Residency("ram", f"{size} {verb} into {_gb(free_ram)}, most of the free memory")
-    return Residency("disk", "as set" if setting == "disk" else f"{size} are more than {_gb(free_ram)} of free memory")
+        return Residency("ram", f"{stored} {verb} into {_gb(free_ram)}, most of the free memory")
+    return Residency(
+        "disk", "as set" if setting == "disk" else f"{stored} are more than {_gb(free_ram)} of free memory"
+    )
 
 
 class ResidentSamples:

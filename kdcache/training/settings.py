@@ -12,6 +12,7 @@ from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher
 from kdcache.settings import drop_unknown, flatten, make_config, merge
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
+KEPT_OF_CACHE = ("levels", "shard_samples", "codec")  # as far as the version that wrote it had them
 
 
 def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
@@ -23,7 +24,7 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     stored = drop_unknown(manifest.information["settings"])
     base = {section: stored[section] for section in FROM_CACHE}
     base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
-    base["cache"] = {"levels": stored["cache"]["levels"], "shard_samples": stored["cache"]["shard_samples"]}
+    base["cache"] = {name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE}
     config = make_config(base, given)
     _check_given(root, manifest, make_config(stored, given), flatten(given))
     _check_uses(root, manifest, config, given_views="views" in given.get("augment", {}))
@@ -51,8 +52,8 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
         check_identity(root, found=found, expected=facts, cure=cure)
-    cached = flatten(manifest.information["settings"])
-    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples"):
+    cached = flatten(config_to_dict(make_config(drop_unknown(manifest.information["settings"]))))
+    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples", "cache.codec"):
         if name in given and given[name] != cached[name]:
             raise CacheMismatchError(describe(root, field=name, found=cached[name], expected=given[name], cure=cure))
 

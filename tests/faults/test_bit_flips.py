@@ -7,25 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import quick
 from helpers import check_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdcache.cache.build import build_cache
 from kdcache.cache.layout import CRC_BYTES, SPLITS, commit_path, index_bytes, manifest_path, metadata_path, shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.cache.shard import ABSENT
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError
+from kdcache.settings import make_config
 
 FLIPS = settings(max_examples=1000, derandomize=True, deadline=None, database=None)
 Region = tuple[Path, int, int]  # file, first byte, number of bytes
 
 
-@pytest.fixture
-def root(whole_root, tmp_path) -> Path:
+@pytest.fixture(params=["raw", "blosc-zstd"])
+def root(request, quick_data, whole_root, tmp_path) -> Path:
     """A finished cache of this test alone."""
-    return Path(shutil.copytree(whole_root, tmp_path / "cache"))
+    if request.param == "raw":
+        return Path(shutil.copytree(whole_root, tmp_path / "cache"))
+    config = make_config(quick.quick_given(quick_data, tmp_path / "cache"), {"cache": {"codec": request.param}})
+    build_cache(config)
+    return config.cache.path
 
 
 def find_regions(root: Path) -> dict[str, list[Region]]:
@@ -41,19 +50,19 @@ def find_regions(root: Path) -> dict[str, list[Region]]:
     for layout in layouts.values():
         for spec in layout.arrays:
             for group in layout.groups():
-                count, path = group.stop - group.start, shard_path(root, spec, group)
-                for kind, region in _shard_regions(path, count, spec.item_bytes, layout.shard_samples):
+                for kind, region in _shard_regions(shard_path(root, spec, group), layout.shard_samples):
                     regions.setdefault(kind, []).append(region)
     return regions
 
 
-def _shard_regions(path: Path, count: int, item_bytes: int, shard_samples: int) -> Iterator[tuple[str, Region]]:
-    size, index = item_bytes + CRC_BYTES, index_bytes(shard_samples) - CRC_BYTES
-    for row in range(count):
-        yield "chunk data", (path, row * size, item_bytes)
-        yield "chunk checksum", (path, row * size + item_bytes, CRC_BYTES)
-    yield "index", (path, count * size, index)
-    yield "index checksum", (path, count * size + index, CRC_BYTES)
+def _shard_regions(path: Path, shard_samples: int) -> Iterator[tuple[str, Region]]:
+    start, end = path.stat().st_size - index_bytes(shard_samples), path.stat().st_size - CRC_BYTES
+    for offset, size in np.frombuffer(path.read_bytes()[start:end], "<u8").reshape(-1, 2).tolist():
+        if offset != ABSENT:
+            yield "chunk data", (path, offset, size - CRC_BYTES)
+            yield "chunk checksum", (path, offset + size - CRC_BYTES, CRC_BYTES)
+    yield "index", (path, start, end - start)
+    yield "index checksum", (path, end, CRC_BYTES)
 
 
 @contextmanager

@@ -28,14 +28,18 @@ from kdcache.lock import LOCK  # noqa: E402
 from kdcache.settings import make_config, merge  # noqa: E402
 
 NAME = f"v{FORMAT_VERSION}"
-SIZES = {"dataset": {"size": [32, 16], "val_size": [32, 48]}, "teacher": {"weights": "stand-in"}}
+GIVEN = {
+    "dataset": {"size": [32, 16], "val_size": [32, 48]},
+    "teacher": {"weights": "stand-in"},
+    "cache": {"codec": "blosc-zstd"},  # a codec is what version 3 has and version 2 had not
+}
 
 
 def build_golden(cache_root: Path) -> None:
     """3 training samples in 2 views, 2 of val, 2 a shard: full groups and a short one, padding and scaled-down images."""
     torch.set_num_threads(1)
     use_quick_teacher()
-    build_cache(make_config(merge(quick_given(write_quick_data(Path("data")), cache_root), SIZES)))
+    build_cache(make_config(merge(quick_given(write_quick_data(Path("data")), cache_root), GIVEN)))
     (cache_root / LOCK).unlink()
     (cache_root / LEASES).rmdir()
 
