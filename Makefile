@@ -19,7 +19,7 @@ test: $(READY)
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly
 
-# Every figure, about ten minutes on two cores and 2 GB of room, into build/bench.json.
+# Every figure, about ten minutes on two cores and 2 GB of room (10 with a GPU), into build/bench.json.
 bench: $(READY)
 	$(BIN)/python -m tests.bench
 

@@ -6,13 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
+import torch
 
+from kdcache.cache.reader import open_split
+from tests.bench import adapter
 from tests.bench.copying import shuffle_passes
+from tests.bench.data import make_store
 from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
-from tests.bench.gpu import unite_us
+from tests.bench.gpu import find_differing, make_byte_slots, map_shards, measure_registered, send_batch, unite_us
 from tests.bench.growth_child import time_sample_ms
+from tests.bench.phase_one import read_images
+from tests.bench.sizes import FULL, QUICK, Bench
 from tests.bench.table import render_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +85,9 @@ def test_verdict_follows_the_goal():
     assert make_figure("kd_tax", 1.1).verdict == "met"
     assert make_figure("kd_tax", 1.1, gpu=True).verdict == "missed"
     assert make_figure("read_cold", 0.5).verdict == "reported"
+    assert make_figure("online_speedup", 2.0).verdict == "missed"
+    assert make_figure("online_speedup", 2.0, gpu=True).verdict == "reported"
+    assert make_figure("gpu_busy", 0.96, gpu=True).verdict == "met"
     assert skip_figure("gpu_busy", "no GPU").verdict == "skipped"
 
 
@@ -97,6 +108,86 @@ def test_union_counts_overlapping_kernels_once():
 def test_steady_time_leaves_out_the_start():
     marks = [(0.0, 0), (9.0, 10)] + [(9.0 + k, 10 + 10 * k) for k in range(1, 20)]
     assert time_sample_ms(marks) == pytest.approx(100)
+
+
+def test_phase_one_is_measured_with_more_where_there_is_a_gpu(monkeypatch, tmp_path):
+    bench = Bench(tmp_path, FULL, quick=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.build == FULL.build and bench.build.num_samples == 24
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert bench.build == FULL.build_gpu and bench.build.px == 512
+
+
+def test_phase_one_on_a_gpu_comes_into_step_and_fits_the_disk():
+    build, size = FULL.build_gpu, FULL.batch_size
+    assert build.train % size == build.val % size == 0  # full groups, full batches
+    assert build.num_samples // size >= 5 * 11  # on the way at once: one asked about, two drawn, eight written
+    assert build.train * build.views * 15.9e6 + build.val * 1.22e6 < 10e9
+
+
+def test_bare_forward_is_asked_about_every_view(cache):
+    batches, reader = read_images(cache, "train"), open_split(cache.cache.path, "train")
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 2  # ten samples in two views
+    assert np.array_equal(batches[3][1], reader.read("image", 1, 1))
+
+
+def test_chunks_sent_one_by_one_are_the_batches_of_the_reader(tmp_path):
+    root, cpu = make_store(tmp_path / "store", px=32, num_samples=6, shard_samples=4), torch.device("cpu")
+    reader = adapter.make_batch_reader(adapter.open_train(root, check="never"), batch_size=4, device=cpu)
+    shards, slots = map_shards(root), make_byte_slots(reader.reader.layout, 4, device=cpu)
+    places = adapter.make_batches([5, 0, 3, 2, 4, 1], 4)
+    for batch, expected in zip(places, reader.read(places), strict=True):
+        send_batch(reader.reader, batch, shards=shards, slots=slots)
+        assert not find_differing(expected, slots)
+    slots["low"][1, -1] ^= 1
+    assert find_differing(expected, slots) == ["low"]
+
+
+class StandInCudart:
+    """Page-locking without a GPU; refuses once `room` mappings are locked."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.locked, self.most = room, {}, 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        if len(self.locked) == self.room:
+            return 801
+        assert flags == 8  # read only
+        self.locked[address] = size
+        self.most = max(self.most, sum(self.locked.values()))
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+    def cudaGetErrorString(self, error: int) -> str:
+        return "operation not supported"
+
+
+@pytest.fixture
+def cudart(monkeypatch) -> StandInCudart:
+    """torch.cuda as far as measuring registered shards needs it; tensors stay on the CPU."""
+    stand_in = StandInCudart(room=1000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: stand_in)
+    for name in ("Stream", "stream", "current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    return stand_in
+
+
+def test_registered_shards_are_compared_with_the_reader_and_unlocked(cudart, tmp_path):
+    figure = measure_registered(Bench(tmp_path, QUICK, quick=True))
+    assert figure.verdict == "reported" and figure.value > 0
+    assert [len(rates) for rates in figure.runs.values()] == [QUICK.read_rounds] * 2
+    assert cudart.most == pytest.approx(figure.details["locked_gb"] * 1e9) and not cudart.locked
+
+
+def test_registered_shards_are_skipped_where_cuda_refuses(cudart, tmp_path):
+    cudart.room = 1
+    figure = measure_registered(Bench(tmp_path, QUICK, quick=True))
+    assert figure.verdict == "skipped" and "operation not supported" in figure.reason
+    assert not cudart.locked
 
 
 def test_passes_read_each_sample_once_each():

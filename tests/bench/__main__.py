@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from tests.bench import gpu, growth, loss, machine, opening, phase_one, reading, rivals, table, training
+from tests.bench import coded, gpu, growth, loss, machine, opening, phase_one, reading, rivals, table, training
 from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
 from tests.bench.sizes import FULL, QUICK, Bench
 
@@ -27,6 +27,7 @@ from tests.bench.sizes import FULL, QUICK, Bench
 PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reading": reading.measure,
     "rivals": rivals.measure,
+    "coded": coded.measure,
     "loss": loss.measure,
     "training": training.measure,
     "training_batch32": training.measure_batch32,
@@ -111,7 +112,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--out", type=Path, metavar="FILE", help="default: build/bench.json, or bench-part.json for less"
     )
     parser.add_argument(
-        "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB (default: build)"
+        "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB, with a GPU 10 (default: build)"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing")
     options = parser.parse_args(argv)

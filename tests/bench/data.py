@@ -20,7 +20,7 @@ from kdcache.cache.plan import plan_cache
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile
 from kdcache.cache.writer import GroupContents, write_group
-from kdcache.config import AugmentConfig, Config
+from kdcache.config import AugmentConfig
 from kdcache.data.augment import draw
 from kdcache.data.palette import voc_palette
 from kdcache.data.voc import VOC_DIR, Sample, Split
@@ -32,11 +32,11 @@ DIGITS = "0123456789abcdef"
 NUM_PICTURES = 64  # different ones of a large data set; the others are names for the same files
 
 
-def make_store(root: Path, *, px: int, num_samples: int, shard_samples: int) -> Path:
+def make_store(root: Path, *, px: int, num_samples: int, shard_samples: int, codec: str = "raw") -> Path:
     """A cache of one view with random numbers in it, whole and valid; made once."""
     if root.exists():
         return root
-    manifest = _begin(root, px=px, num_samples=num_samples, shard_samples=shard_samples, num_views=1)
+    manifest = _begin(root, px=px, num_samples=num_samples, shard_samples=shard_samples, num_views=1, codec=codec)
     rng = np.random.default_rng(0)
     for layout in manifest.layouts.values():
         for group in layout.groups():
@@ -84,26 +84,23 @@ def without_flush() -> Iterator[None]:
         yield
 
 
-def _begin(root: Path, *, px: int, num_samples: int, shard_samples: int, num_views: int) -> Manifest:
+def _begin(
+    root: Path, *, px: int, num_samples: int, shard_samples: int, num_views: int, codec: str = "raw"
+) -> Manifest:
     """Manifest and zarr.json of a new cache."""
-    config = _store_config(root, px=px, shard_samples=shard_samples, num_views=num_views)
+    given = {
+        "dataset": {"size": px, "num_classes": NUM_CLASSES, "download": False},
+        "augment": {"views": num_views},
+        "cache": {"path": str(root), "shard_samples": shard_samples, "codec": codec},
+    }
     manifest = plan_cache(
-        config,
+        make_config(given),
         splits={"train": _make_split("train", num_samples), "val": _make_split("val", 1)},
         weights_sha256="0" * 64,
         levels=LEVELS,
         device=torch.device("cpu"),
     )
     return open_for_writing(root, manifest)
-
-
-def _store_config(root: Path, *, px: int, shard_samples: int, num_views: int) -> Config:
-    given = {
-        "dataset": {"size": px, "num_classes": NUM_CLASSES, "download": False},
-        "augment": {"views": num_views},
-        "cache": {"path": str(root), "shard_samples": shard_samples},
-    }
-    return make_config(given)
 
 
 def _make_split(name: str, num_samples: int) -> Split:
@@ -120,6 +117,8 @@ def _random_block(rng: np.random.Generator, spec: ArraySpec, count: int) -> np.n
     shape = (count, *spec.item_shape)
     if spec.dtype == "uint8":
         return rng.integers(0, NUM_CLASSES if spec.name == "label" else 256, shape, np.uint8)
+    if spec.codec:  # half of it zeros, as behind a ReLU: a codec must have something to do
+        return np.maximum(rng.standard_normal(shape, np.float32), 0).astype(np.float16)
     return rng.random(shape, np.float32).astype(np.float16)
 
 

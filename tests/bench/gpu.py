@@ -5,22 +5,28 @@ from __future__ import annotations
 import mmap
 import time
 import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from kdcache.cache.layout import SplitLayout
+from kdcache.cache.reader import CacheReader
+from kdcache.training.batches import Batch, BatchReader
 from tests.bench import adapter
-from tests.bench.copying import rate_gb_s, shuffle_passes
+from tests.bench.copying import rate_gb_s, shuffle_passes, time_s
 from tests.bench.data import find_shards
 from tests.bench.figures import Figure, make_figure, median_ratio, skip_figure
 from tests.bench.reading import open_store
 from tests.bench.sizes import Bench
 from tests.bench.training import ON_CPU, open_cached
 
-READ_ONLY = 8  # cudaHostRegisterReadOnly
+READ_ONLY = 8  # cudaHostRegisterReadOnly: CUDA refuses pages that are mapped for reading alone without it
 NO_KERNEL = ("Memcpy", "Memset")
 
 
@@ -28,7 +34,7 @@ def measure(bench: Bench) -> list[Figure]:
     """Both, or why not."""
     if not bench.gpu:
         return [skip_figure(key, ON_CPU) for key in ("gpu_busy", "registered_shards")]
-    return [_measure_busy(bench), _measure_registered(bench)]
+    return [_measure_busy(bench), measure_registered(bench)]
 
 
 def _measure_busy(bench: Bench) -> Figure:
@@ -38,9 +44,8 @@ def _measure_busy(bench: Bench) -> Figure:
     learner = adapter.make_learner(adapter.training_config(px=bench.sizes.train_gpu_px, batch_size=size))
     _train(learner, cached, islice(cycle(batches), 10))
     shares = [_busy_share(learner, cached, list(islice(cycle(batches), num_steps))) for _ in range(3)]
-    return make_figure(
-        "gpu_busy", float(np.median(shares)), runs={"share": shares}, num_steps=num_steps, batch_size=size
-    )
+    busy, runs = float(np.median(shares)), {"share": shares}
+    return make_figure("gpu_busy", busy, gpu=True, runs=runs, num_steps=num_steps, batch_size=size)
 
 
 def _train(learner: object, cached: object, batches: object) -> None:
@@ -71,47 +76,103 @@ def unite_us(intervals: list[tuple[float, float]]) -> float:
     return total
 
 
-def _measure_registered(bench: Bench) -> Figure:
-    """A whole shard at once from locked mapped pages, against BatchReader's way; both arrive on the GPU."""
-    root = open_store(bench)
-    size, samples = bench.sizes.batch_size, bench.sizes.store_samples
-    reader = adapter.make_batch_reader(adapter.open_train(root, check="never"), batch_size=size, device=bench.device)
-    batches = adapter.make_batches(shuffle_passes(samples, passes=bench.sizes.read_passes, seed=4), size)
-    slot_bytes = sum(len(batch) for batch in batches) * reader.reader.layout.item_bytes
-    try:
-        shards = [_lock_pages(path) for path in find_shards(root)]
-    except OSError as error:
-        return skip_figure("registered_shards", f"cudaHostRegister refused a mapped shard: {error}")
-    targets = [torch.empty(len(shard), dtype=torch.uint8, device=bench.device) for shard in shards]
+def measure_registered(bench: Bench) -> Figure:
+    """The same chunks in the same batches to the GPU: straight from locked mapped shards, and as BatchReader brings them."""
+    root, size = open_store(bench), bench.sizes.batch_size
+    order = shuffle_passes(bench.sizes.store_samples, passes=bench.sizes.read_passes, seed=4)
+    batches, shards = adapter.make_batches(order, size), map_shards(root)
+    reader = adapter.make_batch_reader(
+        adapter.open_train(root, check="never"), batch_size=size, device=bench.device, residency=adapter.WARM
+    )
+    slots = make_byte_slots(reader.reader.layout, size, device=bench.device)
+    with ExitStack() as locked:
+        try:
+            lock_s = time_s(lambda: lock_pages(shards.values(), locked))
+        except OSError as error:
+            forget_error(bench.device)
+            return skip_figure("registered_shards", f"cudaHostRegister refused a mapped shard: {error}")
+        runs = _alternate(bench, reader, batches, shards=shards, slots=slots)
+    locked_gb = sum(shard.numel() for shard in shards.values()) / 1e9
+    ratio = median_ratio(runs["registered"], runs["slots"])
+    return make_figure("registered_shards", ratio, gpu=True, runs=runs, lock_s=lock_s, locked_gb=locked_gb)
+
+
+def _alternate(
+    bench: Bench, reader: BatchReader, batches: list, *, shards: dict[Path, Tensor], slots: dict[str, Tensor]
+) -> dict[str, list[float]]:
+    """GB/s of both ways, round by round, once both are warm and have brought the same bytes."""
+    stream = torch.cuda.Stream(bench.device)
+    stream.wait_stream(torch.cuda.current_stream(bench.device))  # on which the slots were allocated
 
     def send() -> None:
-        for shard, target in zip(shards, targets, strict=True):
-            target.copy_(shard, non_blocking=True)
-        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            for batch in batches:
+                send_batch(reader.reader, batch, shards=shards, slots=slots)
+                stream.synchronize()  # BatchReader hands over whole batches, too
 
     def read() -> None:
         adapter.read_all(reader, batches)
         torch.cuda.synchronize()
 
-    send_bytes, runs = sum(len(shard) for shard in shards), {"registered": [], "slots": []}
-    for run in (send, read):
+    ways = {"registered": send, "slots": read}
+    for run in ways.values():
         run()
+    (last,) = reader.read(batches[-1:])
+    assert not find_differing(last, slots)
+    runs: dict[str, list[float]] = {name: [] for name in ways}
+    size_bytes = sum(len(batch) for batch in batches) * reader.reader.layout.item_bytes
     for _ in range(bench.sizes.read_rounds):
-        runs["registered"].append(rate_gb_s(send, size_bytes=send_bytes))
-        runs["slots"].append(rate_gb_s(read, size_bytes=slot_bytes))
-    for shard in shards:
-        torch.cuda.cudart().cudaHostUnregister(shard.data_ptr())
-    return make_figure("registered_shards", median_ratio(runs["registered"], runs["slots"]), runs=runs)
+        for name, run in ways.items():
+            runs[name].append(rate_gb_s(run, size_bytes=size_bytes))
+    return runs
 
 
-def _lock_pages(path: Path) -> torch.Tensor:
-    """A mapped file as a tensor whose pages the GPU can read. Raises OSError where CUDA refuses."""
+def make_byte_slots(layout: SplitLayout, rows: int, *, device: torch.device) -> dict[str, Tensor]:
+    """uint8 [rows, bytes of a sample] for each array."""
+    return {spec.name: torch.empty((rows, spec.item_bytes), dtype=torch.uint8, device=device) for spec in layout.arrays}
+
+
+def map_shards(root: Path) -> dict[Path, Tensor]:
+    """The bytes of each shard file of the training split, mapped read only."""
+    return {path: _map_file(path) for path in find_shards(root)}
+
+
+def _map_file(path: Path) -> Tensor:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # nobody writes to this tensor
-        shard = torch.from_numpy(np.frombuffer(mapped, np.uint8))
-    error = torch.cuda.cudart().cudaHostRegister(shard.data_ptr(), shard.numel(), READ_ONLY)
-    if int(error) != 0:
-        raise OSError(int(error), torch.cuda.cudart().cudaGetErrorString(error))
-    return shard
+        return torch.from_numpy(np.frombuffer(mapped, np.uint8))
+
+
+def send_batch(
+    reader: CacheReader, batch: list[adapter.Place], *, shards: dict[Path, Tensor], slots: dict[str, Tensor]
+) -> None:
+    """Begin to copy a batch into the first rows of the slots, chunk by chunk, on the stream in use; chunks are raw."""
+    for array, slot in slots.items():
+        for row, (view, sample) in enumerate(batch):
+            place = reader.locate(array, view, sample)
+            chunk = shards[place.path][place.offset : place.offset + place.size_bytes]
+            slot[row].copy_(chunk, non_blocking=True)
+
+
+def find_differing(batch: Batch, slots: dict[str, Tensor]) -> list[str]:
+    """Arrays of a batch whose bytes are not those in the first rows of the slots."""
+    pairs = {name: (values.flatten(1).view(torch.uint8), slots[name]) for name, values in batch.arrays.items()}
+    return [name for name, (ours, theirs) in pairs.items() if not torch.equal(ours, theirs[: len(ours)])]
+
+
+def lock_pages(shards: Iterable[Tensor], locked: ExitStack) -> None:
+    """Let the GPU fetch from mapped files by itself until `locked` ends. Raises OSError where CUDA refuses."""
+    cudart = torch.cuda.cudart()
+    for shard in shards:
+        error = cudart.cudaHostRegister(shard.data_ptr(), shard.numel(), READ_ONLY)
+        if int(error) != 0:
+            raise OSError(int(error), cudart.cudaGetErrorString(error))
+        locked.callback(cudart.cudaHostUnregister, shard.data_ptr())
+
+
+def forget_error(device: torch.device) -> None:
+    """Use up what CUDA remembers of a refusal: the next kernel is blamed for it, and here that one does not matter."""
+    with suppress(RuntimeError):
+        torch.ones(1, device=device)

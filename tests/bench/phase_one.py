@@ -6,6 +6,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +41,12 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *, size_bytes: int) -> list[Figure]:
-    num_samples = bench.sizes.build_train + bench.sizes.build_val
+    build, num_samples = bench.build, bench.build.num_samples
     phase_one_s = statistics.median(runs["phase_one"])
     overlap = median_ratio(runs["phase_one"], runs["forward"])
     verified = [measure_verify(config.cache.path, data=True) for _ in range(bench.sizes.build_rounds)]
     rates = [num_bytes / took_s / 1e9 for took_s, num_bytes in verified]
-    facts = {"num_samples": num_samples, "px": bench.sizes.build_px, "gb_s": size_bytes / phase_one_s / 1e9}
+    facts = {"num_samples": num_samples, "px": build.px, "views": build.views, "gb_s": size_bytes / phase_one_s / 1e9}
     two = ("phase_one", "forward"), ("phase_one", "without_protocol")
     return [
         make_figure("phase_one_overlap", overlap, gpu=bench.gpu, runs={name: runs[name] for name in two[0]}, **facts),
@@ -57,16 +58,17 @@ def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *,
 
 def _prepare(bench: Bench) -> Config:
     """Data set, a checkpoint with random weights, settings."""
-    sizes, data, weights = bench.sizes, bench.folder / "pictures", bench.folder / "teacher.pth"
-    write_sample_set(data, num_train=sizes.build_train, num_val=sizes.build_val, size_px=sizes.build_px)
+    build, batch_size = bench.build, bench.sizes.batch_size
+    data, weights = bench.folder / "pictures", bench.folder / "teacher.pth"
+    write_sample_set(data, num_train=build.train, num_val=build.val, size_px=build.px)
     torch.manual_seed(0)
     torch.save(build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=False).state_dict(), weights)
     given = {
         "dataset": {"root": str(data), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
-                    "size": sizes.build_px, "download": False},
-        "augment": {"views": 1},
-        "teacher": {"weights": str(weights), "batch_size": sizes.batch_size},
-        "cache": {"path": str(bench.folder / "built"), "shard_samples": sizes.batch_size},
+                    "size": build.px, "download": False},
+        "augment": {"views": build.views},
+        "teacher": {"weights": str(weights), "batch_size": batch_size},
+        "cache": {"path": str(bench.folder / "built"), "shard_samples": batch_size},
     }  # fmt: skip
     shutil.rmtree(bench.folder / "built", ignore_errors=True)
     return make_config(given)
@@ -77,16 +79,17 @@ def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:
     teacher, _ = build_teacher(
         config.teacher, num_classes=config.dataset.num_classes, levels=config.cache.levels, device=bench.device
     )
-    return teacher, [batch for split in ("val", "train") for batch in _read_images(config, split)]
+    return teacher, [batch for split in ("val", "train") for batch in read_images(config, split)]
 
 
-def _read_images(config: Config, split: str) -> list[Tensor]:
+def read_images(config: Config, split: str) -> list[Tensor]:
+    """The images of all views of a split, batch by batch; as in phase one, no batch holds two views."""
     reader = open_split(Path(config.cache.path), split)
-    count, size = reader.layout.num_samples, config.teacher.batch_size
-    images = torch.empty((count, *reader.layout.array("image").item_shape), dtype=torch.uint8)
-    for sample in range(count):
-        reader.read_into(images[sample].numpy(), array="image", view=0, sample=sample)
-    return list(images.split(size))
+    shape = (reader.num_views, reader.layout.num_samples, *reader.layout.array("image").item_shape)
+    images = torch.empty(shape, dtype=torch.uint8)
+    for view, sample in np.ndindex(shape[:2]):
+        reader.read_into(images[view, sample].numpy(), array="image", view=view, sample=sample)
+    return [batch for view in images for batch in view.split(config.teacher.batch_size)]
 
 
 def _ask_all(teacher: Teacher, batches: list[Tensor]) -> None:

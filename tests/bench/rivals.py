@@ -89,10 +89,10 @@ def _make_rivals(
         "kdcache": lambda batches: adapter.read_all(mapped, batches),
         "kdcache, by position": lambda batches: adapter.read_all(reader, batches),
         "zarr-python": filled(
-            _read_by_zarr(root), num_threads=1
+            read_by_zarr(root), num_threads=1
         ),  # its one event loop does the work: threads gain nothing
-        "TensorStore": _read_by_tensorstore(root, slots, {}),
-        "TensorStore, memmap": _read_by_tensorstore(root, slots, {"file_io_mode": {"mode": "memmap"}}),
+        "TensorStore": read_by_tensorstore(root, slots, {}),
+        "TensorStore, memmap": read_by_tensorstore(root, slots, {"file_io_mode": {"mode": "memmap"}}),
         "h5py": filled(
             _read_by_h5py(folder, source), num_threads=1
         ),  # one lock for the whole library (its threads.rst)
@@ -108,7 +108,7 @@ def _map_npy(folder: Path, source: dict[str, np.ndarray]) -> dict[str, np.ndarra
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in source}
 
 
-def _read_by_zarr(root: Path) -> Fill:
+def read_by_zarr(root: Path) -> Fill:
     """`out` saves its last copy; one sample a call, because it fetches the chunks of a shard one after the other anyway."""
     store, buffer = zarr.open_group(root / "train", mode="r"), default_buffer_prototype().nd_buffer
     arrays = {name: store[name] for name in adapter.ALL_ARRAYS}
@@ -120,7 +120,7 @@ def _read_by_zarr(root: Path) -> Fill:
     return fill
 
 
-def _read_by_tensorstore(root: Path, slots: list[Slots], options: dict) -> Callable[[list[list[Place]]], None]:
+def read_by_tensorstore(root: Path, slots: list[Slots], options: dict) -> Callable[[list[list[Place]]], None]:
     """No cache, as many threads as the others, written straight into the slots, a batch at once.
 
     https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the settings.
