@@ -42,7 +42,7 @@ SPECS = (
          definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
     Spec("read_lz4", "coded", "times",
          definition="rate of BatchReader (check never, residency ram) on a store coded by blosc-lz4 over the faster of "
-         "TensorStore and zarr-python on it; details have decoded GB/s and the share of the raw bytes; half of its numbers are zeros"),
+         "TensorStore and zarr-python on it; half of its numbers are zeros; details have GB/s and the share of raw bytes"),
     Spec("read_zstd", "coded", "times", definition="the same with blosc-zstd"),
     Spec("loss_pixels", "loss", "times",
          definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over "
