@@ -1,22 +1,28 @@
 """Coded chunks: smaller files, the same numbers, by us and by others' readers, and damage that is met before it is decoded."""
 
 import json
+import pickle
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import quick
 import tensorstore
+import torch
 import zarr
 from helpers import check_one_line
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from kdcache.cache import codecs, writer
 from kdcache.cache.build import build_cache
 from kdcache.cache.codecs import Codec, choose_codec, make_coder
 from kdcache.cache.documents import write_sealed
+from kdcache.cache.folder import check_free_space
 from kdcache.cache.layout import shard_path
+from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.repair import repair_cache
@@ -25,6 +31,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.settings import make_config
+from kdcache.training.batches import BatchReader
 from kdcache.training.settings import resolve_config
 
 NAMES = ["blosc-lz4", "blosc-zstd", "zstd", "gzip"]  # the last one by zarr-python
@@ -154,7 +161,12 @@ def test_a_codec_that_is_none_is_refused_in_one_line(name, quick_data, tmp_path)
 def test_a_manifest_with_a_codec_nobody_knows_is_one_line(root):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
+    gzip = [
+        {"name": "gzip", "configuration": settings} for settings in ({"bogus": 1}, {"level": "x"}, {"level": 99}, [])
+    ]
     for codec in (
+        *gzip,
+        {"name": "gzip", "must_understand": True},
         {"name": "rot13"},
         {"name": "blosc"},
         {"name": 3},
@@ -179,7 +191,8 @@ def test_a_codec_that_changes_numbers_is_noticed_while_writing(quick_data, tmp_p
     monkeypatch.setattr(writer, "make_coder", lambda *args, **kwargs: Rounding())
     with pytest.raises(CacheError) as error:
         build(quick_data, tmp_path / "cache", "blosc-lz4")
-    check_one_line(error, "codec blosc changes what it codes", "set cache.codec to another")
+    check_one_line(error, "cannot be coded (codec blosc changes image)", "set cache.codec to another")
+    assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
 @pytest.mark.parametrize("check", ["first", "always"])
@@ -242,3 +255,108 @@ def test_zeros_are_stored_like_anything_else(name):
 def test_codecs_go_through_json_and_back():
     for codec in (choose_codec("blosc-zstd", "float16"), choose_codec("gzip", "uint8"), Codec("crc32c")):
         assert Codec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+
+
+def test_many_threads_decode_what_one_does(roots):
+    """Each has memory of its own for coded chunks; all samples at once, again and again."""
+    places = [(view, sample) for view in range(2) for sample in range(3)] * 8
+    batches = {}
+    for name in ("raw", "blosc-zstd"):
+        reader = open_split(roots[name], "train")
+        arrays = [spec.name for spec in reader.layout.arrays]
+        batch_reader = BatchReader(reader, arrays=arrays, batch_size=2, device=torch.device("cpu"), residency="ram")
+        batch_reader.slots = [_grow(slots, len(places)) for slots in batch_reader.slots]
+        batches[name] = [
+            {array: values.numpy().tobytes() for array, values in batch.arrays.items()}
+            for batch in batch_reader.read([places] * 5)
+        ]
+    assert batches["raw"] == batches["blosc-zstd"] and len(batches["raw"]) == 5
+
+
+def _grow(slots: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    return {name: torch.empty((rows, *slot.shape[1:]), dtype=slot.dtype) for name, slot in slots.items()}
+
+
+@pytest.mark.parametrize("name", ["blosc-lz4", "blosc-zstd", "zstd"])
+def test_coded_bytes_are_the_same_in_every_thread(name):
+    """A sample of many blocks: in the main thread, where repair codes, and in a writer's."""
+    item = np.random.default_rng(0).normal(size=(64, 128, 128)).astype(np.float16)
+    coder = make_coder(choose_codec(name, "float16"), shape=item.shape, dtype="float16")
+    with ThreadPoolExecutor(2) as pool:
+        theirs = set(pool.map(lambda _: coder.encode(item), range(3)))
+    assert {coder.encode(item) for _ in range(3)} == theirs and len(theirs) == 1
+
+
+def test_strange_codecs_leave_the_warnings_of_a_process_alone(roots):
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: read_all(roots["numcodecs.lzma"]), range(4)))
+    added = [kept for kept in warnings.filters if kept not in before]
+    assert len(added) <= 1 and all(kept[1] is not None for kept in added)  # one message, no whole category
+
+
+def test_a_cache_keeps_its_codec_where_the_librarys_default_has_changed(roots, quick_data, tmp_path, monkeypatch):
+    root = Path(shutil.copytree(roots["gzip"], tmp_path / "cache"))
+    monkeypatch.setattr(GzipCodec.__init__, "__kwdefaults__", {"level": 6})
+    assert dict(choose_codec("gzip", "uint8").settings) == {"level": 6}
+    layout, truth = read_manifest(root).layouts["train"], read_all(roots["raw"])
+    shard_path(root, layout.array("mid"), layout.group(0, 0)).unlink()
+    repair_cache(root, {})
+    assert read_all(root) == truth
+    build_cache(make_config(quick.quick_given(quick_data, root, views=3), {"cache": {"codec": "gzip"}}))
+    assert read_manifest(root).complete_views["train"] == 3
+    assert dict(read_manifest(root).layouts["train"].array("low").codec.settings) == {"level": 5}
+
+
+@pytest.mark.parametrize("name", ["blosc-zstd", "gzip"])
+def test_coded_caches_grow_lose_their_manifest_and_are_tidied_like_others(roots, quick_data, tmp_path, name):
+    root = Path(shutil.copytree(roots[name], tmp_path / "cache"))
+    given = quick.quick_given(quick_data, root, views=3)
+    build_cache(make_config(given, {"cache": {"codec": name}}))
+    before = quick.snapshot(root)
+    (root / "manifest.json").unlink()
+    assert build_cache(make_config(given, {"cache": {"codec": name}})).num_samples == 0
+    assert quick.snapshot(root) == before
+    assert not collect_leftovers(root) and not verify_cache(root, data=True).damage
+
+
+def test_a_manifest_that_asks_for_terabytes_is_one_line(root):
+    document = json.loads((root / "manifest.json").read_text())
+    document.pop("sha256")
+    document["splits"]["train"]["arrays"][2]["item_shape"] = [1024, 2**20, 2**10]
+    write_sealed(root / "manifest.json", document)
+    with pytest.raises(CacheCorruptError, match="a sample of 'logits' has more than"):
+        open_split(root, "train")
+
+
+def test_a_manifest_of_version_2_has_no_codecs(root):
+    document = json.loads((root / "manifest.json").read_text())
+    document.pop("sha256")
+    write_sealed(root / "manifest.json", {**document, "format_version": 2})
+    with pytest.raises(CacheCorruptError, match="format_version is 2, its arrays are of 3"):
+        open_split(root, "train")
+
+
+@pytest.mark.parametrize("size", [2**63 + 5, 2**40, 1199, 1201])
+def test_a_zstd_frame_of_another_size_is_refused_by_its_header(size):
+    coder, slot = make_coder(choose_codec("zstd", "uint8"), shape=(1200,), dtype="uint8"), np.empty(1200, np.uint8)
+    frame = bytes.fromhex("28b52ffde0") + size.to_bytes(8, "little") + bytes.fromhex("010000")
+    with pytest.raises(ValueError, match=f"its zstd frame holds {size} bytes"):
+        coder.decode_into(np.frombuffer(frame, np.uint8), slot)
+
+
+def test_an_unknown_codec_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(SettingsError, match="cache.codec is 'lz4', expected raw, blosc-lz4"):
+        build(tmp_path / "no data here", tmp_path / "cache", "lz4")
+
+
+def test_a_disk_that_may_be_too_small_is_only_warned_about(tmp_path, caplog):
+    check_free_space(tmp_path, needed_bytes=2 * 10**9, free_bytes=10**9, at_most=True)
+    assert "up to 2.00 GB are still to be written" in caplog.text
+    with pytest.raises(CacheError, match="free disk space is 1.00 GB, expected 2.00 GB or more; .*cache.codec"):
+        check_free_space(tmp_path, needed_bytes=2 * 10**9, free_bytes=10**9, at_most=False)
+
+
+def test_a_reader_can_be_sent_to_another_process(roots):
+    reader = pickle.loads(pickle.dumps(open_split(roots["blosc-lz4"], "train")))
+    assert reader.read("low", 0, 0).tobytes() in read_all(roots["raw"])["low", 0, 0]

@@ -18,7 +18,7 @@ from kdcache.cache.folder import (
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
-from kdcache.cache.plan import plan_cache
+from kdcache.cache.plan import choose_codecs, plan_cache
 from kdcache.cache.score import TeacherScore, score_teacher
 from kdcache.cache.writer import measure_group
 from kdcache.config import Config
@@ -66,6 +66,7 @@ def make_plan(config: Config, progress: Progress) -> Plan:
 
     Raises: SettingsError, DataError, TeacherError.
     """
+    codecs = choose_codecs(config)
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
     teacher, weights = build_teacher(
@@ -74,7 +75,12 @@ def make_plan(config: Config, progress: Progress) -> Plan:
     download_voc(config.dataset)
     splits = read_splits(config, progress)
     manifest = plan_cache(
-        config, splits=splits, weights_sha256=hash_weights(weights), levels=teacher.probe_levels(), device=device
+        config,
+        splits=splits,
+        weights_sha256=hash_weights(weights),
+        levels=teacher.probe_levels(),
+        codecs=codecs,
+        device=device,
     )
     return Plan(config, manifest, splits, teacher)
 
@@ -98,7 +104,8 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
         raise CacheError(f"{existing}: folder is unwritable (it is a file); set cache.path to another place")
     missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
     needed = sum(layouts[group.split].group_bytes(group) for group in missing)
-    check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free)
+    coded = any(array.codec for layout in layouts.values() for array in layout.arrays)
+    check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free, at_most=coded)
     if not missing:  # versions and device are those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
     return replace(plan, manifest=open_for_writing(root, manifest)), missing

@@ -7,7 +7,6 @@ zarr-python.
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +15,13 @@ from numcodecs import blosc, zstd
 
 from kdcache.checks import refuse
 
+# In the main thread numcodecs would use several of c-blosc's own, which write blocks in the order they finish: the same numbers
+# would have other bytes each time.
+blosc.use_threads = False
+
 RAW = "raw"
 _BLOSC_HEADER_BYTES = 16  # version, flags, then decoded size, block size, coded size as little-endian uint32
+_ZSTD_HEADER_BYTES, _ZSTD_MAGIC = 18, b"\x28\xb5\x2f\xfd"
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 _BLOSC_LEVELS = {"blosc-lz4": ("lz4", 5), "blosc-zstd": ("zstd", 1)}  # higher ones gain a hundredth and take a multiple
 
@@ -27,7 +31,7 @@ class Codec:
     """A Zarr v3 codec from bytes to bytes, as zarr.json names it; `settings` is its configuration, None where it has none."""
 
     name: str
-    settings: tuple[tuple[str, str | int | bool], ...] | None = None
+    settings: tuple[tuple[str, str | int | float | None], ...] | None = None
 
     def to_dict(self) -> dict:
         """As in zarr.json."""
@@ -37,9 +41,10 @@ class Codec:
 
     @classmethod
     def from_dict(cls, stored: dict) -> Codec:
-        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
         settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
-        if type(stored["name"]) is not str or not all(isinstance(value, str | int) for _, value in settings or ()):
+        plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
+        if type(stored["name"]) is not str or not plain or not set(stored) <= {"name", "configuration"}:
             raise ValueError(f"codec is {json.dumps(stored)[:80]}")
         return cls(stored["name"], settings)
 
@@ -48,7 +53,7 @@ class Coder(Protocol):
     """Codes the samples of one array; thread-safe."""
 
     def encode(self, item: np.ndarray) -> bytes:
-        """The chunk of a contiguous sample."""
+        """The chunk of a contiguous sample. Raises ValueError."""
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
         """Fill a contiguous slot of the sample's shape and dtype. Raises ValueError where the chunk is not one of it."""
@@ -70,11 +75,17 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
         shuffle = "shuffle" if size > 1 else "noshuffle"
         settings = {"typesize": size, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
         return Codec("blosc", tuple(settings.items()))
-    return _ask_zarr(name, dtype)
+    from kdcache.cache.zarr_codecs import ZarrCoder
+
+    try:
+        return Codec.from_dict(ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
+    except ValueError:
+        expected = "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python"
+        raise refuse("cache.codec", name, expected) from None
 
 
 def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
-    """What codes chunks of that shape and dtype. Raises ValueError for a codec that nothing here knows."""
+    """What codes chunks of that shape and dtype. Raises ValueError for a codec that nothing here knows, or not so."""
     settings = dict(codec.settings or ())
     try:
         if codec.name == "blosc":
@@ -83,7 +94,9 @@ def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
             return _Zstd(settings["level"], settings["checksum"])
     except (KeyError, AttributeError) as error:
         raise ValueError(f"codec {codec.name} has no such setting ({error})") from None
-    return _ByZarr(codec, shape, dtype)
+    from kdcache.cache.zarr_codecs import ZarrCoder
+
+    return ZarrCoder(codec.name, codec.to_dict(), shape=shape, dtype=dtype)
 
 
 class _Blosc:
@@ -113,83 +126,25 @@ class _Zstd:
         return zstd.compress(as_bytes(item), self.level, self.checksum)
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
+        found = _read_zstd_size(chunk[:_ZSTD_HEADER_BYTES].tobytes())
+        if found != slot.nbytes:  # numcodecs would leave the rest of the slot as it was, or make room for terabytes
+            raise ValueError(f"its zstd frame holds {found} bytes")
         try:
-            decoded = np.frombuffer(zstd.decompress(chunk), np.uint8)  # into the slot, fewer bytes would pass unnoticed
+            zstd.decompress(chunk, as_bytes(slot))
         except RuntimeError as error:
             raise ValueError(str(error)) from None
-        if decoded.size != slot.nbytes:
-            raise ValueError(f"it holds {decoded.size} bytes")
-        as_bytes(slot)[:] = decoded
 
 
-class _ByZarr:
-    """Each chunk as an array of one chunk in a store in memory: slow, but whatever zarr-python knows works."""
-
-    def __init__(self, codec: Codec, shape: tuple[int, ...], dtype: str) -> None:
-        _find_class(codec.name)
-        self.codec, self.shape, self.dtype = codec, shape, dtype
-        self.key = "/".join(["c", *("0" for _ in shape)])
-
-    def encode(self, item: np.ndarray) -> bytes:
-        store, array = self._open_array()
-        array[...] = item
-        return store[self.key].to_bytes()
-
-    def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
-        from zarr.core.buffer import default_buffer_prototype
-
-        store, array = self._open_array()
-        store[self.key] = default_buffer_prototype().buffer.from_bytes(chunk.tobytes())
-        try:
-            slot[...] = array[...]
-        except Exception as error:  # a codec may be anybody's
-            raise ValueError(str(error) or type(error).__name__) from None
-
-    def _open_array(self):
-        import zarr
-
-        store = {}
-        with warnings.catch_warnings(action="ignore"):  # codecs outside of the specification
-            kind = _find_class(self.codec.name)
-            array = zarr.create_array(
-                zarr.storage.MemoryStore(store),
-                shape=self.shape,
-                chunks=self.shape,
-                dtype=self.dtype,
-                compressors=[kind.from_dict(self.codec.to_dict())],
-                fill_value=0,
-                config={"write_empty_chunks": True},
-            )
-        return store, array
-
-
-def _ask_zarr(name: str, dtype: str) -> Codec:
-    """A codec of zarr-python with its defaults written out, which differ between versions."""
-    import zarr
-
-    try:
-        kind = _find_class(name)
-    except ValueError:
-        raise refuse(
-            "cache.codec", name, "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python"
-        ) from None
-    with warnings.catch_warnings(action="ignore"):
-        array = zarr.create_array({}, shape=(1,), chunks=(1,), dtype=dtype, compressors=[kind()], fill_value=0)
-    return Codec.from_dict(array.metadata.to_dict()["codecs"][-1])
-
-
-def _find_class(name: str) -> type:
-    """zarr-python's codec from bytes to bytes of that name. Raises ValueError where there is none."""
-    from zarr.abc.codec import BytesBytesCodec
-    from zarr.registry import get_codec_class
-
-    try:
-        kind = get_codec_class(name)
-    except KeyError:
-        kind = None
-    if kind is None or not issubclass(kind, BytesBytesCodec):
-        raise ValueError(f"codec {name[:40]!r} is none that zarr-python knows")
-    return kind
+def _read_zstd_size(header: bytes) -> int | None:
+    """Decoded size in a frame's header (RFC 8878, 3.1.1.1); None where it says none."""
+    if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
+        return None
+    descriptor = header[4]
+    single_segment = descriptor >> 5 & 1
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    size = int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
+    return size if width and len(header) >= start + width else None
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

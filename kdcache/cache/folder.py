@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,8 @@ from kdcache.cache.metadata import write_metadata
 from kdcache.cache.records import has_record, read_record
 from kdcache.errors import CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
 from kdcache.lock import LOCK, hold_folder
+
+log = logging.getLogger("kdcache")
 
 
 def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
@@ -87,11 +90,16 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int) -> None:
-    """Raises CacheError where the disk cannot hold what is still to be written."""
-    if needed_bytes > free_bytes:
+def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int, at_most: bool) -> None:
+    """Raises CacheError where the disk cannot hold what is still to be written; only warns where a codec may make that less."""
+    if needed_bytes > free_bytes and at_most:
+        log.warning(
+            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and %.2f GB are free; a full disk "
+            "ends in a line, and what is committed by then is kept", root, needed_bytes / 1e9, free_bytes / 1e9,
+        )  # fmt: skip
+    elif needed_bytes > free_bytes:
         found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
-        cure = "make room, set cache.path to another disk, or lower augment.views or cache.levels"
+        cure = "make room, set cache.path to another disk or cache.codec blosc-zstd, or lower augment.views or cache.levels"
         raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))
 
 

@@ -6,20 +6,25 @@ Letters: V views, N samples, S samples per shard.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.codecs import Codec, choose_codec
+from kdcache.cache.codecs import Codec
 
 FORMAT_VERSION, RAW_VERSION = 3, 2  # the newest, and that of caches without a codec, which older versions read as well
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
 SPLITS = ("train", "val")
+DTYPES = ("uint8", "float16")
+MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: what blosc can code, and more than any picture
 COMMITS, LEASES = "commits", "leases"  # folders beside the splits
+
+
+Codecs = Mapping[str, Codec | None]  # of arrays by dtype; None: raw
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class ArraySpec:
 
     name: str
     item_shape: tuple[int, ...]
-    dtype: str  # uint8 or float16
+    dtype: str  # one of DTYPES
     codec: Codec | None = None  # None: a chunk is the sample's bytes
 
     @property
@@ -39,7 +44,7 @@ class ArraySpec:
     @property
     def most_chunk_bytes(self) -> int:
         """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much longer."""
-        return self.item_bytes if self.codec is None else self.item_bytes + self.item_bytes // 100 + 256
+        return self.item_bytes if self.codec is None else self.item_bytes + self.item_bytes // 100 + 1024
 
 
 @dataclass(frozen=True, order=True)
@@ -135,24 +140,24 @@ def manifest_path(root: Path) -> Path:
 
 
 def train_arrays(
-    *, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int], codec: str
+    *, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int], codecs: Codecs
 ) -> tuple[ArraySpec, ...]:
-    """Arrays of the training split: image, label, logits and the cached levels. Raises SettingsError for an unknown codec."""
+    """Arrays of the training split: image, label, logits and the cached levels."""
     height, width = size_hw
     levels = tuple(
-        _array(level, (channels[level], height // strides[level], width // strides[level]), "float16", codec)
+        _array(level, (channels[level], height // strides[level], width // strides[level]), "float16", codecs)
         for level in channels
     )
-    return (*val_arrays(size_hw=size_hw, num_classes=num_classes, codec=codec), *levels)
+    return (*val_arrays(size_hw=size_hw, num_classes=num_classes, codecs=codecs), *levels)
 
 
-def val_arrays(*, size_hw: tuple[int, int], num_classes: int, codec: str) -> tuple[ArraySpec, ...]:
+def val_arrays(*, size_hw: tuple[int, int], num_classes: int, codecs: Codecs) -> tuple[ArraySpec, ...]:
     """Arrays of the validation split: image, label and logits (before the upsampling, stride 8)."""
     height, width = size_hw
     return (
-        _array("image", (height, width, 3), "uint8", codec),
-        _array("label", (height, width), "uint8", codec),
-        _array("logits", (num_classes, height // 8, width // 8), "float16", codec),
+        _array("image", (height, width, 3), "uint8", codecs),
+        _array("label", (height, width), "uint8", codecs),
+        _array("logits", (num_classes, height // 8, width // 8), "float16", codecs),
     )
 
 
@@ -161,5 +166,5 @@ def find_version(arrays: Iterable[ArraySpec]) -> int:
     return RAW_VERSION if all(array.codec is None for array in arrays) else FORMAT_VERSION
 
 
-def _array(name: str, item_shape: tuple[int, ...], dtype: str, codec: str) -> ArraySpec:
-    return ArraySpec(name, item_shape, dtype, choose_codec(codec, dtype))
+def _array(name: str, item_shape: tuple[int, ...], dtype: str, codecs: Codecs) -> ArraySpec:
+    return ArraySpec(name, item_shape, dtype, codecs[dtype])

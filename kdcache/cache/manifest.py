@@ -16,8 +16,10 @@ from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
 from kdcache.cache.layout import (
     COMMITS,
+    DTYPES,
     FORMAT_VERSION,
     MOST_GROUPS,
+    MOST_ITEM_BYTES,
     RAW_VERSION,
     SPLITS,
     ArraySpec,
@@ -138,7 +140,12 @@ def read_manifest(root: Path) -> Manifest:
                     for split, stored in splits.items()}  # fmt: skip
         identity = {split: dict(stored["identity"]) for split, stored in splits.items()}
         _check_contents(identity, document["information"])
-        return Manifest(identity, layouts, complete, dict(document["information"]))
+        manifest = Manifest(identity, layouts, complete, dict(document["information"]))
+        if document["format_version"] < manifest.format_version:
+            raise ValueError(
+                f"format_version is {document['format_version']}, its arrays are of {manifest.format_version}"
+            )
+        return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CacheCorruptError(path, f"manifest is damaged ({reason})", cure=_CURE) from None
@@ -183,8 +190,10 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
 
 def _read_array(stored: dict) -> ArraySpec:
     shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
-    if stored["dtype"] not in ("uint8", "float16") or not 2 <= len(shape) <= 3:
+    if stored["dtype"] not in DTYPES or not 2 <= len(shape) <= 3:
         raise ValueError(f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides")
+    if ArraySpec(stored["name"], shape, stored["dtype"]).item_bytes > MOST_ITEM_BYTES:
+        raise ValueError(f"a sample of {repr(stored['name'])[:20]} has more than {MOST_ITEM_BYTES} bytes")
     codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
     if codec:
         make_coder(codec, shape=shape, dtype=stored["dtype"])  # says so where nothing here knows it

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kdcache.cache.answers import GroupAnswers, View, collect_views, start_views
-from kdcache.cache.layout import Group
+from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
@@ -136,7 +136,7 @@ class Pipeline:
             if lease is None:
                 return False
             if has_record(root, group):
-                self._advance(group)
+                self._advance(group, size_bytes=0)
                 return True
             views = start_views(self.plan.config, group, splits=self.plan.splits, pool=self._drawers)
             self._drawn.append(_Job(group, lease, held.pop_all(), views))
@@ -173,10 +173,10 @@ class Pipeline:
         with self._lock:
             self.written.append(job.group)
             self.shrunk += _find_shrunk(job.group, contents)
-        self._advance(job.group)
+        layout = self.plan.manifest.layouts[job.group.split]
+        self._advance(job.group, size_bytes=measure_group(self.plan.config.cache.path, layout, job.group))
 
-    def _advance(self, group: Group) -> None:
-        size_bytes = measure_group(self.plan.config.cache.path, self.plan.manifest.layouts[group.split], group)
+    def _advance(self, group: Group, *, size_bytes: int) -> None:
         with self._lock:
             self.bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
@@ -192,8 +192,14 @@ class Pipeline:
 
 
 def _largest_group(manifest: Manifest) -> int:
-    """Bytes of a full shard group."""
-    return max(layout.group_bytes(layout.group(0, 0)) for layout in manifest.layouts.values())
+    """Bytes of a full shard group, and of the chunks of its largest array where they are coded."""
+
+    def measure(layout: SplitLayout) -> int:
+        group = layout.group(0, 0)
+        coded = [layout.shard_bytes(array, group) for array in layout.arrays if array.codec]
+        return layout.group_bytes(group) + max(coded, default=0)
+
+    return max(measure(layout) for layout in manifest.layouts.values())
 
 
 def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 
 import torch
 
-from kdcache.cache.layout import MOST_GROUPS, SplitLayout, train_arrays, val_arrays
-from kdcache.cache.manifest import Manifest, build_identity
+from kdcache.cache.codecs import Codec, choose_codec
+from kdcache.cache.layout import DTYPES, MOST_GROUPS, Codecs, SplitLayout, train_arrays, val_arrays
+from kdcache.cache.manifest import Manifest, build_identity, read_manifest
 from kdcache.checks import refuse
 from kdcache.config import Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
+from kdcache.errors import CacheError
 
 VAL_VIEW_RULE = {"scheme": "pad"}  # validation samples are padded, and scaled down where they do not fit
 
@@ -23,6 +26,7 @@ def plan_cache(
     splits: dict[str, Split],
     weights_sha256: str,
     levels: dict[str, tuple[int, int]],
+    codecs: Codecs | None = None,
     device: torch.device,
 ) -> Manifest:
     """The manifest of the cache these settings ask for.
@@ -31,11 +35,11 @@ def plan_cache(
         splits: "train" and "val", checked and fingerprinted.
         weights_sha256: of the teacher's weights.
         levels: cached level -> (channels, stride).
+        codecs: as `choose_codecs` finds them.
         device: kept as information.
     """
-    layouts = plan_layouts(
-        config, num_samples={name: len(split.samples) for name, split in splits.items()}, levels=levels
-    )
+    num_samples, codecs = {name: len(split.samples) for name, split in splits.items()}, codecs or choose_codecs(config)
+    layouts = plan_layouts(config, num_samples=num_samples, levels=levels, codecs=codecs)
     rules = {"train": train_view_rule(config), "val": VAL_VIEW_RULE}
     identity = {
         name: build_identity(
@@ -50,13 +54,26 @@ def plan_cache(
     return Manifest(identity, layouts, complete, _information(config, device))
 
 
+def choose_codecs(config: Config) -> dict[str, Codec | None]:
+    """The codec of each dtype. A cache that is there keeps its own: the defaults of a codec differ between versions.
+
+    Raises: SettingsError for an unknown codec.
+    """
+    chosen = {dtype: choose_codec(config.cache.codec, dtype) for dtype in DTYPES}
+    with suppress(CacheError):  # whatever is wrong with it is said where it is opened
+        manifest = read_manifest(config.cache.path)
+        if manifest.information["settings"]["cache"].get("codec") == config.cache.codec:
+            chosen |= {array.dtype: array.codec for layout in manifest.layouts.values() for array in layout.arrays}
+    return chosen
+
+
 def plan_layouts(
-    config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]]
+    config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]], codecs: Codecs
 ) -> dict[str, SplitLayout]:
     """The grid of both splits."""
     channels = {level: c for level, (c, _) in levels.items()}
     strides = {level: s for level, (_, s) in levels.items()}
-    shared = {"num_classes": config.dataset.num_classes, "codec": config.cache.codec}
+    shared = {"num_classes": config.dataset.num_classes, "codecs": codecs}
     train = train_arrays(size_hw=config.dataset.size_hw, channels=channels, strides=strides, **shared)
     val, shard = val_arrays(size_hw=config.dataset.val_hw, **shared), config.cache.shard_samples
     layouts = {

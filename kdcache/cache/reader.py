@@ -45,7 +45,7 @@ class _Shard:
 
 
 class _Room(threading.local):
-    """Memory of one thread for a coded chunk; it grows to the largest."""
+    """Memory of one thread for a coded chunk; it grows to the largest. A reader that is sent to another process leaves it."""
 
     def __init__(self) -> None:
         self.bytes = np.empty(0, np.uint8)
@@ -54,6 +54,9 @@ class _Room(threading.local):
         if self.bytes.size < size_bytes:
             self.bytes = np.empty(size_bytes, np.uint8)
         return self.bytes[:size_bytes]
+
+    def __reduce__(self) -> tuple:
+        return _Room, ()
 
 
 class CacheReader:

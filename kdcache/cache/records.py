@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache.documents import read_sealed, write_sealed
-from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path
+from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path, index_bytes
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
@@ -135,7 +135,11 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
 def _check_size(found: object, layout: SplitLayout, spec: ArraySpec, group: Group) -> None:
     """Raises ValueError where a shard file cannot be of that size."""
     most = layout.shard_bytes(spec, group)
-    fits = found == most if spec.codec is None else type(found) is int and 0 < found <= most
+    fits = (
+        found == most
+        if spec.codec is None
+        else type(found) is int and index_bytes(layout.shard_samples) < found <= most
+    )
     if not fits:
         bound = "" if spec.codec is None else "at most "
         raise ValueError(f"{spec.name} is {repr(found)[:20]} bytes, expected {bound}{most}")

@@ -58,6 +58,10 @@ def write_group(
         lease.check()
         identity = manifest.split_hash(group.split)
         write_record(root, group, CommitRecord(identity, contents.ids, files, crcs, contents.views))
+    except ValueError as error:  # of a codec
+        _remove_partials(root, manifest.layouts[group.split], group)
+        cure = "set cache.codec to another and cache.path to a new folder"
+        raise CacheError(f"{root}: shard group {group.name} cannot be coded ({error}); {cure}") from None
     except OSError as error:
         lease.check()  # without it the files are another writer's, and so is the error
         _remove_partials(root, manifest.layouts[group.split], group)
@@ -109,7 +113,7 @@ def _write_partials(
 def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
     """The chunks of samples [count, *item_shape], uint8 each; without a codec they are the samples' own memory.
 
-    Raises: CacheError where a codec does not give back what it was given: what is stored is what the teacher said.
+    Raises: ValueError where a codec does not give back what it was given: what is stored is what the teacher said.
     """
     if spec.codec is None:
         return [as_bytes(item) for item in block]
@@ -118,7 +122,9 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
     for item, chunk in zip(block, chunks, strict=True):
         coder.decode_into(chunk, decoded)
         if not np.array_equal(as_bytes(decoded), as_bytes(item)):
-            raise CacheError(f"{spec.name}: codec {spec.codec.name} changes what it codes; set cache.codec to another")
+            raise ValueError(f"codec {spec.codec.name} changes {spec.name}")
+        if chunk.size > spec.most_chunk_bytes:
+            raise ValueError(f"codec {spec.codec.name} makes {chunk.size} bytes of {spec.item_bytes} of {spec.name}")
     return chunks
 
 

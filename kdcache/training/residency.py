@@ -59,7 +59,7 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
     )
     free_gpu = int(find_free_gpu(device) * GPU_SHARE) if device.type == "cuda" else 0
     free_ram = int(find_free_ram() * RAM_SHARE)
-    size, stored = f"{_gb(size_bytes)} of samples", f"{_gb(stored_bytes)} of samples"
+    size, stored = f"{_gb(size_bytes)} of samples", f"{_gb(stored_bytes)} of shard files"
     if setting == "gpu" and size_bytes > free_gpu:
         found = f"{size} do not fit into {_gb(free_gpu)} of GPU memory" if free_gpu else f"the device is {device}"
         raise SettingsError(f"settings: train.residency is 'gpu' and {found}; set train.residency auto")

@@ -75,7 +75,7 @@ def make_learner(config: Config) -> Learner:
         strides = {level: stride for level, (_, stride) in LEVELS.items()}
         channels = {level: count for level, (count, _) in LEVELS.items()}
         specs = train_arrays(size_hw=config.dataset.size_hw, num_classes=config.dataset.num_classes, channels=channels,
-                             strides=strides, codec="raw")  # fmt: skip
+                             strides=strides, codecs=dict.fromkeys(("uint8", "float16")))  # fmt: skip
         specs = [spec for spec in specs if spec.name in list_arrays(config, learner)]
         compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     learner.student.train()
