@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import sys
 from pathlib import Path
 
 from cache_teacher import maintain
+from cache_teacher.fidelity import fidelity
 from kdcache.command import run_command
+from kdcache.config import Config, config_to_dict
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 
+log = logging.getLogger("kdcache")
 PROG = "python -m cache_teacher"
+FEW_SAMPLES = 8  # compared at the end of phase one
 EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
-gc (remove what killed runs left), sample-set (write the sample data set); {PROG} fit fine-tunes a teacher, settings as above"""
+gc (remove what killed runs left), fidelity (compare with the teacher, asked again), sample-set (write the sample data set);
+{PROG} fit fine-tunes a teacher, settings as above"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +48,21 @@ def _build(argv: list[str]) -> None:
         f"in {summary.time_s:.1f} s; teacher's mIoU {summary.score.val_miou:.4f} on val, "
         f"{summary.score.train_miou:.4f} on training views"
     )
+    if summary.num_samples:
+        _say_fidelity(config)
+
+
+def _say_fidelity(config: Config) -> None:
+    """A small measurement at the end of phase one."""
+    from kdcache.fidelity import measure_fidelity
+    from kdcache.report.fidelity import format_fidelity_line
+
+    given = config_to_dict(config)
+    here = {"teacher": {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}}
+    result = measure_fidelity(config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console())
+    print(format_fidelity_line(result))
+    for failure in result["failures"]:
+        log.warning("%s; `%s fidelity %s` tells more", failure, PROG, config.cache.path)
 
 
 def _fit(argv: list[str]) -> None:
@@ -67,6 +88,7 @@ COMMANDS = {
     "verify": maintain.verify,
     "repair": maintain.repair,
     "gc": maintain.gc,
+    "fidelity": fidelity,
     "fit": _fit,
     "sample-set": _sample_set,
 }

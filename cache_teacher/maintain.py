@@ -70,7 +70,7 @@ def repair(argv: list[str]) -> None:
     )
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
-    root, rest = _split_path([word for word in argv if word != "--dry-run"])
+    root, rest = split_path([word for word in argv if word != "--dry-run"], "repair")
     given = read_given(parser, rest)
     from kdcache.cache.repair import repair_cache
     from kdcache.report.damage import format_repair
@@ -110,10 +110,10 @@ def _path_parser(name: str, description: str, *, json: bool = False) -> argparse
     return parser
 
 
-def _split_path(words: list[str]) -> tuple[Path, list[str]]:
-    """PATH, which is the first word, and the settings behind it."""
+def split_path(words: list[str], command: str) -> tuple[Path, list[str]]:
+    """PATH, which is the first word, and the settings behind it. Raises SettingsError."""
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
-        cure = f"write `{PROG} repair PATH`, settings behind it"
-        raise SettingsError(describe(f"{PROG} repair", field="PATH", found=found, expected=expected, cure=cure))
+        cure = f"write `{PROG} {command} PATH`, settings behind it"
+        raise SettingsError(describe(f"{PROG} {command}", field="PATH", found=found, expected=expected, cure=cure))
     return Path(words[0]), words[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -36,6 +37,9 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
             "or set train.residency disk",
             file=sys.stderr,
         )
+        return 1
+    except BrokenPipeError:  # who read our words has gone: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # disk full, permissions: what no check at the edge can foresee
         print(

@@ -71,7 +71,8 @@ def merge(base: Mapping, over: Mapping) -> dict:
     """Nested dicts, `over` winning."""
     both = dict(base)
     for key, value in over.items():
-        both[key] = merge(both[key], value) if isinstance(value, Mapping) and key in both else value
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merge(both[key], value) if nested else value
     return both
 
 

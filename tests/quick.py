@@ -29,6 +29,7 @@ class QuickTeacher:
     def __init__(self, num_classes: int, levels: list[str]) -> None:
         self.channels = {"logits": num_classes, **{level: CHANNELS[level] for level in levels}}
         self.strides = {"logits": 8, **STRIDES}
+        self.device = torch.device("cpu")
 
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
         x = image_NHWC.permute(0, 3, 1, 2).float().mean(1, keepdim=True) / 255

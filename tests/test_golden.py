@@ -17,8 +17,12 @@ from kdcache.cache.verify import verify_cache
 GOLDEN = Path(__file__).parent / "golden"
 FIRST_RELEASED = 2  # format 1 never left the house
 RELEASED = range(FIRST_RELEASED, FORMAT_VERSION + 1)
-ARRAYS = {"train": ["image", "label", "logits", "low", "mid", "high"], "val": ["image", "label", "logits"]}
-CASES = [(version, split, name) for version in RELEASED for split in SPLITS for name in ARRAYS[split]]
+CASES = [
+    (version, split, array.name)
+    for version in RELEASED
+    for split in SPLITS
+    for array in read_manifest(GOLDEN / f"v{version}").layouts[split].arrays
+]
 
 
 def read_recorded(version: int) -> dict:
@@ -102,3 +106,17 @@ def test_golden_cache_names_no_place_on_the_machine_that_made_it(version):
         settings["run"]["dir"],
     ]
     assert not any(Path(place).is_absolute() for place in places)
+
+
+def test_the_golden_cache_of_version_3_has_one_of_each_encoding():
+    root = GOLDEN / "v3"
+    reader = open_split(root, "train")
+    kinds = {name: encoding.kind for name, encoding in reader.encodings.items()}
+    assert kinds == {"logits": "int8", "low": "lowrank", "mid": "int8", "high": "float16"}
+    basis = read_with_zarr(root, "train", "low_basis")
+    assert basis.shape == (4, 3) and np.array_equal(basis, reader.bases["low"])
+    coefficients, scale = (read_with_zarr(root, "train", name) for name in ("low", "mid_scale"))
+    low = np.einsum("cr,vnrhw->vnchw", basis, 0.09 * coefficients.astype(np.float32))
+    np.testing.assert_allclose(low[1, 2], reader.decode("low", 1, 2), rtol=1e-5, atol=1e-6)
+    mid = read_with_zarr(root, "train", "mid")[0, 1] * scale[0, 1][:, None, None]
+    np.testing.assert_allclose(mid, reader.decode("mid", 0, 1), rtol=1e-6)

@@ -66,7 +66,8 @@ def write_serially(plan):
     root = plan.config.cache.path
     for group in all_groups(plan):
         with take_lease(root, group.name) as lease, ThreadPoolExecutor(2) as pool:
-            contents = compute_group(plan.config, group, splits=plan.splits, teacher=plan.teacher, pool=pool)
+            asked = {"teacher": plan.teacher, "encoder": plan.encoder}
+            contents = compute_group(plan.config, group, splits=plan.splits, pool=pool, **asked)
             write_group(root, plan.manifest, group, contents=contents, lease=lease)
 
 
@@ -95,18 +96,18 @@ def test_the_bytes_are_those_of_one_step_after_the_other(config, given, tmp_path
 
 def test_the_next_group_is_drawn_while_the_teacher_answers(plan, monkeypatch):
     drawn = threading.Event()
-    make_view = answers._make_view
+    make_view = answers.draw_view
 
-    def make_view_and_tell(config, sample, group):
-        if group.split == "train":  # val is one group, the first
+    def make_view_and_tell(config, sample, *, split, view):
+        if split == "train":  # val is one group, the first
             drawn.set()
-        return make_view(config, sample, group)
+        return make_view(config, sample, split=split, view=view)
 
     def answer_when_drawn(true, call):
         assert drawn.wait(PATIENCE_S), "nothing was drawn beside the first question"
         return true
 
-    monkeypatch.setattr(answers, "_make_view", make_view_and_tell)
+    monkeypatch.setattr(answers, "draw_view", make_view_and_tell)
     replace_teacher(plan, answer_when_drawn)
     write_all(plan)
 
@@ -137,8 +138,8 @@ def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
     alive, most = [], {"answers": 0, "leases": 0}
 
     class Counted(GroupAnswers):
-        def __init__(self, drawn):
-            super().__init__(drawn)
+        def __init__(self, drawn, encoder):
+            super().__init__(drawn, encoder)
             alive.append(drawn.group.name)
             weakref.finalize(drawn.image, alive.pop)  # perhaps another's name, but the number is right
             most["answers"] = max(most["answers"], len(alive))

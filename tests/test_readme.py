@@ -18,7 +18,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python -m") and not line.startswith("python -m pytest")
 ]
-NOT_SETTINGS = {"info", "verify", "repair", "gc", "sample-set"}
+NOT_SETTINGS = {"info", "verify", "repair", "gc", "fidelity", "sample-set"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -52,3 +52,9 @@ def test_readme_make_targets_exist():
 def test_configs_are_valid(path):
     given = read_given(build_parser(prog="x", description=""), ["--config", str(path)])
     assert make_config(given).dataset.num_classes > 1
+
+
+def test_the_worked_example_of_the_format_runs():
+    text = (ROOT / "kdcache/cache/FORMAT.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import numpy" in block]
+    exec(compile(example, "FORMAT.md", "exec"), {})

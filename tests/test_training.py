@@ -157,8 +157,8 @@ def test_baseline_and_student_start_equal_and_see_the_same_batches(cache, given,
     seen = []
     compute = loop.compute_loss
 
-    def spy(loss, logits, features, batch):
-        terms = compute(loss, logits, features, batch)
+    def spy(loss, logits, features, batch, targets):
+        terms = compute(loss, logits, features, batch, targets)
         seen.append((batch.sample_ids, terms.ce.sum.item()))
         return terms
 

@@ -1,4 +1,4 @@
-"""What the teacher says about one shard group: views drawn, teacher asked, float16 checked, answers brought to the host.
+"""What the teacher says about one shard group: views drawn, teacher asked, answers encoded, checked and brought to the host.
 
 Letters: N samples of a batch, C channels, H, W height and width (of the grid at hand).
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.encoder import LARGEST, Encoder
 from kdcache.cache.layout import Group
 from kdcache.cache.writer import GroupContents
 from kdcache.config import Config
@@ -22,7 +23,6 @@ from kdcache.data.voc import Sample, Split, read_sample
 from kdcache.errors import TeacherError
 from kdcache.models.teacher import Teacher
 
-FLOAT16_MAX = 65_504.0
 UNDER_WAY = 2  # batches on a GPU whose answers are computed or copied: one each
 
 View = tuple[np.ndarray, np.ndarray, dict]
@@ -40,14 +40,14 @@ class DrawnGroup:
 
 
 def compute_group(
-    config: Config, group: Group, *, splits: dict[str, Split], teacher: Teacher, pool: Executor
+    config: Config, group: Group, *, splits: dict[str, Split], teacher: Teacher, encoder: Encoder, pool: Executor
 ) -> GroupContents:
     """Everything a group stores; a pure function of its samples, the settings and the weights.
 
     Raises: DataError, TeacherError naming the sample.
     """
     views = start_views(config, group, splits=splits, pool=pool)
-    answers = GroupAnswers(collect_views(group, views, splits=splits))
+    answers = GroupAnswers(collect_views(group, views, splits=splits), encoder)
     for rows in answers.batches(config.teacher.batch_size):
         answers.ask(teacher, rows)
     return answers.wait()
@@ -56,7 +56,7 @@ def compute_group(
 def start_views(config: Config, group: Group, *, splits: dict[str, Split], pool: Executor) -> list[Future[View]]:
     """Begin to draw the views of a group in the threads of `pool`, one future a sample."""
     samples = splits[group.split].samples[group.start : group.stop]
-    return [pool.submit(_make_view, config, sample, group) for sample in samples]
+    return [pool.submit(draw_view, config, sample, split=group.split, view=group.view) for sample in samples]
 
 
 def collect_views(group: Group, views: list[Future[View]], *, splits: dict[str, Split]) -> DrawnGroup:
@@ -68,15 +68,15 @@ def collect_views(group: Group, views: list[Future[View]], *, splits: dict[str, 
 
 
 class GroupAnswers:
-    """The teacher's answers about one drawn group, asked batch by batch, as float16 in arrays of the whole group.
+    """The teacher's answers about one drawn group, asked batch by batch, encoded in arrays of the whole group.
 
-    On a GPU `ask` does not wait for the answers: they become float16 there and go to pinned memory of the host on a stream of
+    On a GPU `ask` does not wait for the answers: they are encoded there and go to pinned memory of the host on a stream of
     their own, beside the next batch. `wait` does, and may be called from another thread.
     """
 
-    def __init__(self, drawn: DrawnGroup) -> None:
-        self.drawn = drawn
-        self.answers: dict[str, Tensor] = {}  # name -> float16 [n, C, H, W] on the host
+    def __init__(self, drawn: DrawnGroup, encoder: Encoder) -> None:
+        self.drawn, self.encoder = drawn, encoder
+        self.answers: dict[str, Tensor] = {}  # array -> what is stored [n, ...], on the host
         self.under_way: deque[_Copy] = deque()
 
     def batches(self, batch_size: int) -> list[slice]:
@@ -88,17 +88,19 @@ class GroupAnswers:
         """Ask about the samples in `rows`. Raises TeacherError naming a sample, of this batch or one before."""
         while len(self.under_way) >= UNDER_WAY:
             self._finish(self.under_way.popleft())
-        answer = teacher(torch.from_numpy(self.drawn.image[rows]))
-        names = list(answer) if self.drawn.group.split == "train" else ["logits"]
+        answer, split = teacher(torch.from_numpy(self.drawn.image[rows])), self.drawn.group.split
+        names = list(answer) if split == "train" else ["logits"]
         peaks = torch.stack([_find_peaks(answer[name]) for name in names])
-        slots = [self._find_slot(name, answer[name])[rows] for name in names]
+        limits = torch.tensor([self.encoder.find_limit(name, split=split) for name in names])
+        arrays = self.encoder.encode(answer, split=split)
+        slots = [self._find_slot(name, values)[rows] for name, values in arrays.items()]
+        asked = _Asked(names, limits, rows)
         if peaks.is_cuda:
-            halves = [_to_half(answer[name]) for name in names]
-            self.under_way.append(_Copy(halves, slots, peaks, names, rows))
+            self.under_way.append(_Copy([*arrays.values()], slots, peaks, asked))
             return
-        self._check_float16(peaks, names, rows)
-        for name, slot in zip(names, slots, strict=True):
-            slot.copy_(answer[name].half())  # in two steps: cast and reordered in one, PyTorch takes half as long again
+        self._check_peaks(peaks, asked)
+        for slot, values in zip(slots, arrays.values(), strict=True):
+            slot.copy_(values)
 
     def wait(self) -> GroupContents:
         """What the group stores, once all of it is on the host. Raises TeacherError naming the sample."""
@@ -112,37 +114,49 @@ class GroupAnswers:
         """Memory for the whole group, pinned where a GPU copies into it."""
         if name not in self.answers:
             shape = (len(self.drawn.ids), *values.shape[1:])
-            self.answers[name] = torch.empty(shape, dtype=torch.float16, pin_memory=values.is_cuda)
+            self.answers[name] = torch.empty(shape, dtype=values.dtype, pin_memory=values.is_cuda)
         return self.answers[name]
 
     def _finish(self, copy: _Copy) -> None:
         copy.done.synchronize()
-        self._check_float16(copy.peaks, copy.names, copy.rows)
+        self._check_peaks(copy.peaks, copy.asked)
 
-    def _check_float16(self, peaks: Tensor, names: list[str], rows: slice) -> None:
-        """Raises TeacherError naming the first level, then sample, whose answer float16 cannot hold; peaks [names, N]."""
-        bad = ~(peaks <= FLOAT16_MAX)  # NaN, too
+    def _check_peaks(self, peaks: Tensor, asked: _Asked) -> None:
+        """Raises TeacherError naming the first answer, then sample, that cannot be stored; peaks [names, N]."""
+        bad = ~(peaks <= asked.limits[:, None])  # NaN, too
         if bad.any():
             level, row = bad.nonzero()[0].tolist()
+            limit = asked.limits[level].item()
+            cure = "float16 cannot hold it: " if limit == LARGEST["float16"] else ""
+            sample, name = self.drawn.ids[asked.rows][row], asked.names[level]
             raise TeacherError(
-                f"sample {self.drawn.ids[rows][row]!r}: teacher's {names[level]} reaches {peaks[level, row].item():g}, "
-                f"expected finite values up to {FLOAT16_MAX:g}; "
-                "float16 cannot hold it: check the weights, teacher.precision and teacher.layers"
+                f"sample {sample!r}: teacher's {name} reaches {peaks[level, row].item():g}, "
+                f"expected finite values up to {limit:g}; "
+                f"{cure}check the weights, teacher.precision and teacher.layers"
             )
 
 
-class _Copy:
-    """One batch's way from the GPU to the host; `halves` are kept until it is over, or their memory would be used again."""
+@dataclass(frozen=True)
+class _Asked:
+    """Which answers about which rows of a group, and how large each may be, float32 [names]."""
 
-    def __init__(self, halves: list[Tensor], slots: list[Tensor], peaks: Tensor, names: list[str], rows: slice) -> None:
-        self.halves, self.names, self.rows = [*halves, peaks], names, rows
+    names: list[str]
+    limits: Tensor
+    rows: slice
+
+
+class _Copy:
+    """One batch's way from the GPU to the host; `values` are kept until it is over, or their memory would be used again."""
+
+    def __init__(self, values: list[Tensor], slots: list[Tensor], peaks: Tensor, asked: _Asked) -> None:
+        self.values, self.asked = [*values, peaks], asked
         self.peaks = torch.empty(peaks.shape, pin_memory=True)
         self.done = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores have views to draw
         stream = _copy_stream(peaks.device)
         stream.wait_stream(torch.cuda.current_stream(peaks.device))
         with torch.cuda.stream(stream):
-            for slot, values in zip([*slots, self.peaks], self.halves, strict=True):
-                slot.copy_(values, non_blocking=True)
+            for slot, value in zip([*slots, self.peaks], self.values, strict=True):
+                slot.copy_(value, non_blocking=True)
             self.done.record(stream)
 
 
@@ -152,24 +166,18 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _to_half(values_NCHW: Tensor) -> Tensor:
-    """Cast and brought into NCHW order by one kernel."""
-    return torch.empty(values_NCHW.shape, dtype=torch.float16, device=values_NCHW.device).copy_(values_NCHW)
-
-
 def _find_peaks(values_NCHW: Tensor) -> Tensor:
     """Largest magnitude of each sample, float32 [N], NaN where one is; abs() would write all of it once more."""
     dims = (1, 2, 3)
     return torch.maximum(values_NCHW.amax(dims), -values_NCHW.amin(dims))
 
 
-def _make_view(config: Config, sample: Sample, group: Group) -> View:
-    """Image, label and parameters of one stored sample."""
+def draw_view(config: Config, sample: Sample, *, split: str, view: int) -> View:
+    """Image, label and parameters of one stored sample. Raises DataError."""
     image, label = read_sample(config.dataset, sample)
-    if group.split == "train":
-        view = draw(
-            config.augment, sample_id=sample.id, view=group.view, image_hw=label.shape, size_hw=config.dataset.size_hw
-        )
-        return *apply(view, image, label), {**view.to_dict(), "image_box": view.image_box}
+    if split == "train":
+        size_hw = config.dataset.size_hw
+        drawn = draw(config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw)
+        return *apply(drawn, image, label), {**drawn.to_dict(), "image_box": drawn.image_box}
     padded_image, padded_label, shrunk_hw = fit_inside(image, label, size_hw=config.dataset.val_hw)
     return padded_image, padded_label, {"image_box": (0, 0, *shrunk_hw), "image_hw": label.shape}

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 
+from kdcache.cache.encoder import choose_encodings, choose_ranks
 from kdcache.cache.folder import (
     add_information,
     check_free_space,
@@ -16,9 +17,10 @@ from kdcache.cache.folder import (
     open_for_writing,
 )
 from kdcache.cache.layout import Group
+from kdcache.cache.learning import find_bases
 from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
-from kdcache.cache.plan import choose_codecs, plan_cache
+from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
 from kdcache.cache.score import TeacherScore, score_teacher
 from kdcache.cache.writer import measure_group
 from kdcache.config import Config
@@ -64,25 +66,30 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
 def make_plan(config: Config, progress: Progress) -> Plan:
     """Read weights and data set, check every file, and say what the cache of these settings is.
 
-    Raises: SettingsError, DataError, TeacherError.
+    Raises: SettingsError, DataError, TeacherError, CacheError.
     """
+    check_stored(config)
     codecs = choose_codecs(config)
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
     teacher, weights = build_teacher(
         config.teacher, num_classes=config.dataset.num_classes, levels=config.cache.levels, device=device
     )
+    levels = teacher.probe_levels()
+    ranks = choose_ranks(config.cache, levels)
     download_voc(config.dataset)
     splits = read_splits(config, progress)
+    bases = find_bases(config, ranks, splits=splits, teacher=teacher, progress=progress)
     manifest = plan_cache(
         config,
         splits=splits,
         weights_sha256=hash_weights(weights),
-        levels=teacher.probe_levels(),
+        levels=levels,
+        encodings=choose_encodings(config.cache, bases),
         codecs=codecs,
         device=device,
     )
-    return Plan(config, manifest, splits, teacher)
+    return Plan(config, manifest, splits, teacher, bases)
 
 
 def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
@@ -108,7 +115,7 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
     check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free, at_most=coded)
     if not missing:  # versions and device are those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
-    return replace(plan, manifest=open_for_writing(root, manifest)), missing
+    return replace(plan, manifest=open_for_writing(root, manifest, plan.bases)), missing
 
 
 def _write_missing(plan: Plan, missing: list[Group], progress: Progress) -> list[Group]:

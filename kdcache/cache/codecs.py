@@ -72,7 +72,7 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
     if name in _BLOSC_LEVELS:
         cname, level = _BLOSC_LEVELS[name]
         size = np.dtype(dtype).itemsize
-        shuffle = "shuffle" if size > 1 else "noshuffle"
+        shuffle = "shuffle" if size > 1 else "bitshuffle" if dtype == "int8" else "noshuffle"
         settings = {"typesize": size, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
         return Codec("blosc", tuple(settings.items()))
     from kdcache.cache.zarr_codecs import ZarrCoder
@@ -80,7 +80,7 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
     try:
         return Codec.from_dict(ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
     except ValueError:
-        expected = "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python"
+        expected = "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python, as numcodecs.bz2"
         raise refuse("cache.codec", name, expected) from None
 
 

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from kdcache.cache import durable
+from kdcache.cache.basis import write_bases
 from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
 from kdcache.cache.metadata import write_metadata
@@ -20,10 +23,13 @@ from kdcache.lock import LOCK, hold_folder
 log = logging.getLogger("kdcache")
 
 
-def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
+def open_for_writing(root: Path, manifest: Manifest, bases: dict[str, np.ndarray] | None = None) -> Manifest:
     """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
 
     A manifest that was moved away is made anew: committed groups of the same identity are kept.
+
+    Args:
+        bases: of the manifest's lowrank levels, level -> float32 [C, R].
 
     Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
     CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
@@ -35,6 +41,7 @@ def open_for_writing(root: Path, manifest: Manifest) -> Manifest:
             manifest = check_same_cache(root, manifest)
             durable.make_folders(root / COMMITS, below=root)
             durable.sync_folder(root / COMMITS)  # a commit may have been killed between its rename and this
+            write_bases(root, bases or {})
             if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
                 write_manifest(root, manifest)
                 write_metadata(root, manifest)
@@ -57,9 +64,10 @@ def complete_views(root: Path) -> Manifest:
     return manifest
 
 
-def rewrite_metadata(root: Path) -> None:
-    """Write every zarr.json anew that is damaged or missing."""
+def rewrite_metadata(root: Path, bases: dict[str, np.ndarray]) -> None:
+    """Write every zarr.json anew that is damaged or missing, and each of these bases that is."""
     with _explain_refusal(root), hold_folder(root, wait=True):
+        write_bases(root, bases)
         write_metadata(root, read_manifest(root), replace=True)
 
 
@@ -99,7 +107,7 @@ def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int, at_most:
         )  # fmt: skip
     elif needed_bytes > free_bytes:
         found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
-        cure = "make room, set cache.path to another disk or cache.codec blosc-zstd, or lower augment.views or cache.levels"
+        cure = "make room, set cache.path to another disk or cache.encoding compact, or lower augment.views or cache.levels"
         raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))
 
 

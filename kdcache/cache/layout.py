@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache.codecs import Codec
+from kdcache.cache.encodings import Encoding, list_shapes
 
-FORMAT_VERSION, RAW_VERSION = 3, 2  # the newest, and that of caches without a codec, which older versions read as well
+FORMAT_VERSION, RAW_VERSION = 3, 2  # the newest, and that of caches of raw float16, which older kdcaches read as well
+DTYPES = ("uint8", "float16", "int8", "float32")
+LOGITS_STRIDE = 8  # of the teacher's scores before its upsampling, pixels
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
 SPLITS = ("train", "val")
-DTYPES = ("uint8", "float16")
 MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: what blosc can code, and more than any picture
 COMMITS, LEASES = "commits", "leases"  # folders beside the splits
 
@@ -139,32 +141,28 @@ def manifest_path(root: Path) -> Path:
     return root / "manifest.json"
 
 
-def train_arrays(
-    *, size_hw: tuple[int, int], num_classes: int, channels: dict[str, int], strides: dict[str, int], codecs: Codecs
+def list_specs(
+    *,
+    size_hw: tuple[int, int],
+    targets: Mapping[str, tuple[int, int]],
+    encodings: Mapping[str, Encoding],
+    codecs: Codecs,
 ) -> tuple[ArraySpec, ...]:
-    """Arrays of the training split: image, label, logits and the cached levels."""
-    height, width = size_hw
-    levels = tuple(
-        _array(level, (channels[level], height // strides[level], width // strides[level]), "float16", codecs)
-        for level in channels
-    )
-    return (*val_arrays(size_hw=size_hw, num_classes=num_classes, codecs=codecs), *levels)
+    """Arrays of a split: image, label and what the targets are stored in.
 
-
-def val_arrays(*, size_hw: tuple[int, int], num_classes: int, codecs: Codecs) -> tuple[ArraySpec, ...]:
-    """Arrays of the validation split: image, label and logits (before the upsampling, stride 8)."""
+    Args:
+        targets: logits and levels -> (channels, stride in pixels). encodings: of targets; the others are float16.
+        codecs: of each dtype.
+    """
     height, width = size_hw
-    return (
-        _array("image", (height, width, 3), "uint8", codecs),
-        _array("label", (height, width), "uint8", codecs),
-        _array("logits", (num_classes, height // 8, width // 8), "float16", codecs),
-    )
+    arrays = [("image", (height, width, 3), "uint8"), ("label", (height, width), "uint8")]
+    for name, (channels, stride) in targets.items():
+        shape = (channels, height // stride, width // stride)
+        arrays += list_shapes(name, shape, encodings.get(name, Encoding()))
+    return tuple(ArraySpec(name, shape, dtype, codecs[dtype]) for name, shape, dtype in arrays)
 
 
 def find_version(arrays: Iterable[ArraySpec]) -> int:
     """The oldest version of the format that has these arrays."""
-    return RAW_VERSION if all(array.codec is None for array in arrays) else FORMAT_VERSION
-
-
-def _array(name: str, item_shape: tuple[int, ...], dtype: str, codecs: Codecs) -> ArraySpec:
-    return ArraySpec(name, item_shape, dtype, codecs[dtype])
+    old = all(array.codec is None and array.dtype in ("uint8", "float16") for array in arrays)
+    return RAW_VERSION if old else FORMAT_VERSION

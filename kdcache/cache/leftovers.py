@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache import durable
+from kdcache.cache.basis import basis_name, basis_path
 from kdcache.cache.layout import LEASES, Group, commit_path, metadata_path, shard_path
 from kdcache.cache.lease import Lease, is_held, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
@@ -71,12 +72,13 @@ def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[
 
 
 def _find_document_partials(root: Path, manifest: Manifest) -> Iterator[Leftover]:
-    """Of the manifest and every zarr.json."""
+    """Of the manifest, every zarr.json and every basis."""
     folders = {root, *(metadata_path(root, split).parent for split in manifest.layouts)}
     folders |= {root / split / spec.name for split, layout in manifest.layouts.items() for spec in layout.arrays}
-    for folder in sorted(folders):
-        for name in ("manifest.json", "zarr.json"):
-            yield from _find_partials(folder / name)
+    bases = [basis_path(root, level) for level in manifest.encodings]
+    folders |= {metadata_path(root, "train", basis_name(level)).parent for level in manifest.encodings}
+    for path in [*(folder / name for folder in sorted(folders) for name in ("manifest.json", "zarr.json")), *bases]:
+        yield from _find_partials(path)
 
 
 def _find_partials(path: Path) -> Iterator[Leftover]:

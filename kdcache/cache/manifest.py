@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
+from kdcache.cache.encodings import Encoding, list_shapes, scale_name
 from kdcache.cache.layout import (
     COMMITS,
     DTYPES,
@@ -35,6 +36,7 @@ _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
     "run has them): it is made anew and committed groups are kept"
 )
+TARGETS = ("logits", *LEVELS)
 _MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
 
 
@@ -59,6 +61,13 @@ class Manifest:
         return max(find_version(layout.arrays) for layout in self.layouts.values())
 
     @property
+    def encodings(self) -> dict[str, Encoding]:
+        """How logits and each level of the training split are stored."""
+        facts = self.identity["train"].get("encoding", {})
+        names = [array.name for array in self.layouts["train"].arrays if array.name in TARGETS]
+        return {name: Encoding.from_dict(facts.get(name, {"kind": "float16"})) for name in names}
+
+    @property
     def identity_hash(self) -> str:
         """sha256 (hex) over both splits' identities."""
         return _hash(self.identity)
@@ -68,15 +77,18 @@ class Manifest:
         return _hash(self.identity[split])
 
 
-def build_identity(*, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...]) -> dict:
-    """The identity of one split. Each part is a dict of JSON values."""
+def build_identity(
+    *, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...], encodings: Mapping[str, Encoding]
+) -> dict:
+    """The identity of one split. Each of the first three parts is a dict of JSON values; float16 is not worth a word."""
+    encoded = {name: encoding.to_dict() for name, encoding in encodings.items() if encoding.kind != "float16"}
     return {
         "format_version": find_version(arrays),
         "dataset": dataset,
         "augment": augment,
         "teacher": teacher,
         "arrays": {array.name: _describe_array(array) for array in arrays},
-    }
+    } | ({"encoding": encoded} if encoded else {})
 
 
 def _describe_array(array: ArraySpec) -> str:
@@ -141,6 +153,10 @@ def read_manifest(root: Path) -> Manifest:
         identity = {split: dict(stored["identity"]) for split, stored in splits.items()}
         _check_contents(identity, document["information"])
         manifest = Manifest(identity, layouts, complete, dict(document["information"]))
+        _check_encodings(manifest)
+        for split, layout in layouts.items():
+            if identity[split]["arrays"] != {array.name: _describe_array(array) for array in layout.arrays}:
+                raise ValueError(f"arrays of {split} are not those of its identity")
         if document["format_version"] < manifest.format_version:
             raise ValueError(
                 f"format_version is {document['format_version']}, its arrays are of {manifest.format_version}"
@@ -180,7 +196,8 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
     counts = {name: _read_count(stored, name, 1, most) for name, most in _MOST.items()}
     arrays = tuple(_read_array(array) for array in stored["arrays"])
     names = [array.name for array in arrays]
-    if names[:3] != ["image", "label", "logits"] or len(set(names)) < len(names) or not set(names[3:]) <= set(LEVELS):
+    known = {*LEVELS, *(scale_name(target) for target in TARGETS)}
+    if names[:3] != ["image", "label", "logits"] or len(set(names)) < len(names) or not set(names[3:]) <= known:
         raise ValueError(f"arrays of {split} are {str(names)[:80]}")
     layout = SplitLayout(split, arrays=arrays, **counts)
     if layout.num_groups > MOST_GROUPS:
@@ -190,10 +207,12 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
 
 def _read_array(stored: dict) -> ArraySpec:
     shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
-    if stored["dtype"] not in DTYPES or not 2 <= len(shape) <= 3:
+    if stored["dtype"] not in DTYPES or not 1 <= len(shape) <= 3:
         raise ValueError(f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides")
     if ArraySpec(stored["name"], shape, stored["dtype"]).item_bytes > MOST_ITEM_BYTES:
         raise ValueError(f"a sample of {repr(stored['name'])[:20]} has more than {MOST_ITEM_BYTES} bytes")
+    if not isinstance(stored.get("codec", {}), dict):
+        raise ValueError(f"codec of {stored['name'][:20]} is {repr(stored['codec'])[:40]}")
     codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
     if codec:
         make_coder(codec, shape=shape, dtype=stored["dtype"])  # says so where nothing here knows it
@@ -203,6 +222,18 @@ def _read_array(stored: dict) -> ArraySpec:
 def _array_to_dict(array: ArraySpec) -> dict:
     facts = {"name": array.name, "item_shape": array.item_shape, "dtype": array.dtype}
     return facts | ({"codec": array.codec.to_dict()} if array.codec else {})
+
+
+def _check_encodings(manifest: Manifest) -> None:
+    """Raises ValueError where the training arrays are not those that the encodings have."""
+    found = [(array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays]
+    expected, shapes = found[:2], {name: shape for name, shape, _ in found}
+    for name, encoding in manifest.encodings.items():
+        expected += list_shapes(name, shapes[name], encoding)
+        if encoding.kind == "lowrank" and encoding.rank > encoding.channels:
+            raise ValueError(f"{name} has {encoding.rank} coefficients of {encoding.channels} channels")
+    if found != expected or any(len(shapes[name]) != 3 for name in manifest.encodings):
+        raise ValueError("its arrays are not those of its encodings")
 
 
 def _read_count(stored: dict, name: str, least: int, most: int) -> int:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache import durable
+from kdcache.cache.basis import basis_name
 from kdcache.cache.documents import read_json
+from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.shard import check_inside
@@ -41,6 +43,10 @@ def list_metadata(root: Path, manifest: Manifest, *, splits: tuple[str, ...] = S
         for spec in layout.arrays:
             contents = _array_document(layout, spec)
             yield Document(metadata_path(root, split, spec.name), contents, complete or 1)
+        for level, encoding in manifest.encodings.items() if split == "train" else ():
+            if encoding.kind == "lowrank":
+                contents = _basis_document(encoding)
+                yield Document(metadata_path(root, split, basis_name(level)), contents, encoding.channels)
 
 
 def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> None:
@@ -80,9 +86,23 @@ def _read_views(root: Path, document: Document) -> int:
         if name == "shape" and _is_same_but_views(found.get(name), expected.get(name)):
             continue
         if found.get(name) != expected.get(name):
-            shown = json.dumps(found.get(name, "absent"))[:120], json.dumps(expected.get(name, "absent"))[:120]
-            raise CacheCorruptError(path, f"{name} is {shown[0]}, expected {shown[1]}", cure=repair_cure(root))
+            where, ours, theirs = _find_difference(name, found.get(name, "absent"), expected.get(name, "absent"))
+            shown = json.dumps(ours)[:120], json.dumps(theirs)[:120]
+            raise CacheCorruptError(path, f"{where} is {shown[0]}, expected {shown[1]}", cure=repair_cure(root))
     return _num_views(found)
+
+
+def _find_difference(where: str, found: object, expected: object) -> tuple[str, object, object]:
+    """The first place inside two different JSON values where they differ, e.g. codecs.0.configuration.codecs.1.name."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [*expected, *(key for key in found if key not in expected)]
+        pairs = [(key, found.get(key, "absent"), expected.get(key, "absent")) for key in keys]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = list(zip(range(len(found)), found, expected, strict=True))
+    else:
+        return where, found, expected
+    key, ours, theirs = next(pair for pair in pairs if pair[1] != pair[2])
+    return _find_difference(f"{where}.{key}", ours, theirs)
 
 
 def _is_same_but_views(found: object, expected: list[int] | None) -> bool:
@@ -95,8 +115,26 @@ def _num_views(contents: dict) -> int:
     return contents["shape"][0] if contents.get("shape") else 0
 
 
+def _basis_document(encoding: Encoding) -> dict:
+    """A basis: one chunk, no view, no sample."""
+    shape = [encoding.channels, encoding.rank]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [_LITTLE, _CRC],
+        "attributes": {},
+        "dimension_names": ["channel", "coefficient"],
+        "storage_transformers": [],
+    }
+
+
 def _array_document(layout: SplitLayout, spec: ArraySpec) -> dict:
-    plain = {"name": "bytes"} if spec.dtype == "uint8" else _LITTLE
+    plain = {"name": "bytes"} if spec.dtype in ("uint8", "int8") else _LITTLE  # one byte has no order
     sharding = {
         "chunk_shape": [1, 1, *spec.item_shape],
         "codecs": [plain, *([spec.codec.to_dict()] if spec.codec else []), _CRC],

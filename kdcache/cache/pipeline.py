@@ -12,7 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from kdcache.cache.answers import GroupAnswers, View, collect_views, start_views
+from kdcache.cache.encoder import Encoder
 from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
@@ -29,12 +32,18 @@ MOST_DRAWERS, MOST_WRITERS = 16, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built, and what it takes: settings, manifest, checked data set, teacher."""
+    """What is to be built, and what it takes: settings, manifest, checked data set, teacher, bases of lowrank levels."""
 
     config: Config
     manifest: Manifest
     splits: dict[str, Split]
     teacher: Teacher
+    bases: dict[str, np.ndarray]
+
+    @property
+    def encoder(self) -> Encoder:
+        """Of this cache's encodings, on the teacher's device."""
+        return Encoder(self.manifest.encodings, self.bases, self.teacher.device)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Pipeline:
 
     def __init__(self, plan: Plan, bar: Bar) -> None:
         self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
+        self.encoder = plan.encoder
         self.written: list[Group] = []
         self.shrunk: list[dict] = []
         self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
@@ -145,7 +155,7 @@ class Pipeline:
     def _ask_next(self) -> None:
         """Ask the teacher about the group drawn first, and hand it over to a writer once one is free."""
         job = self._drawn[0]
-        job.answers = GroupAnswers(collect_views(job.group, job.views, splits=self.plan.splits))
+        job.answers = GroupAnswers(collect_views(job.group, job.views, splits=self.plan.splits), self.encoder)
         for rows in job.answers.batches(self.plan.config.teacher.batch_size):
             self._check()
             job.answers.ask(self.plan.teacher, rows)

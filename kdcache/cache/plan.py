@@ -5,17 +5,20 @@ from __future__ import annotations
 import platform
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from kdcache.cache.codecs import Codec, choose_codec
-from kdcache.cache.layout import DTYPES, MOST_GROUPS, Codecs, SplitLayout, train_arrays, val_arrays
+from kdcache.cache.encodings import Encoding
+from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs, manifest_path
 from kdcache.cache.manifest import Manifest, build_identity, read_manifest
 from kdcache.checks import refuse
 from kdcache.config import Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
-from kdcache.errors import CacheError
+from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe
+from kdcache.settings import drop_unknown, make_config
 
 VAL_VIEW_RULE = {"scheme": "pad"}  # validation samples are padded, and scaled down where they do not fit
 
@@ -26,6 +29,7 @@ def plan_cache(
     splits: dict[str, Split],
     weights_sha256: str,
     levels: dict[str, tuple[int, int]],
+    encodings: dict[str, Encoding] | None = None,
     codecs: Codecs | None = None,
     device: torch.device,
 ) -> Manifest:
@@ -35,11 +39,12 @@ def plan_cache(
         splits: "train" and "val", checked and fingerprinted.
         weights_sha256: of the teacher's weights.
         levels: cached level -> (channels, stride).
+        encodings: of the training split's targets; those not named are float16.
         codecs: as `choose_codecs` finds them.
         device: kept as information.
     """
     num_samples, codecs = {name: len(split.samples) for name, split in splits.items()}, codecs or choose_codecs(config)
-    layouts = plan_layouts(config, num_samples=num_samples, levels=levels, codecs=codecs)
+    layouts = plan_layouts(config, num_samples=num_samples, levels=levels, encodings=encodings or {}, codecs=codecs)
     rules = {"train": train_view_rule(config), "val": VAL_VIEW_RULE}
     identity = {
         name: build_identity(
@@ -47,6 +52,7 @@ def plan_cache(
             augment=rules[name],
             teacher={**teacher_facts(config, train=name == "train"), "weights_sha256": weights_sha256},
             arrays=layouts[name].arrays,
+            encodings=(encodings or {}) if name == "train" else {},
         )
         for name in ("train", "val")
     }
@@ -59,23 +65,56 @@ def choose_codecs(config: Config) -> dict[str, Codec | None]:
 
     Raises: SettingsError for an unknown codec.
     """
-    chosen = {dtype: choose_codec(config.cache.codec, dtype) for dtype in DTYPES}
-    with suppress(CacheError):  # whatever is wrong with it is said where it is opened
+    chosen = {dtype: choose_codec(config.cache.codec_name, dtype) for dtype in DTYPES}
+    with suppress(CacheError, SettingsError):  # whatever is wrong with it is said where it is opened
         manifest = read_manifest(config.cache.path)
-        if manifest.information["settings"]["cache"].get("codec") == config.cache.codec:
+        if make_config(drop_unknown(manifest.information["settings"])).cache.codec_name == config.cache.codec_name:
             chosen |= {array.dtype: array.codec for layout in manifest.layouts.values() for array in layout.arrays}
     return chosen
 
 
+def check_storage(root: Path, cached: Config, config: Config, *, cure: str) -> None:
+    """Encodings, ranks and codec of a cache are fixed: settings must mean the same.
+
+    Args:
+        cached: the settings it was built with.
+
+    Raises: CacheMismatchError for the first that differs, SettingsError for an unknown codec.
+    """
+    choose_codec(config.cache.codec_name, DTYPES[0])
+    shared = [name for name in cached.cache.kinds if name in config.cache.kinds]
+    lowrank = [name for name in shared if cached.cache.kinds[name] == "lowrank"]
+    facts = {
+        "cache.encoding": lambda c: {name: c.cache.kinds[name] for name in shared},
+        "cache.rank": lambda c: {name: getattr(c.cache.rank, name) for name in lowrank},
+        "cache.codec": lambda c: c.cache.codec_name,
+    }
+    for name, fact in facts.items():
+        if fact(cached) != fact(config):
+            raise CacheMismatchError(describe(root, field=name, found=fact(cached), expected=fact(config), cure=cure))
+
+
+def check_stored(config: Config) -> None:
+    """The same against the cache at `cache.path`, if there is one: before a data set is read for nothing."""
+    root = config.cache.path
+    if manifest_path(root).is_file():
+        cached = make_config(drop_unknown(read_manifest(root).information["settings"]))
+        cure = "give what the cache was built with, or set cache.path to another folder"
+        check_storage(root, cached, config, cure=cure)
+
+
 def plan_layouts(
-    config: Config, *, num_samples: dict[str, int], levels: dict[str, tuple[int, int]], codecs: Codecs
+    config: Config,
+    *,
+    num_samples: dict[str, int],
+    levels: dict[str, tuple[int, int]],
+    encodings: dict[str, Encoding],
+    codecs: Codecs,
 ) -> dict[str, SplitLayout]:
-    """The grid of both splits."""
-    channels = {level: c for level, (c, _) in levels.items()}
-    strides = {level: s for level, (_, s) in levels.items()}
-    shared = {"num_classes": config.dataset.num_classes, "codecs": codecs}
-    train = train_arrays(size_hw=config.dataset.size_hw, channels=channels, strides=strides, **shared)
-    val, shard = val_arrays(size_hw=config.dataset.val_hw, **shared), config.cache.shard_samples
+    """The grid of both splits. The teacher's answers about val only score it: they stay float16."""
+    logits, shard = {"logits": (config.dataset.num_classes, LOGITS_STRIDE)}, config.cache.shard_samples
+    train = list_specs(size_hw=config.dataset.size_hw, targets={**logits, **levels}, encodings=encodings, codecs=codecs)
+    val = list_specs(size_hw=config.dataset.val_hw, targets=logits, encodings={}, codecs=codecs)
     layouts = {
         "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
         "val": SplitLayout("val", 1, num_samples["val"], shard, val),

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
+from kdcache.cache.basis import read_bases
 from kdcache.cache.codecs import as_bytes, make_coder
+from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
@@ -86,6 +89,10 @@ class CacheReader:
         coded = [spec for spec in self.layout.arrays if spec.codec]
         self._coders = {spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype) for spec in coded}
         self._room = _Room()
+        self.encodings = manifest.encodings if split == "train" else {"logits": Encoding()}
+        """How logits and each level are stored."""
+        self.bases = read_bases(root, self.encodings)
+        """level -> float32 [C, R] of the lowrank ones."""
         self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self._sizes: dict[tuple[int, int], dict[str, int]] = {}
         self._shards: dict[tuple[str, int, int], _Shard] = {}
@@ -163,6 +170,16 @@ class CacheReader:
         slot = np.empty(spec.item_shape, spec.dtype)
         self.read_into(slot, array=array, view=view, sample=sample)
         return slot
+
+    def decode(self, name: str, view: int, sample: int) -> np.ndarray:
+        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at each position, of length 1."""
+        arrays = {
+            array: torch.from_numpy(self.read(array, view, sample))[None]
+            for array in list_arrays(name, self.encodings[name])
+        }
+        basis = torch.from_numpy(self.bases[name]) if name in self.bases else None
+        step = self.encodings[name].step or 1.0
+        return step * make_target(name, arrays, basis).decode()[0].numpy()
 
     def _learn_group(self, group: Group) -> CommitRecord:
         """Read a group's record and keep checksums and sizes, nothing else: parameters of views would fill the memory."""

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.answers import compute_group
+from kdcache.cache.basis import basis_path
 from kdcache.cache.build import Plan, make_plan
 from kdcache.cache.folder import complete_views, rewrite_metadata
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
-from kdcache.cache.manifest import Manifest, check_identity, read_manifest
+from kdcache.cache.manifest import Manifest, check_identity, find_differences, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
 from kdcache.config import Config
-from kdcache.errors import CacheError
+from kdcache.errors import CacheCorruptError, CacheError
 from kdcache.report.progress import Progress, Silent
 from kdcache.settings import drop_unknown, make_config
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was found and what was done about it: shard groups recomputed, zarr.json files written anew."""
+    """What was found and what was done about it: shard groups recomputed, zarr.json files and bases written anew."""
 
     findings: Findings
     groups: list[Group]
@@ -45,8 +46,9 @@ def repair_cache(root: Path, given: dict, *, dry_run: bool = False, progress: Pr
     documents = [damage.path for damage in findings.damage if damage.group is None]
     if dry_run or not (groups or documents):
         return Repair(findings, groups, documents)
-    plan = _plan_repair(root, manifest, given, progress) if groups else None
-    rewrite_metadata(root)
+    needs_teacher = groups or any(path == basis_path(root, level) for path in documents for level in manifest.encodings)
+    plan = _plan_repair(root, manifest, given, progress) if needs_teacher else None
+    rewrite_metadata(root, plan.bases if plan else {})
     if plan:
         _recompute(plan, groups, progress)
         complete_views(root)
@@ -63,12 +65,19 @@ def _plan_repair(root: Path, manifest: Manifest, given: dict, progress: Progress
     plan = make_plan(stored_config(root, manifest, given), progress)
     cure = "point dataset.root and teacher.weights at those the cache was built with"
     for split, identity in plan.manifest.identity.items():
+        differences = find_differences(manifest.identity[split], identity)
+        if differences and all(name.endswith("basis_sha256") for name, _, _ in differences):
+            raise CacheCorruptError(
+                basis_path(root, differences[0][0].split(".")[1]),
+                "basis is lost, and learned again it differs in its last bits",
+                cure="restore it from a copy, repair on the machine that built the cache, or build it anew in another folder",
+            )
         check_identity(root, found=manifest.identity[split], expected=identity, cure=cure)
-    return Plan(plan.config, manifest, plan.splits, plan.teacher)
+    return replace(plan, manifest=manifest)
 
 
 def _recompute(plan: Plan, groups: list[Group], progress: Progress) -> None:
-    total, root = sum(group.stop - group.start for group in groups), plan.config.cache.path
+    total, root, encoder = sum(group.stop - group.start for group in groups), plan.config.cache.path, plan.encoder
     with progress.start("repairing", total=total, unit="samples") as bar, ThreadPoolExecutor(4) as pool:
         for group in groups:
             with take_lease(root, group.name) as lease:
@@ -80,7 +89,9 @@ def _recompute(plan: Plan, groups: list[Group], progress: Progress) -> None:
                 if has_record(root, group) and not check_group(root, plan.manifest, group, data=True)[0]:
                     continue  # another repair has healed it since we looked
                 check_targets(root, plan.manifest.layouts[group.split], group)
-                contents = compute_group(plan.config, group, splits=plan.splits, teacher=plan.teacher, pool=pool)
+                contents = compute_group(
+                    plan.config, group, splits=plan.splits, teacher=plan.teacher, encoder=encoder, pool=pool
+                )
                 retract_group(root, group, lease=lease)
                 write_group(root, plan.manifest, group, contents=contents, lease=lease)
             bar.advance(group.stop - group.start)

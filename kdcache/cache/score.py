@@ -65,7 +65,7 @@ def _count(reader: CacheReader, *, num_classes: int, progress: Progress) -> Tens
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     with progress.start(f"teacher's mIoU on {split}", total=len(samples), unit="samples") as bar:
         for sample in samples:
-            logits = torch.from_numpy(reader.read("logits", 0, sample))[None].float()
+            logits = torch.from_numpy(reader.decode("logits", 0, sample))[None]
             label = torch.from_numpy(reader.read("label", 0, sample))[None]
             confusion += count_confusion(resize_to(logits, hw).argmax(1), label, num_classes=num_classes)
             bar.advance(1)

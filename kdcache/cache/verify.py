@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdcache.cache.basis import basis_path, read_bases
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
@@ -29,7 +30,7 @@ Choose = Callable[[list[Group]], list[Group]]
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was committed; `group` is None for a zarr.json, `sample_id` for a whole file."""
+    """One thing that is not as it was committed; `group` is None for a zarr.json or a basis, `sample_id` for a whole file."""
 
     path: Path
     what: str
@@ -101,6 +102,11 @@ def _find_metadata_damage(root: Path, manifest: Manifest) -> Iterator[Damage]:
             check_document(root, document)
         except CacheCorruptError as error:
             yield Damage(document.path, error.what)
+    for level, encoding in manifest.encodings.items():
+        try:
+            read_bases(root, {level: encoding})
+        except CacheCorruptError as error:
+            yield Damage(basis_path(root, level), error.what)
 
 
 def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings: Findings) -> None:

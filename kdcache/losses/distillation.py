@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdcache.config import VOID
 from kdcache.losses.features import feature_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
+from kdcache.losses.target import Target
 from kdcache.losses.terms import LossTerms, Term, count_positions
 
 
@@ -50,8 +51,8 @@ class KnowledgeDistillationLoss(nn.Module):
         student_features: Mapping[str, Tensor],
         label_NHW: Tensor | None,
         *,
-        teacher_NKHW: Tensor | None = None,
-        teacher_features: Mapping[str, Tensor] | None = None,
+        teacher_NKHW: Tensor | Target | None = None,
+        teacher_features: Mapping[str, Tensor | Target] | None = None,
         hw: tuple[int, int] | None = None,
     ) -> LossTerms:
         """The total, which has a gradient, and each term, which has none.
@@ -59,7 +60,7 @@ class KnowledgeDistillationLoss(nn.Module):
         Args:
             student_NKHW, student_features: what the student returned with return_features=True.
             label_NHW: classes or VOID; needed with alpha > 0.
-            teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0.
+            teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0. Both plain or as stored.
             hw: the size at which scores are compared (default: the label's, else the student's scores').
 
         Raises: ValueError where a target is missing or its shape is not the student's.
@@ -72,8 +73,8 @@ class KnowledgeDistillationLoss(nn.Module):
         student_NKHW: Tensor,
         student_features: Mapping[str, Tensor],
         label_NHW: Tensor | None,
-        teacher_NKHW: Tensor | None,
-        teacher_features: Mapping[str, Tensor] | None,
+        teacher_NKHW: Tensor | Target | None,
+        teacher_features: Mapping[str, Tensor | Target] | None,
         hw: tuple[int, int] | None,
     ) -> LossTerms:
         shape = student_NKHW if label_NHW is None else label_NHW
@@ -83,6 +84,7 @@ class KnowledgeDistillationLoss(nn.Module):
             _check_shape("label_NHW", label_NHW, (num, *hw))
         if self.beta:
             _check_shape("teacher_NKHW", teacher_NKHW, (num, classes, ...))
+            teacher_NKHW = teacher_NKHW.decode() if isinstance(teacher_NKHW, Target) else teacher_NKHW
         total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw)
         feature = {}
         for level, align in self.align.items():
@@ -117,7 +119,7 @@ class KnowledgeDistillationLoss(nn.Module):
         return total, Term(ce, num_labelled) if self.alpha else None, Term(kd, count) if self.beta else None
 
 
-def _check_shape(name: str, target: Tensor | None, expected: tuple) -> None:
+def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:
     """`...` at the end stands for any grid. A target of another batch would be broadcast without a word."""
     found = None if target is None else tuple(target.shape)
     fixed = tuple(size for size in expected if size is not ...)

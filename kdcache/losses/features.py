@@ -1,6 +1,6 @@
-"""The feature term in one pass over the teacher's features: they are read once, as float16, and used while they are in cache.
+"""The feature term in one pass over the teacher's features: they are read once, as stored, and used while they are in cache.
 
-Letters: N images, C teacher channels, S student channels, P positions of the student's grid.
+Letters: N images, C teacher channels, R stored ones or coefficients, S student channels, P positions of the student's grid.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdcache.losses.target import Target, as_target
 from kdcache.models.inputs import resize_to
 
 SMALLEST_NORM = 1e-8  # as in torch.nn.functional.cosine_similarity
@@ -18,25 +19,23 @@ class _FeatureLoss(torch.autograd.Function):
     """Both gradients are computed with the term; keeping them is cheaper than reading the teacher twice."""
 
     @staticmethod
-    def forward(ctx, student_NSHW, weight_SC, teacher_NChw):
+    def forward(ctx, student_NSHW, weight_SR, values_NRhw, scale_NR):
         hw = tuple(student_NSHW.shape[-2:])
         total = torch.zeros((), dtype=torch.float64, device=student_NSHW.device)
         by_student = torch.empty(student_NSHW.shape, device=student_NSHW.device)
-        by_weight = torch.zeros_like(weight_SC)
-        images = max(
-            1,
-            TILE_NUMBERS.get(student_NSHW.device.type, TILE_NUMBERS["cuda"]) // (teacher_NChw.shape[1] * hw[0] * hw[1]),
-        )
+        by_weight = torch.zeros_like(weight_SR)
+        most = TILE_NUMBERS.get(student_NSHW.device.type, TILE_NUMBERS["cuda"])
+        images = max(1, most // (values_NRhw.shape[1] * hw[0] * hw[1]))
         for start in range(0, len(student_NSHW), images):
             tile = slice(start, start + images)
-            x_NCP = resize_to(teacher_NChw[tile].float(), hw).flatten(2)
+            x_NRP = resize_to(values_NRhw[tile].float(), hw).flatten(2)
+            scale_N1R = x_NRP.new_ones(()) if scale_NR is None else scale_NR[tile][:, None]
             student_NSP = student_NSHW[tile].float().flatten(2)
-            distance, gradient, target_gradient = _distance(
-                student_NSP, torch.bmm(weight_SC.expand(len(x_NCP), -1, -1), x_NCP)
-            )
+            target_NSP = torch.bmm((weight_SR * scale_N1R).expand(len(x_NRP), -1, -1), x_NRP)
+            distance, gradient, target_gradient = _distance(student_NSP, target_NSP)
             total += distance
             by_student[tile] = gradient.view_as(by_student[tile])
-            by_weight += torch.bmm(target_gradient, x_NCP.transpose(1, 2)).sum(0)
+            by_weight += (torch.bmm(target_gradient, x_NRP.transpose(1, 2)) * scale_N1R).sum(0)
         ctx.save_for_backward(by_student, by_weight)
         ctx.dtype = student_NSHW.dtype
         return total.float()
@@ -45,20 +44,21 @@ class _FeatureLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         by_student, by_weight = ctx.saved_tensors
-        return (by_student * grad).to(ctx.dtype), by_weight * grad, None
+        return (by_student * grad).to(ctx.dtype), by_weight * grad, None, None
 
 
-def feature_loss(student_NSHW: Tensor, teacher_NChw: Tensor, *, weight_SC: Tensor) -> Tensor:
+def feature_loss(student_NSHW: Tensor, teacher_NChw: Tensor | Target, *, weight_SC: Tensor) -> Tensor:
     """Sum over positions of `terms.feature_distance` between the student and the projected teacher.
 
     Args:
         student_NSHW: student features, any float dtype.
-        teacher_NChw: teacher features, any float dtype, on any grid; resized to the student's.
+        teacher_NChw: teacher features, as stored, on any grid; resized to the student's. Stored values are read once.
         weight_SC: float32 weights of the 1x1 projection, trained with the student.
 
     Returns: float32 scalar, differentiable once by student and weight.
     """
-    return _FeatureLoss.apply(student_NSHW, weight_SC, teacher_NChw.detach())
+    target = as_target(teacher_NChw)
+    return _FeatureLoss.apply(student_NSHW, target.project(weight_SC), target.values_NRHW.detach(), target.scale_NR)
 
 
 def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, Tensor]:

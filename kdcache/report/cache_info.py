@@ -31,7 +31,7 @@ def format_info(info: dict) -> str:
         )
         for array, facts in split["arrays"].items():
             shape = "x".join(map(str, facts["item_shape"]))
-            coded = f", {facts['codec']['name']}" if facts["codec"] else ""
+            coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
             lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
         lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
     for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
@@ -60,6 +60,11 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
         "arrays": arrays,
         "identity": manifest.identity[layout.split],
     }
+
+
+def _name_codec(codec: dict) -> str:
+    """blosc zstd."""
+    return " ".join([codec["name"], *filter(None, [codec.get("configuration", {}).get("cname")])])
 
 
 def _size(path: Path) -> int:

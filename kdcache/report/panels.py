@@ -93,7 +93,7 @@ def choose_extremes(shares: dict[int, float], count: int) -> list[int]:
 
 def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:
     """The teacher's classes uint8 [H, W], padding included, from the cached scores."""
-    logits = torch.from_numpy(reader.read("logits", 0, sample))[None].float()
+    logits = torch.from_numpy(reader.decode("logits", 0, sample))[None]
     return _to_classes(resize_to(logits, reader.layout.array("label").item_shape))
 
 

@@ -15,6 +15,7 @@ from kdcache.metrics import count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.report.progress import Bar
 from kdcache.training.batches import Batch, BatchReader, split_batches
+from kdcache.training.targets import Targets
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Learner:
     device: torch.device
     autocast: torch.dtype | None  # None: float32
     forward: Callable  # the student in training, perhaps compiled
+    targets: Targets = field(default_factory=Targets)
 
 
 class _Coming:
@@ -102,17 +104,17 @@ def compute_step(learner: Learner, batch: Batch) -> LossTerms:
     images = normalize_images(batch.arrays["image"])
     with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
         logits, features = learner.forward(images, return_features=True, full_size=False)
-    return compute_loss(learner.loss, logits, features, batch)
+    return compute_loss(learner.loss, logits, features, batch, learner.targets)
 
 
 def compute_loss(
-    loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch
+    loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch, targets: Targets
 ) -> LossTerms:
     """The loss of one batch at the images' size; autocast is left behind here, every term is float32."""
-    arrays, targets = batch.arrays, {level: batch.arrays[level] for level in loss.align}
-    hw = arrays["image"].shape[1:3]
-    label = arrays.get("label")
-    return loss(logits, features, label, teacher_NKHW=arrays.get("logits"), teacher_features=targets, hw=hw)
+    arrays, hw = batch.arrays, batch.arrays["image"].shape[1:3]
+    levels = {level: targets.make(level, arrays) for level in loss.align}
+    scores = targets.make("logits", arrays)
+    return loss(logits, features, arrays.get("label"), teacher_NKHW=scores, teacher_features=levels, hw=hw)
 
 
 @torch.inference_mode()

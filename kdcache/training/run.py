@@ -33,6 +33,7 @@ from kdcache.training.folder import (
 )
 from kdcache.training.loop import Learner, evaluate, train_epoch
 from kdcache.training.residency import choose_residency, find_need, format_residency
+from kdcache.training.targets import open_targets
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
 
 def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say) -> tuple[Learner, list[dict]]:
     """A learner and its history, new or restored, in a folder that is ours."""
-    learner = build_learner(config, teacher_channels=_teacher_channels(data.manifest))
+    learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
+    learner.targets = open_targets(data.train, learner.device)
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
@@ -150,8 +152,9 @@ def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tup
 
 def list_arrays(config: Config, learner: Learner) -> list[str]:
     """What training reads: targets of terms without weight are not touched."""
-    weights = {"label": config.loss.alpha, "logits": config.loss.beta}
-    return ["image", *(array for array, weight in weights.items() if weight), *learner.loss.align]
+    answers = [*(["logits"] if config.loss.beta else []), *learner.loss.align]
+    label = ["label"] if config.loss.alpha else []
+    return ["image", *label, *(array for name in answers for array in learner.targets.list_arrays(name))]
 
 
 def _run_epoch(
@@ -222,5 +225,7 @@ def _result(config: Config, data: Data, *, history: list[dict], learner: Learner
     }
 
 
-def _teacher_channels(manifest: Manifest) -> dict[str, int]:
-    return {a.name: a.item_shape[0] for a in manifest.layouts["train"].arrays if a.name in STUDENT_CHANNELS}
+def find_teacher_channels(reader: CacheReader) -> dict[str, int]:
+    """level -> channels of the teacher's features, however they are stored."""
+    stored = {array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in STUDENT_CHANNELS}
+    return {level: reader.encodings[level].channels or count for level, count in stored.items()}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcache.cache.manifest import Manifest, check_identity
-from kdcache.cache.plan import VAL_VIEW_RULE, dataset_facts, teacher_facts, train_view_rule
+from kdcache.cache.plan import VAL_VIEW_RULE, check_storage, dataset_facts, teacher_facts, train_view_rule
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.settings import drop_unknown, flatten, make_config, merge
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
-KEPT_OF_CACHE = ("levels", "shard_samples", "codec")  # as far as the version that wrote it had them
+KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")  # as far as the version that wrote it had them
 
 
 def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
@@ -52,10 +52,12 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
         check_identity(root, found=found, expected=facts, cure=cure)
-    cached = flatten(config_to_dict(make_config(drop_unknown(manifest.information["settings"]))))
-    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples", "cache.codec"):
-        if name in given and given[name] != cached[name]:
-            raise CacheMismatchError(describe(root, field=name, found=cached[name], expected=given[name], cure=cure))
+    cached = make_config(drop_unknown(manifest.information["settings"]))
+    check_storage(root, cached, full, cure=cure)
+    known = flatten(config_to_dict(cached))
+    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples"):
+        if name in given and given[name] != known[name]:
+            raise CacheMismatchError(describe(root, field=name, found=known[name], expected=given[name], cure=cure))
 
 
 def _weights_fact(config: Config, given: dict) -> dict:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcache.cache import build
-from kdcache.cache.layout import train_arrays
+from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, list_specs
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.config import Config, LayerConfig
 from kdcache.models.teacher import Teacher, build_fcn
@@ -72,10 +72,8 @@ def make_learner(config: Config) -> Learner:
     """A learner in training mode, compiled where a run would be."""
     learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()})
     if choose_compiling("auto", device=learner.device)[0]:
-        strides = {level: stride for level, (_, stride) in LEVELS.items()}
-        channels = {level: count for level, (count, _) in LEVELS.items()}
-        specs = train_arrays(size_hw=config.dataset.size_hw, num_classes=config.dataset.num_classes, channels=channels,
-                             strides=strides, codecs=dict.fromkeys(("uint8", "float16")))  # fmt: skip
+        targets = {"logits": (config.dataset.num_classes, LOGITS_STRIDE), **LEVELS}
+        specs = list_specs(size_hw=config.dataset.size_hw, targets=targets, encodings={}, codecs=dict.fromkeys(DTYPES))
         specs = [spec for spec in specs if spec.name in list_arrays(config, learner)]
         compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     learner.student.train()

@@ -13,6 +13,12 @@ def _quick_teacher(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _no_fidelity(monkeypatch):
+    """What phase one measures at its end needs a real teacher and forty steps, and is tested elsewhere."""
+    monkeypatch.setattr("cache_teacher.cli._say_fidelity", lambda config: None)
+
+
+@pytest.fixture(autouse=True)
 def _one_writer(monkeypatch):
     """Whatever the machine: the steps on the disk then have one order, so that a fault at each of them can be told."""
     monkeypatch.setattr("kdcache.cache.pipeline.choose_crew", children.hire(1))

@@ -236,7 +236,13 @@ def test_documents_that_agree_on_a_size_that_no_file_has_are_a_typed_error(root,
     write_sealed(root / SEALED[2], record)
     text = (root / "val/image/zarr.json").read_text()
     (root / "val/image/zarr.json").write_text(text.replace("48", str(2**20)))
-    assert check_all(root, truth) == {"val"}
+    assert check_all(root, truth) == {
+        "info",
+        "settings",
+        "train",
+        "val",
+        "verify",
+    }  # of the manifest: too much for a sample
 
 
 @pytest.mark.parametrize("counts", [{"num_samples": 2**31}, {"num_samples": 2**31, "shard_samples": 1}, {"num_views": 10_000},

@@ -31,7 +31,12 @@ NAME = f"v{FORMAT_VERSION}"
 GIVEN = {
     "dataset": {"size": [32, 16], "val_size": [32, 48]},
     "teacher": {"weights": "stand-in"},
-    "cache": {"codec": "blosc-zstd"},  # a codec is what version 3 has and version 2 had not
+    # What version 3 has and version 2 had not: codecs and encodings, one of each
+    "cache": {
+        "codec": "blosc-zstd",
+        "encoding": {"logits": "int8", "low": "lowrank", "mid": "int8"},
+        "rank": {"low": 3},
+    },
 }
 
 

@@ -1,0 +1,61 @@
+"""`python -m cache_teacher fidelity PATH`: does the cache still say what the teacher says?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cache_teacher.maintain import PROG, split_path
+from kdcache.checks import refuse
+from kdcache.command import DAMAGED
+from kdcache.report.progress import Console
+from kdcache.settings import build_parser, read_given
+
+OPTIONS = {"--samples": "32", "--seed": "0", "--run": ""}
+
+
+def fidelity(argv: list[str]) -> int:
+    """Exit code 0 faithful, 1 not, 2 cannot run."""
+    parser = build_parser(
+        prog=f"{PROG} fidelity PATH [--samples 32] [--seed 0] [--run RUN] [--json]",
+        description="Ask the teacher again about random stored images, compare what it says with the cache at PATH, and the "
+        "gradients a student receives from both: a fresh one, one after 40 steps (whose limits count) and that of RUN. Settings "
+        "say where the weights are now. Exit code 0: faithful, 1: beyond a limit.",
+    )
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])
+    options, words = _take_options(argv)
+    root, rest = split_path([word for word in words if word != "--json"], "fidelity")
+    given = read_given(parser, rest)
+    from kdcache.fidelity import measure_fidelity
+    from kdcache.report.fidelity import format_fidelity
+
+    result = measure_fidelity(
+        root,
+        given,
+        num_samples=_read_count(options, "--samples", least=1),
+        seed=_read_count(options, "--seed", least=0),
+        run=Path(options["--run"]) if options["--run"] else None,
+        progress=Console(),
+    )
+    print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
+    return DAMAGED if result["failures"] else 0
+
+
+def _take_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Our own options, `--name VALUE` or `--name=VALUE`, and the other words."""
+    options, words, rest = dict(OPTIONS), [], iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in OPTIONS:
+            options[name] = value if equals else next(rest, "")
+        else:
+            words.append(word)
+    return options, words
+
+
+def _read_count(options: dict[str, str], name: str, *, least: int) -> int:
+    value = options[name]
+    if not value.isdecimal() or not least <= int(value) < 2**31:
+        raise refuse(name, value, f"a whole number, {least} or more")
+    return int(value)

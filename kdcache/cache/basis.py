@@ -1,0 +1,104 @@
+"""The bases of lowrank levels: learned from the teacher's own answers, kept in the cache, named by hash in its identity.
+
+Letters: N samples, C channels, R coefficients, H, W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.cache import durable
+from kdcache.cache.documents import read_bytes
+from kdcache.cache.encodings import Encoding, find_directions
+from kdcache.cache.layout import CRC_BYTES
+from kdcache.cache.shard import check_inside, crc32c
+from kdcache.errors import CacheCorruptError, repair_cure
+
+BASIS_SAMPLES = 48  # measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md)
+
+
+class BasisLearner:
+    """Second moments of the directions of a level's features, position by position.
+
+    The cosine of the loss knows directions only, so each position counts alike, whatever its length. The basis of rank R is the
+    eigenvectors of the R largest eigenvalues: no other keeps more of them (Eckart and Young 1936, doi:10.1007/BF02288367).
+    """
+
+    def __init__(self) -> None:
+        self.moments: dict[str, Tensor] = {}  # level -> float64 [C, C]
+
+    def add(self, level: str, values_NCHW: Tensor) -> None:
+        """Take a batch of float32 features into account."""
+        x_CP = find_directions(values_NCHW).transpose(0, 1).flatten(1)
+        moment = (x_CP @ x_CP.T).double().cpu()
+        self.moments[level] = self.moments.get(level, 0.0) + moment
+
+    def finish(self, ranks: dict[str, int]) -> dict[str, np.ndarray]:
+        """level -> float32 [C, R], orthonormal columns, most important first; the largest number of each is positive."""
+        bases = {}
+        for level, rank in ranks.items():
+            vectors_CR = torch.linalg.eigh(self.moments[level])[1].flip(1)[:, :rank]
+            peaks = vectors_CR.gather(0, vectors_CR.abs().argmax(0, keepdim=True))
+            bases[level] = (vectors_CR * peaks.sign()).float().contiguous().numpy()
+        return bases
+
+
+def hash_basis(basis_CR: np.ndarray) -> str:
+    """sha256 (hex) over its little-endian float32 numbers in C order."""
+    return hashlib.sha256(_to_bytes(basis_CR)).hexdigest()
+
+
+def basis_name(level: str) -> str:
+    """The array beside the level's, of no view and no sample."""
+    return f"{level}_basis"
+
+
+def basis_path(root: Path, level: str) -> Path:
+    """The one chunk of a basis, by Zarr v3's default chunk keys."""
+    return root / "train" / basis_name(level) / "c" / "0" / "0"
+
+
+def write_bases(root: Path, bases: dict[str, np.ndarray]) -> None:
+    """Write each basis that is not there, whole. Raises OSError; CacheCorruptError where a link leads out of the cache."""
+    for level, basis_CR in bases.items():
+        path, data = basis_path(root, level), _to_bytes(basis_CR)
+        check_inside(root, path.parent, cure="remove the link")
+        durable.make_folders(path.parent, below=root)
+        chunk = data + crc32c(np.frombuffer(data, np.uint8)).to_bytes(CRC_BYTES, "little")
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != chunk:
+            durable.replace_file(path, chunk)
+
+
+def read_basis(root: Path, level: str, encoding: Encoding) -> np.ndarray:
+    """float32 [C, R]. Raises CacheCorruptError where it is not the one that the cache's numbers are coefficients of."""
+    path, cure = basis_path(root, level), repair_cure(root)
+    check_inside(root, path, cure=cure)
+    data = read_bytes(path, cure=cure)
+    body, size = data[:-CRC_BYTES], 4 * encoding.channels * encoding.rank
+    if len(body) != size:
+        raise CacheCorruptError(path, f"basis is {len(body)} bytes, expected {size}", cure=cure)
+    if hashlib.sha256(body).hexdigest() != encoding.basis_sha256:
+        raise CacheCorruptError(path, "basis is not the one this cache was written with", cure=cure)
+    if int.from_bytes(data[-CRC_BYTES:], "little") != crc32c(np.frombuffer(body, np.uint8)):
+        raise CacheCorruptError(path, "stored checksum of the basis differs", cure=cure)
+    return np.frombuffer(body, "<f4").astype(np.float32).reshape(encoding.channels, encoding.rank)
+
+
+def read_bases(root: Path, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:
+    """The basis of every lowrank level. Raises CacheCorruptError."""
+    return {level: read_basis(root, level, enc) for level, enc in encodings.items() if enc.kind == "lowrank"}
+
+
+def choose_samples(count: int) -> list[int]:
+    """Which samples of view 0 a basis is learned from: evenly over the split."""
+    chosen = min(count, BASIS_SAMPLES)
+    return [index * (count - 1) // max(chosen - 1, 1) for index in range(chosen)]
+
+
+def _to_bytes(basis_CR: np.ndarray) -> bytes:
+    return np.ascontiguousarray(basis_CR, "<f4").tobytes()

@@ -1,0 +1,54 @@
+"""How faithful each encoding must be, measured by the student after some steps; FORMAT.md and README say what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAITHFULNESS = ("float16", "int8", "lowrank")  # most faithful first
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Least cosine of gradients, and largest relative change of the loss (None: only reported)."""
+
+    grad_cos: float
+    loss_rel: float | None = None
+
+
+EXACT = Limit(
+    grad_cos=0.999999, loss_rel=1e-4
+)  # a real teacher's is below 1e-5; one that knows nothing has a tiny loss
+EXACT_NOT_FLOAT32 = Limit(grad_cos=0.999, loss_rel=1e-2)  # autocast, or a GPU: asked again, the teacher itself differs
+LIMITS = {
+    "kd": {"float16": EXACT, "int8": Limit(0.9999), "lowrank": Limit(0.9999)},
+    "feature": {"float16": EXACT, "int8": Limit(0.9999), "lowrank": Limit(0.995)},
+}
+
+
+def find_limits(kinds: dict[str, str], *, exact: bool) -> dict[str, Limit]:
+    """The limit of each term, by the least faithful encoding it reads.
+
+    Args:
+        kinds: logits and levels -> kind of encoding. exact: whether the same question gets the same answer (float32 on a CPU).
+    """
+    used = {"kd": [kinds["logits"]], "feature": [kind for name, kind in kinds.items() if name != "logits"]}
+    limits = {}
+    for term, found in used.items():
+        if found:
+            limit = LIMITS[term][max(found, key=FAITHFULNESS.index)]
+            limits[term] = limit if exact or limit is not EXACT else EXACT_NOT_FLOAT32
+    return limits
+
+
+def find_failures(felt: dict[str, dict], limits: dict[str, Limit]) -> list[str]:
+    """What is beyond its limit, in words; `felt` has `grad_cos` and `loss_rel` of each term."""
+    failures = []
+    for term, limit in limits.items():
+        facts = felt[term]
+        if not facts["grad_cos"] >= limit.grad_cos:
+            failures.append(f"{term} gradient's cosine is {facts['grad_cos']:.7f}, expected {limit.grad_cos} or more")
+        if limit.loss_rel is not None and not facts["loss_rel"] <= limit.loss_rel:
+            failures.append(
+                f"{term} loss differs by {facts['loss_rel']:.1e} of itself, expected {limit.loss_rel} or less"
+            )
+    return failures

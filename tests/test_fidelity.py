@@ -1,0 +1,200 @@
+"""Fidelity: what is measured between cached and live answers, what is expected, and when it says no."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import check_one_line
+
+import cache_teacher.cli
+from kdcache.cache.build import build_cache
+from kdcache.cache.encodings import Encoding
+from kdcache.cache.manifest import read_manifest
+from kdcache.errors import CacheMismatchError, TeacherError
+from kdcache.fidelity import limits, measure, measure_fidelity
+from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
+from kdcache.fidelity.limits import Limit, find_failures, find_limits
+from kdcache.models.teacher import Teacher, build_fcn
+from kdcache.settings import make_config, merge
+from kdcache.training.distill import distill
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(measure, "STEPS", 3)
+
+
+@pytest.fixture(scope="module")
+def compact_root(base_given, tmp_path_factory):
+    """A cache with few coefficients. Read only."""
+    root = tmp_path_factory.mktemp("compact") / "cache"
+    few = {"encoding": "compact", "rank": {"low": 96, "mid": 192, "high": 256}}
+    build_cache(make_config(merge(base_given, {"cache": {"path": str(root), **few}})))
+    return root
+
+
+@pytest.fixture
+def student_given(given) -> dict:
+    return {"student": given["student"], "train": {"batch_size": 4}}
+
+
+# --- numbers
+
+
+def test_errors_of_an_answer_are_those_worked_out_by_hand():
+    errors = AnswerErrors(Encoding("int8"))
+    live = torch.tensor([[3.0, 0.0], [4.0, 0.0]]).reshape(1, 2, 1, 2)  # the second position is 0
+    errors.add(torch.tensor([[4.0, 0.0], [3.0, 0.0]]).reshape(1, 2, 1, 2), live)
+    errors.add(live, live)
+    found = errors.to_dict()
+    assert found["max_abs"] == 1 and found["mean_abs"] == 2 / 8 and found["relative"] == 2 / 14
+    assert found["cosine"] == pytest.approx((24 / 25 + 1) / 2)
+
+
+def test_of_lowrank_only_the_direction_counts():
+    live = torch.rand(2, 4, 3, 3) + 0.1
+    errors = AnswerErrors(Encoding("lowrank", 4, 4, 0.1, ""))
+    errors.add(7 * live, live)
+    assert errors.to_dict()["max_abs"] < 1e-6 and errors.to_dict()["cosine"] == pytest.approx(1)
+
+
+def test_errors_of_scores_are_divergence_and_agreement():
+    live, cached = torch.zeros(1, 2, 1, 2), torch.zeros(1, 2, 1, 2)
+    live[0, 0, 0], cached[0, 0, 0] = torch.tensor([4.0, 4.0]), torch.tensor([4.0, -4.0])
+    errors = ScoreErrors(temperature=4.0)
+    errors.add(cached, live)
+    p, q = (1 / (1 + math.exp(-x)) for x in (1.0, -1.0))
+    expected = (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2
+    assert errors.to_dict() == {"kl": pytest.approx(expected), "temperature": 4.0, "agreement": 0.5}
+
+
+def test_limits_are_those_of_the_least_faithful_encoding_read():
+    kinds = {"logits": "float16", "low": "int8", "mid": "lowrank"}
+    assert find_limits(kinds, exact=True) == {"kd": limits.EXACT, "feature": limits.LIMITS["feature"]["lowrank"]}
+    assert find_limits({"logits": "float16"}, exact=False) == {"kd": limits.EXACT_NOT_FLOAT32}
+
+
+@pytest.mark.parametrize(
+    ("cosine", "loss", "count"), [(1.0, 0.0, 0), (0.98, 0.0, 1), (1.0, 2e-5, 1), (math.nan, math.nan, 2)]
+)
+def test_what_is_beyond_a_limit_is_said(cosine, loss, count):
+    found = find_failures({"kd": {"grad_cos": cosine, "loss_rel": loss}}, {"kd": Limit(0.99, 1e-5)})
+    assert len(found) == count and all("expected" in line for line in found)
+
+
+# --- caches
+
+
+def test_an_exact_cache_is_faithful_and_says_so(cache, student_given):
+    result = measure_fidelity(cache.cache.path, student_given, num_samples=6)
+    assert result["failures"] == [] and result["samples"] == 6
+    assert set(result["students"]) == {"fresh", measure.TRAINED} and set(result["answers"]) == {
+        "logits",
+        "low",
+        "mid",
+        "high",
+    }
+    for terms in result["students"].values():
+        assert terms["kd"]["grad_cos"] > 0.999999 and terms["feature"]["align_grad_cos"] > 0.999999
+        assert 0 < terms["feature"]["loss_rel"] < 1e-4
+    assert 0 < result["answers"]["low"]["relative"] < 1e-3  # float16's last bit, and no less
+    assert read_manifest(cache.cache.path).information["fidelity"] == result
+    again = measure_fidelity(cache.cache.path, student_given, num_samples=6)
+    assert again == result
+    assert measure_fidelity(cache.cache.path, student_given, num_samples=6, seed=1)["answers"] != result["answers"]
+
+
+def test_a_compact_cache_is_measured_by_its_directions(compact_root, student_given, tmp_path):
+    root = shutil.copytree(compact_root, tmp_path / "cache")
+    result = measure_fidelity(root, student_given, num_samples=100)
+    assert result["samples"] == 20  # all there are
+    assert result["answers"]["low"]["encoding"] == "lowrank" and 0.9 < result["answers"]["low"]["cosine"] < 0.99999
+    felt = result["students"][measure.TRAINED]
+    assert 0.99 < felt["feature"]["grad_cos"] < 0.9999999 and felt["kd"]["grad_cos"] > 0.9999
+
+
+def test_a_teacher_that_says_something_else_is_noticed(cache, student_given, monkeypatch):
+    ask = Teacher.__call__
+
+    def answer_otherwise(self, images):
+        found = ask(self, images)
+        found["mid"] = found["mid"] * 1.5 + 0.3 * found["mid"].roll(1, 1)
+        return found
+
+    monkeypatch.setattr(Teacher, "__call__", answer_otherwise)
+    failures = measure_fidelity(cache.cache.path, student_given, num_samples=4)["failures"]
+    assert failures and all(line.startswith("feature") for line in failures)
+
+
+def test_the_student_of_a_run_is_asked_too(cache, given, student_given):
+    distill(merge(given, {"train": {"epochs": 1}, "run": {"baseline": False}}), root=cache.cache.path)
+    run = cache.run.dir
+    result = measure_fidelity(cache.cache.path, student_given, num_samples=4, run=run)
+    assert set(result["students"]) == {"fresh", measure.TRAINED, str(run)}
+    assert result["students"][str(run)]["kd"] != result["students"]["fresh"]["kd"]
+
+
+def test_a_run_from_another_cache_is_refused(cache, compact_root, given, student_given, tmp_path):
+    distill(merge(given, {"train": {"epochs": 1}, "run": {"baseline": False}}), root=cache.cache.path)
+    other = shutil.copytree(compact_root, tmp_path / "other")
+    with pytest.raises(CacheMismatchError) as error:
+        measure_fidelity(other, student_given, num_samples=2, run=cache.run.dir)
+    check_one_line(error, "cache identity is", "give a run that was trained from this cache")
+
+
+def test_another_teacher_or_none_is_one_line(cache, tmp_path):
+    torch.manual_seed(8)
+    torch.save(build_fcn("fcn_resnet50", num_classes=8, aux_head=False).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CacheMismatchError) as error:
+        measure_fidelity(cache.cache.path, {"teacher": {"weights": str(tmp_path / "other.pth")}})
+    check_one_line(error, "teacher.weights_sha256 is", "set teacher.weights to those the cache was built with")
+    with pytest.raises(TeacherError) as error:
+        measure_fidelity(cache.cache.path, {"teacher": {"weights": str(tmp_path / "missing.pth")}})
+    check_one_line(error, "missing.pth")
+
+
+# --- the command
+
+
+def run(capsys, *argv: object) -> tuple[int, str, str]:
+    code = cache_teacher.cli.main(["fidelity", *map(str, argv)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_tells_by_words_json_and_exit_code(cache, capsys, monkeypatch):
+    words = ["--samples", "4", "--student.aspp_channels=16", "--train.batch_size", "4"]
+    code, out, _ = run(capsys, cache.cache.path, *words)
+    assert code == 0 and "faithful: every limit is kept" in out and "same class 100.00 %" in out
+    code, out, _ = run(capsys, cache.cache.path, *words, "--json")
+    assert code == 0 and json.loads(out)["failures"] == []
+    monkeypatch.setitem(limits.LIMITS["kd"], "float16", Limit(1.1))
+    code, out, _ = run(capsys, cache.cache.path, *words)
+    assert code == 1 and "BEYOND ITS LIMIT: kd gradient's cosine is" in out
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--samples", "4"], "PATH is missing, expected the folder of a cache"),
+    (["x", "--samples", "0"], "--samples is '0', expected a whole number, 1 or more"),
+    (["x", "--samples"], "--samples is ''"),
+    (["x", "--seed=-1"], "--seed is '-1'"),
+    (["x", "--sample", "3"], "sample"),
+    (["nowhere"], "manifest.json is missing"),
+])  # fmt: skip
+def test_wrong_words_are_one_line(capsys, argv, words):
+    code, _, err = run(capsys, *argv)
+    assert code in (1, 2) and words in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_phase_one_ends_with_a_small_measurement(given, capsys, tmp_path, monkeypatch):
+    import yaml
+
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(merge(given, {"cache": {"path": str(tmp_path / "new")}})))
+    assert cache_teacher.cli.main(["--config", str(path)]) == 0
+    assert "fidelity of 8 samples: least cosine of a student's gradients" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "new").information["fidelity"]["samples"] == 8
+    monkeypatch.setattr(measure, "measure_fidelity", lambda *args, **kwargs: pytest.fail("nothing was written"))
+    assert cache_teacher.cli.main(["--config", str(path)]) == 0
