@@ -123,6 +123,8 @@ class TeacherConfig:
     """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from `cache_teacher fit`)."""
     layers: LayerConfig = field(default_factory=LayerConfig)
     """Feature taps by level."""
+    high_stride: Literal[8, 16] = 16
+    """Pixels between positions of high, brought there from its layer: 16 is the student's grid, 8 what layer3 and layer4 have."""
     precision: Precision = "float32"
     """Arithmetic of the teacher's forward pass; float32 is exact (TF32 off), the others use autocast."""
     batch_size: int = 8

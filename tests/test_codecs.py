@@ -351,7 +351,9 @@ def test_an_unknown_codec_is_refused_before_anything_is_read(tmp_path):
 def test_a_disk_that_may_be_too_small_is_only_warned_about(tmp_path, caplog):
     check_free_space(tmp_path, needed_bytes=2 * 10**9, free_bytes=10**9, at_most=True)
     assert "up to 2.00 GB are still to be written" in caplog.text
-    with pytest.raises(CacheError, match="free disk space is 1.00 GB, expected 2.00 GB or more; .*cache.encoding compact"):
+    with pytest.raises(
+        CacheError, match="free disk space is 1.00 GB, expected 2.00 GB or more; .*cache.encoding compact"
+    ):
         check_free_space(tmp_path, needed_bytes=2 * 10**9, free_bytes=10**9, at_most=False)
 
 

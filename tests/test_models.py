@@ -205,6 +205,16 @@ def test_one_part_of_the_backbone_may_serve_two_levels(teacher_file: Path):
     assert torch.equal(answer["low"], answer["mid"])
 
 
+def test_high_can_stay_at_the_stride_of_any_layer(reference: nn.Module):
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    for tap in ("layer3", "layer4"):
+        teacher = Teacher(reference, taps={"high": tap}, device=torch.device("cpu"), precision="float32", high_stride=8)
+        with torch.inference_mode():
+            expected = create_feature_extractor(reference.backbone, {tap: "high"})(normalize_images(images))["high"]
+        check_close(teacher(images)["high"], expected)
+        assert teacher.probe_levels()["high"] == (expected.shape[1], 8)
+
+
 def test_probe_finds_channels_and_strides(teacher: Teacher):
     assert teacher.probe_levels() == {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from kdcache.cache.build import build_cache
 from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
@@ -19,6 +20,7 @@ from kdcache.training.batches import Batch, BatchReader, plan_epoch
 from kdcache.training.distill import distill
 from kdcache.training.loop import evaluate, train_step
 from kdcache.training.run import build_learner, open_data
+from kdcache.training.settings import resolve_config
 
 CPU = torch.device("cpu")
 CHANNELS = {"low": 256, "mid": 512, "high": 1024}
@@ -273,3 +275,22 @@ def test_more_views_than_cached_and_features_that_are_not_there_are_refused(cach
 def test_devices_and_precisions_the_machine_lacks_are_refused(cache, given):
     with pytest.raises(SettingsError, match=r"train.device is 'cuda:99', expected auto or one of cpu"):
         train(given, {"train": {"device": "cuda:99"}})
+
+
+def test_a_student_learns_from_layer4_at_stride_8(given, tmp_path):
+    fine = {
+        "teacher": {"layers": {"high": "layer4"}, "high_stride": 8},
+        "cache": {"levels": ["high"]},
+        "train": {"epochs": 1},
+    }
+    config = make_config(given, fine)
+    build_cache(config)
+    manifest = read_manifest(config.cache.path)
+    assert manifest.layouts["train"].array("high").item_shape == (2048, 4, 4)
+    assert manifest.identity["train"]["teacher"]["high_stride"] == 8
+    train(given, {**no_baseline(1, str(tmp_path / "run")), "cache": {"levels": ["high"]}})
+    assert read_losses(tmp_path / "run")[0]["feature"] > 0
+    same = {"cache": {"levels": ["high"]}, "teacher": {"high_stride": 8}}
+    assert resolve_config(config.cache.path, manifest, same).teacher.layers.high == "layer4"
+    with pytest.raises(CacheMismatchError, match="teacher.high_stride is 8, expected 16"):
+        resolve_config(config.cache.path, manifest, merge(same, {"teacher": {"high_stride": 16}}))

@@ -14,7 +14,7 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs, manifest_path
 from kdcache.cache.manifest import Manifest, build_identity, read_manifest
 from kdcache.checks import refuse
-from kdcache.config import Config, config_to_dict
+from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
 from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe
@@ -142,7 +142,11 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
     """The teacher but for its weights; validation has no levels, so its taps do not matter."""
     facts = {"arch": config.teacher.arch, "precision": config.teacher.precision}
     layers = config_to_dict(config)["teacher"]["layers"]
-    return {**facts, "layers": {level: layers[level] for level in config.cache.levels}} if train else facts
+    if not train:
+        return facts
+    if "high" in config.cache.levels and config.teacher.high_stride != STRIDE:  # the usual one is not worth a word
+        facts["high_stride"] = config.teacher.high_stride
+    return {**facts, "layers": {level: layers[level] for level in config.cache.levels}}
 
 
 def _information(config: Config, device: torch.device) -> dict:

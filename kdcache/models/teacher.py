@@ -23,10 +23,20 @@ class Teacher:
         taps: level -> backbone part, e.g. {"low": "layer1"}.
         device: where it runs.
         precision: float32 (exact, TF32 off), bfloat16 or float16 (autocast).
+        high_stride: pixels between positions of `high`, whatever its tap has.
     """
 
-    def __init__(self, model: nn.Module, *, taps: dict[str, str], device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        taps: dict[str, str],
+        device: torch.device,
+        precision: str,
+        high_stride: int = STRIDE,
+    ) -> None:
         check_taps(model, taps)
+        self.high_stride = high_stride
         self.model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
         if self.dtype is None:
@@ -36,14 +46,14 @@ class Teacher:
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
         """Answer for uint8 RGB images [N, H, W, 3], H and W multiples of 16.
 
-        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at stride 16.
+        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at `high_stride`.
         """
         hw = image_NHWC.shape[1:3]
         x = normalize_images(self._upload(image_NHWC)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             answer = self._forward(x)
         if "high" in answer:
-            answer["high"] = resize_to(answer["high"].float(), (hw[0] // STRIDE, hw[1] // STRIDE))
+            answer["high"] = resize_to(answer["high"].float(), tuple(px // self.high_stride for px in hw))
         return {name: value.float() for name, value in answer.items()}
 
     def probe_levels(self) -> dict[str, tuple[int, int]]:
@@ -76,7 +86,8 @@ def build_teacher(config: TeacherConfig, *, num_classes: int, levels: list[str],
     model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
     load_weights(model, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
-    return Teacher(model, taps=taps, device=device, precision=config.precision), state
+    asked = {"precision": config.precision, "high_stride": config.high_stride}
+    return Teacher(model, taps=taps, device=device, **asked), state
 
 
 def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:

@@ -55,7 +55,7 @@ def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) ->
     cached = make_config(drop_unknown(manifest.information["settings"]))
     check_storage(root, cached, full, cure=cure)
     known = flatten(config_to_dict(cached))
-    for name in ("dataset.train_split", "dataset.val_split", "cache.shard_samples"):
+    for name in ("dataset.train_split", "dataset.val_split", "teacher.high_stride", "cache.shard_samples"):
         if name in given and given[name] != known[name]:
             raise CacheMismatchError(describe(root, field=name, found=known[name], expected=given[name], cure=cure))
 
