@@ -1,6 +1,6 @@
 """A state machine: build, grow by a view, be killed, be damaged, tidy, repair, verify and read, in any order, against a model.
 
-The model is the set of groups that are committed and sound; whole caches' bytes, of one view and of two, are known from the start.
+The model is the set of groups that are committed and sound; the bytes of whole caches, of one view and of two, are known before.
 """
 
 import contextlib
