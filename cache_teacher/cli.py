@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache_teacher import maintain
 from cache_teacher.fidelity import fidelity
+from cache_teacher.plan import plan
 from kdcache.command import run_command
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import Phrase, SettingsError, describe
@@ -21,7 +22,7 @@ PROG = "python -m cache_teacher"
 FEW_SAMPLES = 8  # compared at the end of phase one
 EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
 gc (remove what killed runs left), fidelity (compare with the teacher, asked again), sample-set (write the sample data set);
-{PROG} fit fine-tunes a teacher, settings as above"""
+{PROG} plan says what all this will take, {PROG} fit fine-tunes a teacher, settings as above"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +85,7 @@ def _sample_set(argv: list[str]) -> None:
 
 
 COMMANDS = {
+    "plan": plan,
     "info": maintain.info,
     "verify": maintain.verify,
     "repair": maintain.repair,

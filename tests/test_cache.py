@@ -169,7 +169,7 @@ def test_a_teacher_that_is_worse_on_the_training_views_is_warned_about(cache, ca
         hits = right[reader.layout.split]
         return torch.tensor([[hits, 50 - hits], [50 - hits, hits]])
 
-    monkeypatch.setattr("kdcache.cache.score._count", count)
+    monkeypatch.setattr("kdcache.cache.score.count_answers", count)
     score = build_cache(cache).score
     assert score.val_miou == pytest.approx(40 / 60) and score.train_miou == pytest.approx(10 / 90)
     assert "mIoU is 0.111 on the training views, 0.667 on val: it teaches worse than it can" in caplog.text

@@ -28,7 +28,8 @@ def test_readme_commands_parse(command, monkeypatch):
     assert (ROOT / module / "__main__.py").is_file()
     if argv and argv[0] in NOT_SETTINGS:
         return
-    make_config(read_given(build_parser(prog="x", description=""), argv[1:] if argv[:1] == ["fit"] else argv))
+    words = argv[1:] if argv[:1] in (["fit"], ["plan"]) else argv
+    make_config(read_given(build_parser(prog="x", description=""), words))
 
 
 def test_readme_has_commands_of_both_programs():

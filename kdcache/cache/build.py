@@ -13,6 +13,7 @@ from kdcache.cache.folder import (
     check_free_space,
     check_same_cache,
     complete_views,
+    find_folder,
     find_missing_groups,
     open_for_writing,
 )
@@ -26,7 +27,6 @@ from kdcache.cache.writer import measure_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
-from kdcache.errors import CacheError
 from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Progress, Silent
@@ -106,9 +106,7 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
     """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
     root, manifest = plan.config.cache.path, plan.manifest
     layouts = check_same_cache(root, manifest).layouts
-    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise CacheError(f"{existing}: folder is unwritable (it is a file); set cache.path to another place")
+    existing = find_folder(root)
     missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
     needed = sum(layouts[group.split].group_bytes(group) for group in missing)
     coded = any(array.codec for layout in layouts.values() for array in layout.arrays)

@@ -78,6 +78,14 @@ def add_information(root: Path, facts: dict) -> None:
         write_manifest(root, replace(manifest, information={**manifest.information, **facts}))
 
 
+def find_folder(root: Path) -> Path:
+    """`root`, or the nearest folder above it that is there. Raises CacheError where a file is in the way."""
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise CacheError(f"{existing}: folder is unwritable (it is a file); set cache.path to another place")
+    return existing
+
+
 def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
     """Shard groups without a commit record."""
     return [group for group in layout.groups() if not has_record(root, group)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,10 +121,11 @@ class Pipeline:
         if first is not None and first is not error:
             raise first from None
 
-    def write(self, groups: list[Group], *, wait: bool = False) -> list[Group]:
+    def write(self, groups: Iterable[Group], *, wait: bool = False) -> list[Group]:
         """Compute and commit those that are not there; returns those that other processes hold.
 
         Args:
+            groups: each is taken once there is room for it.
             wait: for those. Nothing may be on the way then, or two processes could wait for each other: one group a call.
         """
         held = []

@@ -40,7 +40,7 @@ class TeacherScore:
 def score_teacher(root: Path, manifest: Manifest, *, num_classes: int, progress: Progress) -> TeacherScore:
     """Compare cached logits with cached labels; warns where that looks like wrong weights or unsuitable views."""
     val, train = (
-        _count(CacheReader(root, manifest, split, num_views=1), num_classes=num_classes, progress=progress)
+        count_answers(CacheReader(root, manifest, split, num_views=1), num_classes=num_classes, progress=progress)
         for split in ("val", "train")
     )
     score = TeacherScore(compute_miou(val), compute_miou(train), compute_iou_per_class(val))
@@ -58,10 +58,15 @@ def score_teacher(root: Path, manifest: Manifest, *, num_classes: int, progress:
     return score
 
 
-def _count(reader: CacheReader, *, num_classes: int, progress: Progress) -> Tensor:
+def choose_samples(split: str, count: int) -> range:
+    """Which samples of a split are looked at."""
+    return range(0, count, 1 if split == "val" else -(-count // MOST_TRAIN))
+
+
+def count_answers(reader: CacheReader, *, num_classes: int, progress: Progress) -> Tensor:
     """Confusion [K, K] of the teacher on the first view of a split."""
     split, hw, count = reader.layout.split, reader.layout.array("label").item_shape, reader.layout.num_samples
-    samples = range(0, count, 1 if split == "val" else -(-count // MOST_TRAIN))
+    samples = choose_samples(split, count)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     with progress.start(f"teacher's mIoU on {split}", total=len(samples), unit="samples") as bar:
         for sample in samples:

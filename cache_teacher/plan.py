@@ -1,0 +1,29 @@
+"""`python -m cache_teacher plan`: what phase one will take, before it is run."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from cache_teacher.maintain import PROG
+from kdcache.report.progress import Console
+from kdcache.settings import build_parser, make_config, read_given
+
+
+def plan(argv: list[str]) -> None:
+    """Bytes, time, room and worth of the cache of these settings."""
+    parser = build_parser(
+        prog=f"{PROG} plan [--json]",
+        description="Say what the cache of these settings will weigh and take, from a few samples that are really made beside "
+        "cache.path and removed again. Nothing of a cache that is there is touched. --json is for scripts.",
+    )
+    config = make_config(read_given(parser, [word for word in argv if word != "--json"]))
+    from kdcache.cache.forecast import forecast_cache
+    from kdcache.report.forecast import format_forecast
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed
+    try:
+        facts = forecast_cache(config, progress=Console())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(json.dumps(facts, indent=2) if "--json" in argv else format_forecast(facts))

@@ -1,0 +1,152 @@
+"""What phase one will take, before it is run: bytes by arithmetic and coded samples, time by running it on a few samples."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from kdcache.cache.build import make_plan
+from kdcache.cache.folder import check_same_cache, find_folder, find_missing_groups
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.pipeline import Plan
+from kdcache.cache.probe import Probe, probe_cache
+from kdcache.cache.score import choose_samples
+from kdcache.cache.variants import HEARD, hear_teacher, measure_variants
+from kdcache.config import Config
+from kdcache.report.progress import Progress, Silent
+
+
+def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
+    """Bytes, seconds, room and worth of the cache of these settings, as JSON values; nothing stays on the disk but what the
+    settings let it download.
+
+    Raises: SettingsError, DataError, TeacherError or CacheError, as building it would; OSError where no folder can be made
+    beside the cache.
+    """
+    progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
+    folder = find_folder(root)
+    plan = _plan_for_disk(make_plan(config, progress))
+    setup_s = time.monotonic() - began_s
+    layouts = plan.manifest.layouts
+    missing = {split: find_missing_groups(root, layout) for split, layout in layouts.items()}
+    batches = max(-(-HEARD // min(config.teacher.batch_size, config.cache.shard_samples)), 2)
+    heard = {
+        split: hear_teacher(plan, split, num_batches=n, progress=progress)
+        for split, n in (("val", 1), ("train", batches))
+    }
+    probe = probe_cache(plan, progress=progress)
+    splits = {split: _describe_split(layout, missing[split], probe) for split, layout in layouts.items()}
+    times = _add_times(splits, probe, setup_s=setup_s, manifest=plan.manifest)
+    teacher_s = heard["train"].sample_s
+    return {
+        "path": str(root),
+        "encoding": config.cache.kinds,
+        "codec": config.cache.codec_name,
+        "splits": splits,
+        "size": (size := _add_bytes(splits, probe)),
+        "disk": _describe_disk(folder, size["missing_bytes"]),
+        "time": times,
+        "break_even": _break_even(layouts["train"], teacher_s=teacher_s, build_s=times["all_s"]),
+        "others": [asdict(variant) for variant in measure_variants(plan, heard, progress=progress)],
+        "probe": {
+            "num_samples": probe.num_samples,
+            "device": str(plan.teacher.device),
+            "time_s": time.monotonic() - began_s - setup_s,
+        },
+    }
+
+
+def _plan_for_disk(plan: Plan) -> Plan:
+    """The plan with the views that the cache would have: those there, if they are more. Raises CacheError for another cache."""
+    manifest = check_same_cache(plan.config.cache.path, plan.manifest)
+    augment = replace(plan.config.augment, views=manifest.layouts["train"].num_views)
+    return replace(plan, config=replace(plan.config, augment=augment), manifest=manifest)
+
+
+def _describe_split(layout: SplitLayout, missing: list[Group], probe: Probe) -> dict:
+    """Grid and bytes of a split, array by array; num_missing counts samples of all views."""
+    groups, chunks = list(layout.groups()), probe.chunk_bytes[layout.split]
+    return {
+        "num_samples": layout.num_samples,
+        "num_views": layout.num_views,
+        "groups": len(groups),
+        "groups_committed": len(groups) - len(missing),
+        "num_missing": _count(missing),
+        "arrays": {spec.name: _describe_array(spec, layout, missing, chunks[spec.name]) for spec in layout.arrays},
+    }
+
+
+def _describe_array(spec: ArraySpec, layout: SplitLayout, missing: list[Group], chunk_bytes: float) -> dict:
+    """Bytes of an array's shard files, checksums and indices included: exact without a codec, else as samples were coded."""
+    index, num_all = index_bytes(layout.shard_samples), layout.num_views * layout.num_samples
+    return {
+        "dtype": spec.dtype,
+        "item_shape": list(spec.item_shape),
+        "codec": spec.codec.to_dict() if spec.codec else None,
+        "exact": spec.codec is None,
+        "sample_bytes": round(chunk_bytes),
+        "bytes": round(num_all * chunk_bytes) + layout.num_groups * index,
+        "missing_bytes": round(_count(missing) * chunk_bytes) + len(missing) * index,
+    }
+
+
+def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
+    """Of all arrays and documents; `missing_bytes`: of those that are still to be written."""
+    arrays = [array for split in splits.values() for array in split["arrays"].values()]
+    records = sum(
+        probe.record_bytes[name] * split["num_samples"] * split["num_views"] for name, split in splits.items()
+    )
+    missing = sum(probe.record_bytes[name] * split["num_missing"] for name, split in splits.items())
+    begun = any(split["groups_committed"] for split in splits.values())
+    array_bytes, document_bytes = sum(array["bytes"] for array in arrays), probe.document_bytes + round(records)
+    missing_bytes = (
+        sum(array["missing_bytes"] for array in arrays) + round(missing) + (0 if begun else probe.document_bytes)
+    )
+    return {
+        "array_bytes": array_bytes,
+        "document_bytes": document_bytes,
+        "bytes": array_bytes + document_bytes,
+        "missing_bytes": missing_bytes,
+        "exact": all(array["exact"] for array in arrays),
+    }
+
+
+def _add_times(splits: Mapping[str, dict], probe: Probe, *, setup_s: float, manifest: Manifest) -> dict:
+    """Seconds of each part of phase one for what is missing, their sum, and that of the whole cache."""
+    parts = {split: facts["num_missing"] * probe.sample_s[split] for split, facts in splits.items()}
+    whole = sum(facts["num_samples"] * facts["num_views"] * probe.sample_s[split] for split, facts in splits.items())
+    score_s = _expect_score(manifest, probe)
+    return {
+        "setup_s": setup_s,
+        "val_s": parts["val"],
+        "train_s": parts["train"],
+        "score_s": score_s,
+        "missing_s": setup_s + sum(parts.values()) + score_s,
+        "all_s": setup_s + whole + score_s,
+    }
+
+
+def _expect_score(manifest: Manifest, probe: Probe) -> float:
+    """Seconds to compare what was cached with labels, in proportion to their pixels."""
+    pixels = {split: layout.array("label").item_bytes for split, layout in manifest.layouts.items()}
+    looked = {split: len(choose_samples(split, layout.num_samples)) for split, layout in manifest.layouts.items()}
+    return sum(probe.score_s * looked[split] * pixels[split] / pixels["val"] for split in pixels)
+
+
+def _break_even(layout: SplitLayout, *, teacher_s: float, build_s: float) -> dict:
+    """A teacher in every step is asked about each training image once an epoch."""
+    epoch_s = layout.num_samples * teacher_s
+    return {"teacher_s": teacher_s, "saved_s_per_epoch": epoch_s, "epochs": build_s / epoch_s}
+
+
+def _describe_disk(folder: Path, missing_bytes: int) -> dict:
+    free = shutil.disk_usage(folder).free
+    return {"folder": str(folder), "free_bytes": free, "fits": missing_bytes <= free}
+
+
+def _count(groups: list[Group]) -> int:
+    return sum(group.stop - group.start for group in groups)

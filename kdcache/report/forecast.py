@@ -1,0 +1,88 @@
+"""A forecast of phase one as text."""
+
+from __future__ import annotations
+
+
+def format_forecast(facts: dict) -> str:
+    """For a person: what is to be done, bytes, room, time, worth, and what other encodings would save."""
+    lines = [f"{facts['path']}: {_format_state(facts)}"]
+    for split, grid in facts["splits"].items():
+        lines += [f"{split}: {grid['num_samples']} images x {grid['num_views']} views"]
+        lines += [_format_array(name, array) for name, array in grid["arrays"].items()]
+    lines += [_format_size(facts), _format_disk(facts), _format_time(facts), _format_worth(facts["break_even"])]
+    all_here = facts["size"]["array_bytes"]
+    lines.append("other encodings, images and labels included (about, from a few coded samples):")
+    lines += [_format_other(other, all_here) for other in facts["others"]]
+    return "\n".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """1234567 -> 1.23 MB; units of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 999.5 else f"{count:.0f} TB"
+
+
+def format_time(time_s: float) -> str:
+    """Seconds, then minutes, then hours."""
+    if time_s < 99.5:
+        return f"{time_s:.3g} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
+
+
+def _format_state(facts: dict) -> str:
+    """What is there of the cache."""
+    groups = sum(split["groups"] for split in facts["splits"].values())
+    done = sum(split["groups_committed"] for split in facts["splits"].values())
+    if done == 0:
+        return "nothing is there yet"
+    if done == groups:
+        return "complete, nothing is to do"
+    samples = sum(split["num_missing"] for split in facts["splits"].values())
+    to_do = f"{samples} samples, {format_bytes(facts['size']['missing_bytes'])}"
+    return f"{done} of {groups} shard groups are there; still to do: {to_do}"
+
+
+def _format_array(name: str, array: dict) -> str:
+    shape, coded = "x".join(map(str, array["item_shape"])), f", {array['codec']['name']}" if array["codec"] else ""
+    size = f"{format_bytes(array['sample_bytes']):>10} a sample {format_bytes(array['bytes']):>10}"
+    return f"  {name:<12} {array['dtype']:<8} {shape:<12}{size}{coded}"
+
+
+def _format_size(facts: dict) -> str:
+    size = facts["size"]
+    measured = f"coded arrays from {facts['probe']['num_samples']['train']} training samples"
+    how = "arrays exact" if size["exact"] else measured
+    told = f"{size['bytes'] / 1e6:,.2f} MB ({how}), of which {format_bytes(size['document_bytes'])} documents and bases"
+    return f"size: {told}"
+
+
+def _format_disk(facts: dict) -> str:
+    disk, needed = facts["disk"], facts["size"]["missing_bytes"]
+    free, folder = disk["free_bytes"], disk["folder"]
+    verdict = "it fits" if disk["fits"] else f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
+    return f"disk: {format_bytes(free)} are free at {folder}, {format_bytes(needed)} are to be written: {verdict}"
+
+
+def _format_time(facts: dict) -> str:
+    time, probe = facts["time"], facts["probe"]
+    names = {"setup_s": "preparing", "val_s": "val", "train_s": "training views", "score_s": "scoring"}
+    parts = ", ".join(f"{text} {format_time(time[name])}" for name, text in names.items())
+    done = sum(probe["num_samples"].values())
+    return f"time: {format_time(time['missing_s'])} ({parts}), from {done} samples made on {probe['device']}"
+
+
+def _format_worth(worth: dict) -> str:
+    saved = f"{1000 * worth['teacher_s']:.3g} ms an image, {format_time(worth['saved_s_per_epoch'])} an epoch"
+    epochs = f"{worth['epochs']:.1f} epochs, those of all students together"
+    return f"worth: a teacher in every step takes {saved}; the cache has paid for itself after {epochs}"
+
+
+def _format_other(other: dict, all_here: float) -> str:
+    size_bytes, name = other["size_bytes"], f"{other['encoding']}, {other['codec']}"
+    saved = all_here - size_bytes
+    told = f"saves {format_bytes(saved)}" if saved >= 0 else f"takes {format_bytes(-saved)} more"
+    sizes = f"{format_bytes(other['sample_bytes']):>10} a sample {format_bytes(size_bytes):>10}"
+    return f"  {name:<20}{sizes}  {size_bytes / all_here:6.1%}, {told}"
