@@ -266,7 +266,13 @@ class TrainConfig:
     lr: float = 1e-3
     """Learning rate of Adam at the start of its cosine, > 0."""
     seed: int = 0
-    """Seed of initialisation, data order and dropout, 0 to 2^63-1."""
+    """Seed of initialisation, data order, flips, crops and dropout, 0 to 2^63-1."""
+    views: Literal["cycle", "random"] = "cycle"
+    """Which of its cached views a sample shows in an epoch: each in turn, or one drawn anew."""
+    flip: float = 0.0
+    """Probability that a sample is flipped left-right in an epoch, its cached targets with it, 0 to 1; 0 is exact."""
+    crop: SizePx | None = None
+    """Random part of each view to train on, targets cut alike, pixels, N or [height, width], multiples of 16 (default: all)."""
     device: str = "auto"
     """auto (cuda where present), cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -280,7 +286,14 @@ class TrainConfig:
         check_range("train.epochs", self.epochs, 1, 1_000_000)
         check_range("train.batch_size", self.batch_size, 2, 65_536)
         check_range("train.seed", self.seed, 0, 2**63 - 1)
+        check_range("train.flip", self.flip, 0, 1)
+        check_size("train.crop", self.crop, stride=STRIDE)
         check_positive("train.lr", self.lr)
+
+    @property
+    def crop_hw(self) -> tuple[int, int] | None:
+        """Height and width of what is trained on in pixels; None for whole views."""
+        return None if self.crop is None else as_hw(self.crop)
 
 
 @dataclass(frozen=True, kw_only=True)

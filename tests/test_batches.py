@@ -20,7 +20,7 @@ NUM_TRAIN, NUM_VAL, NUM_VIEWS = 10, 5, 2  # of the data set and settings in conf
 ARRAYS = ["image", "label", "logits", "low", "mid", "high"]
 
 
-def plan(**changes: int) -> list[list[tuple[int, int]]]:
+def plan(**changes: int | str) -> list[list[tuple[int, int]]]:
     return plan_epoch(**{"num_samples": 23, "num_views": 3, "batch_size": 4, "seed": 0, "epoch": 0, **changes})
 
 
@@ -60,6 +60,44 @@ def test_every_sample_comes_once_an_epoch(num_samples: int, batch_size: int):
 def test_each_sample_shows_each_view_once_in_as_many_epochs_as_views(num_views: int, first_epoch: int):
     shown = [p for e in range(num_views) for p in flat(plan(num_views=num_views, epoch=first_epoch + e))]
     assert sorted(shown) == [(view, sample) for view in range(num_views) for sample in range(23)]
+
+
+def test_plan_of_random_views_is_pinned():
+    first, second = plan_epoch(num_samples=7, num_views=3, batch_size=3, seed=1, epoch=2, views="random")
+    assert first == [(0, 2), (0, 5), (0, 4)]
+    assert second == [(2, 1), (2, 3), (2, 0), (1, 6)]
+
+
+def test_cycle_is_the_default_and_views_change_no_order():
+    """Of the samples; the views are others."""
+    assert plan(views="cycle") == plan()
+    drawn = plan(views="random")
+    assert [s for _, s in flat(drawn)] == [s for _, s in flat(plan())] and drawn != plan()
+
+
+def test_random_views_are_drawn_anew_for_each_sample_and_epoch():
+    """Each view of each sample about as often, and what a sample shows says nothing of its next epoch or of its neighbour."""
+    shown = np.array([[view for view, _ in sorted(flat(plan(views="random", epoch=e)), key=lambda p: p[1])]
+                      for e in range(300)])  # fmt: skip
+    counts = np.stack([np.bincount(column, minlength=3) for column in shown.T])
+    assert counts.min() > 65 and counts.max() < 140
+    pairs = 3 * shown[:-1] + shown[1:], 3 * shown[:, :-1] + shown[:, 1:]
+    for pair in pairs:
+        share = np.bincount(pair.ravel(), minlength=9) / pair.size
+        assert abs(share - 1 / 9).max() < 0.015
+
+
+def test_random_views_depend_on_nothing_but_seed_epoch_and_sample():
+    views = [
+        dict(map(reversed, flat(plan(views="random", num_samples=num, batch_size=size))))
+        for num, size in [(23, 4), (40, 7)]
+    ]
+    assert {sample: views[1][sample] for sample in range(23)} == views[0]
+    assert len({tuple(sorted(flat(plan(views="random", seed=s, epoch=e)))) for s in range(3) for e in range(3)}) == 9
+
+
+def test_one_view_is_shown_whatever_is_asked():
+    assert plan(views="random", num_views=1) == plan(num_views=1)
 
 
 def test_views_are_mixed_within_an_epoch():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,16 +34,28 @@ class Batch:
     sample_ids: list[str]
 
 
-def plan_epoch(*, num_samples: int, num_views: int, batch_size: int, seed: int, epoch: int) -> list[list[Place]]:
+def plan_epoch(
+    *,
+    num_samples: int,
+    num_views: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    views: Literal["cycle", "random"] = "cycle",
+) -> list[list[Place]]:
     """The batches of one epoch, a pure function of its arguments: every sample once, in one of its views.
 
-    Views rotate: over `num_views` epochs each sample shows each view once. A last batch of one sample, which BatchNorm
-    could not normalise, joins the batch before it.
+    cycle: over `num_views` epochs each sample shows each view once. random: the view of each sample and epoch is drawn
+    independently of all others. A last batch of one sample, which BatchNorm could not normalise, joins the batch before it.
     """
-    order = np.argsort(_raw_words(f"order/{seed}/{epoch}", num_samples), kind="stable")
-    offsets = _raw_words(f"views/{seed}", num_samples) % np.uint64(num_views)
-    places = [(int((int(offsets[sample]) + epoch) % num_views), int(sample)) for sample in order]
-    return split_batches(places, batch_size, join_single=True)
+    order = np.argsort(raw_words(f"order/{seed}/{epoch}", num_samples), kind="stable")
+    if views == "random":
+        shown = raw_words(f"views/{seed}/{epoch}", num_samples) % np.uint64(num_views)
+    else:
+        shown = (raw_words(f"views/{seed}", num_samples) % np.uint64(num_views) + np.uint64(epoch)) % np.uint64(
+            num_views
+        )
+    return split_batches([(int(shown[sample]), int(sample)) for sample in order], batch_size, join_single=True)
 
 
 def split_batches(places: list[Place], batch_size: int, *, join_single: bool = False) -> list[list[Place]]:
@@ -152,7 +165,7 @@ def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Te
     }
 
 
-def _raw_words(purpose: str, count: int) -> np.ndarray:
-    """Counter-based random words, the same in every NumPy version."""
+def raw_words(purpose: str, count: int) -> np.ndarray:
+    """Counter-based random words, uint64 [count], the same in every NumPy version; a purpose is drawn for once only."""
     digest = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
     return np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(count)

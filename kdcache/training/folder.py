@@ -18,6 +18,7 @@ from kdcache.training.checkpoint import LAST, read_checkpoint
 from kdcache.training.compiling import choose_compiling
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
+BEFORE = {"train.compile": "off", "train.views": "cycle", "train.flip": 0.0, "train.crop": None}  # runs that do not say
 
 
 def hyperparameters(config: Config) -> dict:
@@ -27,6 +28,7 @@ def hyperparameters(config: Config) -> dict:
     chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
     for machine in ("device", "residency"):  # where, not what
         chosen["train"].pop(machine)
+    chosen["train"]["crop"] = config.train.crop_hw and list(config.train.crop_hw)  # N is [N, N]
     device, autocast = choose_arithmetic(config)
     compiling, _ = choose_compiling(config.train.compile, device=device)
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
@@ -90,7 +92,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
-    found, expected = {"train.compile": "off", **stored["hyperparameters"]}, hyperparameters(config)
+    found, expected = {**BEFORE, **stored["hyperparameters"]}, hyperparameters(config)
     cure = "resume with the settings of the run, or choose another run.dir"
     for name in expected:
         if found.get(name) != expected[name]:

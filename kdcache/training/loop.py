@@ -14,6 +14,7 @@ from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
 from kdcache.metrics import count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.report.progress import Bar
+from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.targets import Targets
 
@@ -30,6 +31,7 @@ class Learner:
     autocast: torch.dtype | None  # None: float32
     forward: Callable  # the student in training, perhaps compiled
     targets: Targets = field(default_factory=Targets)
+    augmentation: Augmentation | None = None  # None: batches are trained on as they are
 
 
 class _Coming:
@@ -76,6 +78,7 @@ def train_epoch(learner: Learner, reader: BatchReader, batches: list, *, epoch: 
     learner.student.train()
     totals = TermTotals()
     for step, batch in enumerate(reader.read(batches)):
+        batch = learner.augmentation.apply(batch, epoch=epoch) if learner.augmentation else batch
         totals.add(train_step(learner, batch, where=f"epoch {epoch} step {step}"))
         bar.advance(len(batch.sample_ids))
     return totals

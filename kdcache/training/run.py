@@ -19,6 +19,7 @@ from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationMode
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
+from kdcache.training.augment import make_augmentation
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
@@ -124,11 +125,13 @@ def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say
     """A learner and its history, new or restored, in a folder that is ours."""
     learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
     learner.targets = open_targets(data.train, learner.device)
+    learner.augmentation = make_augmentation(config)
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
         specs = [data.train.layout.array(name) for name in list_arrays(config, learner)]
-        compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
+        trial = make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device)
+        compile_learner(learner, learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial)
     if not (resume and (folder / LAST).is_file()):
         return learner, []
     state = read_checkpoint(folder / LAST)
@@ -169,6 +172,7 @@ def _run_epoch(
         batch_size=size,
         seed=config.train.seed,
         epoch=epoch - 1,
+        views=config.train.views,
     )
     with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)

@@ -19,7 +19,7 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     """Settings for training: defaults, then the cache's, then those given.
 
     Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
-    views than cached; SettingsError for a feature term without features.
+    views than cached; SettingsError for a feature term without features, or a crop larger than the cached views.
     """
     stored = drop_unknown(manifest.information["settings"])
     base = {section: stored[section] for section in FROM_CACHE}
@@ -79,5 +79,13 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
         raise SettingsError(
             describe(
                 "settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0"
+            )
+        )
+    crop, size = config.train.crop_hw, config.dataset.size_hw
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        expected = Phrase(f"at most {list(size)}, the cached views' height and width")
+        raise SettingsError(
+            describe(
+                root, field="train.crop", found=list(crop), expected=expected, cure="set a smaller train.crop or null"
             )
         )
