@@ -229,7 +229,7 @@ def test_another_cache_is_refused(config):
     build_cache(config)
     with pytest.raises(CacheMismatchError) as error:
         forecast_cache(encode(config, "half"))
-    check_one_line(error, "arrays.low")
+    check_one_line(error, "cache.encoding is")
 
 
 # --- the command
