@@ -11,9 +11,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from kdcache.cache.reader import open_split
-from tests.bench import adapter
+from tests.bench import adapter, encodings
 from tests.bench.copying import shuffle_passes
 from tests.bench.data import make_store
 from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
@@ -35,9 +36,12 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory) -> dict:
+def document(tmp_path_factory, base_given) -> dict:
     folder = tmp_path_factory.mktemp("bench")
-    done = run_bench("--quick", "--dir", str(folder / "data"), "--out", str(folder / "bench.json"))
+    real = folder / "real.yaml"
+    real.write_text(yaml.safe_dump(base_given))
+    options = ["--real", str(real), "--dir", str(folder / "data"), "--out", str(folder / "bench.json")]
+    done = run_bench("--quick", *options)
     assert done.returncode == 0, done.stderr
     assert not list((folder / "data").iterdir())  # temporary data are gone
     return json.loads((folder / "bench.json").read_text())
@@ -70,6 +74,11 @@ def test_bench_renders_markdown(document):
     assert "numbers mean nothing" in text  # of a quick run
     assert all(f"| `{spec.key}` |" in text for spec in SPECS)
     assert "TensorStore" in text and "zarr-python" in text
+
+
+def test_encodings_are_skipped_without_a_real_teacher(tmp_path):
+    figures = encodings.measure(Bench(tmp_path, QUICK, quick=True))
+    assert len(figures) == 9 and all("--real CONFIG" in figure.reason for figure in figures)
 
 
 def test_parts_are_found_by_their_own_name_and_by_a_figure():

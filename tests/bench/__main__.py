@@ -19,7 +19,21 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from tests.bench import coded, gpu, growth, loss, machine, opening, phase_one, reading, rivals, table, training
+from kdcache.settings import build_parser, read_given
+from tests.bench import (
+    coded,
+    encodings,
+    gpu,
+    growth,
+    loss,
+    machine,
+    opening,
+    phase_one,
+    reading,
+    rivals,
+    table,
+    training,
+)
 from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
 from tests.bench.sizes import FULL, QUICK, Bench
 
@@ -33,6 +47,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "training_batch32": training.measure_batch32,
     "gpu": gpu.measure,
     "phase_one": phase_one.measure,
+    "encodings": encodings.measure,
     "opening": opening.measure,
     "growth": growth.measure,
 }
@@ -52,7 +67,7 @@ def main(argv: list[str]) -> int:
     )  # a teacher with random weights is warned of, build after build
     failed = False
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder:
-        bench = Bench(Path(folder), QUICK if options.quick else FULL, options.quick)
+        bench = Bench(Path(folder), QUICK if options.quick else FULL, options.quick, _read_real(options.real))
         for name in names:
             began_s = time.perf_counter()
             figures, error = _run_part(bench, name)
@@ -68,6 +83,10 @@ def main(argv: list[str]) -> int:
     if options.quick:
         print("a quick run: it shows that every part works, its numbers mean nothing")
     return int(failed)
+
+
+def _read_real(path: Path | None) -> dict | None:
+    return read_given(build_parser(prog="bench", description=""), ["--config", str(path)]) if path else None
 
 
 def _print_markdown(path: Path) -> int:
@@ -113,6 +132,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB, with a GPU 10 (default: build)"
+    )
+    parser.add_argument(
+        "--real", type=Path, metavar="CONFIG", help="settings of a real teacher, for the encodings' figures"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing")
     options = parser.parse_args(argv)

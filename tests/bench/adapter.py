@@ -85,6 +85,11 @@ def step(learner: Learner, batch: Batch) -> None:
     train_step(learner, batch, where="bench")
 
 
+def synchronize() -> None:
+    """Wait for the GPU."""
+    torch.cuda.synchronize()
+
+
 def make_batch(arrays: dict[str, Tensor], ids: list[str]) -> Batch:
     """A batch that did not come from a reader."""
     return Batch(arrays, ids)

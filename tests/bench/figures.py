@@ -72,6 +72,23 @@ SPECS = (
          definition="time of that part of phase one over the same without flushes, reading back and hashes "
          "(tests.bench.trust has the whole of it)"),
     Spec("verify_rate", "phase_one", "GB/s", definition="verify --data of that cache from the page cache"),
+    Spec("fidelity_loss_rel", "encodings", "share", goal=1e-5, at_least=False,
+         definition="relative change of the loss from cached float16 against live float32 answers, a student after 40 steps, the "
+         "larger of both terms; a real teacher's, as all of the encodings' figures (--real CONFIG)"),
+    Spec("fidelity_grad_cos", "encodings", "cosine", goal=0.999999,
+         definition="cosine of the gradients that the student receives from both, over all its parameters, dropout off; the "
+         "lowest of both terms and all batches of 8"),
+    Spec("half_kd_cos", "encodings", "cosine", goal=0.9999, definition="the same of the divergence, encoding half"),
+    Spec("half_feature_cos", "encodings", "cosine", goal=0.9999, definition="the same of the feature term, encoding half"),
+    Spec("compact_kd_cos", "encodings", "cosine", goal=0.9999, definition="the same of the divergence, encoding compact"),
+    Spec("compact_feature_cos", "encodings", "cosine", goal=0.995, definition="the same of the feature term, encoding compact"),
+    Spec("half_bytes", "encodings", "share", goal=0.55, at_least=False,
+         definition="bytes of a training sample of half over exact, everything included"),
+    Spec("compact_mb", "encodings", "MB", goal=1.6, at_least=False,
+         definition="megabytes of a compact 512x512 training sample, image, label, checksums, indices, commit records included; "
+         "by area where the settings have another size (details)"),
+    Spec("compact_step", "encodings", "ratio", goal=1.0, at_least=False,
+         definition="time of a training step on compact over one on exact, batch 8, residency disk, page cache warm"),
     Spec("open_s", "opening", "s", goal=1.0, at_least=False,
          definition="open_split of 10,000 samples x 8 views, 16 a shard group, page cache warm; median of 3 fresh readers"),
     Spec("rss_growth", "growth", "ratio", goal=1.05, at_least=False,
