@@ -16,6 +16,7 @@ from helpers import check_one_line
 from kdcache.cache import build
 from kdcache.cache.build import build_cache
 from kdcache.errors import SettingsError, TrainingError
+from kdcache.fidelity import measure
 from kdcache.report.progress import Silent
 from kdcache.settings import make_config, merge
 from kdcache.training import loop, run
@@ -23,6 +24,7 @@ from kdcache.training.augment import Augmentation, Move, make_augmentation
 from kdcache.training.batches import Batch
 from kdcache.training.distill import distill
 from kdcache.training.folder import hyperparameters
+from tests.bench import equivariance
 
 VIEW_HW, CROP_HW = (64, 96), (32, 48)
 STRIDES = {"logits": 8, "low": 4, "mid": 8, "high": 16}
@@ -314,3 +316,16 @@ def test_fewer_views_than_cached_are_trained_with_and_no_other_is_read(quick_roo
         results.append(distill(given, root=root).student)
     assert [result["hyperparameters"]["augment.views"] for result in results] == [1, 1]
     assert read_losses(tmp_path / "cycle") == read_losses(tmp_path / "random")
+
+
+def test_errors_against_the_teacher_can_be_measured(built_root, teacher_file, monkeypatch, capsys):
+    monkeypatch.setattr(equivariance, "BORDER_PX", 8)
+    monkeypatch.setattr(measure, "STEPS", 2)
+    command = [str(built_root), "--teacher.weights", str(teacher_file), "--num-samples", "4"]
+    equivariance.main([*command, "--crop", "32"])
+    _, _, _, _, same, flipped, whole = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert same[1:4] == ["1.0000"] * 3 == whole[1:4] and same[5] == "1.000"
+    assert all(0 < float(cosine) < 0.9999 for cosine in flipped[1:4])
+    with pytest.raises(SystemExit):
+        equivariance.main([*command, "--crop", "48"])
+    assert "--crop is (48, 48), expected multiples of 16 above 16 and at most (32, 32)" in capsys.readouterr().err

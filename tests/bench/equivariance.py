@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.checks import as_hw
+from kdcache.config import STRIDE
 from kdcache.fidelity import measure
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.gradients import Probe
@@ -47,17 +48,24 @@ class Case:
         return " | ".join([self.title, *cells])
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path)
     parser.add_argument("--teacher.weights", dest="weights", required=True)
     parser.add_argument("--num-samples", type=int, default=24)
-    parser.add_argument("--crop", type=int, help="pixels, a multiple of 16 (default: three quarters of the view)")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--crop", type=int, help="pixels, a multiple of 16 above 64 (default: three quarters of the view)"
+    )
+    args = parser.parse_args(argv)
     manifest = read_manifest(args.cache)
     setting = measure._open(args.cache, manifest, {"teacher": {"weights": args.weights}})
-    cases = _make_cases(setting, measure._make_students(setting, manifest, run=None, progress=Silent()), args.crop)
+    view_hw = setting.config.dataset.size_hw
+    crop_hw = as_hw(args.crop) if args.crop else tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw)
+    if any(crop % STRIDE or not 2 * BORDER_PX < crop <= view for crop, view in zip(crop_hw, view_hw, strict=True)):
+        parser.error(f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}")
+    students = measure._make_students(setting, manifest, run=None, progress=Silent())
+    cases = _make_cases(setting, students, crop_hw)
     places = measure._choose_places(setting.reader, args.num_samples, 0)
     size = setting.config.teacher.batch_size
     batches = [places[start : start + size] for start in range(0, len(places), size)]
@@ -69,10 +77,8 @@ def main() -> None:
         print(f"| {line} |")
 
 
-def _make_cases(setting: object, students: dict, crop: int | None) -> list[Case]:
-    config = setting.config
-    view_hw = config.dataset.size_hw
-    crop_hw = as_hw(crop) if crop else tuple(3 * px // 4 // 16 * 16 for px in view_hw)
+def _make_cases(setting: object, students: dict, crop_hw: tuple[int, int]) -> list[Case]:
+    config, view_hw = setting.config, setting.config.dataset.size_hw
     ways = {
         "as it is": None,
         "flip": Augmentation(seed=0, flip=1.0, view_hw=view_hw, crop_hw=view_hw),
