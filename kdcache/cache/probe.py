@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from kdcache.cache.folder import find_folder, open_for_writing
-from kdcache.cache.layout import Group, SplitLayout, commit_path, index_bytes, shard_path
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.score import count_answers
+from kdcache.cache.shard import read_index
 from kdcache.data.voc import Split
 from kdcache.report.progress import Bar, Progress, Silent
 
@@ -29,16 +32,18 @@ GOLDEN = 0.618033988749895
 class Probe:
     """What a few shard groups took.
 
-    num_samples: split -> samples made. sample_s: split -> seconds a sample, drawing, teacher and writing overlapping as in
-    phase one. score_s: seconds a validation sample to compare it with its label. chunk_bytes: split -> array -> mean bytes of
-    a sample's chunk, checksum included. record_bytes: split -> bytes a sample of commit records. document_bytes: of all other
-    documents of the whole cache.
+    num_samples: split -> samples made.
+    sample_s: split -> seconds a sample, drawing, teacher and writing overlapping as in phase one.
+    score_s: seconds a validation sample to compare it with its label.
+    chunk_bytes: split -> array -> bytes of each sample's chunk and its checksum, float64.
+    record_bytes: split -> bytes a sample of commit records.
+    document_bytes: of all other documents of the whole cache.
     """
 
     num_samples: dict[str, int]
     sample_s: dict[str, float]
     score_s: float
-    chunk_bytes: dict[str, dict[str, float]]
+    chunk_bytes: dict[str, dict[str, np.ndarray]]
     record_bytes: dict[str, float]
     document_bytes: int
 
@@ -153,13 +158,21 @@ def _measure_documents(plan: Plan, root: Path) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
-def _measure_chunks(root: Path, layout: SplitLayout, groups: list[Group]) -> dict[str, float]:
-    """array -> mean bytes of a chunk and its checksum."""
-    count, index = sum(group.stop - group.start for group in groups), index_bytes(layout.shard_samples)
+def _measure_chunks(root: Path, layout: SplitLayout, groups: list[Group]) -> dict[str, np.ndarray]:
+    """array -> bytes of each sample's chunk and its checksum, float64, in the same order for all arrays."""
     return {
-        spec.name: sum(shard_path(root, spec, group).stat().st_size - index for group in groups) / count
+        spec.name: np.concatenate([_read_sizes(root, layout, spec, group) for group in groups])
         for spec in layout.arrays
     }
+
+
+def _read_sizes(root: Path, layout: SplitLayout, spec: ArraySpec, group: Group) -> np.ndarray:
+    path, count = shard_path(root, spec, group), group.stop - group.start
+    size_bytes, shard = path.stat().st_size, layout.shard_samples
+    index = read_index(
+        path, count=count, shard_samples=shard, size_bytes=size_bytes, chunk_bytes=None, cure="plan again"
+    )
+    return index[:count, 1].astype(np.float64)
 
 
 def _time_score(root: Path, manifest: Manifest, *, num_classes: int) -> float:

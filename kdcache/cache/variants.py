@@ -13,11 +13,11 @@ from kdcache.cache.answers import draw_view
 from kdcache.cache.basis import BasisLearner
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encoder import Encoder, choose_encodings
-from kdcache.cache.layout import CRC_BYTES, DTYPES, ArraySpec, SplitLayout, index_bytes
+from kdcache.cache.layout import DTYPES, SplitLayout, index_bytes
+from kdcache.cache.pictures import PICTURES, Sizes, measure_chunks
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
 from kdcache.cache.probe import spread_samples
-from kdcache.cache.writer import encode_samples
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.report.progress import Progress
 
@@ -29,10 +29,9 @@ CODECS = ("raw", "blosc-zstd")
 class Heard:
     """What the teacher said about some samples of a split.
 
-    arrays: image and label, uint8. answers: name -> float16 [n, C, H, W] on the host. sample_s: seconds of the teacher alone.
+    answers: name -> float16 [n, C, H, W] on the host. sample_s: seconds of the teacher alone.
     """
 
-    arrays: dict[str, np.ndarray]
     answers: dict[str, torch.Tensor]
     sample_s: float
 
@@ -47,31 +46,33 @@ class Variant:
     size_bytes: float
 
 
-def hear_teacher(plan: Plan, split: str, *, num_batches: int, progress: Progress) -> Heard:
-    """Ask about samples spread over a split, in batches as phase one makes them; the first batch warms up and is not timed
-    where there are others."""
+def hear_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> Heard:
+    """Ask about `least` or more samples spread over a split, in batches as phase one makes them; of several batches the first
+    warms up and is not timed."""
     config, samples = plan.config, plan.splits[split].samples
     size = min(config.teacher.batch_size, config.cache.shard_samples)
+    num_batches = max(-(-least // size), min(least, 2))
     chosen = [samples[index] for index in spread_samples(len(samples), num_batches * size)]
-    views, kept, times = [], [], []
+    names, kept, room, times = plan.manifest.encodings if split == "train" else ("logits",), [], HEARD, []
     with progress.start(f"asking about {split}", total=len(chosen), unit="samples") as bar:
         for start in range(0, len(chosen), size):
-            batch = [draw_view(config, sample, split=split, view=0)[:2] for sample in chosen[start : start + size]]
-            answer, time_s = _ask(plan, np.stack([image for image, _ in batch]))
-            times.append(time_s / len(batch))
-            room = max(HEARD - len(views), 0)
-            views += batch[:room]
-            names = answer if split == "train" else ["logits"]
+            images = [draw_view(config, sample, split=split, view=0)[0] for sample in chosen[start : start + size]]
+            answer, time_s = _ask(plan, np.stack(images))
+            times.append(time_s / len(images))
             kept.append({name: answer[name][:room].half().cpu() for name in names})
-            bar.advance(len(batch))
-    images, labels = zip(*views, strict=True)
-    answers = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
-    return Heard({"image": np.stack(images), "label": np.stack(labels)}, answers, float(np.mean(times[1:] or times)))
+            room = max(room - len(images), 0)
+            bar.advance(len(images))
+    answers = {name: torch.cat([part[name] for part in kept]) for name in names}
+    return Heard(answers, float(np.mean(times[1:] or times)))
 
 
-def measure_variants(plan: Plan, heard: Mapping[str, Heard], *, progress: Progress) -> list[Variant]:
+def measure_variants(plan: Plan, heard: Mapping[str, Heard], pictures: Sizes, *, progress: Progress) -> list[Variant]:
     """Every preset, raw and coded, but for what the settings ask for; bases that they do not ask for are learned from what was
-    heard."""
+    heard.
+
+    Args:
+        pictures: bytes of images and labels in each of CODECS.
+    """
     levels, seen, variants = plan.teacher.probe_levels(), [plan.manifest.layouts["train"].arrays], []
     bases = _find_bases(plan, heard["train"])
     with progress.start("coding in other ways", total=len(PRESETS) * len(CODECS), unit="encodings") as bar:
@@ -83,7 +84,7 @@ def measure_variants(plan: Plan, heard: Mapping[str, Heard], *, progress: Progre
                 layouts = _plan_layouts(config, plan, levels=levels, encodings=encodings, codec=codec)
                 if layouts["train"].arrays not in seen:
                     seen.append(layouts["train"].arrays)
-                    sizes = {split: _measure(layouts[split], stored[split]) for split in layouts}
+                    sizes = {split: _measure(layouts[split], stored[split], pictures) for split in layouts}
                     variants.append(Variant(preset, codec, sizes["train"][0], sum(size for _, size in sizes.values())))
                 bar.advance(1)
     return variants
@@ -116,15 +117,13 @@ def _find_bases(plan: Plan, heard: Heard) -> dict[str, np.ndarray]:
 
 def _encode(plan: Plan, encodings: Mapping, bases: Mapping, heard: Heard, *, split: str) -> dict[str, np.ndarray]:
     """Array -> what is stored of the samples heard."""
-    encoder = Encoder(encodings, bases, plan.teacher.device)
-    parts = []
-    for start in range(0, len(heard.arrays["image"]), 4):
+    encoder, parts = Encoder(encodings, bases, plan.teacher.device), []
+    for start in range(0, len(heard.answers["logits"]), 4):
         answer = {
             name: values[start : start + 4].float().to(plan.teacher.device) for name, values in heard.answers.items()
         }
         parts.append(encoder.encode(answer, split=split))
-    stored = {name: torch.cat([part[name] for part in parts]).cpu().contiguous().numpy() for name in parts[0]}
-    return heard.arrays | stored
+    return {name: torch.cat([part[name] for part in parts]).cpu().contiguous().numpy() for name in parts[0]}
 
 
 def _plan_layouts(
@@ -135,12 +134,10 @@ def _plan_layouts(
     return plan_layouts(config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs)
 
 
-def _measure(layout: SplitLayout, stored: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def _measure(layout: SplitLayout, stored: Mapping[str, np.ndarray], pictures: Sizes) -> tuple[float, float]:
     """Bytes of a sample and of all."""
-    sample_bytes = sum(_measure_chunk(spec, stored[spec.name]) for spec in layout.arrays)
+    sample_bytes = sum(
+        pictures[layout.split, spec] if spec.name in PICTURES else measure_chunks(spec, stored[spec.name])
+        for spec in layout.arrays
+    )
     return sample_bytes, measure_split(layout, sample_bytes)
-
-
-def _measure_chunk(spec: ArraySpec, block: np.ndarray) -> float:
-    """Mean bytes of a chunk and its checksum."""
-    return float(np.mean([chunk.size for chunk in encode_samples(spec, block)])) + CRC_BYTES
