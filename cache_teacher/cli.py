@@ -13,7 +13,7 @@ from cache_teacher.fidelity import fidelity
 from cache_teacher.plan import plan
 from kdcache.command import run_command
 from kdcache.config import Config, config_to_dict
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 
@@ -60,7 +60,11 @@ def _say_fidelity(config: Config) -> None:
 
     given = config_to_dict(config)
     here = {"teacher": {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}}
-    result = measure_fidelity(config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console())
+    try:
+        result = measure_fidelity(config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console())
+    except KdcacheError as error:  # the cache is whole all the same
+        log.warning("the cache is complete, but was not compared with the teacher: %s", error)
+        return
     print(format_fidelity_line(result))
     for failure in result["failures"]:
         log.warning("%s; `%s fidelity %s` tells more", failure, PROG, config.cache.path)

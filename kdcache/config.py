@@ -196,7 +196,8 @@ class CacheConfig:
         if unknown or len(set(self.levels)) != len(self.levels):
             raise refuse("cache.levels", self.levels, "a list without repetition of low, mid, high")
         named = self.encoding if isinstance(self.encoding, dict) else {"logits": self.encoding}
-        if not set(named) <= {"logits", *LEVELS} or not set(named.values()) <= {*KINDS, *PRESETS}:
+        known = all(isinstance(kind, str) and kind in (*KINDS, *PRESETS) for kind in named.values())
+        if not set(named) <= {"logits", *LEVELS} or not known:
             expected = (
                 "float16, int8, lowrank, exact, half or compact, or one of them for each of logits, low, mid, high"
             )

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache import answers
+from kdcache.cache import build as phase_one
 from kdcache.cache.basis import BasisLearner, basis_path, choose_samples, hash_basis, read_basis
 from kdcache.cache.build import build_cache
 from kdcache.cache.documents import write_sealed
@@ -25,9 +26,11 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache
+from kdcache.config import KINDS
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError, TeacherError
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.losses.target import Target
+from kdcache.report.progress import Silent
 from kdcache.settings import make_config, merge
 from kdcache.training.settings import resolve_config
 from kdcache.training.targets import Targets, open_targets
@@ -170,10 +173,12 @@ def feel(student: torch.Tensor, answer: torch.Tensor | Target) -> tuple[torch.Te
 
 def test_int8_scores_are_decoded_for_the_divergence():
     scores = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    target = make_target("logits", encode("logits", scores, Encoding("int8"), None), None)
+    stored = encode("logits", scores, Encoding("int8"), None)
+    by_hand = stored["logits"].float() * stored["logits_scale"].reshape(2, 4, 1, 1)
     loss, student = KnowledgeDistillationLoss(0.0, 1.0, 0.0), torch.zeros(2, 4, 6, 6)
-    ours, theirs = (loss(student, {}, None, teacher_NKHW=answer).total for answer in (target, target.decode()))
-    assert ours == theirs > 0
+    answers_ = (make_target("logits", stored, None), by_hand, scores)
+    ours, theirs, exact = (loss(student, {}, None, teacher_NKHW=answer).total for answer in answers_)
+    assert ours == theirs == pytest.approx(exact.item(), rel=0.02) and exact > 0
 
 
 def test_a_target_of_another_shape_is_refused():
@@ -399,5 +404,44 @@ def test_any_finite_answer_comes_back_finite(seed, size, kind):
     assert torch.isfinite(decoded).all()
 
 
-def test_the_checks_of_answers_and_encodings_meet():
-    assert answers.LARGEST.keys() == {"float16", "int8", "lowrank"}
+def test_every_encoding_has_a_largest_answer():
+    assert set(answers.LARGEST) == set(KINDS)
+
+
+def test_a_lost_manifest_is_made_anew_by_a_process_of_other_ways(root, quick_data, monkeypatch):
+    """The basis that lies there counts, not one that another batch size, thread count or machine would learn."""
+    before = quick.snapshot(root)
+    (root / "manifest.json").unlink()
+    monkeypatch.setattr("kdcache.cache.learning.learn_bases", lambda *args, **kwargs: pytest.fail("learned again"))
+    assert build_cache(make_config(encoded_given(quick_data, root, "compact"))).num_samples == 0
+    assert quick.snapshot(root) == before
+
+
+def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(quick_data, tmp_path, monkeypatch):
+    config = make_config(encoded_given(quick_data, tmp_path / "cache", "compact"))
+    late = phase_one.make_plan(config, Silent())  # before there is a cache
+    finish = BasisLearner.finish
+    monkeypatch.setattr(
+        BasisLearner, "finish", lambda self, ranks: {k: v * (1 + 2e-7) for k, v in finish(self, ranks).items()}
+    )
+    build_cache(config)
+    before = quick.snapshot(config.cache.path)
+    adopted, missing = phase_one._open(late)
+    assert not missing and adopted.manifest.identity == read_manifest(config.cache.path).identity
+    assert quick.snapshot(config.cache.path) == before
+    assert hash_basis(adopted.bases["low"]) != hash_basis(late.bases["low"])
+
+
+def test_a_teacher_that_is_not_finite_is_met_while_a_basis_is_learned(quick_data, tmp_path, monkeypatch):
+    ask = quick.QuickTeacher.__call__
+    monkeypatch.setattr(
+        quick.QuickTeacher, "__call__", lambda self, images: {k: v / (k != "mid") for k, v in ask(self, images).items()}
+    )
+    with pytest.raises(TeacherError, match="sample '.*': teacher's mid is not finite"):
+        build(quick_data, tmp_path / "cache", "compact")
+
+
+@pytest.mark.parametrize("encoding", [{"low": ["int8"]}, {"low": {}}, 3])
+def test_an_encoding_that_is_no_word_is_refused(encoding):
+    with pytest.raises(SettingsError, match="cache.encoding is"):
+        make_config({"cache": {"encoding": encoding}})

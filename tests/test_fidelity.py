@@ -6,14 +6,15 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from helpers import check_one_line
 
 import cache_teacher.cli
 from kdcache.cache.build import build_cache
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.manifest import read_manifest
-from kdcache.errors import CacheMismatchError, TeacherError
-from kdcache.fidelity import limits, measure, measure_fidelity
+from kdcache.errors import CacheError, CacheMismatchError, TeacherError
+from kdcache.fidelity import limits, measure, measure_fidelity, students
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.limits import Limit, find_failures, find_limits
 from kdcache.models.teacher import Teacher, build_fcn
@@ -23,7 +24,7 @@ from kdcache.training.distill import distill
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch):
-    monkeypatch.setattr(measure, "STEPS", 3)
+    monkeypatch.setattr(students, "STEPS", 3)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,8 @@ def test_limits_are_those_of_the_least_faithful_encoding_read():
     kinds = {"logits": "float16", "low": "int8", "mid": "lowrank"}
     assert find_limits(kinds, exact=True) == {"kd": limits.EXACT, "feature": limits.LIMITS["feature"]["lowrank"]}
     assert find_limits({"logits": "float16"}, exact=False) == {"kd": limits.EXACT_NOT_FLOAT32}
+    loose = find_limits({"logits": "int8", "low": "lowrank"}, exact=False)  # never stricter than of an exact cache
+    assert loose == {"kd": Limit(limits.EXACT_NOT_FLOAT32.grad_cos), "feature": limits.LIMITS["feature"]["lowrank"]}
 
 
 @pytest.mark.parametrize(
@@ -132,8 +135,65 @@ def test_the_student_of_a_run_is_asked_too(cache, given, student_given):
     distill(merge(given, {"train": {"epochs": 1}, "run": {"baseline": False}}), root=cache.cache.path)
     run = cache.run.dir
     result = measure_fidelity(cache.cache.path, student_given, num_samples=4, run=run)
-    assert set(result["students"]) == {"fresh", measure.TRAINED, str(run)}
-    assert result["students"][str(run)]["kd"] != result["students"]["fresh"]["kd"]
+    assert set(result["students"]) == {"fresh", measure.TRAINED, f"of {run}"}
+    assert result["students"][f"of {run}"]["kd"] != result["students"]["fresh"]["kd"]
+
+
+@pytest.mark.parametrize("change", [
+    {"student": {"aspp_channels": 24}}, {"loss": {"gamma": 0.0}}, {"cache": {"levels": ["mid"]}},
+])  # fmt: skip
+def test_runs_unlike_the_caches_settings_are_asked_for_what_they_have(cache, given, student_given, change):
+    distill(merge(merge(given, change), {"train": {"epochs": 1}, "run": {"baseline": False}}), root=cache.cache.path)
+    result = measure_fidelity(cache.cache.path, student_given, num_samples=4, run=cache.run.dir)
+    felt = result["students"][f"of {cache.run.dir}"]
+    assert ("feature" in felt) == ("loss" not in change) and felt["kd"]["grad_cos"] > 0.999
+
+
+@pytest.mark.parametrize(
+    "change", [{"cache": {"levels": []}}, {"loss": {"gamma": 0.0}}, {"teacher": {"batch_size": 1}}]
+)
+def test_phase_one_ends_well_whatever_its_settings(given, capsys, tmp_path, change):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(merge(merge(given, {"cache": {"path": str(tmp_path / "new")}}), change)))
+    assert cache_teacher.cli.main(["--config", str(path)]) == 0
+    assert "fidelity of 8 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("batch_size", "samples", "told"), [(8, 9, 9), (7, 8, 8), (12, 20, 20), (4, 1, 2)])
+def test_any_number_of_samples_in_any_batches_will_do(cache, student_given, batch_size, samples, told):
+    given_ = merge(student_given, {"teacher": {"batch_size": batch_size}})
+    assert measure_fidelity(cache.cache.path, given_, num_samples=samples)["samples"] == told
+
+
+@pytest.mark.parametrize(("teacher", "words"), [
+    ({"high_stride": 8}, "teacher.high_stride is 'absent', expected 8"),
+    ({"layers": {"mid": "layer3"}}, "teacher.layers.mid is 'layer2', expected 'layer3'"),
+    ({"precision": "bfloat16"}, "teacher.precision is 'float32', expected 'bfloat16'"),
+])  # fmt: skip
+def test_another_question_to_the_same_teacher_is_refused(cache, teacher, words):
+    with pytest.raises(CacheMismatchError) as error:
+        measure_fidelity(cache.cache.path, {"teacher": teacher}, num_samples=2)
+    check_one_line(error, words, "give the teacher the cache was built with")
+
+
+def test_a_live_answer_that_is_not_finite_is_one_line(cache, student_given, monkeypatch):
+    ask = Teacher.__call__
+    monkeypatch.setattr(
+        Teacher,
+        "__call__",
+        lambda self, images: {k: v * (k != "mid" or torch.nan) for k, v in ask(self, images).items()},
+    )
+    with pytest.raises(TeacherError, match="teacher's mid is not finite"):
+        measure_fidelity(cache.cache.path, student_given, num_samples=2)
+
+
+def test_a_result_that_cannot_be_kept_is_told_all_the_same(cache, student_given, monkeypatch, caplog):
+    def refuse(root, facts):
+        raise CacheError(f"{root}: folder is unwritable")
+
+    monkeypatch.setattr(measure, "add_information", refuse)
+    assert measure_fidelity(cache.cache.path, student_given, num_samples=2)["failures"] == []
+    assert "the result is not kept in the cache" in caplog.text
 
 
 def test_a_run_from_another_cache_is_refused(cache, compact_root, given, student_given, tmp_path):
@@ -149,7 +209,7 @@ def test_another_teacher_or_none_is_one_line(cache, tmp_path):
     torch.save(build_fcn("fcn_resnet50", num_classes=8, aux_head=False).state_dict(), tmp_path / "other.pth")
     with pytest.raises(CacheMismatchError) as error:
         measure_fidelity(cache.cache.path, {"teacher": {"weights": str(tmp_path / "other.pth")}})
-    check_one_line(error, "teacher.weights_sha256 is", "set teacher.weights to those the cache was built with")
+    check_one_line(error, "teacher.weights_sha256 is", "give the teacher the cache was built with")
     with pytest.raises(TeacherError) as error:
         measure_fidelity(cache.cache.path, {"teacher": {"weights": str(tmp_path / "missing.pth")}})
     check_one_line(error, "missing.pth")
@@ -189,12 +249,10 @@ def test_wrong_words_are_one_line(capsys, argv, words):
 
 
 def test_phase_one_ends_with_a_small_measurement(given, capsys, tmp_path, monkeypatch):
-    import yaml
-
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(merge(given, {"cache": {"path": str(tmp_path / "new")}})))
     assert cache_teacher.cli.main(["--config", str(path)]) == 0
     assert "fidelity of 8 samples: least cosine of a student's gradients" in capsys.readouterr().out
     assert read_manifest(tmp_path / "new").information["fidelity"]["samples"] == 8
-    monkeypatch.setattr(measure, "measure_fidelity", lambda *args, **kwargs: pytest.fail("nothing was written"))
+    monkeypatch.setattr("kdcache.fidelity.measure_fidelity", lambda *args, **kwargs: pytest.fail("nothing was written"))
     assert cache_teacher.cli.main(["--config", str(path)]) == 0

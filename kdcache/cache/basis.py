@@ -70,23 +70,37 @@ def write_bases(root: Path, bases: dict[str, np.ndarray]) -> None:
         check_inside(root, path.parent, cure="remove the link")
         durable.make_folders(path.parent, below=root)
         chunk = data + crc32c(np.frombuffer(data, np.uint8)).to_bytes(CRC_BYTES, "little")
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != chunk:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != len(chunk) or path.read_bytes() != chunk:
             durable.replace_file(path, chunk)
 
 
 def read_basis(root: Path, level: str, encoding: Encoding) -> np.ndarray:
     """float32 [C, R]. Raises CacheCorruptError where it is not the one that the cache's numbers are coefficients of."""
     path, cure = basis_path(root, level), repair_cure(root)
-    check_inside(root, path, cure=cure)
-    data = read_bytes(path, cure=cure)
-    body, size = data[:-CRC_BYTES], 4 * encoding.channels * encoding.rank
-    if len(body) != size:
-        raise CacheCorruptError(path, f"basis is {len(body)} bytes, expected {size}", cure=cure)
+    body, crc = _read_chunk(root, level, (encoding.channels, encoding.rank))
     if hashlib.sha256(body).hexdigest() != encoding.basis_sha256:
         raise CacheCorruptError(path, "basis is not the one this cache was written with", cure=cure)
-    if int.from_bytes(data[-CRC_BYTES:], "little") != crc32c(np.frombuffer(body, np.uint8)):
+    if crc != crc32c(np.frombuffer(body, np.uint8)):
         raise CacheCorruptError(path, "stored checksum of the basis differs", cure=cure)
     return np.frombuffer(body, "<f4").astype(np.float32).reshape(encoding.channels, encoding.rank)
+
+
+def read_any_basis(root: Path, level: str, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [C, R], whatever cache it is of. Raises CacheCorruptError where its checksum says that it is damaged."""
+    body, crc = _read_chunk(root, level, shape)
+    if crc != crc32c(np.frombuffer(body, np.uint8)):
+        raise CacheCorruptError(basis_path(root, level), "stored checksum of the basis differs", cure=repair_cure(root))
+    return np.frombuffer(body, "<f4").astype(np.float32).reshape(shape)
+
+
+def _read_chunk(root: Path, level: str, shape: tuple[int, int]) -> tuple[bytes, int]:
+    """The bytes of a basis, and the checksum behind them."""
+    path, cure, size = basis_path(root, level), repair_cure(root), 4 * shape[0] * shape[1]
+    check_inside(root, path, cure=cure)
+    data = read_bytes(path, cure=cure)
+    if len(data) != size + CRC_BYTES:
+        raise CacheCorruptError(path, f"basis is {len(data)} bytes, expected {size + CRC_BYTES}", cure=cure)
+    return data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
 
 
 def read_bases(root: Path, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:

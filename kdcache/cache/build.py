@@ -18,7 +18,7 @@ from kdcache.cache.folder import (
     open_for_writing,
 )
 from kdcache.cache.layout import Group
-from kdcache.cache.learning import find_bases
+from kdcache.cache.learning import adopt_bases, find_bases
 from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
@@ -79,7 +79,7 @@ def make_plan(config: Config, progress: Progress) -> Plan:
     ranks = choose_ranks(config.cache, levels)
     download_voc(config.dataset)
     splits = read_splits(config, progress)
-    bases = find_bases(config, ranks, splits=splits, teacher=teacher, progress=progress)
+    bases = find_bases(config, ranks, levels=levels, splits=splits, teacher=teacher, progress=progress)
     manifest = plan_cache(
         config,
         splits=splits,
@@ -104,6 +104,7 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
 
 def _open(plan: Plan) -> tuple[Plan, list[Group]]:
     """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
+    plan = adopt_bases(plan)
     root, manifest = plan.config.cache.path, plan.manifest
     layouts = check_same_cache(root, manifest).layouts
     existing = find_folder(root)

@@ -70,7 +70,8 @@ def _plan_repair(root: Path, manifest: Manifest, given: dict, progress: Progress
             raise CacheCorruptError(
                 basis_path(root, differences[0][0].split(".")[1]),
                 "basis is lost, and learned again it differs in its last bits",
-                cure="restore it from a copy, repair on the machine that built the cache, or build it anew in another folder",
+                cure="restore it from a copy, repair on the machine that built the cache, with as many threads, "
+                "or build it anew in another folder",
             )
         check_identity(root, found=manifest.identity[split], expected=identity, cure=cure)
     return replace(plan, manifest=manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +30,7 @@ class AnswerErrors:
         if self.encoding.kind == "lowrank":
             cached_NCHW, live_NCHW = F.normalize(cached_NCHW, dim=1), F.normalize(live_NCHW, dim=1)
         error = (cached_NCHW - live_NCHW).abs()
-        self.worst = max(self.worst, error.max().item())
+        self.worst = float(np.maximum(self.worst, error.max().item()))  # NaN, too
         self.error_sum += error.double().sum().item()
         self.size_sum += live_NCHW.abs().double().sum().item()
         self.count += error.numel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +29,10 @@ class Felt:
         facts = {
             "loss_live": self.live / len(self.student_cosines),
             "loss_rel": abs(self.cached - self.live) / abs(self.live) if self.live else abs(self.cached),
-            "grad_cos": min(self.student_cosines),
+            "grad_cos": float(np.min(self.student_cosines)),  # NaN, too
             "grad_cos_mean": sum(self.student_cosines) / len(self.student_cosines),
         }
-        return facts | ({"align_grad_cos": min(self.align_cosines)} if self.align_cosines else {})
+        return facts | ({"align_grad_cos": float(np.min(self.align_cosines))} if self.align_cosines else {})
 
 
 class Probe:

@@ -36,8 +36,14 @@ def find_limits(kinds: dict[str, str], *, exact: bool) -> dict[str, Limit]:
     for term, found in used.items():
         if found:
             limit = LIMITS[term][max(found, key=FAITHFULNESS.index)]
-            limits[term] = limit if exact or limit is not EXACT else EXACT_NOT_FLOAT32
+            limits[term] = limit if exact else _loosen(limit)
     return limits
+
+
+def _loosen(limit: Limit) -> Limit:
+    """Never stricter than what is asked of an exact cache there."""
+    loss_rel = None if limit.loss_rel is None else max(limit.loss_rel, EXACT_NOT_FLOAT32.loss_rel)
+    return Limit(min(limit.grad_cos, EXACT_NOT_FLOAT32.grad_cos), loss_rel)
 
 
 def find_failures(felt: dict[str, dict], limits: dict[str, Limit]) -> list[str]:

@@ -92,7 +92,7 @@ class BatchReader:
         self.wait_s = 0.0
         """Seconds that whoever used the batches had to wait for them, in all."""
         specs = [reader.layout.array(name) for name in arrays]
-        rows = min(batch_size + 1, reader.layout.num_samples)
+        rows = min(batch_size + 1, reader.layout.num_samples * reader.num_views)
         self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
         self.largest_first = [spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None

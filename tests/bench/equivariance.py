@@ -17,9 +17,10 @@ from torch import Tensor
 from kdcache.cache.manifest import read_manifest
 from kdcache.checks import as_hw
 from kdcache.config import STRIDE
-from kdcache.fidelity import measure
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.gradients import Probe
+from kdcache.fidelity.setting import choose_places, make_batches, open_setting
+from kdcache.fidelity.students import make_students
 from kdcache.report.progress import Silent
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch
@@ -59,17 +60,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     manifest = read_manifest(args.cache)
-    setting = measure._open(args.cache, manifest, {"teacher": {"weights": args.weights}})
+    setting = open_setting(args.cache, manifest, {"teacher": {"weights": args.weights}})
     view_hw = setting.config.dataset.size_hw
     crop_hw = as_hw(args.crop) if args.crop else tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw)
     if any(crop % STRIDE or not 2 * BORDER_PX < crop <= view for crop, view in zip(crop_hw, view_hw, strict=True)):
         parser.error(f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}")
-    students = measure._make_students(setting, manifest, run=None, progress=Silent())
+    students = make_students(setting, run=None, progress=Silent())
     cases = _make_cases(setting, students, crop_hw)
-    places = measure._choose_places(setting.reader, args.num_samples, 0)
+    places = choose_places(setting.reader, args.num_samples, 0)
     size = setting.config.teacher.batch_size
     batches = [places[start : start + size] for start in range(0, len(places), size)]
-    for batch in measure._make_batches(setting, size).read(batches):
+    for batch in make_batches(setting, size).read(batches):
         for case in cases:
             _compare(setting, case, batch)
     print(f"{len(places)} samples of {' x '.join(map(str, setting.config.dataset.size_hw))} pixels\n")

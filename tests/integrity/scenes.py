@@ -81,7 +81,7 @@ def share(prediction: np.ndarray, label: np.ndarray) -> float:
 
 def _predict(opened: Opened, split: str, view: int, sample: int) -> np.ndarray:
     reader = opened.readers[split]
-    logits = torch.from_numpy(reader.read("logits", view, sample))[None].float()
+    logits = torch.from_numpy(reader.decode("logits", view, sample))[None]
     return resize_to(logits, reader.layout.array("label").item_shape).argmax(1)[0].numpy().astype(np.uint8)
 
 

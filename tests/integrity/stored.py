@@ -24,7 +24,7 @@ def find_unknown_labels(opened: Opened, split: str, *, count: int) -> list[str]:
 def find_nonfinite(opened: Opened, split: str, *, count: int) -> list[str]:
     """Of `count` stored samples, the arrays with an infinite value or none at all."""
     reader = opened.readers[split]
-    names = [spec.name for spec in reader.layout.arrays if spec.dtype == "float16"]
+    names = [spec.name for spec in reader.layout.arrays if spec.dtype.startswith("float")]
     return [
         f"{opened.name(split, view, sample)}: {name} has values that are not finite"
         for view, sample in opened.draw_places(split, count=count)

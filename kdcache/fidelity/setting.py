@@ -1,0 +1,79 @@
+"""What is compared: an opened cache, the teacher it was built with, and samples of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.plan import teacher_facts
+from kdcache.cache.reader import CacheReader
+from kdcache.cache.repair import stored_config
+from kdcache.config import Config, LossConfig
+from kdcache.devices import check_precision, choose_device
+from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.models.weights import hash_weights
+from kdcache.settings import merge
+from kdcache.training.batches import BatchReader
+from kdcache.training.targets import Targets, open_targets
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An opened cache, its teacher, and settings of students: all levels, default weights of the loss, float32."""
+
+    manifest: Manifest
+    config: Config
+    reader: CacheReader
+    teacher: Teacher
+    targets: Targets
+
+    @property
+    def names(self) -> list[str]:
+        """Logits and the cached levels."""
+        return list(self.reader.encodings)
+
+    @property
+    def terms(self) -> list[str]:
+        """Terms of the loss that the cache has answers for."""
+        return ["kd", *(["feature"] if len(self.names) > 1 else [])]
+
+
+def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
+    """Open a cache's complete views and build its teacher.
+
+    Args:
+        given: settings that differ from those the cache was built with: where the weights are now, the device.
+
+    Raises: CacheMismatchError where the teacher is not the one that was asked, SettingsError, TeacherError, CacheError.
+    """
+    config = stored_config(root, manifest, merge(given, {"student": {"pretrained": False}}))
+    device, levels = choose_device(config.teacher.device, field="teacher.device"), list(manifest.encodings)[1:]
+    check_precision(config.teacher.precision, device, field="teacher.precision")
+    loss = LossConfig(gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature)
+    train = replace(config.train, device=str(device), precision="float32", compile="off")
+    config = replace(config, train=train, cache=replace(config.cache, levels=levels), loss=loss)
+    teacher, weights = build_teacher(
+        config.teacher, num_classes=config.dataset.num_classes, levels=levels, device=device
+    )
+    asked = manifest.identity["train"]["teacher"]
+    facts = {**teacher_facts(config, train=True), "weights_sha256": hash_weights(weights)}
+    cure = "give the teacher the cache was built with (teacher.weights says where it is)"
+    check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
+    reader = CacheReader(root, manifest, "train", num_views=max(manifest.complete_views["train"], 1))
+    return Setting(manifest, config, reader, teacher, open_targets(reader, device))
+
+
+def make_batches(setting: Setting, batch_size: int) -> BatchReader:
+    """Reads image, label and every answer."""
+    names = ["image", "label", *(array for name in setting.names for array in setting.targets.list_arrays(name))]
+    return BatchReader(setting.reader, arrays=names, batch_size=batch_size, device=setting.teacher.device)
+
+
+def choose_places(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
+    """Different (view, sample), in order; two of them where the cache has only one, since BatchNorm needs two."""
+    total = reader.num_views * reader.layout.num_samples
+    chosen = random.Random(seed).sample(range(total), min(max(count, 2), total))
+    places = sorted(divmod(place, reader.layout.num_samples) for place in chosen)
+    return places if len(places) > 1 else 2 * places
