@@ -14,7 +14,7 @@ import cache_teacher.cli
 from kdcache.cache.build import build_cache
 from kdcache.cache.forecast import forecast_cache
 from kdcache.cache.layout import Group, commit_path
-from kdcache.cache.probe import spread_samples
+from kdcache.cache.probe import pick_samples
 from kdcache.config import Config
 from kdcache.data.sample_set import write_sample_set
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
@@ -133,11 +133,11 @@ def test_shard_groups_larger_than_the_split_are_probed_by_smaller_ones(config):
     assert array_bytes(facts["splits"]) == build(config)
 
 
-@pytest.mark.parametrize("most", [1, 5, 16, 40])
-def test_samples_are_spread_over_the_split_whatever_their_number(most):
-    chosen = sorted(spread_samples(400, most))
-    gaps = [b - a for a, b in zip([0, *chosen], [*chosen, 400], strict=True)]
-    assert len(set(chosen)) == most and max(gaps) <= max(2.7 * 400 / most, 1)
+@pytest.mark.parametrize("most", [1, 5, 40, 400, 500])
+def test_samples_are_different_the_same_each_time_and_over_all_the_split(most):
+    chosen = pick_samples(400, most)
+    assert chosen == pick_samples(400, 400)[:most] and len(set(chosen)) == min(most, 400) and max(chosen) < 400
+    assert most < 40 or len({sample // 100 for sample in chosen}) == 4
 
 
 # --- time, room, worth

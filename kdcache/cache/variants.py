@@ -17,7 +17,7 @@ from kdcache.cache.layout import DTYPES, SplitLayout, index_bytes
 from kdcache.cache.pictures import PICTURES, Sizes, measure_chunks
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
-from kdcache.cache.probe import spread_samples
+from kdcache.cache.probe import pick_samples
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.report.progress import Progress
 
@@ -52,7 +52,7 @@ def hear_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> H
     config, samples = plan.config, plan.splits[split].samples
     size = min(config.teacher.batch_size, config.cache.shard_samples)
     num_batches = max(-(-least // size), min(least, 2))
-    chosen = [samples[index] for index in spread_samples(len(samples), num_batches * size)]
+    chosen = [samples[index] for index in pick_samples(len(samples), num_batches * size)]
     names, kept, room, times = plan.manifest.encodings if split == "train" else ("logits",), [], HEARD, []
     with progress.start(f"asking about {split}", total=len(chosen), unit="samples") as bar:
         for start in range(0, len(chosen), size):
