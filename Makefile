@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test nightly bench lint clean-demo
+.PHONY: demo test nightly bench study lint clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -22,6 +22,12 @@ nightly: $(READY)
 # Every figure, about ten minutes on two cores and 2 GB of room (10 with a GPU), into build/bench.json.
 bench: $(READY)
 	$(BIN)/python -m tests.bench
+
+# What a cache costs in mIoU, with the data set and teacher of CONFIG: fifteen whole runs; the same command goes on after a stop.
+CONFIG ?= configs/camvid.yaml
+STUDY ?= build/study
+study: $(READY)
+	$(BIN)/python -m tests.study --config $(CONFIG) --out $(STUDY)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

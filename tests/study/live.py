@@ -1,11 +1,35 @@
-"""The teacher in the loop: what distillation without a cache would do, for comparison only. Letters: B batch."""
+"""The teacher in the loop: what distillation without a cache does, for comparison only. Letters: B batch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from kdcache.models.teacher import Teacher
-from kdcache.training.batches import Batch
+import torch
+
+from kdcache.config import Config
+from kdcache.lock import hold_folder
+from kdcache.metrics import compute_miou
+from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.report.progress import Progress
+from kdcache.report.text import Say, format_epoch
+from kdcache.training.arithmetic import choose_arithmetic
+from kdcache.training.augment import make_augmentation
+from kdcache.training.batches import Batch, BatchReader, plan_epoch
+from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
+from kdcache.training.folder import (
+    RESULT,
+    check_folder,
+    hyperparameters,
+    make_folder,
+    read_result,
+    write_history,
+    write_result,
+)
+from kdcache.training.loop import Learner, evaluate, train_epoch
+from kdcache.training.run import Data, build_learner, find_teacher_channels
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -14,3 +38,105 @@ def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
         kept = {name: batch.arrays[name] for name in ("image", "label") if name in batch.arrays}
         answer = {name: value.clone() for name, value in teacher(batch.arrays["image"]).items()}  # no inference tensors
         yield Batch({**kept, **answer}, batch.sample_ids)
+
+
+@dataclass(frozen=True)
+class LiveReader:
+    """Reads as a BatchReader does: stored images and labels, and what the teacher says of them now."""
+
+    teacher: Teacher
+    stored: BatchReader
+
+    def read(self, batches: list) -> Iterator[Batch]:
+        """Batches in the order of `batches`."""
+        return ask_teacher(self.teacher, self.stored.read(batches))
+
+
+def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, say: Say) -> dict:
+    """The run of kdcache.training.run.train_run with the teacher present: same student, images, order and dropout.
+
+    Goes on with an interrupted run after its last epoch; a finished one gives its result.
+
+    Returns: the contents of result.json. Raises: KdcacheError.
+    """
+    check_folder(config, data.manifest, folder, resume=True)
+    if (folder / RESULT).is_file():
+        return read_result(folder)
+    make_folder(config, folder)
+    with hold_folder(folder):
+        teacher = _build_teacher(config)  # first: the weights it begins with are drawn from dropout's generator
+        learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
+        learner.augmentation = make_augmentation(config)
+        history = _restore_history(learner, folder)
+        train, val = _make_readers(config, data, teacher, device=learner.device)
+        for epoch in range(len(history) + 1, config.train.epochs + 1):
+            history.append(_run_epoch(config, learner, train, val, epoch=epoch, progress=progress))
+            save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
+            write_history(folder, history)
+            say(format_epoch(history[-1], config, best_miou=max(entry["miou"] for entry in history)))
+        result = _make_result(config, data, history)
+        write_result(folder, result)
+    return result
+
+
+def _restore_history(learner: Learner, folder: Path) -> list[dict]:
+    if not (folder / LAST).is_file():
+        return []
+    state = read_checkpoint(folder / LAST)
+    restore(learner, state)
+    return state["history"]
+
+
+def _build_teacher(config: Config) -> Teacher:
+    device, _ = choose_arithmetic(config)
+    classes, levels = config.dataset.num_classes, config.cache.levels
+    return build_teacher(config.teacher, num_classes=classes, levels=levels, device=device)[0]
+
+
+def _make_readers(
+    config: Config, data: Data, teacher: Teacher, *, device: torch.device
+) -> tuple[LiveReader, BatchReader]:
+    stored, val = (
+        BatchReader(reader, arrays=["image", "label"], batch_size=config.train.batch_size, device=device)
+        for reader in (data.train, data.val)
+    )
+    return LiveReader(teacher, stored), val
+
+
+def _run_epoch(
+    config: Config, learner: Learner, train: LiveReader, val: BatchReader, *, epoch: int, progress: Progress
+) -> dict:
+    """Train and evaluate; a line of metrics.jsonl, named as in a cached run."""
+    began_s, waited_s, layout = time.monotonic(), train.stored.wait_s, train.stored.reader.layout
+    size, classes, lr = config.train.batch_size, config.dataset.num_classes, learner.scheduler.get_last_lr()[0]
+    plan = plan_epoch(
+        num_samples=layout.num_samples,
+        num_views=config.augment.views,
+        batch_size=size,
+        seed=config.train.seed,
+        epoch=epoch - 1,
+        views=config.train.views,
+    )
+    with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
+        totals = train_epoch(learner, train, plan, epoch=epoch, bar=bar)
+    means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
+    trained_s = time.monotonic()
+    learner.scheduler.step()
+    confusion = evaluate(learner.student, val, num_classes=classes, batch_size=size, autocast=learner.autocast)
+    entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
+    entry |= {"validation_s": time.monotonic() - trained_s, "step_s": (trained_s - began_s) / len(plan)}
+    return {**entry, "data_wait_s": train.stored.wait_s - waited_s, "time_s": time.monotonic() - began_s}
+
+
+def _facts(config: Config, data: Data, history: list[dict]) -> dict:
+    """What makes a checkpoint one of this run."""
+    facts = {"hyperparameters": hyperparameters(config), "cache_identity": data.manifest.identity_hash}
+    return {"epoch": len(history), "miou": history[-1]["miou"], "history": history, **facts}
+
+
+def _make_result(config: Config, data: Data, history: list[dict]) -> dict:
+    best = max(history, key=lambda entry: entry["miou"])
+    facts = _facts(config, data, history)
+    kept = {name: facts[name] for name in ("hyperparameters", "cache_identity")}
+    return {"miou": best["miou"], "best_epoch": best["epoch"], "last_miou": history[-1]["miou"],
+            "epochs": len(history), "seconds": sum(entry["time_s"] for entry in history), **kept}  # fmt: skip

@@ -1,0 +1,107 @@
+"""Which runs a study has, and how each is made: an arm, a number of views, a seed."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdcache.cache.build import build_cache
+from kdcache.cache.layout import commit_path
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import open_cache
+from kdcache.cache.writer import measure_group
+from kdcache.config import Config
+from kdcache.report.progress import Progress
+from kdcache.report.text import Say
+from kdcache.settings import make_config, merge
+from kdcache.training.distill import baseline_config
+from kdcache.training.folder import read_history
+from kdcache.training.run import open_data, train_run
+from kdcache.training.settings import resolve_config
+from tests.study.live import train_live
+
+ENCODINGS = ("exact", "half", "compact")
+ARMS = ("none", *ENCODINGS, "live")  # none: labels only; live: the teacher asked at every step
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained: settings of data set, teacher and student, and every arm with every number of views and seed."""
+
+    given: dict
+    folder: Path
+    arms: tuple[str, ...]
+    views: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """(arm, views) of the table."""
+        return [(arm, views) for views in self.views for arm in self.arms]
+
+    def cache_path(self, arm: str) -> Path:
+        """Labels alone and the live teacher read images and labels of the exact cache."""
+        return self.folder / "caches" / (arm if arm in ENCODINGS else "exact")
+
+
+@dataclass
+class Row:
+    """What became of an arm with a number of views: seed -> best mIoU on val, seconds an epoch without validation, bytes."""
+
+    miou: dict[int, float] = field(default_factory=dict)
+    epoch_s: list[float] = field(default_factory=list)
+    cache_bytes: int | None = None
+
+
+def build_caches(study: Study, *, progress: Progress, say: Say) -> None:
+    """The caches the arms need, with as many views as any run uses; one that is there is looked at and finished."""
+    for root in dict.fromkeys(study.cache_path(arm) for arm in study.arms):
+        say(f"cache: {root}")
+        ours = {"cache": {"path": str(root), "encoding": root.name}, "augment": {"views": max(study.views)}}
+        build_cache(make_config(merge(study.given, ours)), progress=progress)
+
+
+def run_study(study: Study, *, progress: Progress, say: Say) -> dict[tuple[str, int], Row]:
+    """Every run, seed by seed; finished ones are read, interrupted ones go on. Raises KdcacheError."""
+    rows = {row: Row(cache_bytes=_measure_bytes(study, *row)) for row in study.rows}
+    for seed in study.seeds:
+        for (arm, views), row in rows.items():
+            folder = study.folder / "runs" / f"{arm}-views{views}-seed{seed}"
+            say(f"run: {folder.name}")
+            row.miou[seed] = _run(study, arm, views, seed, folder=folder, progress=progress, say=say)["miou"]
+            row.epoch_s.append(statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder)))
+    return rows
+
+
+def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say) -> dict:
+    """The contents of a run's result.json."""
+    config = make_run_config(study, arm, views, seed, folder=folder)
+    data = open_data(config.cache.path, open_cache(config.cache.path), num_views=views, check=config.cache.check)
+    if arm == "live":
+        return train_live(config, data, folder=folder, progress=progress, say=say)
+    return train_run(config, data, folder=folder, resume=True, baseline_miou=None, progress=progress, say=say)
+
+
+def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Path) -> Config:
+    """Settings of one run. Nothing is compiled in any arm: a compiled student has other dropout and other rounding."""
+    root = study.cache_path(arm)
+    ours = {
+        "augment": {"views": views},
+        "cache": {"path": str(root)},
+        "train": {"seed": seed, "compile": "off"},
+        "run": {"dir": str(folder)},
+    }
+    of_training = {section: study.given[section] for section in ("student", "loss", "train") if section in study.given}
+    config = resolve_config(root, open_cache(root), merge(of_training, ours))
+    return baseline_config(config) if arm == "none" else config
+
+
+def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
+    """Bytes of the training split in so many views, shard files and commit records; of an arm that reads answers."""
+    if arm not in ENCODINGS:
+        return None
+    root = study.cache_path(arm)
+    layout = read_manifest(root).layouts["train"]
+    groups = [group for group in layout.groups() if group.view < views]
+    return sum(measure_group(root, layout, group) + commit_path(root, group).stat().st_size for group in groups)

@@ -1,0 +1,42 @@
+"""A study as a Markdown table."""
+
+from __future__ import annotations
+
+import statistics
+
+from tests.study.runs import Row, Study
+
+
+def render_table(study: Study, rows: dict[tuple[str, int], Row]) -> str:
+    """One line an arm and number of views; a difference is taken seed by seed, from the exact cache with as many views."""
+    seeds = [f"seed {seed}" for seed in study.seeds]
+    head = ["arm", "views", "mIoU", *seeds, "to exact, points", "s/epoch", "cache MB"]
+    lines = [_render_line(head), _render_line(["---"] * len(head))]
+    for (arm, views), row in rows.items():
+        exact = rows.get(("exact", views))
+        cells = [arm, str(views), _format_spread(list(row.miou.values()), digits=4)]
+        cells += [f"{row.miou[seed]:.4f}" for seed in study.seeds]
+        cells += ["-" if exact is None or exact is row else _format_differences(row, exact)]
+        cells += [f"{statistics.median(row.epoch_s):.1f}", _format_mb(row.cache_bytes)]
+        lines.append(_render_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _format_differences(row: Row, exact: Row) -> str:
+    """Mean, standard deviation, and that of each seed."""
+    points = [100 * (row.miou[seed] - exact.miou[seed]) for seed in row.miou]
+    return f"{_format_spread(points, digits=2, sign='+')} ({', '.join(f'{value:+.2f}' for value in points)})"
+
+
+def _format_spread(values: list[float], *, digits: int, sign: str = "") -> str:
+    """Mean and standard deviation; one seed has none."""
+    mean = f"{statistics.mean(values):{sign}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _format_mb(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:.1f}"
+
+
+def _render_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
