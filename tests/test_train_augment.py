@@ -16,7 +16,7 @@ from helpers import check_one_line
 from kdcache.cache import build
 from kdcache.cache.build import build_cache
 from kdcache.errors import SettingsError, TrainingError
-from kdcache.fidelity import measure
+from kdcache.fidelity import students
 from kdcache.report.progress import Silent
 from kdcache.settings import make_config, merge
 from kdcache.training import loop, run
@@ -320,7 +320,7 @@ def test_fewer_views_than_cached_are_trained_with_and_no_other_is_read(quick_roo
 
 def test_errors_against_the_teacher_can_be_measured(built_root, teacher_file, monkeypatch, capsys):
     monkeypatch.setattr(equivariance, "BORDER_PX", 8)
-    monkeypatch.setattr(measure, "STEPS", 2)
+    monkeypatch.setattr(students, "STEPS", 2)
     command = [str(built_root), "--teacher.weights", str(teacher_file), "--num-samples", "4"]
     equivariance.main([*command, "--crop", "32"])
     _, _, _, _, same, flipped, whole = (line.split(" | ") for line in capsys.readouterr().out.splitlines())

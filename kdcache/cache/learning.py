@@ -60,7 +60,7 @@ def _read_stored(root: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, np
             if (encoding.channels, encoding.rank) == shape:
                 with suppress(CacheCorruptError):  # learned anew; where that gives another one, the identity says so
                     bases[level] = read_basis(root, level, encoding)
-    elif list_records(root):
+    elif shapes and root.is_dir() and list_records(root):
         for level, shape in shapes.items():
             with suppress(CacheCorruptError):
                 bases[level] = read_any_basis(root, level, shape)

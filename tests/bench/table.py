@@ -56,12 +56,16 @@ def _render_rivals(details: dict) -> str:
 
 
 def _value(facts: dict) -> str:
-    return (
-        "-" if facts["value"] is None else f"{facts['value']:.3g}" if facts["value"] < 100 else f"{facts['value']:.0f}"
-    )
+    return "-" if facts["value"] is None else _number(facts["value"], facts["unit"])
 
 
 def _goal(facts: dict) -> str:
     if facts["goal"] is None:
         return "-"
-    return f"{'>=' if facts['goal_is'] == 'least' else '<='} {facts['goal']:.3g}"
+    return f"{'>=' if facts['goal_is'] == 'least' else '<='} {_number(facts['goal'], facts['unit'])}"
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "cosine":  # what matters is how little is missing to 1
+        return f"{value:.7f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
