@@ -18,7 +18,7 @@ def plan(argv: list[str]) -> None:
         "cache.path and removed again. Nothing of a cache that is there is touched. --json is for scripts.",
     )
     config = make_config(read_given(parser, [word for word in argv if word != "--json"]))
-    from kdcache.cache.forecast import forecast_cache
+    from kdcache.forecast import forecast_cache
     from kdcache.report.forecast import format_forecast
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed

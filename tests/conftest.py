@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import quick
 import torch
 
 from kdcache.cache.build import build_cache
@@ -93,3 +94,15 @@ def cache(built_root, config) -> Config:
     """Settings whose cache is finished."""
     shutil.copytree(built_root, config.cache.path)
     return config
+
+
+@pytest.fixture(scope="session")
+def quick_data(tmp_path_factory) -> Path:
+    """A data set of 3 training and 2 validation images, for quick caches. Read only."""
+    return quick.write_quick_data(tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture
+def quick_teacher(monkeypatch):
+    """The stand-in teacher of `quick` in place of the real one."""
+    monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)

@@ -12,12 +12,12 @@ from helpers import check_one_line
 
 import cache_teacher.cli
 from kdcache.cache.build import build_cache
-from kdcache.cache.forecast import forecast_cache
 from kdcache.cache.layout import Group, commit_path
-from kdcache.cache.probe import pick_samples
 from kdcache.config import Config
 from kdcache.data.sample_set import write_sample_set
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
+from kdcache.forecast import forecast_cache
+from kdcache.forecast.probe import pick_samples
 from kdcache.report.cache_info import describe_cache
 from kdcache.report.forecast import format_bytes, format_forecast, format_time
 from kdcache.settings import make_config, merge
@@ -152,13 +152,13 @@ def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
 
 
 def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
-    monkeypatch.setattr("kdcache.cache.probe.MOST_S", 0.0)
+    monkeypatch.setattr("kdcache.forecast.probe.MOST_S", 0.0)
     assert forecast_cache(config)["probe"]["num_samples"] == {"val": 4, "train": 16}  # the least: two shard groups
 
 
 def test_a_disk_that_is_too_small_is_told(config, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("kdcache.cache.forecast.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("kdcache.forecast.forecast.shutil.disk_usage", lambda folder: usage)
     facts = forecast_cache(config)
     assert facts["disk"]["fits"] is False and "IT DOES NOT FIT" in format_forecast(facts)
 

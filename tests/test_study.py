@@ -17,7 +17,7 @@ from tests.study.__main__ import main
 from tests.study.runs import ARMS, Row, Study
 from tests.study.table import render_table
 
-LOOPS = ("tests.study.live", "kdcache.training.run")  # with and without the teacher
+EPOCH = "kdcache.training.run.train_epoch"  # with and without the teacher
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,7 @@ def test_live_run_has_the_losses_of_the_cached_one(finished):
 
 def test_finished_runs_are_not_trained_again(settings_file, finished, monkeypatch, capsys):
     before = (finished / "study.md").read_text()
-    for loop in LOOPS:
-        monkeypatch.setattr(f"{loop}.train_epoch", None)
+    monkeypatch.setattr(EPOCH, None)
     assert study(settings_file, finished, "--seeds", "0,1", "--epochs", "1") == 0
     assert (finished / "study.md").read_text() == before
     assert capsys.readouterr().out.endswith(before)
@@ -101,15 +100,14 @@ def test_an_interrupted_study_goes_on_bit_for_bit(settings_file, finished, tmp_p
 
 
 def stop_in_epoch_2(monkeypatch) -> None:
-    """Ctrl-C in both loops while the second epoch is trained."""
+    """Ctrl-C while the second epoch is trained."""
 
     def train_first(*args, epoch: int, **options):
         if epoch == 2:
             raise KeyboardInterrupt
         return train_epoch(*args, epoch=epoch, **options)
 
-    for loop in LOOPS:
-        monkeypatch.setattr(f"{loop}.train_epoch", train_first)
+    monkeypatch.setattr(EPOCH, train_first)
 
 
 def test_views_are_studied_on_one_cache_at_equal_steps(settings_file, finished, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader, Check
@@ -93,7 +94,7 @@ def _train_epochs(
     """Train the epochs that `history` lacks; after each the checkpoints and metrics.jsonl are as long as it."""
     train, val = _make_readers(config, data, learner, say)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
-        entry, confusion = _run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
+        entry, confusion = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
         history.append(entry)
         best = max(history, key=lambda e: e["miou"])
         facts = _facts(config, data, history=history, baseline_miou=baseline_miou)
@@ -160,10 +161,13 @@ def list_arrays(config: Config, learner: Learner) -> list[str]:
     return ["image", *label, *(array for name in answers for array in learner.targets.list_arrays(name))]
 
 
-def _run_epoch(
+def run_epoch(
     config: Config, learner: Learner, train: BatchReader, val: BatchReader, *, epoch: int, progress: Progress
-):
-    """Train and evaluate; returns the epoch's line for metrics.jsonl and the confusion on val."""
+) -> tuple[dict, Tensor]:
+    """Train and evaluate once; `epoch` counts from 1.
+
+    Returns: the epoch's line for metrics.jsonl, and the confusion on val, int64 [K, K]. Raises: TrainingError.
+    """
     began_s, waited_s, size = time.monotonic(), train.wait_s, config.train.batch_size
     layout, lr = train.reader.layout, learner.scheduler.get_last_lr()[0]
     batches = plan_epoch(

@@ -8,8 +8,8 @@ import quick
 
 
 @pytest.fixture(autouse=True)
-def _quick_teacher(monkeypatch):
-    monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+def _quick_teacher(quick_teacher):
+    """In every test."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +22,6 @@ def _no_fidelity(monkeypatch):
 def _one_writer(monkeypatch):
     """Whatever the machine: the steps on the disk then have one order, so that a fault at each of them can be told."""
     monkeypatch.setattr("kdcache.cache.pipeline.choose_crew", children.hire(1))
-
-
-@pytest.fixture(scope="session")
-def quick_data(tmp_path_factory) -> Path:
-    """A data set of 3 training and 2 validation images. Read only."""
-    return quick.write_quick_data(tmp_path_factory.mktemp("quick"))
 
 
 @pytest.fixture(scope="session")

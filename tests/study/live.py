@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.lock import hold_folder
-from kdcache.metrics import compute_miou
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import make_augmentation
-from kdcache.training.batches import Batch, BatchReader, plan_epoch
+from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
 from kdcache.training.folder import (
     RESULT,
@@ -28,8 +27,8 @@ from kdcache.training.folder import (
     write_history,
     write_result,
 )
-from kdcache.training.loop import Learner, evaluate, train_epoch
-from kdcache.training.run import Data, build_learner, find_teacher_channels
+from kdcache.training.loop import Learner
+from kdcache.training.run import Data, build_learner, find_teacher_channels, run_epoch
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -46,6 +45,16 @@ class LiveReader:
 
     teacher: Teacher
     stored: BatchReader
+
+    @property
+    def reader(self) -> CacheReader:
+        """Of the stored images and labels."""
+        return self.stored.reader
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds of waiting for those; the teacher's are part of each step."""
+        return self.stored.wait_s
 
     def read(self, batches: list) -> Iterator[Batch]:
         """Batches in the order of `batches`."""
@@ -70,7 +79,8 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
         history = _restore_history(learner, folder)
         train, val = _make_readers(config, data, teacher, device=learner.device)
         for epoch in range(len(history) + 1, config.train.epochs + 1):
-            history.append(_run_epoch(config, learner, train, val, epoch=epoch, progress=progress))
+            entry, _ = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
+            history.append(entry)
             save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
             write_history(folder, history)
             say(format_epoch(history[-1], config, best_miou=max(entry["miou"] for entry in history)))
@@ -101,31 +111,6 @@ def _make_readers(
         for reader in (data.train, data.val)
     )
     return LiveReader(teacher, stored), val
-
-
-def _run_epoch(
-    config: Config, learner: Learner, train: LiveReader, val: BatchReader, *, epoch: int, progress: Progress
-) -> dict:
-    """Train and evaluate; a line of metrics.jsonl, named as in a cached run."""
-    began_s, waited_s, layout = time.monotonic(), train.stored.wait_s, train.stored.reader.layout
-    size, classes, lr = config.train.batch_size, config.dataset.num_classes, learner.scheduler.get_last_lr()[0]
-    plan = plan_epoch(
-        num_samples=layout.num_samples,
-        num_views=config.augment.views,
-        batch_size=size,
-        seed=config.train.seed,
-        epoch=epoch - 1,
-        views=config.train.views,
-    )
-    with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
-        totals = train_epoch(learner, train, plan, epoch=epoch, bar=bar)
-    means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
-    trained_s = time.monotonic()
-    learner.scheduler.step()
-    confusion = evaluate(learner.student, val, num_classes=classes, batch_size=size, autocast=learner.autocast)
-    entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
-    entry |= {"validation_s": time.monotonic() - trained_s, "step_s": (trained_s - began_s) / len(plan)}
-    return {**entry, "data_wait_s": train.stored.wait_s - waited_s, "time_s": time.monotonic() - began_s}
 
 
 def _facts(config: Config, data: Data, history: list[dict]) -> dict:

@@ -15,8 +15,8 @@ from kdcache.cache.answers import draw_view
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, SplitLayout
 from kdcache.cache.pipeline import Plan
-from kdcache.cache.probe import pick_samples
 from kdcache.cache.writer import encode_samples
+from kdcache.forecast.probe import pick_samples
 from kdcache.report.progress import Progress
 
 MOST_PICTURES = 400  # of a split; of CamVid's 734 views the error of their mean is 0.4 %, that of 48 is 1.7 % (rms)

@@ -14,12 +14,12 @@ from kdcache.cache.build import make_plan
 from kdcache.cache.folder import check_same_cache, find_folder, find_missing_groups
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pictures import Sizes, measure_pictures
 from kdcache.cache.pipeline import Plan
-from kdcache.cache.probe import Probe, probe_cache
 from kdcache.cache.score import choose_samples
-from kdcache.cache.variants import CODECS, HEARD, Variant, hear_teacher, measure_variants
 from kdcache.config import Config
+from kdcache.forecast.pictures import Sizes, measure_pictures
+from kdcache.forecast.probe import Probe, probe_cache
+from kdcache.forecast.variants import CODECS, HEARD, Variant, hear_teacher, measure_variants
 from kdcache.report.progress import Progress, Silent
 
 

@@ -14,11 +14,11 @@ from kdcache.cache.basis import BasisLearner
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encoder import Encoder, choose_encodings
 from kdcache.cache.layout import DTYPES, SplitLayout, index_bytes
-from kdcache.cache.pictures import PICTURES, Sizes, measure_chunks
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
-from kdcache.cache.probe import pick_samples
 from kdcache.config import LEVELS, PRESETS, Config
+from kdcache.forecast.pictures import PICTURES, Sizes, measure_chunks
+from kdcache.forecast.probe import pick_samples
 from kdcache.report.progress import Progress
 
 HEARD = 16  # samples whose answers are kept

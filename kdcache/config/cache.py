@@ -1,0 +1,77 @@
+"""What is kept of the answers, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kdcache.checks import check_range, refuse
+from kdcache.config.names import KINDS, LEVELS, PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Coefficients kept of each lowrank level; more are nearer to the teacher and larger."""
+
+    low: int = 96
+    """1 to the channels of the level (layer1: 256)."""
+    mid: int = 192
+    """1 to the channels of the level (layer2: 512)."""
+    high: int = 256
+    """1 to the channels of the level (layer3: 1024)."""
+
+    def __post_init__(self) -> None:
+        for level in LEVELS:
+            check_range(f"cache.rank.{level}", getattr(self, level), 1, 65_536)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The Zarr v3 store between the two phases."""
+
+    path: Path = Path("caches/voc2012")
+    """Folder of the cache."""
+    levels: list[str] = field(default_factory=lambda: list(LEVELS))
+    """Feature levels to cache, any of low, mid, high; [] caches logits only."""
+    shard_samples: int = 16
+    """Samples per shard file, 1 or more: the unit of work, commit and repair."""
+    encoding: str | dict[str, str] = "float16"
+    """float16 (exact), int8 (half) or lowrank (compact, a seventeenth) for all of the teacher's answers, or {low: int8}."""
+    rank: RankConfig = field(default_factory=RankConfig)
+    """Coefficients of lowrank levels."""
+    codec: str = "auto"
+    """Lossless: raw, blosc-lz4 (fast), blosc-zstd (small), another of zarr-python's (slow); auto is blosc-zstd beside lowrank."""
+    check: Literal["always", "first", "never"] = "first"
+    """Which readings of a sample training checks: always, the first of a process, never (damage may then pass unseen)."""
+
+    def __post_init__(self) -> None:
+        check_range("cache.shard_samples", self.shard_samples, 1, 65_536)
+        unknown = [level for level in self.levels if level not in LEVELS]
+        if unknown or len(set(self.levels)) != len(self.levels):
+            raise refuse("cache.levels", self.levels, "a list without repetition of low, mid, high")
+        named = self.encoding if isinstance(self.encoding, dict) else {"logits": self.encoding}
+        known = all(isinstance(kind, str) and kind in (*KINDS, *PRESETS) for kind in named.values())
+        if not set(named) <= {"logits", *LEVELS} or not known:
+            expected = (
+                "float16, int8, lowrank, exact, half or compact, or one of them for each of logits, low, mid, high"
+            )
+            raise refuse("cache.encoding", self.encoding, expected)
+        if isinstance(self.encoding, dict) and self.kinds["logits"] == "lowrank":
+            raise refuse("cache.encoding", self.encoding, "float16 or int8 for logits, which have no basis")
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Encoding of logits and of each cached level: float16, int8 or lowrank; "lowrank" for all is int8 for logits."""
+        named = self.encoding if isinstance(self.encoding, dict) else dict.fromkeys(("logits", *LEVELS), self.encoding)
+        kinds = {name: PRESETS.get(named.get(name), named.get(name, "float16")) for name in ("logits", *self.levels)}
+        if not isinstance(self.encoding, dict) and kinds["logits"] == "lowrank":
+            kinds["logits"] = "int8"
+        return kinds
+
+    @property
+    def codec_name(self) -> str:
+        """What `codec` means: small integers of lowrank are made to be coded."""
+        if self.codec != "auto":
+            return self.codec
+        return "blosc-zstd" if "lowrank" in self.kinds.values() else "raw"

@@ -1,0 +1,64 @@
+"""Who is asked: the teacher, and how one is fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kdcache.checks import check_positive, check_range
+from kdcache.config.names import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """Which part of the teacher's backbone each feature level is taken from."""
+
+    low: str = "layer1"
+    """Backbone part behind low (layer1: 256 channels, stride 4)."""
+    mid: str = "layer2"
+    """Backbone part behind mid (layer2: 512 channels, stride 8)."""
+    high: str = "layer3"
+    """Backbone part behind high (layer3: 1024 channels, stride 8, brought to teacher.high_stride)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The frozen teacher, asked once."""
+
+    arch: Literal["fcn_resnet50", "fcn_resnet101"] = "fcn_resnet50"
+    """torchvision segmentation model."""
+    weights: str = "COCO_WITH_VOC_LABELS_V1"
+    """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from `cache_teacher fit`)."""
+    layers: LayerConfig = field(default_factory=LayerConfig)
+    """Feature taps by level."""
+    high_stride: Literal[8, 16] = 16
+    """Pixels between positions of high, brought there from its layer: 16 is the student's grid, 8 what layer3 and layer4 have."""
+    precision: Precision = "float32"
+    """Arithmetic of the teacher's forward pass; float32 is exact (TF32 off), the others use autocast."""
+    batch_size: int = 8
+    """Images per forward pass, 1 or more; a batch never crosses a shard group."""
+    device: str = "auto"
+    """auto (cuda where present), cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        check_range("teacher.batch_size", self.batch_size, 1, 65_536)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Fine-tuning a teacher: `python -m cache_teacher fit`."""
+
+    epochs: int = 30
+    """Passes over the training split, 1 or more."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW under a one-cycle schedule, > 0."""
+    batch_size: int = 8
+    """Images per step, 2 or more."""
+    out: Path = Path("teachers/fcn_resnet50.pth")
+    """Checkpoint to write; teacher.weights accepts it."""
+
+    def __post_init__(self) -> None:
+        check_range("fit.epochs", self.epochs, 1, 1_000_000)
+        check_range("fit.batch_size", self.batch_size, 2, 65_536)
+        check_positive("fit.lr", self.lr)

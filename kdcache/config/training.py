@@ -1,0 +1,97 @@
+"""Who learns from it: the student, its loss, its training and where a run lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdcache.checks import as_hw, check_positive, check_range, check_size, refuse
+from kdcache.config.names import STRIDE, SizePx
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """MobileNetV3-Small + ASPP + skip connections."""
+
+    pretrained: bool = True
+    """Start from torchvision's ImageNet weights (10 MB download, hash-checked)."""
+    aspp_channels: int = 96
+    """Channels of each ASPP branch, 8 or more; 96 gives 2.8 M parameters at 21 classes."""
+
+    def __post_init__(self) -> None:
+        check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine)."""
+
+    alpha: float = 1.0
+    """Weight of the cross-entropy with the labels, >= 0."""
+    beta: float = 0.5
+    """Weight of the divergence from the teacher's softened classes, >= 0; 0 reads no logits."""
+    gamma: float = 0.3
+    """Weight of the feature distance, >= 0; 0 reads no features."""
+    temperature: float = 4.0
+    """Softening T of both sides of the divergence, > 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
+        check_positive("loss.temperature", self.temperature)
+        if self.alpha == self.beta == self.gamma == 0:
+            raise refuse("loss.alpha", 0.0, "one of loss.alpha, loss.beta, loss.gamma above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training of the student."""
+
+    epochs: int = 30
+    """Passes over the training samples, 1 or more."""
+    batch_size: int = 8
+    """Samples per step, 2 or more; a last batch of one sample joins the batch before it."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start of its cosine, > 0."""
+    seed: int = 0
+    """Seed of initialisation, data order, flips, crops and dropout, 0 to 2^63-1."""
+    views: Literal["cycle", "random"] = "cycle"
+    """Which of its cached views a sample shows in an epoch: each in turn, or one drawn anew."""
+    flip: float = 0.0
+    """Probability that a sample is flipped left-right in an epoch, its cached targets with it, 0 to 1; 0 is exact."""
+    crop: SizePx | None = None
+    """Random part of each view to train on, targets cut alike, pixels, N or [height, width], multiples of 16 (default: all)."""
+    device: str = "auto"
+    """auto (cuda where present), cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the student: auto is bfloat16 autocast on cuda and float32 on cpu."""
+    residency: Literal["auto", "disk", "ram", "gpu"] = "auto"
+    """Where samples stay after their first reading: auto takes GPU memory, else RAM (mapped files), where all fit, else disk."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for student and loss: auto is on for cuda, off for cpu, where it gains less than it takes; a run keeps it."""
+
+    def __post_init__(self) -> None:
+        check_range("train.epochs", self.epochs, 1, 1_000_000)
+        check_range("train.batch_size", self.batch_size, 2, 65_536)
+        check_range("train.seed", self.seed, 0, 2**63 - 1)
+        check_range("train.flip", self.flip, 0, 1)
+        check_size("train.crop", self.crop, stride=STRIDE)
+        check_positive("train.lr", self.lr)
+
+    @property
+    def crop_hw(self) -> tuple[int, int] | None:
+        """Height and width of what is trained on in pixels; None for whole views."""
+        return None if self.crop is None else as_hw(self.crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a training run lives."""
+
+    dir: Path = Path("runs/student_kd")
+    """Folder of the run; baselines lie beside it in baseline-<hash>/."""
+    resume: bool = False
+    """Continue an interrupted run in run.dir."""
+    baseline: bool = True
+    """Train the same student without the teacher first (equal budget), unless that was done before."""
