@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
+from kdcache.models.teacher import Teacher
 from kdcache.training.folder import read_history
-from kdcache.training.loop import train_epoch
+from kdcache.training.loop import compute_step, train_epoch
 from tests.study.__main__ import main
-from tests.study.runs import ARMS, Row, Study
+from tests.study.runs import ARMS, Row
 from tests.study.table import render_table
 
 EPOCH = "kdcache.training.run.train_epoch"  # with and without the teacher
@@ -79,6 +80,50 @@ def test_finished_runs_are_not_trained_again(settings_file, finished, monkeypatc
     assert capsys.readouterr().out.endswith(before)
 
 
+def test_a_live_run_stopped_behind_its_checkpoint_has_all_its_epochs(settings_file, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "caches" / "exact", tmp_path / "caches" / "exact")
+    options = (settings_file, tmp_path, "--arms", "live", "--seeds", "0", "--epochs", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.study.live.write_history", stop)
+        assert study(*options) == 130
+    assert study(*options) == 0
+    assert read_numbers(tmp_path / "runs/live-views2-seed0") == read_numbers(finished / "runs/live-views2-seed0")
+
+
+def stop(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_a_live_teacher_is_asked_about_what_the_student_sees(settings_file, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "caches" / "exact", tmp_path / "out" / "caches" / "exact")
+    moving = yaml.safe_load(settings_file.read_text())
+    moving["train"] |= {"flip": 1.0, "crop": 16}
+    (tmp_path / "moving.yaml").write_text(yaml.safe_dump(moving))
+    asked, trained = [], []
+    monkeypatch.setattr(Teacher, "__call__", lambda self, x, real=Teacher.__call__: (asked.append(x), real(self, x))[1])
+    monkeypatch.setattr(
+        "kdcache.training.loop.compute_step",
+        lambda learner, batch: (trained.append(batch.arrays["image"]), compute_step(learner, batch))[1],
+    )
+    assert study(tmp_path / "moving.yaml", tmp_path / "out", "--arms", "live", "--seeds", "0", "--epochs", "1") == 0
+    questions = asked[-len(trained) :]
+    assert trained[0].shape[1:3] == (16, 16) and all(map(torch.equal, questions, trained))
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [({"crop": 48}, (), "train.crop is [48, 48], expected at most [32, 32]"),
+     ({}, ("--seeds", str(2**63)), "train.seed is")],
+)  # fmt: skip
+def test_wrong_settings_are_told_before_anything_is_built(settings_file, tmp_path, capsys, settings, options, message):
+    given = yaml.safe_load(settings_file.read_text())
+    given["train"] |= settings
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(given))
+    assert study(tmp_path / "wrong.yaml", tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arm", ["exact", "live"])
 def test_an_interrupted_study_goes_on_bit_for_bit(settings_file, finished, tmp_path, monkeypatch, arm, capsys):
     options = ("--seeds", "0", "--epochs", "2", "--arms", arm)
@@ -121,12 +166,25 @@ def test_views_are_studied_on_one_cache_at_equal_steps(settings_file, finished, 
     assert ours == theirs  # a third view in the cache changes nothing for a run with two
 
 
+def test_table_has_the_runs_of_other_commands_with_the_same_settings(settings_file, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "caches" / "half")
+    shutil.rmtree(tmp_path / "out" / "runs" / "half-views2-seed1")
+    shutil.copytree(tmp_path / "out" / "runs" / "exact-views2-seed0", tmp_path / "out" / "runs" / "exact-views2-copy")
+    assert study(settings_file, tmp_path / "out", "--arms", "exact", "--seeds", "0", "--epochs", "1") == 0
+    rows, before = ({row[0]: row for row in read_rows(folder)} for folder in (tmp_path / "out", finished))
+    assert all(rows[arm] == before[arm] for arm in ("none", "exact", "compact", "live"))
+    assert rows["half"][3:5] == [before["half"][3], "-"] and rows["half"][-1] == "-"
+    assert study(settings_file, tmp_path / "out", "--arms", "exact", "--seeds", "2", "--epochs", "2") == 0
+    assert [row[:2] for row in read_rows(tmp_path / "out")[2:]] == [["exact", "2"]]  # others had one epoch
+
+
 def test_spread_and_differences_are_those_of_the_seeds():
     rows = {
         ("exact", 4): Row({0: 0.50, 1: 0.52}, [1.0, 3.0], 2_000_000),
         ("half", 4): Row({0: 0.51, 1: 0.50}, [2.0], 1),
     }
-    table = render_table(Study({}, Path("x"), ("exact", "half"), (4,), (0, 1)), rows)
+    table = render_table(rows)
     assert "| exact | 4 | 0.5100 ± 0.0141 | 0.5000 | 0.5200 | - | 2.0 | 2.0 |" in table
     assert "| -0.50 ± 2.12 (+1.00, -2.00) |" in table
 

@@ -81,11 +81,13 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
                 "settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0"
             )
         )
+    check_crop(root, config)
+
+
+def check_crop(where: object, config: Config) -> None:
+    """Raises SettingsError where `train.crop` is larger than the views. Args: where: of the views, for the message."""
     crop, size = config.train.crop_hw, config.dataset.size_hw
     if crop and (crop[0] > size[0] or crop[1] > size[1]):
         expected = Phrase(f"at most {list(size)}, the cached views' height and width")
-        raise SettingsError(
-            describe(
-                root, field="train.crop", found=list(crop), expected=expected, cure="set a smaller train.crop or null"
-            )
-        )
+        cure = "set a smaller train.crop or null"
+        raise SettingsError(describe(where, field="train.crop", found=list(crop), expected=expected, cure=cure))

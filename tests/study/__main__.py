@@ -3,7 +3,8 @@
 python -m tests.study --config FILE --out FOLDER                       labels only, three encodings, the teacher in the loop
 python -m tests.study --config FILE --out FOLDER --views 1,2,4,8       how many views: the exact cache, equal steps
 
-FILE names data set, teacher, student and training as for the two programs. Best mIoU on val, mean ± standard deviation.
+FILE names data set, teacher, student and training as for the two programs. The table has every finished run of FOLDER
+with these settings: best mIoU on val, mean ± standard deviation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from kdcache.command import run_command
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, merge, read_given
-from tests.study.runs import ARMS, Study, build_caches, run_study
+from kdcache.training.settings import check_crop
+from tests.study.runs import ARMS, Study, build_caches, find_rows, run_study
 from tests.study.table import render_table
 
 PROG = "python -m tests.study"
@@ -30,7 +32,8 @@ def main(argv: list[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     study, progress = _make_study(options), Console()
     build_caches(study, progress=progress, say=print)
-    table = render_table(study, run_study(study, progress=progress, say=print))
+    run_study(study, progress=progress, say=print)
+    table = render_table(find_rows(study))
     (study.folder / "study.md").write_text(table, encoding="utf-8")
     print(table, end="")
 
@@ -41,6 +44,9 @@ def _make_study(options: argparse.Namespace) -> Study:
     if options.epochs is not None:
         given = merge(given, {"train": {"epochs": options.epochs}})
     config = make_config(given)
+    for seed in options.seeds:
+        make_config(given, {"train": {"seed": seed}})
+    check_crop(options.config, config)
     arms = options.arms or (("exact",) if options.views else ARMS)
     return Study(given, options.out, arms, options.views or (config.augment.views,), options.seeds)
 

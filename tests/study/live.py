@@ -15,7 +15,7 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.augment import make_augmentation
+from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
 from kdcache.training.folder import (
@@ -41,10 +41,13 @@ def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class LiveReader:
-    """Reads as a BatchReader does: stored images and labels, and what the teacher says of them now."""
+    """Reads as a BatchReader does: stored images and labels, moved as `train.flip` and `train.crop` say, and what the teacher
+    says of them then: a cached answer is moved instead."""
 
     teacher: Teacher
     stored: BatchReader
+    augmentation: Augmentation | None
+    epoch: int
 
     @property
     def reader(self) -> CacheReader:
@@ -58,7 +61,9 @@ class LiveReader:
 
     def read(self, batches: list) -> Iterator[Batch]:
         """Batches in the order of `batches`."""
-        return ask_teacher(self.teacher, self.stored.read(batches))
+        stored = self.stored.read(batches)
+        moved = (self.augmentation.apply(batch, epoch=self.epoch) for batch in stored) if self.augmentation else stored
+        return ask_teacher(self.teacher, moved)
 
 
 def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, say: Say) -> dict:
@@ -75,10 +80,10 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
     with hold_folder(folder):
         teacher = _build_teacher(config)  # first: the weights it begins with are drawn from dropout's generator
         learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
-        learner.augmentation = make_augmentation(config)
         history = _restore_history(learner, folder)
-        train, val = _make_readers(config, data, teacher, device=learner.device)
+        stored, val = _make_readers(config, data, device=learner.device)
         for epoch in range(len(history) + 1, config.train.epochs + 1):
+            train = LiveReader(teacher, stored, make_augmentation(config), epoch)
             entry, _ = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
             history.append(entry)
             save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
@@ -94,6 +99,7 @@ def _restore_history(learner: Learner, folder: Path) -> list[dict]:
         return []
     state = read_checkpoint(folder / LAST)
     restore(learner, state)
+    write_history(folder, state["history"])  # the run may have ended between the two
     return state["history"]
 
 
@@ -103,14 +109,13 @@ def _build_teacher(config: Config) -> Teacher:
     return build_teacher(config.teacher, num_classes=classes, levels=levels, device=device)[0]
 
 
-def _make_readers(
-    config: Config, data: Data, teacher: Teacher, *, device: torch.device
-) -> tuple[LiveReader, BatchReader]:
-    stored, val = (
+def _make_readers(config: Config, data: Data, *, device: torch.device) -> tuple[BatchReader, BatchReader]:
+    """Images and labels of both splits."""
+    train, val = (
         BatchReader(reader, arrays=["image", "label"], batch_size=config.train.batch_size, device=device)
         for reader in (data.train, data.val)
     )
-    return LiveReader(teacher, stored), val
+    return train, val
 
 
 def _facts(config: Config, data: Data, history: list[dict]) -> dict:

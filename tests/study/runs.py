@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcache.cache.build import build_cache
-from kdcache.cache.layout import commit_path
+from kdcache.cache.layout import commit_path, manifest_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_cache
 from kdcache.cache.writer import measure_group
@@ -16,13 +17,15 @@ from kdcache.report.progress import Progress
 from kdcache.report.text import Say
 from kdcache.settings import make_config, merge
 from kdcache.training.distill import baseline_config
-from kdcache.training.folder import read_history
+from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
 from kdcache.training.run import open_data, train_run
 from kdcache.training.settings import resolve_config
 from tests.study.live import train_live
 
 ENCODINGS = ("exact", "half", "compact")
 ARMS = ("none", *ENCODINGS, "live")  # none: labels only; live: the teacher asked at every step
+_RUN = re.compile(rf"({'|'.join(ARMS)})-views([0-9]+)-seed([0-9]+)")
+_OWN = ("train.seed", "augment.views", "loss.alpha", "loss.beta", "loss.gamma")  # settings that an arm decides
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,46 @@ def build_caches(study: Study, *, progress: Progress, say: Say) -> None:
         build_cache(make_config(merge(study.given, ours)), progress=progress)
 
 
-def run_study(study: Study, *, progress: Progress, say: Say) -> dict[tuple[str, int], Row]:
-    """Every run, seed by seed; finished ones are read, interrupted ones go on. Raises KdcacheError."""
-    rows = {row: Row(cache_bytes=_measure_bytes(study, *row)) for row in study.rows}
+def run_study(study: Study, *, progress: Progress, say: Say) -> None:
+    """Every run, seed by seed; finished ones are left, interrupted ones go on. Raises KdcacheError."""
     for seed in study.seeds:
-        for (arm, views), row in rows.items():
+        for arm, views in study.rows:
             folder = study.folder / "runs" / f"{arm}-views{views}-seed{seed}"
             say(f"run: {folder.name}")
-            row.miou[seed] = _run(study, arm, views, seed, folder=folder, progress=progress, say=say)["miou"]
-            row.epoch_s.append(statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder)))
-    return rows
+            _run(study, arm, views, seed, folder=folder, progress=progress, say=say)
 
 
-def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say) -> dict:
-    """The contents of a run's result.json."""
+def find_rows(study: Study) -> dict[tuple[str, int], Row]:
+    """Every finished run of the folder with the study's settings, whichever command made it; few views first."""
+    rows: dict[tuple[str, int], Row] = {}
+    for folder in sorted((study.folder / "runs").iterdir()):
+        match = _RUN.fullmatch(folder.name)
+        if match and (folder / RESULT).is_file():
+            arm, views, seed = match[1], int(match[2]), int(match[3])
+            result = read_result(folder)
+            if _list_shared(result["hyperparameters"]) == _list_shared(_plain_hyperparameters(study)):
+                row = rows.setdefault((arm, views), Row(cache_bytes=_measure_bytes(study, arm, views)))
+                row.miou[seed] = result["miou"]
+                row.epoch_s.append(statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder)))
+    return dict(sorted(rows.items(), key=lambda row: (row[0][1], ARMS.index(row[0][0]))))
+
+
+def _plain_hyperparameters(study: Study) -> dict:
+    return hyperparameters(make_config(study.given, {"train": {"compile": "off"}}))
+
+
+def _list_shared(facts: dict) -> dict:
+    """What is equal in all runs of a study."""
+    return {name: value for name, value in facts.items() if name not in _OWN}
+
+
+def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say) -> None:
     config = make_run_config(study, arm, views, seed, folder=folder)
     data = open_data(config.cache.path, open_cache(config.cache.path), num_views=views, check=config.cache.check)
     if arm == "live":
-        return train_live(config, data, folder=folder, progress=progress, say=say)
-    return train_run(config, data, folder=folder, resume=True, baseline_miou=None, progress=progress, say=say)
+        train_live(config, data, folder=folder, progress=progress, say=say)
+    else:
+        train_run(config, data, folder=folder, resume=True, baseline_miou=None, progress=progress, say=say)
 
 
 def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Path) -> Config:
@@ -98,10 +122,11 @@ def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Pa
 
 
 def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
-    """Bytes of the training split in so many views, shard files and commit records; of an arm that reads answers."""
-    if arm not in ENCODINGS:
-        return None
+    """Bytes of the training split in so many views, shard files and commit records; None of an arm that reads no answers, and
+    where the cache was removed."""
     root = study.cache_path(arm)
+    if arm not in ENCODINGS or not manifest_path(root).is_file():
+        return None
     layout = read_manifest(root).layouts["train"]
     groups = [group for group in layout.groups() if group.view < views]
     return sum(measure_group(root, layout, group) + commit_path(root, group).stat().st_size for group in groups)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import statistics
 
-from tests.study.runs import Row, Study
+from tests.study.runs import Row
 
 
-def render_table(study: Study, rows: dict[tuple[str, int], Row]) -> str:
+def render_table(rows: dict[tuple[str, int], Row]) -> str:
     """One line an arm and number of views; a difference is taken seed by seed, from the exact cache with as many views."""
-    seeds = [f"seed {seed}" for seed in study.seeds]
-    head = ["arm", "views", "mIoU", *seeds, "to exact, points", "s/epoch", "cache MB"]
+    seeds = sorted({seed for row in rows.values() for seed in row.miou})
+    head = ["arm", "views", "mIoU", *(f"seed {seed}" for seed in seeds), "to exact, points", "s/epoch", "cache MB"]
     lines = [_render_line(head), _render_line(["---"] * len(head))]
     for (arm, views), row in rows.items():
         exact = rows.get(("exact", views))
         cells = [arm, str(views), _format_spread(list(row.miou.values()), digits=4)]
-        cells += [f"{row.miou[seed]:.4f}" for seed in study.seeds]
-        cells += ["-" if exact is None or exact is row else _format_differences(row, exact)]
+        cells += [f"{row.miou[seed]:.4f}" if seed in row.miou else "-" for seed in seeds]
+        cells += [_format_differences(row, exact) if exact and exact is not row else "-"]
         cells += [f"{statistics.median(row.epoch_s):.1f}", _format_mb(row.cache_bytes)]
         lines.append(_render_line(cells))
     return "\n".join(lines) + "\n"
 
 
 def _format_differences(row: Row, exact: Row) -> str:
-    """Mean, standard deviation, and that of each seed."""
-    points = [100 * (row.miou[seed] - exact.miou[seed]) for seed in row.miou]
+    """Mean, standard deviation, and that of each seed that both have."""
+    points = [100 * (row.miou[seed] - exact.miou[seed]) for seed in sorted(row.miou) if seed in exact.miou]
+    if not points:
+        return "-"
     return f"{_format_spread(points, digits=2, sign='+')} ({', '.join(f'{value:+.2f}' for value in points)})"
 
 
