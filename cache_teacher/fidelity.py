@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cache_teacher.maintain import PROG, split_path
 from kdcache.checks import refuse
-from kdcache.command import DAMAGED
+from kdcache.command import CANNOT_RUN, DAMAGED
+from kdcache.errors import KdcacheError
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
 
@@ -20,7 +21,7 @@ def fidelity(argv: list[str]) -> int:
         prog=f"{PROG} fidelity PATH [--samples 32] [--seed 0] [--run RUN] [--json]",
         description="Ask the teacher again about random stored images, compare what it says with the cache at PATH, and the "
         "gradients a student receives from both: a fresh one, one after 40 steps (whose limits count) and that of RUN. Settings "
-        "say where the weights are now. Exit code 0: faithful, 1: beyond a limit.",
+        "say where the weights are now. Exit code 0: faithful, 1: beyond a limit, 2: cannot run.",
     )
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
@@ -30,14 +31,13 @@ def fidelity(argv: list[str]) -> int:
     from kdcache.fidelity import measure_fidelity
     from kdcache.report.fidelity import format_fidelity
 
-    result = measure_fidelity(
-        root,
-        given,
-        num_samples=_read_count(options, "--samples", least=1),
-        seed=_read_count(options, "--seed", least=0),
-        run=Path(options["--run"]) if options["--run"] else None,
-        progress=Console(),
-    )
+    num_samples, seed = _read_count(options, "--samples", least=1), _read_count(options, "--seed", least=0)
+    run = Path(options["--run"]) if options["--run"] else None
+    try:
+        result = measure_fidelity(root, given, num_samples=num_samples, seed=seed, run=run, progress=Console())
+    except KdcacheError as error:  # a script must not take a missing file for an unfaithful cache
+        error.exit_code = CANNOT_RUN
+        raise
     print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
     return DAMAGED if result["failures"] else 0
 

@@ -19,7 +19,9 @@ Kind = Literal["float16", "int8", "lowrank"]
 INT8_MOST = 127
 # Of a direction's coefficients; measured: finer ones cost bytes, coarser ones more than a lower rank (BENCHMARKS.md)
 STEPS = {"low": 0.09, "mid": 0.05, "high": 0.03}
-SMALLEST_LENGTH = 1e-8  # of a position's features, where the sample's largest is 1; below it they count as 0
+SMALLEST_LENGTH = (
+    1e-8  # of a position's features, where the sample's largest is 1; shorter ones come out shorter than 1
+)
 
 
 @dataclass(frozen=True)

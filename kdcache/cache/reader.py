@@ -172,7 +172,8 @@ class CacheReader:
         return slot
 
     def decode(self, name: str, view: int, sample: int) -> np.ndarray:
-        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at each position, of length 1."""
+        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at each position, of length 1 but
+        for what the basis leaves out."""
         arrays = {
             array: torch.from_numpy(self.read(array, view, sample))[None]
             for array in list_arrays(name, self.encodings[name])

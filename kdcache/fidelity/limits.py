@@ -1,4 +1,4 @@
-"""How faithful each encoding must be, measured by the student after some steps; FORMAT.md and README say what it means."""
+"""How faithful each encoding must be, measured by the student after some steps; README, "Size", says what it means."""
 
 from __future__ import annotations
 

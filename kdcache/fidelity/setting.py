@@ -16,6 +16,7 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.settings import merge
 from kdcache.training.batches import BatchReader
+from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets
 
 
@@ -46,8 +47,13 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     Args:
         given: settings that differ from those the cache was built with: where the weights are now, the device.
 
-    Raises: CacheMismatchError where the teacher is not the one that was asked, SettingsError, TeacherError, CacheError.
+    Raises: CacheMismatchError where the teacher is not the one that was asked, or a setting is not the cache's, SettingsError,
+        TeacherError, CacheError.
     """
+    others = {
+        section: values for section, values in given.items() if section != "teacher"
+    }  # that one is compared below
+    check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
     config = stored_config(root, manifest, merge(given, {"student": {"pretrained": False}}))
     device, levels = choose_device(config.teacher.device, field="teacher.device"), list(manifest.encodings)[1:]
     check_precision(config.teacher.precision, device, field="teacher.precision")
@@ -72,8 +78,7 @@ def make_batches(setting: Setting, batch_size: int) -> BatchReader:
 
 
 def choose_places(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
-    """Different (view, sample), in order; two of them where the cache has only one, since BatchNorm needs two."""
+    """Different (view, sample), in order: two or more, since BatchNorm needs two."""
     total = reader.num_views * reader.layout.num_samples
     chosen = random.Random(seed).sample(range(total), min(max(count, 2), total))
-    places = sorted(divmod(place, reader.layout.num_samples) for place in chosen)
-    return places if len(places) > 1 else 2 * places
+    return sorted(divmod(place, reader.layout.num_samples) for place in chosen)

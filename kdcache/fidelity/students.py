@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from kdcache.errors import CacheMismatchError, TrainingError, describe
+from kdcache.errors import CacheMismatchError, Phrase, SettingsError, TrainingError, describe
 from kdcache.fidelity.setting import Setting, make_batches
 from kdcache.report.progress import Progress
 from kdcache.training.batches import plan_epoch
@@ -20,7 +20,8 @@ FRESH, TRAINED = "fresh", f"after {STEPS} steps"
 
 
 def make_students(setting: Setting, *, run: Path | None, progress: Progress) -> dict[str, Learner]:
-    """By name. Raises CacheMismatchError for a run from another cache, TrainingError for a damaged one."""
+    """By name. Raises SettingsError where `run` is none, CacheMismatchError for one from another cache, TrainingError for a
+    damaged one."""
     trained = None if run is None else read_student(setting, run)  # before the steps: they take time
     learner = build_learner(setting.config, teacher_channels=find_teacher_channels(setting.reader))
     learner.targets = setting.targets
@@ -31,6 +32,9 @@ def make_students(setting: Setting, *, run: Path | None, progress: Progress) -> 
 
 def read_student(setting: Setting, run: Path) -> Learner:
     """A run's best student, with the projections that it has."""
+    if not (run / BEST).is_file():
+        cure = "give the folder of a run whose first epoch is done"
+        raise SettingsError(describe(run, field="--run", found=Phrase("no run"), expected=Phrase(BEST), cure=cure))
     state, expected = read_checkpoint(run / BEST), setting.manifest.identity_hash
     if state["cache_identity"] != expected:
         cure = "give a run that was trained from this cache"

@@ -26,24 +26,27 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
     base["cache"] = {name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE}
     config = make_config(base, given)
-    _check_given(root, manifest, make_config(stored, given), flatten(given))
+    check_given(root, manifest, given, cure="change the settings or cache.path")
     _check_uses(root, manifest, config, given_views="views" in given.get("augment", {}))
     views = min(config.augment.views, manifest.layouts["train"].num_views)
     return make_config(base, given, {"augment": {"views": views}})
 
 
-def _check_given(root: Path, manifest: Manifest, config: Config, given: dict) -> None:
-    """The identity these settings ask for, apart from what only data set and weights can tell."""
+def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> None:
+    """The identity that the cache's settings, overlaid by those given, ask for, but for what only data set and weights tell.
+
+    Raises: CacheMismatchError where the cache is another, side by side.
+    """
+    config, given = make_config(drop_unknown(manifest.information["settings"]), given), flatten(given)
     cached_levels = list(manifest.identity["train"]["teacher"]["layers"])
     absent = [level for level in config.cache.levels if level not in cached_levels]
     if absent:
-        cure = f"cache {absent[0]} in another folder or leave it out of cache.levels"
+        other = f"cache {absent[0]} in another folder or leave it out of cache.levels"
         raise CacheMismatchError(
-            describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=cure)
+            describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=other)
         )
     full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
     rules = {"train": train_view_rule(full), "val": VAL_VIEW_RULE}
-    cure = "change the settings or cache.path"
     for split, identity in manifest.identity.items():
         facts = {
             "dataset": dataset_facts(full, train=split == "train"),
