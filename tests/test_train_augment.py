@@ -174,6 +174,12 @@ def test_each_setting_is_part_of_a_run():
     assert [run[f"train.{name}"] for run, name in zip(runs, names, strict=True)] == ["random", 0.5, [32, 32]]
 
 
+def test_a_crop_of_all_of_a_view_is_no_crop():
+    sizes = [{"train": {"device": "cpu", "crop": crop}, "dataset": {"size": 64}} for crop in (None, 64, [64, 64])]
+    first, *others = (hyperparameters(make_config(given)) for given in sizes)
+    assert others == [first, first]
+
+
 # --- runs
 
 

@@ -133,6 +133,26 @@ def test_the_baseline_is_trained_once_and_reused(cache, given, tmp_path):
     assert len(list((tmp_path / "runs").glob("baseline-*"))) == 2
 
 
+def test_a_baseline_is_shared_by_caches_of_the_same_images_and_labels(cache, given, tmp_path):
+    first = train(given, {"train": {"epochs": 1}})
+    half = {
+        "cache": {"path": str(tmp_path / "half"), "encoding": "half"},
+        "run": {"dir": str(tmp_path / "runs" / "half")},
+    }
+    build_cache(make_config(merge(given, half)))
+    second = train(given, half, {"train": {"epochs": 1}})
+    assert second.baseline == first.baseline and len(list((tmp_path / "runs").glob("baseline-*"))) == 1
+    assert second.student["cache_identity"] != first.student["cache_identity"]
+    other = {
+        "augment": {"seed": 3},
+        "cache": {"path": str(tmp_path / "other")},
+        "run": {"dir": str(tmp_path / "runs" / "o")},
+    }
+    build_cache(make_config(merge(given, other)))
+    train(given, other, {"train": {"epochs": 1}})
+    assert len(list((tmp_path / "runs").glob("baseline-*"))) == 2
+
+
 def test_baseline_and_student_start_equal_and_see_the_same_batches(cache, given, tmp_path, monkeypatch):
     seen = []
     compute = loop.compute_loss

@@ -13,8 +13,9 @@ import numpy as np
 
 from kdcache.cache import durable
 from kdcache.cache.basis import write_bases
+from kdcache.cache.identity import check_identity
 from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
-from kdcache.cache.manifest import Manifest, check_identity, read_manifest, write_manifest
+from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.metadata import write_metadata
 from kdcache.cache.records import has_record, read_record
 from kdcache.errors import CacheError, CacheMismatchError, OtherCacheError, Phrase, describe

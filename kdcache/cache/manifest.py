@@ -5,9 +5,6 @@ Identity is compared, information is only kept: paths, number of views, batch si
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
+from kdcache.cache.identity import describe_array, hash_facts
 from kdcache.cache.layout import (
     COMMITS,
     DTYPES,
@@ -30,7 +28,7 @@ from kdcache.cache.layout import (
 )
 from kdcache.config import LEVELS
 from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, SettingsError, describe
-from kdcache.settings import drop_unknown, flatten, make_config
+from kdcache.settings import drop_unknown, make_config
 
 _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
@@ -70,51 +68,18 @@ class Manifest:
     @property
     def identity_hash(self) -> str:
         """sha256 (hex) over both splits' identities."""
-        return _hash(self.identity)
+        return hash_facts(self.identity)
+
+    @property
+    def pictures_hash(self) -> str:
+        """sha256 (hex) over what images and labels of both splits are, whatever was asked about them and however it is stored."""
+        return hash_facts(
+            {split: {part: facts[part] for part in ("dataset", "augment")} for split, facts in self.identity.items()}
+        )
 
     def split_hash(self, split: str) -> str:
         """sha256 (hex) over one split's identity, which each of its commit records names."""
-        return _hash(self.identity[split])
-
-
-def build_identity(
-    *, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...], encodings: Mapping[str, Encoding]
-) -> dict:
-    """The identity of one split. Each of the first three parts is a dict of JSON values; float16 is not worth a word."""
-    encoded = {name: encoding.to_dict() for name, encoding in encodings.items() if encoding.kind != "float16"}
-    return {
-        "format_version": find_version(arrays),
-        "dataset": dataset,
-        "augment": augment,
-        "teacher": teacher,
-        "arrays": {array.name: _describe_array(array) for array in arrays},
-    } | ({"encoding": encoded} if encoded else {})
-
-
-def _describe_array(array: ArraySpec) -> str:
-    """float16 21x64x64, and the codec, if there is one: blosc blocksize=0 clevel=1 ..."""
-    words = [array.dtype, "x".join(map(str, array.item_shape))]
-    if array.codec:
-        words += [array.codec.name, *(f"{name}={value}" for name, value in sorted(array.codec.settings or ()))]
-    return " ".join(words)
-
-
-def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
-    """(dotted name, found, expected) of every fact in which two identities differ."""
-    left, right = flatten(found), flatten(expected)
-    absent = "absent"
-    names = [*left, *(name for name in right if name not in left)]
-    pairs = ((name, left.get(name, absent), right.get(name, absent)) for name in names)
-    return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str) -> None:
-    """Raises CacheMismatchError that shows every difference side by side."""
-    differences = find_differences(found, expected)
-    if not differences:
-        return
-    facts = "; ".join(f"{name} is {_short(old)!r}, expected {_short(new)!r}" for name, old, new in differences)
-    raise CacheMismatchError(f"{where}: {facts}; {cure}")
+        return hash_facts(self.identity[split])
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
@@ -155,7 +120,7 @@ def read_manifest(root: Path) -> Manifest:
         manifest = Manifest(identity, layouts, complete, dict(document["information"]))
         _check_encodings(manifest)
         for split, layout in layouts.items():
-            if identity[split]["arrays"] != {array.name: _describe_array(array) for array in layout.arrays}:
+            if identity[split]["arrays"] != {array.name: describe_array(array) for array in layout.arrays}:
                 raise ValueError(f"arrays of {split} are not those of its identity")
         if document["format_version"] < manifest.format_version:
             raise ValueError(
@@ -240,12 +205,3 @@ def _read_count(stored: dict, name: str, least: int, most: int) -> int:
     if type(stored[name]) is not int or not least <= stored[name] <= most:
         raise ValueError(f"{name} is {repr(stored[name])[:40]}, expected {least} to {most}")
     return stored[name]
-
-
-def _short(value: object) -> object:
-    """Hashes by their first 12 digits."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else value
-
-
-def _hash(facts: dict) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

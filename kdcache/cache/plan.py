@@ -11,8 +11,9 @@ import torch
 
 from kdcache.cache.codecs import Codec, choose_codec
 from kdcache.cache.encodings import Encoding
+from kdcache.cache.identity import build_identity
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs, manifest_path
-from kdcache.cache.manifest import Manifest, build_identity, read_manifest
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.checks import refuse
 from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.data.augment import SCHEME

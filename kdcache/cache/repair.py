@@ -10,9 +10,10 @@ from kdcache.cache.answers import compute_group
 from kdcache.cache.basis import basis_path
 from kdcache.cache.build import Plan, make_plan
 from kdcache.cache.folder import complete_views, rewrite_metadata
+from kdcache.cache.identity import check_identity, find_differences
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
-from kdcache.cache.manifest import Manifest, check_identity, find_differences, read_manifest
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.identity import check_identity
+from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import teacher_facts
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.repair import stored_config

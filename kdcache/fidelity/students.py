@@ -12,6 +12,7 @@ from kdcache.fidelity.setting import Setting, make_batches
 from kdcache.report.progress import Progress
 from kdcache.training.batches import plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
+from kdcache.training.folder import find_identity
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.run import build_learner, find_teacher_channels
 
@@ -35,13 +36,15 @@ def read_student(setting: Setting, run: Path) -> Learner:
     if not (run / BEST).is_file():
         cure = "give the folder of a run whose first epoch is done"
         raise SettingsError(describe(run, field="--run", found=Phrase("no run"), expected=Phrase(BEST), cure=cure))
-    state, expected = read_checkpoint(run / BEST), setting.manifest.identity_hash
+    state = read_checkpoint(run / BEST)
+    facts = state["hyperparameters"] if isinstance(state["hyperparameters"], dict) else {}
+    expected = find_identity(setting.manifest, {"loss.beta": 0.0, "loss.gamma": 0.0, **facts})
     if state["cache_identity"] != expected:
         cure = "give a run that was trained from this cache"
         found = str(state["cache_identity"])[:12]
         raise CacheMismatchError(describe(run, field="cache identity", found=found, expected=expected[:12], cure=cure))
     try:
-        width = state["hyperparameters"]["student.aspp_channels"]
+        width = facts["student.aspp_channels"]
         levels = sorted({name.split(".")[0] for name in state["alignment_state_dict"]})
         config = setting.config
         config = replace(

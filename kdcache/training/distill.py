@@ -13,7 +13,7 @@ from kdcache.report.page import write_report
 from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
 from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.folder import check_folder, hyperparameters
+from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
 from kdcache.training.run import Data, open_data, train_run
 from kdcache.training.settings import resolve_config
 
@@ -67,8 +67,8 @@ def baseline_config(config: Config) -> Config:
 def hash_settings(config: Config, data: Data) -> str:
     """12 hex digits over everything that decides the numbers of a baseline."""
     facts = hyperparameters(config)
-    for unused in ("loss.temperature", "cache.levels"):
-        facts.pop(unused)
+    identity, unused = find_identity(data.manifest, facts), ("loss.temperature", "cache.levels")
+    facts = {name: value for name, value in facts.items() if name not in unused and BEFORE.get(name, ...) != value}
     device, _ = choose_arithmetic(config)
-    facts |= {"cache": data.manifest.identity_hash, "device": device.type}
+    facts |= {"cache": identity, "device": device.type}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

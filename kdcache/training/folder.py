@@ -28,12 +28,29 @@ def hyperparameters(config: Config) -> dict:
     chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
     for machine in ("device", "residency"):  # where, not what
         chosen["train"].pop(machine)
-    chosen["train"]["crop"] = config.train.crop_hw and list(config.train.crop_hw)  # N is [N, N]
+    crop_hw = config.train.crop_hw  # N is [N, N], and all of a view is no crop
+    chosen["train"]["crop"] = list(crop_hw) if crop_hw and crop_hw != config.dataset.size_hw else None
     device, autocast = choose_arithmetic(config)
     compiling, _ = choose_compiling(config.train.compile, device=device)
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
     chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     return flatten(chosen)
+
+
+def find_identity(manifest: Manifest, facts: dict) -> str:
+    """What a run was trained on: of a run with labels only the images and labels, which caches of other encodings share.
+
+    Args:
+        facts: its hyperparameters.
+    """
+    taught = facts["loss.beta"] or facts["loss.gamma"]
+    return manifest.identity_hash if taught else manifest.pictures_hash
+
+
+def find_origin(config: Config, manifest: Manifest) -> dict:
+    """What makes a checkpoint or a result one of this run: `hyperparameters` and `cache_identity`."""
+    facts = hyperparameters(config)
+    return {"hyperparameters": facts, "cache_identity": find_identity(manifest, facts)}
 
 
 def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bool) -> None:
@@ -97,6 +114,7 @@ def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: di
     for name in expected:
         if found.get(name) != expected[name]:
             raise TrainingError(describe(folder, field=name, found=found.get(name), expected=expected[name], cure=cure))
-    if stored["cache_identity"] != manifest.identity_hash:
-        found, expected = stored["cache_identity"][:12], manifest.identity_hash[:12]
+    identity = find_identity(manifest, expected)
+    if stored["cache_identity"] != identity:
+        found, expected = stored["cache_identity"][:12], identity[:12]
         raise TrainingError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))

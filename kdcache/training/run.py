@@ -27,7 +27,7 @@ from kdcache.training.compiling import choose_compiling, compile_learner, make_t
 from kdcache.training.folder import (
     RESULT,
     check_folder,
-    hyperparameters,
+    find_origin,
     make_folder,
     read_result,
     write_history,
@@ -207,8 +207,7 @@ def _facts(config: Config, data: Data, *, history: list[dict], baseline_miou: fl
         "epoch": len(history),
         "miou": history[-1]["miou"],
         "baseline_miou": baseline_miou,
-        "hyperparameters": hyperparameters(config),
-        "cache_identity": data.manifest.identity_hash,
+        **find_origin(config, data.manifest),
         "history": history,
     }
 
@@ -228,8 +227,7 @@ def _result(config: Config, data: Data, *, history: list[dict], learner: Learner
         "best_epoch": best["epoch"],
         "last_miou": history[-1]["miou"],
         "seconds": sum(e["time_s"] for e in history),
-        "hyperparameters": hyperparameters(config),
-        "cache_identity": data.manifest.identity_hash,
+        **find_origin(config, data.manifest),
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.identity import check_identity
+from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import VAL_VIEW_RULE, check_storage, dataset_facts, teacher_facts, train_view_rule
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe

@@ -21,7 +21,7 @@ from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_che
 from kdcache.training.folder import (
     RESULT,
     check_folder,
-    hyperparameters,
+    find_origin,
     make_folder,
     read_result,
     write_history,
@@ -119,14 +119,16 @@ def _make_readers(config: Config, data: Data, *, device: torch.device) -> tuple[
 
 
 def _facts(config: Config, data: Data, history: list[dict]) -> dict:
-    """What makes a checkpoint one of this run."""
-    facts = {"hyperparameters": hyperparameters(config), "cache_identity": data.manifest.identity_hash}
-    return {"epoch": len(history), "miou": history[-1]["miou"], "history": history, **facts}
+    return {
+        "epoch": len(history),
+        "miou": history[-1]["miou"],
+        "history": history,
+        **find_origin(config, data.manifest),
+    }
 
 
 def _make_result(config: Config, data: Data, history: list[dict]) -> dict:
     best = max(history, key=lambda entry: entry["miou"])
-    facts = _facts(config, data, history)
-    kept = {name: facts[name] for name in ("hyperparameters", "cache_identity")}
     return {"miou": best["miou"], "best_epoch": best["epoch"], "last_miou": history[-1]["miou"],
-            "epochs": len(history), "seconds": sum(entry["time_s"] for entry in history), **kept}  # fmt: skip
+            "epochs": len(history), "seconds": sum(entry["time_s"] for entry in history),
+            **find_origin(config, data.manifest)}  # fmt: skip
