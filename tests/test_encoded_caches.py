@@ -269,15 +269,29 @@ def test_a_lost_manifest_is_made_anew_by_a_process_of_other_ways(root, quick_dat
     assert quick.snapshot(root) == before
 
 
-def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(quick_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("looked_too_early", [False, True])
+def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(
+    quick_data, tmp_path, monkeypatch, looked_too_early
+):
     config = make_config(encoded_given(quick_data, tmp_path / "cache", "compact"))
     late = phase_one.make_plan(config, Silent())  # before there is a cache
     finish = BasisLearner.finish
     monkeypatch.setattr(
         BasisLearner, "finish", lambda self, ranks: {k: v * (1 + 2e-7) for k, v in finish(self, ranks).items()}
     )
-    build_cache(config)
-    before = quick.snapshot(config.cache.path)
+    before = {}
+
+    def build_meanwhile(plan):
+        if before:
+            return adopt_bases(plan)
+        monkeypatch.setattr(phase_one, "adopt_bases", adopt_bases)
+        build_cache(config)
+        monkeypatch.setattr(phase_one, "adopt_bases", build_meanwhile)
+        before.update(quick.snapshot(config.cache.path))
+        return plan if looked_too_early else adopt_bases(plan)
+
+    adopt_bases = phase_one.adopt_bases
+    monkeypatch.setattr(phase_one, "adopt_bases", build_meanwhile)
     adopted, missing = phase_one._open(late)
     assert not missing and adopted.manifest.identity == read_manifest(config.cache.path).identity
     assert quick.snapshot(config.cache.path) == before

@@ -17,7 +17,7 @@ from kdcache.cache.folder import (
     find_missing_groups,
     open_for_writing,
 )
-from kdcache.cache.layout import Group
+from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.learning import adopt_bases, find_bases
 from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
@@ -27,6 +27,7 @@ from kdcache.cache.writer import measure_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
+from kdcache.errors import CacheMismatchError
 from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Progress, Silent
@@ -104,6 +105,17 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
 
 def _open(plan: Plan) -> tuple[Plan, list[Group]]:
     """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
+    path = manifest_path(plan.config.cache.path)
+    began = path.is_file()
+    try:
+        return _open_once(plan)
+    except CacheMismatchError:
+        if began or not path.is_file():
+            raise
+        return _open_once(plan)  # begun by another process after we had looked for its bases
+
+
+def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
     plan = adopt_bases(plan)
     root, manifest = plan.config.cache.path, plan.manifest
     layouts = check_same_cache(root, manifest).layouts
