@@ -42,6 +42,7 @@ def _build(argv: list[str]) -> None:
     parser = build_parser(prog=PROG, description="Ask the teacher once: cache its logits and features.", epilog=EPILOG)
     config = make_config(read_given(parser, argv))
     from kdcache.cache.build import build_cache
+    from kdcache.cache.manifest import read_manifest
 
     summary = build_cache(config, progress=Console())
     print(
@@ -49,7 +50,7 @@ def _build(argv: list[str]) -> None:
         f"in {summary.time_s:.1f} s; teacher's mIoU {summary.score.val_miou:.4f} on val, "
         f"{summary.score.train_miou:.4f} on training views"
     )
-    if summary.num_samples:
+    if summary.num_samples or "fidelity" not in read_manifest(config.cache.path).information:  # or it was interrupted
         _say_fidelity(config)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import NoReturn
 
-from kdcache.command import CANNOT_RUN, DAMAGED
+from kdcache.command import CANNOT_RUN, DAMAGED, OneLineParser
 from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
@@ -95,15 +94,8 @@ def gc(argv: list[str]) -> None:
     print(f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{self.prog}: {message}; --help explains it")
-
-
 def _path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
+    parser = OneLineParser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
     parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
     if json:
         parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -115,5 +107,5 @@ def split_path(words: list[str], command: str) -> tuple[Path, list[str]]:
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
         cure = f"write `{PROG} {command} PATH`, settings behind it"
-        raise SettingsError(describe(f"{PROG} {command}", field="PATH", found=found, expected=expected, cure=cure))
+        raise SettingsError(describe("command line", field="PATH", found=found, expected=expected, cure=cure))
     return Path(words[0]), words[1:]

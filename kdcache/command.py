@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, SettingsError
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Errors of one line, raised as SettingsError: for use within `run_command`, which names the command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises SettingsError."""
+        raise SettingsError(f"{message}; --help explains it")
 
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:

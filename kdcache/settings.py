@@ -185,12 +185,17 @@ def _type_name(name: str) -> str:
     for part in name.split("."):
         found = {f.name: f for f in fields(section)}[part]
         section = found.default_factory if isinstance(found.default_factory, type) else section
-    return str(found.type)
+    return _list_choices(str(found.type))
+
+
+def _list_choices(type_name: str) -> str:
+    """`Literal["a", "b"]` -> `a or b`."""
+    return re.sub(r"Literal\[(.*?)\]", lambda found: re.sub(r'["\']', "", found[1]).replace(", ", " or "), type_name)
 
 
 def _plain_type(expected: str) -> str:
     """`Expected a <class "float">` -> `expected float`."""
-    expected = re.sub(r'<class "(\w+)">', r"\1", expected).replace("typing.", "")
+    expected = _list_choices(re.sub(r'<class "(\w+)">', r"\1", expected).replace("typing.", ""))
     return re.sub(r"^Expected (a |an )?", "expected ", expected)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
+from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
 
 MOST_BYTES = 1_000_000  # a settings file has a few hundred lines; a larger one is another file
+SECTIONS = {part.name: fields(part.default_factory)[0].name for part in fields(Config)}  # and the first name in each
 _CURE = "mend it; configs/voc2012.yaml shows every setting"
 
 
@@ -35,6 +38,9 @@ def check_settings_file(path: Path) -> None:
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {type(document).__name__}"
         raise _refuse(path, "content", found, "sections of names, as in `train:` and below it `epochs: 3`")
+    for name in (name for name in SECTIONS if not isinstance(document.get(name), dict | None)):
+        example = f"`{name}:` and below it `{SECTIONS[name]}: ...`"
+        raise _refuse(path, name, repr(document[name])[:60], f"a section of names, as in {example}")
 
 
 def _read_text(path: Path) -> str:

@@ -298,6 +298,13 @@ def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(
     assert hash_basis(adopted.bases["low"]) != hash_basis(late.bases["low"])
 
 
+def test_an_encoding_of_a_level_that_is_not_cached_is_refused(quick_data, tmp_path):
+    given = merge(encoded_given(quick_data, tmp_path / "cache", {"low": "int8"}), {"cache": {"levels": ["high"]}})
+    with pytest.raises(SettingsError) as error:
+        build_cache(make_config(given))
+    check_one_line(error, "cache.encoding is {'low': 'int8'}, expected no low, which cache.levels does not have")
+
+
 def test_a_teacher_that_is_not_finite_is_met_while_a_basis_is_learned(quick_data, tmp_path, monkeypatch):
     ask = quick.QuickTeacher.__call__
     monkeypatch.setattr(

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from helpers import check_one_line
 import cache_teacher.cli
 from kdcache.cache.build import build_cache
 from kdcache.cache.encodings import Encoding
-from kdcache.cache.manifest import read_manifest
+from kdcache.cache.manifest import read_manifest, write_manifest
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
 from kdcache.fidelity import limits, measure, measure_fidelity, students
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
-from kdcache.fidelity.limits import Limit, find_failures, find_limits
+from kdcache.fidelity.limits import Limit, find_blurred, find_failures, find_least_cosines, find_limits
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.settings import make_config, merge
 from kdcache.training.distill import distill
@@ -87,6 +88,17 @@ def test_what_is_beyond_a_limit_is_said(cosine, loss, count):
     assert len(found) == count and all("expected" in line for line in found)
 
 
+def test_an_answer_that_is_lost_is_said_whatever_the_gradients_of_all_levels_say():
+    least = find_least_cosines({"logits": "float16", "low": "int8", "high": "lowrank"}, exact=True)
+    assert least == {"logits": 0.999999, "low": 0.999, "high": 0.9}
+    answers = {"logits": {"cosine": 1.0}, "low": {"cosine": math.nan}, "high": {"cosine": 0.875}}
+    low, high = find_blurred(answers, least)
+    assert (
+        low.startswith("cached low have a cosine of nan") and "0.8750000 with live ones, expected 0.9 or more" in high
+    )
+    assert find_least_cosines({"logits": "float16", "high": "lowrank"}, exact=False) == {"logits": 0.999, "high": 0.9}
+
+
 # --- caches
 
 
@@ -128,7 +140,8 @@ def test_a_teacher_that_says_something_else_is_noticed(cache, student_given, mon
 
     monkeypatch.setattr(Teacher, "__call__", answer_otherwise)
     failures = measure_fidelity(cache.cache.path, student_given, num_samples=4)["failures"]
-    assert failures and all(line.startswith("feature") for line in failures)
+    assert failures[0].startswith("cached mid have a cosine of 0.98")
+    assert len(failures) > 1 and all(line.startswith("feature") for line in failures[1:])
 
 
 def test_the_student_of_a_run_is_asked_too(cache, given, student_given):
@@ -228,6 +241,9 @@ def test_the_command_tells_by_words_json_and_exit_code(cache, capsys, monkeypatc
     words = ["--samples", "4", "--student.aspp_channels=16", "--train.batch_size", "4"]
     code, out, _ = run(capsys, cache.cache.path, *words)
     assert code == 0 and "faithful: every limit is kept" in out and "same class 100.00 %" in out
+    lines = [line for line in out.splitlines() if " student " in line]
+    assert [line.endswith("; not judged") for line in lines] == ["fresh" in line for line in lines]
+    assert len(lines) == 4 and sum("expected: cosine 0.999999 or more" in line for line in lines) == 2
     code, out, _ = run(capsys, cache.cache.path, *words, "--json")
     assert code == 0 and json.loads(out)["failures"] == []
     monkeypatch.setitem(limits.LIMITS["kd"], "float16", Limit(1.1))
@@ -258,7 +274,14 @@ def test_phase_one_ends_with_a_small_measurement(given, capsys, tmp_path, monkey
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(merge(given, {"cache": {"path": str(tmp_path / "new")}})))
     assert cache_teacher.cli.main(["--config", str(path)]) == 0
-    assert "fidelity of 8 samples: least cosine of a student's gradients" in capsys.readouterr().out
+    assert "fidelity of 8 samples: cosine of the gradients that a student after 40 steps" in capsys.readouterr().out
     assert read_manifest(tmp_path / "new").information["fidelity"]["samples"] == 8
-    monkeypatch.setattr("kdcache.fidelity.measure_fidelity", lambda *args, **kwargs: pytest.fail("nothing was written"))
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcache.fidelity.measure_fidelity", lambda *args, **kwargs: pytest.fail("nothing was written"))
+        assert cache_teacher.cli.main(["--config", str(path)]) == 0
+    manifest = read_manifest(tmp_path / "new")
+    information = {name: value for name, value in manifest.information.items() if name != "fidelity"}
+    write_manifest(tmp_path / "new", replace(manifest, information=information))  # it was interrupted
+    capsys.readouterr()
     assert cache_teacher.cli.main(["--config", str(path)]) == 0
+    assert "fidelity of 8 samples: " in capsys.readouterr().out

@@ -227,7 +227,8 @@ def test_loss_without_any_weight_is_refused(refused):
 
 
 def test_section_given_as_a_value_is_refused(refused):
-    refused(text="loss: 3\n", parts=("settings: loss is a value", "loss.NAME"))
+    refused(text="loss: 3\n", parts=("my.yaml: loss is 3, expected a section of names",))
+    refused(text="teacher:\n  layers: 3\n", parts=("settings: teacher.layers is a value", "teacher.layers.NAME"))
 
 
 # --- the file
@@ -258,6 +259,10 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
         ("loss:\n\tbeta: 1\n", "line 2 is "),
         ("loss:\n  beta: 1\n  beta: 2\n", "line 3 is beta twice"),
         ("loss: {}\nloss: {}\n", "line 2 is loss twice"),
+        (
+            "dataset: data/cv\n",
+            "dataset is 'data/cv', expected a section of names, as in `dataset:` and below it `root: ...`",
+        ),
         ("a: &a [*a]\n", "line 1 is an alias"),
         (BOMB, "line 2 is an alias"),
         ("x\0y", "content is "),

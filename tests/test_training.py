@@ -264,7 +264,7 @@ def test_the_cache_path_alone_is_enough(cache, tmp_path):
 
 
 def test_more_views_than_cached_and_features_that_are_not_there_are_refused(cache, given):
-    with pytest.raises(CacheIncompleteError, match="number of views is 2, expected 5"):
+    with pytest.raises(CacheIncompleteError, match="is 2, expected 5"):
         train(given, {"augment": {"views": 5}})
     with pytest.raises(SettingsError, match=r"loss.gamma is 0.3, expected 0 where cache.levels is empty"):
         train(given, {"cache": {"levels": []}})

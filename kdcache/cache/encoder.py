@@ -55,7 +55,14 @@ def choose_encodings(config: CacheConfig, bases: Mapping[str, np.ndarray]) -> di
 
 
 def choose_ranks(config: CacheConfig, levels: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Coefficients of each lowrank level. Raises SettingsError for more than it has channels."""
+    """Coefficients of each lowrank level.
+
+    Raises: SettingsError for more than it has channels, and for an encoding of a level that is not cached.
+    """
+    named = config.encoding if isinstance(config.encoding, dict) else {}
+    absent = [name for name in named if name not in config.kinds]
+    if absent:
+        raise refuse("cache.encoding", named, f"no {absent[0]}, which cache.levels does not have")
     ranks = {level: getattr(config.rank, level) for level, kind in config.kinds.items() if kind == "lowrank"}
     for level, rank in ranks.items():
         if rank > levels[level][0]:

@@ -14,7 +14,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.gradients import Probe
-from kdcache.fidelity.limits import find_failures, find_limits
+from kdcache.fidelity.limits import find_blurred, find_failures, find_least_cosines, find_limits
 from kdcache.fidelity.setting import Setting, choose_places, make_batches, open_setting
 from kdcache.fidelity.students import TRAINED, make_students
 from kdcache.report.progress import Progress, Silent
@@ -90,16 +90,19 @@ def _describe(setting: Setting, answers: dict, felt: dict) -> dict:
     teacher, device = setting.config.teacher, setting.teacher.device
     exact = teacher.precision == "float32" and device.type == "cpu"
     kinds = {name: encoding.kind for name, encoding in setting.reader.encodings.items()}
-    limits = find_limits(kinds, exact=exact)
+    limits, least = find_limits(kinds, exact=exact), find_least_cosines(kinds, exact=exact)
     return {
         "date": date.today().isoformat(),
         "device": str(device),
         "precision": teacher.precision,
         "views": setting.reader.num_views,
+        "planned_views": setting.manifest.layouts["train"].num_views,
         "answers": answers,
         "students": felt,
         "limits": {term: vars(limit) for term, limit in limits.items()},
-        "failures": find_failures(felt[TRAINED], limits),
+        "least_cosines": least,
+        "judged": TRAINED,
+        "failures": [*find_blurred(answers, least), *find_failures(felt[TRAINED], limits)],
     }
 
 

@@ -7,24 +7,28 @@ from kdcache.fidelity.limits import Limit
 
 def format_fidelity(result: dict, root: object) -> str:
     """For a person: answers, then what students feel, then what is beyond its limit."""
-    lines = [
-        f"{root}: cached against live answers of {result['samples']} samples (seed {result['seed']}, {result['device']})"
-    ]
-    lines += [_format_answer(name, facts) for name, facts in result["answers"].items()]
-    for name, terms in result["students"].items():
-        lines += [_format_felt(name, term, facts) for term, facts in terms.items()]
+    asked = f"{result['samples']} samples of {result['views']} views (seed {result['seed']}, {result['device']})"
+    lines = [f"{root}: cached against live answers of {asked}"]
+    if result["views"] < result["planned_views"]:
+        lines.append(f"  half-built: {result['views']} of {result['planned_views']} views are looked at")
+    for name, facts in result["answers"].items():
+        lines.append(f"{_format_answer(name, facts)}; expected: cosine {result['least_cosines'][name]:g} or more")
     limits = {term: Limit(**facts) for term, facts in result["limits"].items()}
-    lines += [f"expected, {term}: {_format_limit(limit)}" for term, limit in limits.items()]
+    for name, terms in result["students"].items():
+        for term, facts in terms.items():
+            judged = f"; expected: {_format_limit(limits[term])}" if name == result["judged"] else "; not judged"
+            lines.append(f"{_format_felt(name, term, facts)}{judged}")
     lines += [f"BEYOND ITS LIMIT: {failure}" for failure in result["failures"]] or ["faithful: every limit is kept"]
     return "\n".join(lines)
 
 
 def format_fidelity_line(result: dict) -> str:
     """What phase one says at its end."""
-    worst = {term: min(felt[term]["grad_cos"] for felt in result["students"].values()) for term in result["limits"]}
-    told = ", ".join(f"{term} {cosine:.7f}" for term, cosine in worst.items())
+    felt = result["students"][result["judged"]]
+    told = ", ".join(f"{term} {felt[term]['grad_cos']:.7f}" for term in result["limits"])
     return (
-        f"fidelity of {result['samples']} samples: least cosine of a student's gradients, cached against live: {told}"
+        f"fidelity of {result['samples']} samples: cosine of the gradients that a student {result['judged']} receives, "
+        f"cached against live: {told}"
     )
 
 

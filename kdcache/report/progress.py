@@ -41,7 +41,9 @@ class Console:
         self.stream = stream or sys.stderr
 
     def start(self, title: str, *, total: int | None, unit: str) -> Bar:
-        """A shown bar."""
+        """A shown bar, where there is something to do."""
+        if total == 0:
+            return _SilentBar()
         kind = _TerminalBar if self.stream.isatty() else _PlainBar
         return kind(title, total, unit, self.stream)
 
@@ -58,7 +60,7 @@ class _SilentBar:
 
 
 class _PlainBar(_SilentBar):
-    """One line at the end and every 10 s."""
+    """One line at the end and every 10 s, the last once."""
 
     def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.title, self.total, self.unit, self.stream = title, total, unit, stream
@@ -72,7 +74,7 @@ class _PlainBar(_SilentBar):
     def advance(self, count: int, *, size_bytes: int = 0) -> None:
         self.done += count
         self.size_bytes += size_bytes
-        if time.monotonic() - self.shown_s >= LINE_EVERY_S:
+        if time.monotonic() - self.shown_s >= LINE_EVERY_S and self.done != self.total:
             self._show()
 
     def _show(self) -> None:

@@ -76,7 +76,13 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
     if given_views and config.augment.views > cached:
         cure = "run `python -m cache_teacher` with these settings to add views"
         raise CacheIncompleteError(
-            describe(root, field="number of views", found=cached, expected=config.augment.views, cure=cure)
+            describe(
+                root,
+                field="number of cached views (augment.views)",
+                found=cached,
+                expected=config.augment.views,
+                cure=cure,
+            )
         )
     if config.loss.gamma and not config.cache.levels:
         expected = Phrase("0 where cache.levels is empty")

@@ -3,8 +3,9 @@
 python -m tests.study --config FILE --out FOLDER                       labels only, three encodings, the teacher in the loop
 python -m tests.study --config FILE --out FOLDER --views 1,2,4,8       how many views: the exact cache, equal steps
 
-FILE names data set, teacher, student and training as for the two programs. The table has every finished run of FOLDER
-with these settings: best mIoU on val, mean ± standard deviation.
+Images and labels of `none` and `live` come from the exact cache, which is built for them, too. FILE names data set, teacher,
+student and training as for the two programs. The table has every finished run of FOLDER with these settings: best mIoU on
+val, mean ± standard deviation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdcache.command import run_command
+from kdcache.command import OneLineParser, run_command
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, merge, read_given
 from kdcache.training.settings import check_crop
@@ -25,8 +26,7 @@ PROG = "python -m tests.study"
 
 def main(argv: list[str]) -> int:
     """Run or finish a study and print its table; returns the exit code."""
-    options = _parse(argv)
-    return run_command("study", lambda: _run(options))
+    return run_command("study", lambda: _run(_parse(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -52,9 +52,7 @@ def _make_study(options: argparse.Namespace) -> Study:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="caches, runs and study.md go there")
     parser.add_argument("--seeds", type=_read_seeds, default=(0, 1, 2), metavar="N[,N]", help="default: 0,1,2")
