@@ -16,6 +16,7 @@ from kdcache.config import Config, config_to_dict
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
+from kdcache.workers import find_worker
 
 log = logging.getLogger("kdcache")
 PROG = "python -m cache_teacher"
@@ -45,11 +46,13 @@ def _build(argv: list[str]) -> None:
     from kdcache.cache.manifest import read_manifest
 
     summary = build_cache(config, progress=Console())
-    print(
-        f"{config.cache.path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written "
-        f"in {summary.time_s:.1f} s; teacher's mIoU {summary.score.val_miou:.4f} on val, "
-        f"{summary.score.train_miou:.4f} on training views"
-    )
+    written = f"{summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written in {summary.time_s:.1f} s"
+    if summary.score is None:
+        worker = find_worker()
+        print(f"{config.cache.path}: {written} by worker {worker.rank} of {worker.count}; worker 0 does the rest")
+        return
+    score = f"teacher's mIoU {summary.score.val_miou:.4f} on val, {summary.score.train_miou:.4f} on training views"
+    print(f"{config.cache.path}: {written}; {score}")
     if summary.num_samples or "fidelity" not in read_manifest(config.cache.path).information:  # or it was interrupted
         _say_fidelity(config)
 

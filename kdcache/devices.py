@@ -5,18 +5,28 @@ from __future__ import annotations
 import torch
 
 from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.workers import Worker, find_worker
 
 
 def choose_device(name: str, *, field: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> device. Raises SettingsError where it is not on this machine."""
+    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine a GPU of its own, as far as there are.
+
+    Raises: SettingsError where it is not on this machine.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _choose_gpu(find_worker()) if torch.cuda.is_available() else torch.device("cpu")
     known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     known += [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     if name not in known:
         expected = Phrase(f"auto or one of {', '.join(known)} on this machine")
         raise SettingsError(describe("settings", field=field, found=name, expected=expected, cure=f"change {field}"))
     return torch.device(name)
+
+
+def _choose_gpu(worker: Worker) -> torch.device:
+    """`cuda` for a process of its own, so that `CUDA_VISIBLE_DEVICES` and torch's default count."""
+    alone = worker.local_count == 1
+    return torch.device("cuda" if alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}")
 
 
 def check_precision(precision: str, device: torch.device, *, field: str) -> None:

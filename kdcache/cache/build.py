@@ -31,34 +31,40 @@ from kdcache.errors import CacheMismatchError
 from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Progress, Silent
+from kdcache.workers import find_worker
 
 log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What phase one did: samples and bytes written now, seconds, and how right the teacher is."""
+    """What this process of phase one did: samples and bytes written now, seconds, and how right the teacher is.
+
+    score: None where another process finds it, the first of several workers.
+    """
 
     num_samples: int
     size_bytes: int
     time_s: float
-    score: TeacherScore
+    score: TeacherScore | None
 
 
 def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSummary:
     """Build the cache of the settings, or finish one that was interrupted; committed groups are not touched.
 
-    Several processes may do so at once: each group is written by one of them.
+    Several processes may do so at once: each group is written by one of them. As workers (`kdcache.workers`: torchrun, SLURM)
+    they begin at different ones; the first ends when everything is there, the others when nothing is left that no one has begun.
 
     Raises: SettingsError, DataError, TeacherError or CacheError, each before or between shard groups.
     """
-    progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
+    progress, began_s, root, worker = progress or Silent(), time.monotonic(), config.cache.path, find_worker()
     plan = make_plan(config, progress)
     plan, missing = _open(plan)
-    written = _write_missing(plan, missing, progress)
-    manifest = complete_views(root)
-    score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
-    add_information(root, score.to_information())
+    written = _write_missing(plan, worker.arrange(missing), progress, wait=worker.leads)
+    manifest, score = complete_views(root), None
+    if worker.leads:
+        score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
+        add_information(root, score.to_information())
     num_samples = sum(group.stop - group.start for group in written)
     size_bytes = sum(measure_group(root, manifest.layouts[group.split], group) for group in written)
     return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
@@ -129,11 +135,16 @@ def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
     return replace(plan, manifest=open_for_writing(root, manifest, plan.bases)), missing
 
 
-def _write_missing(plan: Plan, missing: list[Group], progress: Progress) -> list[Group]:
-    """Write each group that nobody else has written meanwhile, those that others hold last; returns those written."""
+def _write_missing(plan: Plan, missing: list[Group], progress: Progress, *, wait: bool) -> list[Group]:
+    """Write each group that nobody else has written meanwhile; returns those written.
+
+    Args:
+        wait: for those that others hold, last of all; where they die, their groups are written here.
+    """
     total = sum(group.stop - group.start for group in missing)
     with progress.start("asking the teacher", total=total, unit="samples") as bar, Pipeline(plan, bar) as pipeline:
-        for group in pipeline.write(missing):
+        held = pipeline.write(missing)
+        for group in held if wait else ():
             holder = read_holder(plan.config.cache.path, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)

@@ -27,6 +27,7 @@ from kdcache.data.voc import Split
 from kdcache.memory import count_cores, find_free_ram
 from kdcache.models.teacher import Teacher
 from kdcache.report.progress import Bar
+from kdcache.workers import find_worker
 
 MOST_DRAWERS, MOST_WRITERS = 16, 8
 
@@ -68,8 +69,9 @@ class Crew:
 
 def choose_crew(group_bytes: int) -> Crew:
     """For the cores of this process: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s; fewer where groups
-    of that size would take more than half of the free memory."""
-    cores, most_held = count_cores(), find_free_ram() // 2 // group_bytes
+    of that size would take more than half of the free memory; both are shared with the other workers of the machine."""
+    workers = find_worker().local_count
+    cores, most_held = count_cores() // workers, find_free_ram() // 2 // workers // group_bytes
     writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
     return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
 
@@ -143,6 +145,9 @@ class Pipeline:
         """Take the lease and begin to draw, unless the group is there meanwhile; False where another process holds it."""
         root = self.plan.config.cache.path
         self._check()
+        if has_record(root, group):  # looked at first: of many workers each meets what the others have done
+            self._advance(group, size_bytes=0)
+            return True
         with ExitStack() as held:
             lease = held.enter_context(take_lease(root, group.name, wait=wait))
             if lease is None:

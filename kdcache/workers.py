@@ -1,0 +1,78 @@
+"""Which of several processes this one is: started by torchrun or SLURM, they share work without talking to each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kdcache.errors import SettingsError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `count` processes, by `rank` from 0; on its machine one of `local_count`, by `local_rank`."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether it does what is done once: waits for the last group, scores, compares with the teacher."""
+        return self.rank == 0
+
+    def arrange(self, items: Sequence[Item]) -> list[Item]:
+        """All items: its own stripe first, in order; then what others may have left, from the ends of their stripes.
+
+        An owner works from the front, so a helper that begins at the end meets it last.
+        """
+        stripes = [list(items[(self.rank + n) % self.count :: self.count]) for n in range(self.count)]
+        return stripes[0] + [item for stripe in stripes[1:] for item in reversed(stripe)]
+
+
+def find_worker(environment: Mapping[str, str] | None = None) -> Worker:
+    """From what torchrun (RANK, WORLD_SIZE, ...) or SLURM (SLURM_PROCID, ..., of a job array times its elements) has set.
+
+    Each of several elements of an array is a job of its own, perhaps on another machine, begun again by itself: together they
+    are the workers. Whatever the numbers are, a worker alone does all there is to do.
+
+    Raises: SettingsError where they contradict each other.
+    """
+    given = os.environ if environment is None else environment
+    if "RANK" in given and "WORLD_SIZE" in given:
+        place = _read(given, "RANK", "WORLD_SIZE")
+        local = _read(given, "LOCAL_RANK", "LOCAL_WORLD_SIZE") if "LOCAL_RANK" in given else (0, 1)
+        return Worker(*place, *local)
+    rank, count = _read(given, "SLURM_PROCID", "SLURM_NTASKS") if "SLURM_PROCID" in given else (0, 1)
+    element, elements = _read_array(given) if "SLURM_ARRAY_TASK_ID" in given else (0, 1)
+    local_rank, on_machine = _number(given, "SLURM_LOCALID"), _number(given, "SLURM_NTASKS_PER_NODE", unset=1)
+    return Worker(element * count + rank, elements * count, local_rank, max(on_machine, local_rank + 1))
+
+
+def _read(given: Mapping[str, str], rank_name: str, count_name: str) -> tuple[int, int]:
+    rank, count = _number(given, rank_name), _number(given, count_name, unset=1)
+    if not 0 <= rank < count:
+        expected = f"0 to {count - 1}, as {count_name} is {count}"
+        raise SettingsError(f"environment: {rank_name} is {rank}, expected {expected}; unset both or mend them")
+    return rank, count
+
+
+def _read_array(given: Mapping[str, str]) -> tuple[int, int]:
+    """Place and number of a job array's elements, whose numbers may begin anywhere and have steps."""
+    names = {"SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_STEP": 1, "SLURM_ARRAY_TASK_COUNT": 1}
+    least, step, count = (_number(given, name, unset=unset) for name, unset in names.items())
+    element = (_number(given, "SLURM_ARRAY_TASK_ID") - least) // max(step, 1)
+    # of an array like 1,7,9 SLURM does not say which place 7 has: any place will do, since each worker takes what is left
+    return element % max(count, 1), max(count, 1)
+
+
+def _number(given: Mapping[str, str], name: str, *, unset: int = 0) -> int:
+    text = given.get(name, str(unset))
+    if not text.isdecimal():
+        raise SettingsError(f"environment: {name} is {text!r}, expected a whole number; unset it or mend it")
+    return int(text)

@@ -1,0 +1,157 @@
+"""Several processes at one cache: who is who, who begins where, and the same bytes however many they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import quick
+import torch
+import yaml
+from helpers import check_one_line
+
+from kdcache.cache.build import build_cache, make_plan
+from kdcache.cache.layout import Group, commit_path
+from kdcache.cache.lease import take_lease
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.pipeline import Pipeline, choose_crew
+from kdcache.config import Config
+from kdcache.devices import choose_device
+from kdcache.errors import SettingsError
+from kdcache.report.progress import Silent
+from kdcache.settings import make_config, merge
+from kdcache.workers import Worker, find_worker
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+ARRAY = {"SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "5", "SLURM_ARRAY_TASK_COUNT": "3"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """Whatever starts the tests."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in TORCHRUN]:
+        monkeypatch.delenv(name)
+
+
+# --- who is who
+
+
+@pytest.mark.parametrize(
+    ("environment", "worker"),
+    [
+        ({}, Worker(0, 1)),
+        ({"RANK": "5"}, Worker(0, 1)),  # some other program's
+        (TORCHRUN, Worker(5, 8, 1, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Worker(1, 2)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, Worker(3, 4)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}, Worker(3, 8, 1, 2)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Worker(3, 8, 1, 2)),
+        ({**ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(1, 3)),
+        ({**ARRAY, "SLURM_ARRAY_TASK_ID": "20", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Worker(5, 6)),
+        ({"SLURM_ARRAY_TASK_ID": "7"}, Worker(0, 1)),
+        ({**TORCHRUN, **ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(5, 8, 1, 4)),  # torchrun within a job
+    ],
+)  # fmt: skip
+def test_a_worker_knows_its_place(environment, worker):
+    assert find_worker(environment) == worker
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, expected 0 to 1, as WORLD_SIZE is 2"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', expected a whole number"),
+        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "SLURM_PROCID is 4, expected 0 to 3"),
+    ],
+)
+def test_places_that_contradict_each_other_are_refused(environment, words):
+    with pytest.raises(SettingsError) as error:
+        find_worker(environment)
+    check_one_line(error, f"environment: {words}")
+
+
+@pytest.mark.parametrize(("count", "num_items"), [(1, 5), (2, 5), (3, 10), (4, 2), (7, 50)])
+def test_every_worker_has_all_items_its_own_first(count, num_items):
+    items = list(range(num_items))
+    orders = [Worker(rank, count).arrange(items) for rank in range(count)]
+    assert all(sorted(order) == items for order in orders)
+    own = [order[: len(items[rank::count])] for rank, order in enumerate(orders)]
+    assert sorted(item for stripe in own for item in stripe) == items and own[0] == items[::count]
+
+
+def test_a_helper_meets_the_owner_of_a_stripe_last():
+    assert Worker(0, 2).arrange(list(range(6))) == [0, 2, 4, 5, 3, 1]
+
+
+def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):
+    monkeypatch.setattr("kdcache.cache.pipeline.count_cores", lambda: 16)
+    assert choose_crew(1).writers == 8
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert choose_crew(1).writers == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto", field="x") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as SLURM shows them, one to each
+    assert choose_device("auto", field="x") == torch.device("cuda:0")
+    for name in TORCHRUN:
+        monkeypatch.delenv(name)
+    assert choose_device("auto", field="x") == torch.device("cuda")
+
+
+# --- one cache
+
+
+@pytest.fixture
+def config(quick_data, tmp_path, quick_teacher) -> Config:
+    return make_config(merge(quick.quick_given(quick_data, tmp_path / "cache"), {"cache": {"shard_samples": 1}}))
+
+
+def build_as(rank: int, count: int, config: Config, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    monkeypatch.setenv("SLURM_NTASKS", str(count))
+    return build_cache(config)
+
+
+def test_a_worker_takes_what_others_have_left_and_only_the_first_scores(config, monkeypatch):
+    last = build_as(2, 3, config, monkeypatch)
+    assert last.num_samples == 2 + 2 * 3 and last.score is None
+    assert "teacher_miou" not in read_manifest(config.cache.path).information
+    lost = commit_path(config.cache.path, Group("train", 1, 2, 2, 3))
+    lost.unlink()
+    first = build_as(0, 3, config, monkeypatch)
+    assert first.num_samples == 1 and lost.exists() and first.score is not None
+    assert read_manifest(config.cache.path).complete_views == {"train": 2, "val": 1}
+
+
+def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
+    build_cache(config)
+    commit_path(config.cache.path, Group("val", 0, 1, 1, 2)).unlink()
+    taken = []
+
+    def note(root, name, **options):
+        taken.append(name)
+        return take_lease(root, name, **options)
+
+    monkeypatch.setattr("kdcache.cache.pipeline.take_lease", note)
+    assert build_cache(config).num_samples == 1 and taken == ["val-v0000-g00001"]
+    everything = list(read_manifest(config.cache.path).layouts["val"].groups())
+    plan = make_plan(config, Silent())
+    with Pipeline(plan, Silent().start("", total=None, unit="")) as pipeline:
+        assert pipeline.write(everything) == [] and len(taken) == 1
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_torchrun_gives_the_same_bytes_as_one_process(built_root, base_given, tmp_path, count):
+    root, path = tmp_path / "cache", tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(merge(base_given, {"cache": {"path": str(root)}})))
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, *start, "-m", "cache_teacher", "--config", str(path)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("worker 0 does the rest") == count - 1 and done.stdout.count("fidelity of") == 1
+    assert quick.snapshot(root) == quick.snapshot(built_root)
+    assert read_manifest(root).identity == read_manifest(built_root).identity
