@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from kdcache.command import CANNOT_RUN, DAMAGED, OneLineParser
@@ -12,15 +14,36 @@ from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
 
 PROG = "python -m cache_teacher"
+WATCH_EVERY_S = 5.0
 
 
 def info(argv: list[str]) -> None:
     """What a cache holds."""
-    args = _path_parser("info", "What a cache holds.", json=True).parse_args(argv)
+    parser = _path_parser("info", "What a cache holds.", json=True)
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        const=WATCH_EVERY_S,
+        type=_read_seconds,
+        metavar="SECONDS",
+        help=f"show how far its building is until it is complete, whoever builds it; a look every {WATCH_EVERY_S:g} s",
+    )
+    args = parser.parse_args(argv)
     from kdcache.report.cache_info import describe_cache, format_info
+    from kdcache.report.watch import watch_cache
+
+    if args.watch:
+        watch_cache(args.path, every_s=args.watch, progress=Console(), say=lambda text: print(text, file=sys.stderr))
 
     facts = describe_cache(args.path)
     print(json.dumps(facts, indent=2) if args.json else format_info(facts))
+
+
+def _read_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0.01 <= (seconds := float(text)) <= 86_400:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.01 to 86400")
 
 
 def verify(argv: list[str]) -> int:

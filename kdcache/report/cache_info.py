@@ -32,7 +32,7 @@ def format_info(info: dict) -> str:
         for array, facts in split["arrays"].items():
             shape = "x".join(map(str, facts["item_shape"]))
             coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
-            lines.append(f"  {array:<7} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
+            lines.append(f"  {array:<12} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
         lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
     for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
         miou = info["information"].get(name)

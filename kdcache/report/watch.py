@@ -1,0 +1,59 @@
+"""A cache while it is being built, seen from any machine that sees its folder: nothing is asked of those who build it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from kdcache.cache.layout import LEASES, Group, commit_path
+from kdcache.cache.lease import is_held, read_holder
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.records import list_records
+from kdcache.cache.writer import measure_group
+from kdcache.report.progress import Progress
+from kdcache.report.text import Say
+
+
+def watch_cache(
+    root: Path, *, every_s: float, progress: Progress, say: Say, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Show how many samples are committed, until all are; views that are added meanwhile are not waited for.
+
+    Args:
+        every_s: seconds between two looks at the folder of commit records.
+
+    Raises: CacheError where `root` is no cache or cannot be looked at.
+    """
+    layouts = read_manifest(root).layouts
+    missing = {group for layout in layouts.values() for group in layout.groups()}
+    total = sum(map(_count, missing))
+    missing -= _find_committed(root, missing)
+    left = sum(map(_count, missing))
+    say(f"{root}: {total - left} of {total} samples are there{_name_writers(root)}")
+    with progress.start("committed", total=left, unit="samples") as bar:
+        while missing:
+            sleep(every_s)
+            new = _find_committed(root, missing)
+            missing -= new
+            size_bytes = sum(measure_group(root, layouts[group.split], group) for group in new)
+            bar.advance(sum(map(_count, new)), size_bytes=size_bytes)
+
+
+def _find_committed(root: Path, groups: set[Group]) -> set[Group]:
+    there = list_records(root)
+    return {group for group in groups if commit_path(root, group).name in there}
+
+
+def _name_writers(root: Path) -> str:
+    """Processes that hold leases, with how many groups each; those of other machines where the file system tells."""
+    folder = root / LEASES
+    names = [path.name for path in folder.iterdir() if is_held(root, path.name)] if folder.is_dir() else []
+    holders = Counter(read_holder(root, name) for name in names)
+    told = ", ".join(f"{holder} ({count})" for holder, count in sorted(holders.items()))
+    return f"; writing now, with so many shard groups: {told}" if told else "; nobody is writing"
+
+
+def _count(group: Group) -> int:
+    return group.stop - group.start
