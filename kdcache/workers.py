@@ -26,13 +26,14 @@ class Worker:
         """Whether it does what is done once: waits for the last group, scores, compares with the teacher."""
         return self.rank == 0
 
-    def arrange(self, items: Sequence[Item]) -> list[Item]:
-        """All items: its own stripe first, in order; then what others may have left, from the ends of their stripes.
+    def own(self, items: Sequence[Item]) -> list[Item]:
+        """Its stripe, in order."""
+        return list(items[self.rank :: self.count])
 
-        An owner works from the front, so a helper that begins at the end meets it last.
-        """
-        stripes = [list(items[(self.rank + n) % self.count :: self.count]) for n in range(self.count)]
-        return stripes[0] + [item for stripe in stripes[1:] for item in reversed(stripe)]
+    def others(self, items: Sequence[Item]) -> list[Item]:
+        """The other stripes, the next worker's first, each from its end: an owner works from the front and is met last."""
+        stripes = [items[(self.rank + n) % self.count :: self.count] for n in range(1, self.count)]
+        return [item for stripe in stripes for item in reversed(stripe)]
 
 
 def find_worker(environment: Mapping[str, str] | None = None) -> Worker:

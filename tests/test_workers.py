@@ -74,15 +74,14 @@ def test_places_that_contradict_each_other_are_refused(environment, words):
 
 @pytest.mark.parametrize(("count", "num_items"), [(1, 5), (2, 5), (3, 10), (4, 2), (7, 50)])
 def test_every_worker_has_all_items_its_own_first(count, num_items):
-    items = list(range(num_items))
-    orders = [Worker(rank, count).arrange(items) for rank in range(count)]
-    assert all(sorted(order) == items for order in orders)
-    own = [order[: len(items[rank::count])] for rank, order in enumerate(orders)]
-    assert sorted(item for stripe in own for item in stripe) == items and own[0] == items[::count]
+    items, workers = list(range(num_items)), [Worker(rank, count) for rank in range(count)]
+    assert all(sorted(worker.own(items) + worker.others(items)) == items for worker in workers)
+    assert sorted(item for worker in workers for item in worker.own(items)) == items
 
 
 def test_a_helper_meets_the_owner_of_a_stripe_last():
-    assert Worker(0, 2).arrange(list(range(6))) == [0, 2, 4, 5, 3, 1]
+    worker, items = Worker(0, 3), list(range(9))
+    assert worker.own(items) == [0, 3, 6] and worker.others(items) == [7, 4, 1, 8, 5, 2]
 
 
 def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):

@@ -22,6 +22,7 @@ from kdcache.cache.learning import adopt_bases, find_bases
 from kdcache.cache.lease import read_holder
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
+from kdcache.cache.records import find_committed
 from kdcache.cache.score import TeacherScore, score_teacher
 from kdcache.cache.writer import measure_group
 from kdcache.config import Config
@@ -31,7 +32,7 @@ from kdcache.errors import CacheMismatchError
 from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.report.progress import Progress, Silent
-from kdcache.workers import find_worker
+from kdcache.workers import Worker, find_worker
 
 log = logging.getLogger("kdcache")
 
@@ -60,7 +61,7 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     progress, began_s, root, worker = progress or Silent(), time.monotonic(), config.cache.path, find_worker()
     plan = make_plan(config, progress)
     plan, missing = _open(plan)
-    written = _write_missing(plan, worker.arrange(missing), progress, wait=worker.leads)
+    written = _write_missing(plan, missing, worker, progress)
     manifest, score = complete_views(root), None
     if worker.leads:
         score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
@@ -135,17 +136,20 @@ def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
     return replace(plan, manifest=open_for_writing(root, manifest, plan.bases)), missing
 
 
-def _write_missing(plan: Plan, missing: list[Group], progress: Progress, *, wait: bool) -> list[Group]:
-    """Write each group that nobody else has written meanwhile; returns those written.
-
-    Args:
-        wait: for those that others hold, last of all; where they die, their groups are written here.
+def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: Progress) -> list[Group]:
+    """Write a worker's stripe, then what others have left; the first also waits for those that others hold, last of all: where
+    they die, their groups are written here. Returns those written.
     """
+    root = plan.config.cache.path
     total = sum(group.stop - group.start for group in missing)
     with progress.start("asking the teacher", total=total, unit="samples") as bar, Pipeline(plan, bar) as pipeline:
-        held = pipeline.write(missing)
-        for group in held if wait else ():
-            holder = read_holder(plan.config.cache.path, group.name)
+        held = pipeline.write(worker.own(missing))
+        others = worker.others(missing)
+        committed = set(find_committed(root, others))  # one look, where looking for each would take long
+        pipeline.advance(committed)
+        held += pipeline.write(group for group in others if group not in committed)
+        for group in held if worker.leads else ():
+            holder = read_holder(root, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
     _warn_of_shrunk(pipeline.shrunk, plan.config)

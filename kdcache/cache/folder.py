@@ -17,7 +17,7 @@ from kdcache.cache.identity import check_identity
 from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.metadata import write_metadata
-from kdcache.cache.records import has_record, read_record
+from kdcache.cache.records import find_committed, read_record
 from kdcache.errors import CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
 from kdcache.lock import LOCK, hold_folder
 
@@ -89,7 +89,8 @@ def find_folder(root: Path) -> Path:
 
 def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
     """Shard groups without a commit record."""
-    return [group for group in layout.groups() if not has_record(root, group)]
+    committed = set(find_committed(root, layout.groups()))
+    return [group for group in layout.groups() if group not in committed]
 
 
 def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
@@ -102,7 +103,7 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
     if root.exists() and not _is_begun(root, manifest):
         read_manifest(root)  # says that it is no cache
     for layout in manifest.layouts.values() if root.is_dir() else ():
-        for group in (group for group in layout.groups() if has_record(root, group)):
+        for group in find_committed(root, layout.groups()):
             _check_kept_record(root, manifest, group)
     return manifest
 

@@ -141,6 +141,11 @@ class Pipeline:
         self._wait_for_writers()
         return held
 
+    def advance(self, groups: Iterable[Group]) -> None:
+        """Count groups that other processes have committed."""
+        for group in groups:
+            self._advance(group, size_bytes=0)
+
     def _begin(self, group: Group, *, wait: bool) -> bool:
         """Take the lease and begin to draw, unless the group is there meanwhile; False where another process holds it."""
         root = self.plan.config.cache.path

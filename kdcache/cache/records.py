@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def list_records(root: Path) -> set[str]:
         raise CacheError(
             f"{root / COMMITS}: commit records cannot be looked for ({error.strerror}); mend that first"
         ) from None
+
+
+def find_committed(root: Path, groups: Iterable[Group]) -> list[Group]:
+    """Those groups that have a record, by one look at the folder. Raises CacheError where that cannot be told."""
+    there = list_records(root)
+    return [group for group in groups if commit_path(root, group).name in there]
 
 
 def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:

@@ -19,7 +19,7 @@ from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commi
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.reader import read_group_record
-from kdcache.cache.records import CommitRecord, has_record
+from kdcache.cache.records import CommitRecord, find_committed
 from kdcache.cache.shard import check_inside, crc32c, open_plain, read_at, read_index
 from kdcache.errors import CacheCorruptError
 from kdcache.report.progress import Progress, Silent
@@ -75,7 +75,7 @@ def verify_cache(
         manifest = read_manifest(root)
         findings.damage += _find_metadata_damage(root, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
-    committed = [group for group in groups if has_record(root, group)]
+    committed = find_committed(root, groups)
     _sort_missing(root, manifest, set(groups) - set(committed), findings)
     chosen = set(choose(committed)) if data else set()
     with (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcache.cache.layout import SplitLayout, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.records import has_record
+from kdcache.cache.records import find_committed
 
 
 def describe_cache(root: Path) -> dict:
@@ -41,7 +41,7 @@ def format_info(info: dict) -> str:
 
 
 def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict:
-    committed = [group for group in layout.groups() if has_record(root, group)]
+    committed = find_committed(root, layout.groups())
     arrays = {
         spec.name: {
             "dtype": spec.dtype,

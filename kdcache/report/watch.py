@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from kdcache.cache.layout import LEASES, Group, commit_path
+from kdcache.cache.layout import LEASES, Group
 from kdcache.cache.lease import is_held, read_holder
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.records import list_records
+from kdcache.cache.records import find_committed
 from kdcache.cache.writer import measure_group
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say
@@ -29,21 +29,16 @@ def watch_cache(
     layouts = read_manifest(root).layouts
     missing = {group for layout in layouts.values() for group in layout.groups()}
     total = sum(map(_count, missing))
-    missing -= _find_committed(root, missing)
+    missing -= set(find_committed(root, missing))
     left = sum(map(_count, missing))
     say(f"{root}: {total - left} of {total} samples are there{_name_writers(root)}")
     with progress.start("committed", total=left, unit="samples") as bar:
         while missing:
             sleep(every_s)
-            new = _find_committed(root, missing)
-            missing -= new
+            new = find_committed(root, missing)
+            missing -= set(new)
             size_bytes = sum(measure_group(root, layouts[group.split], group) for group in new)
             bar.advance(sum(map(_count, new)), size_bytes=size_bytes)
-
-
-def _find_committed(root: Path, groups: set[Group]) -> set[Group]:
-    there = list_records(root)
-    return {group for group in groups if commit_path(root, group).name in there}
 
 
 def _name_writers(root: Path) -> str:
