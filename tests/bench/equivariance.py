@@ -2,12 +2,14 @@
 
 `python -m tests.bench.equivariance CACHE --teacher.weights FILE [--num-samples 24] [--crop N]`: prints a Markdown table. The
 cache is only read. Errors are those of `cache_teacher fidelity`: cosine of a position's features, KL and agreement of the scores,
-cosine of a student's gradients, which is 1 where the moved cache teaches exactly what the teacher would.
+cosine of a student's gradients, which is 1 where the moved cache teaches exactly what the teacher would. A command that cannot go
+on ends in one line and a code, as those of kdcache do.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,16 @@ from torch import Tensor
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.checks import as_hw
+from kdcache.command import run_command
 from kdcache.config import STRIDE
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.gradients import Probe
-from kdcache.fidelity.setting import choose_places, make_batches, open_setting
+from kdcache.fidelity.setting import Setting, choose_places, make_batches, open_setting
 from kdcache.fidelity.students import make_students
 from kdcache.report.progress import Silent
 from kdcache.training.augment import Augmentation
-from kdcache.training.batches import Batch
+from kdcache.training.batches import Batch, split_batches
+from kdcache.training.loop import Learner
 
 BORDER_PX = 32  # at each side of a crop, where the teacher misses most of what it saw in the whole view
 
@@ -39,53 +43,66 @@ class Case:
     inner: ScoreErrors
     probes: dict[str, Probe]
 
-    def row(self) -> str:
-        """Of the table."""
-        answers, scores, inner = {k: e.to_dict() for k, e in self.answers.items()}, *_dicts(self.scores, self.inner)
-        felt = [probe.felt[term].to_dict() for term in ("kd", "feature") for probe in self.probes.values()]
-        cells = [*(f"{error['cosine']:.4f}" for name, error in answers.items() if name != "logits")]
+    def row(self, terms: list[str]) -> str:
+        """Of the table; `terms` of the loss."""
+        answers = {name: error.to_dict() for name, error in self.answers.items()}
+        scores, inner = self.scores.to_dict(), self.inner.to_dict()
+        felt = [probe.felt[term].to_dict() for term in terms for probe in self.probes.values()]
+        cells = [f"{error['cosine']:.4f}" for name, error in answers.items() if name != "logits"]
         cells += [f"{scores['kl']:.2g}", f"{scores['agreement']:.3f}", f"{inner['agreement']:.3f}"]
         cells += [f"{term['grad_cos_mean']:.4f} ({term['grad_cos']:.4f})" for term in felt]
         return " | ".join([self.title, *cells])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse, measure, print."""
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure, print; returns the exit code."""
+    return run_command("equivariance", lambda: _measure(_build_parser(), argv))
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path)
     parser.add_argument("--teacher.weights", dest="weights", required=True)
-    parser.add_argument("--num-samples", type=int, default=24)
-    parser.add_argument(
-        "--crop", type=int, help="pixels, a multiple of 16 above 64 (default: three quarters of the view)"
-    )
+    parser.add_argument("--num-samples", type=_read_count, default=24, help="2 or more (default: 24)")
+    crop = "pixels, a multiple of 16 above 64 (default: three quarters of the view)"
+    parser.add_argument("--crop", type=int, help=crop)
+    return parser
+
+
+def _read_count(text: str) -> int:
+    """Raises ArgumentTypeError for what is no number of samples; BatchNorm needs two."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, expected a whole number, 2 or more")
+    return int(text)
+
+
+def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
+    """Raises CacheError, TeacherError, SettingsError; SystemExit for wrong usage."""
     args = parser.parse_args(argv)
-    manifest = read_manifest(args.cache)
-    setting = open_setting(args.cache, manifest, {"teacher": {"weights": args.weights}})
+    setting = open_setting(args.cache, read_manifest(args.cache), {"teacher": {"weights": args.weights}})
     view_hw = setting.config.dataset.size_hw
-    crop_hw = as_hw(args.crop) if args.crop else tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw)
+    crop_hw = tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw) if args.crop is None else as_hw(args.crop)
     if any(crop % STRIDE or not 2 * BORDER_PX < crop <= view for crop, view in zip(crop_hw, view_hw, strict=True)):
         parser.error(f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}")
-    students = make_students(setting, run=None, progress=Silent())
-    cases = _make_cases(setting, students, crop_hw)
+    cases = _make_cases(setting, make_students(setting, run=None, progress=Silent()), crop_hw)
     places = choose_places(setting.reader, args.num_samples, 0)
-    size = setting.config.teacher.batch_size
-    batches = [places[start : start + size] for start in range(0, len(places), size)]
-    for batch in make_batches(setting, size).read(batches):
+    size = max(setting.config.teacher.batch_size, 2)  # BatchNorm cannot do with one
+    for batch in make_batches(setting, size).read(split_batches(places, size, join_single=True)):
         for case in cases:
             _compare(setting, case, batch)
-    print(f"{len(places)} samples of {' x '.join(map(str, setting.config.dataset.size_hw))} pixels\n")
+    print(f"{len(places)} samples of {' x '.join(map(str, view_hw))} pixels\n")
     for line in _table(setting, cases):
         print(f"| {line} |")
 
 
-def _make_cases(setting: object, students: dict, crop_hw: tuple[int, int]) -> list[Case]:
+def _make_cases(setting: Setting, students: dict[str, Learner], crop_hw: tuple[int, int]) -> list[Case]:
     config, view_hw = setting.config, setting.config.dataset.size_hw
     ways = {
         "as it is": None,
         "flip": Augmentation(seed=0, flip=1.0, view_hw=view_hw, crop_hw=view_hw),
         f"crop {crop_hw[0]} x {crop_hw[1]}": Augmentation(seed=0, flip=0.0, view_hw=view_hw, crop_hw=crop_hw),
     }
-    temperature, terms = config.loss.temperature, ["kd", "feature"]
+    temperature = config.loss.temperature
     return [
         Case(
             title,
@@ -93,13 +110,13 @@ def _make_cases(setting: object, students: dict, crop_hw: tuple[int, int]) -> li
             {name: AnswerErrors(setting.reader.encodings[name]) for name in setting.names},
             ScoreErrors(temperature),
             ScoreErrors(temperature),
-            {name: Probe(learner, terms=terms, temperature=temperature) for name, learner in students.items()},
+            {name: Probe(learner, terms=setting.terms, temperature=temperature) for name, learner in students.items()},
         )
         for title, way in ways.items()
     ]
 
 
-def _compare(setting: object, case: Case, batch: Batch) -> None:
+def _compare(setting: Setting, case: Case, batch: Batch) -> None:
     """moved(cached) against teacher(moved image)."""
     cached = case.augmentation.apply(batch, epoch=0) if case.augmentation else batch
     answer = {name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()}
@@ -117,19 +134,15 @@ def _inner(x_NCHW: Tensor, cells: int) -> Tensor:
     return x_NCHW[:, :, cells:-cells, cells:-cells]
 
 
-def _table(setting: object, cases: list[Case]) -> Iterator[str]:
+def _table(setting: Setting, cases: list[Case]) -> Iterator[str]:
     students = list(cases[0].probes)
     heads = ["", *(f"cosine {name}" for name in setting.names if name != "logits"), "KL", "agreement"]
     heads += [f"agreement {BORDER_PX} px inside"]
-    heads += [f"gradient {term}, {name}" for term in ("kd", "feature") for name in students]
+    heads += [f"gradient {term}, {name}" for term in setting.terms for name in students]
     yield " | ".join(heads)
     yield "|".join(["---"] * len(heads))
-    yield from (case.row() for case in cases)
-
-
-def _dicts(*errors: ScoreErrors) -> list[dict]:
-    return [error.to_dict() for error in errors]
+    yield from (case.row(setting.terms) for case in cases)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
