@@ -1,0 +1,24 @@
+"""Settings like others, and teachers that answer otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import quick
+
+from kdcache.config import Config
+
+
+def encode(config: Config, encoding: object, codec: str = "auto") -> Config:
+    """With another encoding and codec."""
+    return replace(config, cache=replace(config.cache, encoding=encoding, codec=codec))
+
+
+def answer_otherwise(monkeypatch, change) -> None:
+    """`change(number of the question, answers)` in place of the stand-in's answers; the first question is number 1."""
+    asked = iter(range(1, 100_000))
+
+    def ask(self, image_NHWC, real=quick.QuickTeacher.__call__):
+        return change(next(asked), real(self, image_NHWC))
+
+    monkeypatch.setattr(quick.QuickTeacher, "__call__", ask)

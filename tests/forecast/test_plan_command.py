@@ -1,0 +1,68 @@
+"""`python -m cache_teacher plan`: what a person reads, what a script gets, and errors of one line."""
+
+import json
+
+import pytest
+import yaml
+
+import cache_teacher.cli
+from kdcache.report.forecast import format_bytes, format_time
+
+
+@pytest.fixture
+def run(given, tmp_path):
+    """The command with these settings."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return lambda *argv: cache_teacher.cli.main(["plan", "--config", str(path), *argv])
+
+
+def test_the_command_tells_a_person(run, capsys):
+    assert run() == 0
+    text = capsys.readouterr().out
+    for part in (
+        "nothing is there yet",
+        "train: 150 images x 2 views",
+        "(arrays exact)",
+        "are free at",
+        "time: ",
+        "epochs",
+        "compact",
+    ):
+        assert part in text
+
+
+def test_json_is_the_whole_forecast(run, capsys):
+    assert run("--json", "--cache.encoding", "half") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["encoding"]["low"] == "int8" and facts["splits"]["train"]["arrays"]["low"]["dtype"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ("--cache.pth x", 2, "cache.pth is unknown, expected cache.path"),
+        ("--cache.encoding tiny", 2, "cache.encoding is 'tiny'"),
+        ("--cache.encoding compact --cache.rank.low 5", 2, "cache.rank.low is 5, expected 1 to 4"),
+        ("--dataset.root /nowhere", 1, "set dataset.root"),
+        ("caches/x", 2, "is no setting"),
+    ],
+)
+def test_bad_settings_are_one_line(run, capsys, argv, code, message):
+    assert run(*argv.split()) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cache_teacher plan: ") and message in line
+
+
+def test_a_file_in_the_way_is_one_line(run, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert run("--cache.path", str(tmp_path / "file" / "cache")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it is a file" in line
+
+
+def test_numbers_are_told_in_units_a_person_reads():
+    assert [format_bytes(n) for n in (0, 999, 1000, 1_234_567, 999_999_999, 95e9, 2.5e15)] == [
+        "0 bytes", "999 bytes", "1 kB", "1.23 MB", "1 GB", "95 GB", "2500 TB"
+    ]  # fmt: skip
+    assert [format_time(s) for s in (0.5, 42, 100, 5400)] == ["0.5 s", "42 s", "2 min", "1.5 h"]
