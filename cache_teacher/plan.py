@@ -24,6 +24,8 @@ def plan(argv: list[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed
     try:
         facts = forecast_cache(config, progress=Console())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing is kept") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     print(json.dumps(facts, indent=2) if "--json" in argv else format_forecast(facts))

@@ -25,7 +25,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:
-    """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted."""
+    """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted.
+
+    A KeyboardInterrupt may say itself what is kept.
+    """
     for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are no text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -35,8 +38,8 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except KdcacheError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; what is finished is kept", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{name}: interrupted; {str(stop) or 'what is finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

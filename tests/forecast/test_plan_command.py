@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from changes import answer_otherwise
 
 import cache_teacher.cli
 from kdcache.report.forecast import format_bytes, format_time
@@ -59,6 +60,15 @@ def test_a_file_in_the_way_is_one_line(run, capsys, tmp_path):
     assert run("--cache.path", str(tmp_path / "file" / "cache")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "it is a file" in line
+
+
+def test_an_interrupted_plan_says_that_nothing_is_kept(run, capsys, monkeypatch, caches):
+    def stop(number, answer):
+        raise KeyboardInterrupt
+
+    answer_otherwise(monkeypatch, stop)
+    assert run() == 130 and list(caches.iterdir()) == []
+    assert capsys.readouterr().err.splitlines()[-1] == "cache_teacher plan: interrupted; nothing is kept"
 
 
 def test_numbers_are_told_in_units_a_person_reads():
