@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.folder import find_folder, open_for_writing
+from kdcache.cache.folder import open_for_writing
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.pipeline import Pipeline, Plan
@@ -20,6 +18,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.score import count_answers
 from kdcache.cache.shard import read_index
 from kdcache.data.voc import Split
+from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
 from kdcache.report.progress import Bar, Progress, Silent
 
 MOST_S = 25.0  # no group is begun that would end later, but for the least
@@ -52,9 +51,9 @@ def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
 
     Raises: DataError, TeacherError, CacheError; OSError where the folder is refused.
     """
-    with _make_folder(plan.config.cache.path) as folder:
-        document_bytes = _measure_documents(plan, folder / "documents")
-        small = _shrink(plan, folder / "cache")
+    with make_folder(plan.config.cache.path) as folder:
+        document_bytes = _measure_documents(plan, folder / DOCUMENTS)
+        small = _shrink(plan, folder / CACHE)
         root, manifest = small.config.cache.path, small.manifest
         open_for_writing(root, manifest, small.bases)
         written, sample_s = _write_groups(small, progress)
@@ -75,15 +74,6 @@ def pick_samples(count: int, most: int) -> list[int]:
     Even steps would be in step with a data set's order: of CamVid's frames they erred by half as much again.
     """
     return np.random.default_rng(0).permutation(count)[:most].tolist()
-
-
-@contextmanager
-def _make_folder(root: Path) -> Iterator[Path]:
-    """A folder on the disk of the cache, not in it; removed at the end, whatever the end is."""
-    folder = find_folder(root)
-    beside = folder.absolute().parent if folder == root else folder
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.plan-", dir=beside) as made:
-        yield Path(made)
 
 
 def _shrink(plan: Plan, root: Path) -> Plan:

@@ -1,5 +1,7 @@
-"""A forecast leaves no trace, and it does not touch the cache that is there."""
+"""A forecast leaves no trace, nor do those that were killed, and it does not touch the cache that is there."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,12 @@ from helpers import check_one_line
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import Group, commit_path
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
-from kdcache.forecast import forecast_cache
+from kdcache.forecast import folder, forecast_cache
+from kdcache.forecast.folder import make_folder
+from kdcache.lock import LOCK, hold_folder
 from kdcache.report.forecast import format_forecast
+
+ROOT = Path(__file__).parents[2]
 
 
 def look(folder: Path) -> dict:
@@ -58,6 +64,75 @@ def test_nothing_is_left_behind_by_a_disk_that_refuses(config, caches, monkeypat
         patch.setattr("kdcache.cache.durable.write_file", refuse)
         forecast_cache(config)
     assert list(caches.iterdir()) == []
+
+
+# --- folders of plans that were killed
+
+
+def leave_folder(caches: Path, name: str, *parts: str) -> Path:
+    """What a killed plan of a cache leaves."""
+    made = caches / name
+    made.mkdir()
+    (made / LOCK).touch()
+    for part in parts or ("cache", "documents"):
+        (made / part).mkdir()
+        (made / part / "file").write_bytes(b"rest")
+    return made
+
+
+def test_what_a_killed_plan_left_is_removed_by_the_next_of_the_same_cache(config, caches):
+    stale = leave_folder(caches, ".one.plan-k1lled_x")
+    other = leave_folder(caches, ".another.plan-k1lled_x")
+    forecast_cache(config)
+    assert not stale.exists() and [path.name for path in caches.iterdir()] == [other.name]
+
+
+def test_the_folder_of_a_living_plan_stays(caches):
+    with make_folder(caches / "one") as first:
+        (first / "cache").mkdir()
+        with make_folder(caches / "one") as second:
+            assert first != second and first.is_dir() and second.is_dir()
+        assert (first / "cache").is_dir() and not second.exists()
+    assert list(caches.iterdir()) == []
+
+
+def test_the_folder_of_a_dead_process_is_not_held(caches):
+    code = (
+        "import os, sys; from pathlib import Path; from kdcache.forecast.folder import make_folder\n"
+        "with make_folder(Path(sys.argv[1])) as made: (made / 'cache').mkdir(); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(caches / "one")], cwd=ROOT)
+    (left,) = caches.iterdir()
+    assert done.returncode == -9 and (left / "cache").is_dir()
+    with make_folder(caches / "one") as made:
+        assert list(caches.iterdir()) == [made] != [left]
+
+
+def test_a_folder_of_somebody_else_stays_whatever_its_name(caches):
+    made = leave_folder(caches, ".one.plan-of_mine", "cache", "thoughts")
+    (caches / ".one.plan-note").write_text("a file")
+    (caches / ".one.plan-link").symlink_to(made / "cache")
+    before = look(caches)
+    with make_folder(caches / "one"):
+        pass
+    assert {path.name for path in look(caches)} == {path.name for path in before}
+
+
+def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(caches, monkeypatch):
+    robbed = []
+
+    def hold(path, *, real=hold_folder):
+        if not robbed:
+            robbed.append(path)
+            path.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(folder, "hold_folder", hold)
+    with make_folder(caches / "one") as made:
+        assert made.is_dir() and robbed and made != robbed[0]
+
+
+# --- a cache that is there
 
 
 def test_a_cache_that_is_there_is_not_touched_and_what_is_missing_is_told(config, caches):
