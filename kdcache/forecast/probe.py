@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,10 +18,11 @@ from kdcache.cache.score import count_answers
 from kdcache.cache.shard import read_index
 from kdcache.data.voc import Split
 from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
-from kdcache.report.progress import Bar, Progress, Silent
+from kdcache.forecast.rates import Clock, find_rates, stop_in_time
+from kdcache.report.progress import Progress, Silent
 
-MOST_S = 25.0  # no group is begun that would end later, but for the least
-LEAST_GROUPS = 2
+LEAST_GROUPS, LEAST_SAMPLES = 2, 16  # of train
+LEAST_VAL_SAMPLES = 4  # behind the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
 
 
@@ -47,20 +47,20 @@ class Probe:
 
 
 def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
-    """Run phase one on a validation group and some training groups, spread over samples and views.
+    """Run phase one on some groups of both splits, spread over samples and views.
 
     Raises: DataError, TeacherError, CacheError; OSError where the folder is refused.
     """
     with make_folder(plan.config.cache.path) as folder:
-        document_bytes = _measure_documents(plan, folder / DOCUMENTS)
         small = _shrink(plan, folder / CACHE)
         root, manifest = small.config.cache.path, small.manifest
+        document_bytes = _measure_documents(plan, folder / DOCUMENTS)
         open_for_writing(root, manifest, small.bases)
         written, sample_s = _write_groups(small, progress)
         num_samples, chunk_bytes, record_bytes = {}, {}, {}
         for split, layout in manifest.layouts.items():
             groups = [group for group in written if group.split == split]
-            num_samples[split] = sum(group.stop - group.start for group in groups)
+            num_samples[split] = sum(_count(group) for group in groups)
             chunk_bytes[split] = _measure_chunks(root, layout, groups)
             records = sum(commit_path(root, group).stat().st_size for group in groups)
             record_bytes[split] = records / num_samples[split]
@@ -77,13 +77,14 @@ def pick_samples(count: int, most: int) -> list[int]:
 
 
 def _shrink(plan: Plan, root: Path) -> Plan:
-    """The same cache of fewer samples, at `root`, every group of it spread over the split."""
+    """The same cache of fewer samples, at `root`, every group of it spread over the split; of val a batch a group."""
     config, batch = plan.config, plan.config.teacher.batch_size
     shard = min(config.cache.shard_samples, max(SHARD_SAMPLES // batch, 1) * batch)
-    most = {"val": min(batch, shard), "train": shard * 64}
+    shards = {"val": min(batch, shard), "train": shard}
+    most = {"val": shards["val"] * (1 + -(-LEAST_VAL_SAMPLES // shards["val"])), "train": shard * 64}
     splits = {name: _choose(split, most[name]) for name, split in plan.splits.items()}
     layouts = {
-        name: replace(layout, num_samples=len(splits[name].samples), shard_samples=shard)
+        name: replace(layout, num_samples=len(splits[name].samples), shard_samples=shards[name])
         for name, layout in plan.manifest.layouts.items()
     }
     manifest = replace(plan.manifest, layouts=layouts)
@@ -98,47 +99,33 @@ def _choose(split: Split, most: int) -> Split:
 
 
 def _write_groups(plan: Plan, progress: Progress) -> tuple[list[Group], dict[str, float]]:
-    """Groups written, and split -> seconds a sample. The validation group comes first and fills the pipeline: the time from
-    its end to the end of the last group is that of the training groups."""
-    val, train = plan.manifest.layouts["val"].group(0, 0), list(_list_groups(plan.manifest.layouts["train"]))
-    with progress.start("probing", total=None, unit="samples") as bar, Pipeline(plan, _Clock(bar)) as pipeline:
-        clock, most = pipeline.bar, 2 * pipeline.crew.most_groups
-        pipeline.write(chain([val], _until_late(train[: max(most, LEAST_GROUPS)], ahead=pipeline.crew.ahead)))
-    first, last = clock.times[0], clock.times[-1]
-    num_train = sum(group.stop - group.start for group in pipeline.written if group.split == "train")
-    return pipeline.written, {
-        "val": (first - clock.began_s) / (val.stop - val.start),
-        "train": (last - first) / num_train,
-    }
+    """Groups written, and split -> seconds a sample."""
+    layouts = plan.manifest.layouts
+    val, train, least = list(layouts["val"].groups()), _list_groups(layouts["train"]), _count_least(layouts["train"])
+    with progress.start("probing", total=None, unit="samples") as bar, Pipeline(plan, Clock(bar)) as pipeline:
+        clock, crew = pipeline.bar, pipeline.crew
+        most = max(2 * crew.most_groups, least)
+        pipeline.write(chain(val, stop_in_time(train[:most], least=least, ahead=crew.ahead)))
+    counts = {split: [_count(group) for group in pipeline.written if group.split == split] for split in layouts}
+    return pipeline.written, find_rates(clock.times, began_s=clock.began_s, writers=crew.writers, **counts)
 
 
-def _list_groups(layout: SplitLayout) -> Iterator[Group]:
-    """All groups of a small cache, each view of a sample once, neighbours of different samples and views."""
-    for round_ in range(layout.num_views):
-        for index in range(layout.groups_per_view):
-            yield layout.group((index + round_) % layout.num_views, index)
+def _list_groups(layout: SplitLayout) -> list[Group]:
+    """All groups of a probe, each view of a sample once, neighbours of different samples and views."""
+    return [
+        layout.group((index + round_) % layout.num_views, index)
+        for round_ in range(layout.num_views)
+        for index in range(layout.groups_per_view)
+    ]
 
 
-def _until_late(groups: Iterable[Group], *, ahead: int) -> Iterator[Group]:
-    """Groups until the next one would end too late, were it as slow as those before it; `ahead` of them are only drawn."""
-    began_s = time.monotonic()
-    for count, group in enumerate(groups):
-        done = max(count - ahead, 1)
-        if count >= LEAST_GROUPS and (time.monotonic() - began_s) / done * (count + 1) > MOST_S:
-            return
-        yield group
+def _count_least(layout: SplitLayout) -> int:
+    """Training groups that are made however long it takes."""
+    return max(LEAST_GROUPS, -(-LEAST_SAMPLES // layout.shard_samples))
 
 
-class _Clock:
-    """A bar that notes when each group was committed."""
-
-    def __init__(self, bar: Bar) -> None:
-        self.bar, self.began_s, self.times = bar, time.monotonic(), []
-
-    def advance(self, count: int, *, size_bytes: int = 0) -> None:
-        """One group more."""
-        self.times.append(time.monotonic())
-        self.bar.advance(count, size_bytes=size_bytes)
+def _count(group: Group) -> int:
+    return group.stop - group.start
 
 
 def _measure_documents(plan: Plan, root: Path) -> int:
@@ -156,7 +143,7 @@ def _measure_chunks(root: Path, layout: SplitLayout, groups: list[Group]) -> dic
 
 
 def _read_sizes(root: Path, layout: SplitLayout, spec: ArraySpec, group: Group) -> np.ndarray:
-    path, count = shard_path(root, spec, group), group.stop - group.start
+    path, count = shard_path(root, spec, group), _count(group)
     size_bytes, shard = path.stat().st_size, layout.shard_samples
     index = read_index(
         path, count=count, shard_samples=shard, size_bytes=size_bytes, chunk_bytes=None, cure="plan again"

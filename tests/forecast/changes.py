@@ -14,6 +14,11 @@ def encode(config: Config, encoding: object, codec: str = "auto") -> Config:
     return replace(config, cache=replace(config.cache, encoding=encoding, codec=codec))
 
 
+def group(config: Config, shard_samples: int) -> Config:
+    """With other shard groups."""
+    return replace(config, cache=replace(config.cache, shard_samples=shard_samples))
+
+
 def answer_otherwise(monkeypatch, change) -> None:
     """`change(number of the question, answers)` in place of the stand-in's answers; the first question is number 1."""
     asked = iter(range(1, 100_000))

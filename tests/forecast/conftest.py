@@ -7,6 +7,7 @@ import quick
 
 from kdcache.config import Config
 from kdcache.data.sample_set import write_sample_set
+from kdcache.forecast import rates
 from kdcache.settings import make_config, merge
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
@@ -23,6 +24,12 @@ def many(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick_teacher(quick_teacher):
     """In every test."""
+
+
+@pytest.fixture(autouse=True)
+def _any_time(monkeypatch):
+    """How much is measured may not depend on how fast the machine is."""
+    monkeypatch.setattr(rates, "MOST_PROBING_S", float("inf"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import quick
 import torch
-from changes import encode
+from changes import encode, group
 
 from kdcache.cache.build import build_cache
 from kdcache.config import Config
@@ -78,9 +78,9 @@ def test_ranks_of_the_settings_may_be_more_than_the_channels_where_no_level_is_l
 
 
 def test_shard_groups_larger_than_the_split_are_probed_by_smaller_ones(config):
-    config = replace(config, cache=replace(config.cache, shard_samples=1000))
+    config = group(config, 1000)
     facts = forecast_cache(config)
-    assert facts["splits"]["train"]["groups"] == 2 and facts["probe"]["num_samples"]["train"] <= 6 * 16
+    assert facts["splits"]["train"]["groups"] == 2 and facts["probe"]["num_samples"]["train"] <= 22 * 16
     assert array_bytes(facts["splits"]) == build(config)
 
 

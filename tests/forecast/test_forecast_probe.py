@@ -1,9 +1,71 @@
 """The probe: how long phase one will take by it, and how much of the disk."""
 
-import pytest
+import heapq
+from collections import deque
 
-from kdcache.forecast import forecast_cache
+import pytest
+from changes import group
+
+from kdcache.forecast import forecast_cache, rates
+from kdcache.forecast.rates import find_rates
 from kdcache.report.forecast import format_forecast
+
+# --- time
+
+
+def simulate(groups, *, draw_s, ask_s, write_s, drawers, writers, ahead) -> list[float]:
+    """When phase one's pipeline commits each of some groups (split, samples), given the seconds a sample of each part."""
+    drawing, writing, drawn, ends_s, now_s = [0.0] * drawers, [0.0] * writers, deque(), [], 0.0
+    for place, (split, count) in enumerate(groups):
+        views = []
+        for _ in range(count):
+            views.append(max(now_s, heapq.heappop(drawing)) + draw_s[split])
+            heapq.heappush(drawing, views[-1])
+        drawn.append((split, count, max(views)))
+        while len(drawn) > (ahead if place + 1 < len(groups) else 0):
+            split, count, ready_s = drawn.popleft()
+            now_s = max(now_s, ready_s) + count * ask_s[split]
+            now_s = max(now_s, heapq.heappop(writing))
+            ends_s.append(now_s + count * write_s[split])
+            heapq.heappush(writing, ends_s[-1])
+    return sorted(ends_s)
+
+
+@pytest.mark.parametrize("crew", [(2, 1, 1), (16, 8, 2)], ids=["2 cores", "16 cores"])
+@pytest.mark.parametrize(
+    ("draw_s", "ask_s", "write_s"),
+    [(0.06, 0.05, 0.01), (0.01, 0.05, 0.01), (0.01, 1.0, 0.02), (0.005, 0.003, 0.1), (0.1, 0.003, 0.01)],
+    ids=["drawing", "teacher", "slow teacher", "writing", "drawing for a GPU"],
+)
+def test_a_sample_takes_as_long_as_in_a_whole_build(crew, draw_s, ask_s, write_s):
+    drawers, writers, ahead = crew
+    costs = {
+        "draw_s": {"val": draw_s / 2, "train": draw_s},
+        "ask_s": {"val": ask_s, "train": ask_s},
+        "write_s": {"val": write_s / 10, "train": write_s},
+        "drawers": drawers, "writers": writers, "ahead": ahead,
+    }  # fmt: skip
+    val, train = [8] * 2, [16] * 2 * (ahead + 1 + writers)
+    ends_s = simulate([*(("val", n) for n in val), *(("train", n) for n in train)], **costs)
+    found = find_rates(ends_s, began_s=0.0, val=val, train=train, writers=writers)
+    for split in ("val", "train"):
+        real_s = simulate([(split, 16)] * 200, **costs)[-1]
+        assert found[split] * 200 * 16 == pytest.approx(real_s, rel=0.25), split
+
+
+def test_of_one_validation_group_all_counts_and_of_few_training_groups_the_first():
+    found = find_rates([3.0, 7.0, 15.0], began_s=1.0, val=[2], train=[4, 4], writers=1)
+    assert found == {"val": 1.0, "train": 1.5}
+
+
+def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
+    monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)
+    assert forecast_cache(config)["probe"]["num_samples"] == {"val": 8, "train": 16}  # two groups of each
+
+
+def test_a_probe_of_small_groups_has_as_many_samples_as_another(config, monkeypatch):
+    monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)
+    assert forecast_cache(group(config, 1))["probe"]["num_samples"] == {"val": 5, "train": 16}
 
 
 def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
@@ -12,11 +74,6 @@ def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
     assert parts["missing_s"] == pytest.approx(sum(parts[name] for name in ("setup_s", "val_s", "train_s", "score_s")))
     assert parts["all_s"] == parts["missing_s"] and all(value > 0 for value in parts.values())
     assert worth["epochs"] == pytest.approx(parts["all_s"] / (150 * worth["teacher_s"]))
-
-
-def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
-    monkeypatch.setattr("kdcache.forecast.probe.MOST_S", 0.0)
-    assert forecast_cache(config)["probe"]["num_samples"] == {"val": 4, "train": 16}  # the least: two shard groups
 
 
 def test_a_disk_that_is_too_small_is_told(config, monkeypatch):
