@@ -17,11 +17,11 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.score import count_answers
 from kdcache.cache.shard import read_index
 from kdcache.data.voc import Split
+from kdcache.forecast.disk import count_fitting, count_least, list_groups, say_what_is_lacking
 from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
 from kdcache.forecast.rates import Clock, find_rates, stop_in_time
 from kdcache.report.progress import Progress, Silent
 
-LEAST_GROUPS, LEAST_SAMPLES = 2, 16  # of train
 LEAST_VAL_SAMPLES = 4  # behind the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
 
@@ -49,14 +49,15 @@ class Probe:
 def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
     """Run phase one on some groups of both splits, spread over samples and views.
 
-    Raises: DataError, TeacherError, CacheError; OSError where the folder is refused.
+    Raises: DataError, TeacherError; CacheError where the disk is too small for that or refuses it.
     """
     with make_folder(plan.config.cache.path) as folder:
         small = _shrink(plan, folder / CACHE)
         root, manifest = small.config.cache.path, small.manifest
-        document_bytes = _measure_documents(plan, folder / DOCUMENTS)
-        open_for_writing(root, manifest, small.bases)
-        written, sample_s = _write_groups(small, progress)
+        with say_what_is_lacking(plan, small.manifest, folder):
+            document_bytes = _measure_documents(plan, folder / DOCUMENTS)
+            open_for_writing(root, manifest, small.bases)
+            written, sample_s = _write_groups(small, progress)
         num_samples, chunk_bytes, record_bytes = {}, {}, {}
         for split, layout in manifest.layouts.items():
             groups = [group for group in written if group.split == split]
@@ -100,28 +101,15 @@ def _choose(split: Split, most: int) -> Split:
 
 def _write_groups(plan: Plan, progress: Progress) -> tuple[list[Group], dict[str, float]]:
     """Groups written, and split -> seconds a sample."""
-    layouts = plan.manifest.layouts
-    val, train, least = list(layouts["val"].groups()), _list_groups(layouts["train"]), _count_least(layouts["train"])
+    layouts, root = plan.manifest.layouts, plan.config.cache.path
+    val, train = list(layouts["val"].groups()), list_groups(layouts["train"])
+    least, fitting = count_least(layouts["train"]), count_fitting(plan.manifest, root)
     with progress.start("probing", total=None, unit="samples") as bar, Pipeline(plan, Clock(bar)) as pipeline:
         clock, crew = pipeline.bar, pipeline.crew
-        most = max(2 * crew.most_groups, least)
+        most = max(min(2 * crew.most_groups, fitting), least)
         pipeline.write(chain(val, stop_in_time(train[:most], least=least, ahead=crew.ahead)))
     counts = {split: [_count(group) for group in pipeline.written if group.split == split] for split in layouts}
     return pipeline.written, find_rates(clock.times, began_s=clock.began_s, writers=crew.writers, **counts)
-
-
-def _list_groups(layout: SplitLayout) -> list[Group]:
-    """All groups of a probe, each view of a sample once, neighbours of different samples and views."""
-    return [
-        layout.group((index + round_) % layout.num_views, index)
-        for round_ in range(layout.num_views)
-        for index in range(layout.groups_per_view)
-    ]
-
-
-def _count_least(layout: SplitLayout) -> int:
-    """Training groups that are made however long it takes."""
-    return max(LEAST_GROUPS, -(-LEAST_SAMPLES // layout.shard_samples))
 
 
 def _count(group: Group) -> int:

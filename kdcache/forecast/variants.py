@@ -13,10 +13,11 @@ from kdcache.cache.answers import draw_view
 from kdcache.cache.basis import BasisLearner
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encoder import Encoder, choose_encodings
-from kdcache.cache.layout import DTYPES, SplitLayout, index_bytes
+from kdcache.cache.layout import DTYPES, SplitLayout
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
 from kdcache.config import LEVELS, PRESETS, Config
+from kdcache.forecast.estimate import add_shards
 from kdcache.forecast.pictures import PICTURES, Sizes, measure_chunks
 from kdcache.forecast.probe import pick_samples
 from kdcache.report.progress import Progress
@@ -90,12 +91,6 @@ def measure_variants(plan: Plan, heard: Mapping[str, Heard], pictures: Sizes, *,
     return variants
 
 
-def measure_split(layout: SplitLayout, sample_bytes: float) -> float:
-    """Bytes of all shard files, given those of a sample's chunks with their checksums."""
-    count = layout.num_views * layout.num_samples
-    return count * sample_bytes + len(layout.arrays) * layout.num_groups * index_bytes(layout.shard_samples)
-
-
 def _ask(plan: Plan, image_NHWC: np.ndarray) -> tuple[dict[str, torch.Tensor], float]:
     """The answer and the seconds to its end, on a GPU without the way to the host."""
     began_s = time.monotonic()
@@ -140,4 +135,4 @@ def _measure(layout: SplitLayout, stored: Mapping[str, np.ndarray], pictures: Si
         pictures[layout.split, spec] if spec.name in PICTURES else measure_chunks(spec, stored[spec.name])
         for spec in layout.arrays
     )
-    return sample_bytes, measure_split(layout, sample_bytes)
+    return sample_bytes, add_shards(layout, sample_bytes)

@@ -5,10 +5,25 @@ from collections import deque
 
 import pytest
 from changes import group
+from helpers import check_one_line
 
+from kdcache.cache import durable
+from kdcache.errors import CacheError
 from kdcache.forecast import forecast_cache, rates
 from kdcache.forecast.rates import find_rates
 from kdcache.report.forecast import format_forecast
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Say how many bytes are free."""
+
+    def say(free):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+
+    return say
+
 
 # --- time
 
@@ -76,8 +91,59 @@ def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
     assert worth["epochs"] == pytest.approx(parts["all_s"] / (150 * worth["teacher_s"]))
 
 
-def test_a_disk_that_is_too_small_is_told(config, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("kdcache.forecast.forecast.shutil.disk_usage", lambda folder: usage)
+# --- disk
+
+
+def measure_group(config) -> int:
+    """Bytes of a training group, raw."""
+    facts = forecast_cache(config)
+    train = facts["splits"]["train"]
+    return sum(array["bytes"] for array in train["arrays"].values()) // train["groups"] + 1
+
+
+def test_a_disk_that_the_cache_does_not_fit_is_told(config, disk):
+    disk(6 * measure_group(config))
     facts = forecast_cache(config)
     assert facts["disk"]["fits"] is False and "IT DOES NOT FIT" in format_forecast(facts)
+
+
+def test_on_a_small_disk_the_probe_is_small(config, disk):
+    size_bytes = measure_group(config)
+    disk(4 * size_bytes)
+    assert forecast_cache(config)["probe"]["num_samples"]["train"] == 16
+    disk(100 * size_bytes)
+    assert forecast_cache(config)["probe"]["num_samples"]["train"] > 16
+
+
+def test_a_disk_that_not_even_the_probe_fits_is_one_line(config, disk, caches):
+    disk(1000)
+    with pytest.raises(CacheError) as error:
+        forecast_cache(config)
+    check_one_line(error, f"{caches / 'one'}: free disk space is 1 kB, expected ", "that plan makes and removes again")
+    check_one_line(error, "; make room or set cache.path to another disk; the whole cache takes up to 1.77 MB")
+    assert list(caches.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["write_file", "make_folder"])
+def test_a_disk_that_fills_up_meanwhile_is_one_line_of_the_plan(config, caches, monkeypatch, step):
+    refused, real = iter([False] * 12), getattr(durable, step)
+
+    def refuse(path, *rest, **named):
+        if next(refused, True):
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, *rest, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(CacheError) as error:
+        patch.setattr(f"kdcache.cache.durable.{step}", refuse)
+        forecast_cache(config)
+    check_one_line(error, "free disk space is used up (No space left on device), expected ", "that plan makes")
+    assert list(caches.iterdir()) == [] and "what is committed is kept" not in str(error.value)
+
+
+def test_another_refusal_of_the_disk_keeps_its_own_words(config, monkeypatch):
+    def refuse(path, *rest):
+        raise OSError(30, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(CacheError, match=r"folder is unwritable \(Read-only"):
+        patch.setattr("kdcache.cache.durable.write_file", refuse)
+        forecast_cache(config)
