@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from kdcache.cache.build import make_plan
 from kdcache.cache.folder import check_same_cache, find_folder, find_missing_groups
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
@@ -17,36 +15,39 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.score import choose_samples
 from kdcache.config import Config
-from kdcache.forecast.pictures import Sizes, measure_pictures
+from kdcache.forecast.asking import MOST_KEPT, ask_teacher
+from kdcache.forecast.estimate import expect_chunk
 from kdcache.forecast.probe import Probe, probe_cache
-from kdcache.forecast.variants import CODECS, HEARD, Variant, hear_teacher, measure_variants
+from kdcache.forecast.variants import CODECS, Variants, measure_variants
+from kdcache.forecast.views import DRAWN, ViewBytes, measure_views
 from kdcache.report.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured, and the seconds of the preparations and of the rest."""
+    """What was measured, and seconds: of the teacher a sample, of preparing, of all the rest."""
 
     probe: Probe
-    pictures: Sizes
-    variants: list[Variant]
+    views: ViewBytes
+    variants: Variants
     teacher_s: float
     setup_s: float
-    probe_s: float
+    rest_s: float
 
 
 def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
-    """Bytes, seconds, room and worth of the cache of these settings, as JSON values; nothing stays on the disk but what the
-    settings let it download.
+    """Bytes, seconds, free disk and worth of the cache of these settings, as JSON values; nothing stays on the disk but what
+    the settings let it download.
 
-    Raises: SettingsError, DataError, TeacherError or CacheError, as building it would; OSError where no folder can be made
-    beside the cache.
+    Raises: SettingsError, DataError, TeacherError or CacheError, as building it would; CacheError where the disk is too small
+        even for the few samples that are made; OSError where no folder can be made beside the cache.
     """
     progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
     folder = find_folder(root)
     plan = _plan_for_disk(make_plan(config, progress))
-    measured = _measure(plan, setup_s=time.monotonic() - began_s, progress=progress)
-    layouts, probe = plan.manifest.layouts, measured.probe
+    setup_s = time.monotonic() - began_s
+    measured = _measure(plan, setup_s=setup_s, progress=progress)
+    layouts, probe, variants = plan.manifest.layouts, measured.probe, measured.variants
     splits = {split: _describe_split(root, layout, measured) for split, layout in layouts.items()}
     size, times = _add_bytes(splits, probe), _add_times(splits, measured, plan.manifest)
     device = str(plan.teacher.device)
@@ -59,21 +60,30 @@ def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
         "disk": _describe_disk(folder, size["missing_bytes"]),
         "time": times,
         "break_even": _break_even(layouts["train"], teacher_s=measured.teacher_s, build_s=times["all_s"]),
-        "others": [asdict(variant) for variant in measured.variants],
-        "probe": {"num_samples": probe.num_samples, "device": device, "time_s": measured.probe_s},
+        "others": [asdict(variant) for variant in variants.others],
+        "compared": {
+            "num_samples": variants.num_samples,
+            "here_bytes": variants.here_bytes,
+            "left_out": variants.left_out,
+        },
+        "probe": {
+            "num_samples": probe.num_samples,
+            "num_views": measured.views.num_views,
+            "device": device,
+            "time_s": measured.rest_s,
+        },
     }
 
 
 def _measure(plan: Plan, *, setup_s: float, progress: Progress) -> _Measured:
     """Everything that takes time; the first questions warm the teacher up."""
     began_s = time.monotonic()
-    heard = {
-        split: hear_teacher(plan, split, least=n, progress=progress) for split, n in (("val", 1), ("train", HEARD))
-    }
+    asked = {"val": ask_teacher(plan, "val", least=1, progress=progress)}
     probe = probe_cache(plan, progress=progress)
-    pictures = measure_pictures(plan, CODECS, progress=progress)
-    variants = measure_variants(plan, heard, pictures, progress=progress)
-    return _Measured(probe, pictures, variants, heard["train"].sample_s, setup_s, time.monotonic() - began_s)
+    asked["train"] = ask_teacher(plan, "train", least=MOST_KEPT, progress=progress)
+    views = measure_views(plan, CODECS, progress=progress)
+    variants = measure_variants(plan, asked, views, progress=progress)
+    return _Measured(probe, views, variants, asked["train"].sample_s, setup_s, time.monotonic() - began_s)
 
 
 def _plan_for_disk(plan: Plan) -> Plan:
@@ -97,20 +107,16 @@ def _describe_split(root: Path, layout: SplitLayout, measured: _Measured) -> dic
 
 
 def _expect_chunks(layout: SplitLayout, measured: _Measured) -> dict[str, float]:
-    """array -> mean bytes of a chunk and its checksum over the whole split.
-
-    The answers about a rich image code worse, too. So what the probe found of them is moved along its line of regression, from
-    the probe's images to the many that were coded without the teacher (regression estimator; Cochran 1977, chapter 7).
-    """
-    probed = measured.probe.chunk_bytes[layout.split]
-    images, most = probed["image"], measured.pictures[layout.split, layout.array("image")]
-    chunks = {}
-    for spec in layout.arrays:
-        found = probed[spec.name]
-        slope = np.cov(images, found)[0, 1] / images.var(ddof=1) if len(images) > 2 and images.var() > 0 else 0.0
-        moved = found.mean() + slope * (most - images.mean())
-        chunks[spec.name] = measured.pictures.get((layout.split, spec), float(moved))
-    return chunks
+    """array -> mean bytes of a chunk and its checksum over the whole split: images and labels as the many that were coded
+    without the teacher, answers as the probe's."""
+    views, found = measured.views.chunk_bytes, measured.probe.chunk_bytes[layout.split]
+    image_mean = views[layout.split, layout.array("image")]
+    return {
+        spec.name: views[layout.split, spec]
+        if spec.name in DRAWN
+        else expect_chunk(spec, found[spec.name], images=found["image"], image_mean=image_mean)
+        for spec in layout.arrays
+    }
 
 
 def _describe_array(spec: ArraySpec, layout: SplitLayout, missing: list[Group], chunk_bytes: float) -> dict:
@@ -150,18 +156,16 @@ def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
 
 def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manifest) -> dict:
     """Seconds of each part of phase one for what is missing, their sum, and that of the whole cache."""
-    probe, setup_s = measured.probe, measured.setup_s
-    parts = {split: facts["num_missing"] * probe.sample_s[split] for split, facts in splits.items()}
-    whole = sum(facts["num_samples"] * facts["num_views"] * probe.sample_s[split] for split, facts in splits.items())
-    score_s = _expect_score(manifest, probe)
-    return {
+    sample_s, setup_s = measured.probe.sample_s, measured.setup_s
+    whole_s = sum(facts["num_samples"] * facts["num_views"] * sample_s[split] for split, facts in splits.items())
+    score_s = _expect_score(manifest, measured.probe)
+    parts = {
         "setup_s": setup_s,
-        "val_s": parts["val"],
-        "train_s": parts["train"],
+        "val_s": splits["val"]["num_missing"] * sample_s["val"],
+        "train_s": splits["train"]["num_missing"] * sample_s["train"],
         "score_s": score_s,
-        "missing_s": setup_s + sum(parts.values()) + score_s,
-        "all_s": setup_s + whole + score_s,
     }
+    return {**parts, "missing_s": sum(parts.values()), "all_s": setup_s + whole_s + score_s}
 
 
 def _expect_score(manifest: Manifest, probe: Probe) -> float:

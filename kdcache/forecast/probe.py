@@ -20,6 +20,7 @@ from kdcache.data.voc import Split
 from kdcache.forecast.disk import count_fitting, count_least, list_groups, say_what_is_lacking
 from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
 from kdcache.forecast.rates import Clock, find_rates, stop_in_time
+from kdcache.forecast.views import pick_samples
 from kdcache.report.progress import Progress, Silent
 
 LEAST_VAL_SAMPLES = 4  # behind the first group, which fills the pipeline
@@ -67,14 +68,6 @@ def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
             record_bytes[split] = records / num_samples[split]
         score_s = _time_score(root, manifest, num_classes=plan.config.dataset.num_classes)
         return Probe(num_samples, sample_s, score_s, chunk_bytes, record_bytes, document_bytes)
-
-
-def pick_samples(count: int, most: int) -> list[int]:
-    """Up to `most` different samples of `count` in random order, always the same: any first few stand for all.
-
-    Even steps would be in step with a data set's order: of CamVid's frames they erred by half as much again.
-    """
-    return np.random.default_rng(0).permutation(count)[:most].tolist()
 
 
 def _shrink(plan: Plan, root: Path) -> Plan:

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from kdcache.cache.answers import draw_view
 from kdcache.cache.basis import BasisLearner
 from kdcache.cache.codecs import choose_codec
-from kdcache.cache.encoder import Encoder, choose_encodings
-from kdcache.cache.layout import DTYPES, SplitLayout
+from kdcache.cache.encoder import LARGEST, Encoder, choose_encodings
+from kdcache.cache.layout import DTYPES, ArraySpec, SplitLayout
 from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
 from kdcache.config import LEVELS, PRESETS, Config
-from kdcache.forecast.estimate import add_shards
-from kdcache.forecast.pictures import PICTURES, Sizes, measure_chunks
-from kdcache.forecast.probe import pick_samples
+from kdcache.forecast.asking import Asked
+from kdcache.forecast.estimate import add_shards, expect_chunk
+from kdcache.forecast.views import DRAWN, ViewBytes, measure_chunks
 from kdcache.report.progress import Progress
 
-HEARD = 16  # samples whose answers are kept
 CODECS = ("raw", "blosc-zstd")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What the teacher said about some samples of a split.
-
-    answers: name -> float16 [n, C, H, W] on the host. sample_s: seconds of the teacher alone.
-    """
-
-    answers: dict[str, torch.Tensor]
-    sample_s: float
+ENCODED_AT_ONCE = 4  # samples: what is encoded of them is not kept
 
 
 @dataclass(frozen=True)
@@ -47,92 +33,115 @@ class Variant:
     size_bytes: float
 
 
-def hear_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> Heard:
-    """Ask about `least` or more samples spread over a split, in batches as phase one makes them; of several batches the first
-    warms up and is not timed."""
-    config, samples = plan.config, plan.splits[split].samples
-    size = min(config.teacher.batch_size, config.cache.shard_samples)
-    num_batches = max(-(-least // size), min(least, 2))
-    chosen = [samples[index] for index in pick_samples(len(samples), num_batches * size)]
-    names, kept, room, times = plan.manifest.encodings if split == "train" else ("logits",), [], HEARD, []
-    with progress.start(f"asking about {split}", total=len(chosen), unit="samples") as bar:
-        for start in range(0, len(chosen), size):
-            images = [draw_view(config, sample, split=split, view=0)[0] for sample in chosen[start : start + size]]
-            answer, time_s = _ask(plan, np.stack(images))
-            times.append(time_s / len(images))
-            kept.append({name: answer[name][:room].half().cpu() for name in names})
-            room = max(room - len(images), 0)
-            bar.advance(len(images))
-    answers = {name: torch.cat([part[name] for part in kept]) for name in names}
-    return Heard(answers, float(np.mean(times[1:] or times)))
+@dataclass(frozen=True)
+class Variants:
+    """The same samples in other ways.
+
+    here_bytes: of all arrays of the cache as the settings are, from these samples: what others are to be compared with.
+    others: every preset, raw and coded, but for what the settings ask for. left_out: presets that the answers are too large for.
+    num_samples: training samples that were encoded.
+    """
+
+    here_bytes: float
+    others: list[Variant]
+    left_out: list[str]
+    num_samples: int
 
 
-def measure_variants(plan: Plan, heard: Mapping[str, Heard], pictures: Sizes, *, progress: Progress) -> list[Variant]:
-    """Every preset, raw and coded, but for what the settings ask for; bases that they do not ask for are learned from what was
-    heard.
+def measure_variants(plan: Plan, asked: Mapping[str, Asked], views: ViewBytes, *, progress: Progress) -> Variants:
+    """Weigh what the teacher said about a few samples of both splits; bases that the settings do not ask for are learned from
+    that.
 
     Args:
-        pictures: bytes of images and labels in each of CODECS.
+        views: bytes of images and labels in each of CODECS.
     """
-    levels, seen, variants = plan.teacher.probe_levels(), [plan.manifest.layouts["train"].arrays], []
-    bases = _find_bases(plan, heard["train"])
-    with progress.start("coding in other ways", total=len(PRESETS) * len(CODECS), unit="encodings") as bar:
-        for preset in PRESETS:
+    here, seen, others = plan.manifest.layouts, [plan.manifest.layouts["train"].arrays], []
+    _, here_bytes = _weigh(plan, [here], plan.encoder, asked=asked, views=views)[0]
+    bases, fitting = _find_bases(plan, asked["train"]), _find_fitting(plan.config, asked["train"])
+    with progress.start("coding in other ways", total=len(fitting), unit="encodings") as bar:
+        for preset in fitting:
             config = replace(plan.config, cache=replace(plan.config.cache, encoding=preset))
             encodings = choose_encodings(config.cache, bases)
-            stored = {split: _encode(plan, encodings, bases, heard[split], split=split) for split in heard}
-            for codec in CODECS:
-                layouts = _plan_layouts(config, plan, levels=levels, encodings=encodings, codec=codec)
-                if layouts["train"].arrays not in seen:
-                    seen.append(layouts["train"].arrays)
-                    sizes = {split: _measure(layouts[split], stored[split], pictures) for split in layouts}
-                    variants.append(Variant(preset, codec, sizes["train"][0], sum(size for _, size in sizes.values())))
-                bar.advance(1)
-    return variants
+            grids = {codec: _plan_layouts(config, plan, encodings=encodings, codec=codec) for codec in CODECS}
+            grids = {codec: layouts for codec, layouts in grids.items() if layouts["train"].arrays not in seen}
+            seen += [layouts["train"].arrays for layouts in grids.values()]
+            encoder = Encoder(encodings, bases, plan.teacher.device)
+            weights = _weigh(plan, list(grids.values()), encoder, asked=asked, views=views)
+            others += [Variant(preset, codec, *weight) for codec, weight in zip(grids, weights, strict=True)]
+            bar.advance(1)
+    left_out = [preset for preset in PRESETS if preset not in fitting]
+    return Variants(here_bytes, others, left_out, len(asked["train"].image_NHWC))
 
 
-def _ask(plan: Plan, image_NHWC: np.ndarray) -> tuple[dict[str, torch.Tensor], float]:
-    """The answer and the seconds to its end, on a GPU without the way to the host."""
-    began_s = time.monotonic()
-    answer = plan.teacher(torch.from_numpy(image_NHWC))
-    if plan.teacher.device.type == "cuda":
-        torch.cuda.synchronize(plan.teacher.device)
-    return answer, time.monotonic() - began_s
+def _find_fitting(config: Config, asked: Asked) -> list[str]:
+    """Presets whose encodings can hold the answers."""
+    fitting = []
+    for preset in PRESETS:
+        kinds = replace(config.cache, encoding=preset).kinds
+        if all(asked.peaks[name] <= LARGEST[kind] for name, kind in kinds.items()):
+            fitting.append(preset)
+    return fitting
 
 
-def _find_bases(plan: Plan, heard: Heard) -> dict[str, np.ndarray]:
+def _find_bases(plan: Plan, asked: Asked) -> dict[str, np.ndarray]:
     """Bases of all levels: the plan's, else learned here, of as many coefficients as the settings say and the level has."""
     learner, ranks = BasisLearner(), {}
-    for level in (level for level in LEVELS if level in heard.answers and level not in plan.bases):
-        ranks[level] = min(getattr(plan.config.cache.rank, level), heard.answers[level].shape[1])
-        for values in heard.answers[level].split(4):
-            learner.add(level, values.float())
+    for level in (level for level in LEVELS if level in asked.answers and level not in plan.bases):
+        ranks[level] = min(getattr(plan.config.cache.rank, level), asked.answers[level].shape[1])
+        for values in asked.answers[level].split(ENCODED_AT_ONCE):
+            learner.add(level, values)
     return {**learner.finish(ranks), **plan.bases}
 
 
-def _encode(plan: Plan, encodings: Mapping, bases: Mapping, heard: Heard, *, split: str) -> dict[str, np.ndarray]:
-    """Array -> what is stored of the samples heard."""
-    encoder, parts = Encoder(encodings, bases, plan.teacher.device), []
-    for start in range(0, len(heard.answers["logits"]), 4):
-        answer = {
-            name: values[start : start + 4].float().to(plan.teacher.device) for name, values in heard.answers.items()
-        }
-        parts.append(encoder.encode(answer, split=split))
-    return {name: torch.cat([part[name] for part in parts]).cpu().contiguous().numpy() for name in parts[0]}
-
-
-def _plan_layouts(
-    config: Config, plan: Plan, *, levels: Mapping, encodings: Mapping, codec: str
-) -> dict[str, SplitLayout]:
+def _plan_layouts(config: Config, plan: Plan, *, encodings: Mapping, codec: str) -> dict[str, SplitLayout]:
     num_samples = {split: layout.num_samples for split, layout in plan.manifest.layouts.items()}
     codecs = {dtype: choose_codec(codec, dtype) for dtype in DTYPES}
+    levels = plan.teacher.probe_levels()
     return plan_layouts(config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs)
 
 
-def _measure(layout: SplitLayout, stored: Mapping[str, np.ndarray], pictures: Sizes) -> tuple[float, float]:
-    """Bytes of a sample and of all."""
-    sample_bytes = sum(
-        pictures[layout.split, spec] if spec.name in PICTURES else measure_chunks(spec, stored[spec.name])
+def _weigh(
+    plan: Plan,
+    grids: list[dict[str, SplitLayout]],
+    encoder: Encoder,
+    *,
+    asked: Mapping[str, Asked],
+    views: ViewBytes,
+) -> list[tuple[float, float]]:
+    """Bytes of a training sample and of all, in each of the layouts of one encoding."""
+    weights = [{} for _ in grids]
+    for split, answered in asked.items():
+        specs = {spec for layouts in grids for spec in layouts[split].arrays if spec.name not in DRAWN}
+        found = _encode_and_code(plan, encoder, answered, specs, split=split)
+        for sample_bytes, layouts in zip(weights, grids, strict=True):
+            sample_bytes[split] = _add_chunks(layouts[split], found, answered, views)
+    return [
+        (sizes["train"], sum(add_shards(layouts[split], size) for split, size in sizes.items()))
+        for sizes, layouts in zip(weights, grids, strict=True)
+    ]
+
+
+def _encode_and_code(
+    plan: Plan, encoder: Encoder, asked: Asked, specs: set[ArraySpec], *, split: str
+) -> dict[ArraySpec, np.ndarray]:
+    """array -> bytes of the chunk of each sample."""
+    found = {spec: [] for spec in specs}
+    for start in range(0, len(asked.image_NHWC), ENCODED_AT_ONCE):
+        rows = slice(start, start + ENCODED_AT_ONCE)
+        answer = {name: values[rows].to(plan.teacher.device) for name, values in asked.answers.items()}
+        arrays = encoder.encode(answer, split=split)
+        for spec in specs:
+            found[spec].append(measure_chunks(spec, arrays[spec.name].cpu().contiguous().numpy()))
+    return {spec: np.concatenate(parts) for spec, parts in found.items()}
+
+
+def _add_chunks(layout: SplitLayout, found: Mapping[ArraySpec, np.ndarray], asked: Asked, views: ViewBytes) -> float:
+    """Expected bytes of a sample over all arrays."""
+    image = layout.array("image")
+    images, image_mean = measure_chunks(image, asked.image_NHWC), views.chunk_bytes[layout.split, image]
+    return sum(
+        views.chunk_bytes[layout.split, spec]
+        if spec.name in DRAWN
+        else expect_chunk(spec, found[spec], images=images, image_mean=image_mean)
         for spec in layout.arrays
     )
-    return sample_bytes, add_shards(layout, sample_bytes)

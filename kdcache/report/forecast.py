@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+PARTS = {  # of the time
+    "setup_s": "preparing",
+    "val_s": "val",
+    "train_s": "training views",
+    "score_s": "scoring",
+}
+
 
 def format_forecast(facts: dict) -> str:
-    """For a person: what is to be done, bytes, room, time, worth, and what other encodings would save."""
+    """For a person: what is to be done, bytes, free disk, time, worth, and what other encodings would save."""
     lines = [f"{facts['path']}: {_format_state(facts)}"]
     for split, grid in facts["splits"].items():
         lines += [f"{split}: {grid['num_samples']} images x {grid['num_views']} views"]
         lines += [_format_array(name, array) for name, array in grid["arrays"].items()]
     lines += [_format_size(facts), _format_disk(facts), _format_time(facts), _format_worth(facts["break_even"])]
-    all_here = facts["size"]["array_bytes"]
-    lines.append("other encodings, images and labels included (about, from a few coded samples):")
-    lines += [_format_other(other, all_here) for other in facts["others"]]
+    lines += _format_others(facts["others"], facts["compared"])
     return "\n".join(lines)
 
 
@@ -26,7 +31,9 @@ def format_bytes(count: float) -> str:
 
 
 def format_time(time_s: float) -> str:
-    """Seconds, then minutes, then hours."""
+    """Milliseconds, then seconds, minutes, hours."""
+    if time_s < 0.9995:
+        return f"{1000 * time_s:.3g} ms"
     if time_s < 99.5:
         return f"{time_s:.3g} s"
     return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
@@ -53,10 +60,15 @@ def _format_array(name: str, array: dict) -> str:
 
 def _format_size(facts: dict) -> str:
     size = facts["size"]
-    measured = f"coded arrays from {facts['probe']['num_samples']['train']} training samples"
-    how = "arrays exact" if size["exact"] else measured
-    told = f"{size['bytes'] / 1e6:,.2f} MB ({how}), of which {format_bytes(size['document_bytes'])} documents and bases"
-    return f"size: {told}"
+    told = f"{size['bytes'] / 1e6:,.2f} MB, of which {format_bytes(size['document_bytes'])} documents and bases"
+    return f"size: {told}; " + ("arrays exact" if size["exact"] else _format_source(facts["probe"]))
+
+
+def _format_source(probe: dict) -> str:
+    """What the bytes of coded arrays were measured on."""
+    views, samples = probe["num_views"], probe["num_samples"]
+    drawn = f"images and labels as in {views['train']} training views and {views['val']} of val"
+    return f"coded {drawn}, answers as in {samples['train']} and {samples['val']} samples"
 
 
 def _format_disk(facts: dict) -> str:
@@ -68,21 +80,30 @@ def _format_disk(facts: dict) -> str:
 
 def _format_time(facts: dict) -> str:
     time, probe = facts["time"], facts["probe"]
-    names = {"setup_s": "preparing", "val_s": "val", "train_s": "training views", "score_s": "scoring"}
-    parts = ", ".join(f"{text} {format_time(time[name])}" for name, text in names.items())
+    parts = ", ".join(f"{text} {format_time(time[name])}" for name, text in PARTS.items())
     done = sum(probe["num_samples"].values())
     return f"time: {format_time(time['missing_s'])} ({parts}), from {done} samples made on {probe['device']}"
 
 
 def _format_worth(worth: dict) -> str:
-    saved = f"{1000 * worth['teacher_s']:.3g} ms an image, {format_time(worth['saved_s_per_epoch'])} an epoch"
+    saved = f"{format_time(worth['teacher_s'])} an image, {format_time(worth['saved_s_per_epoch'])} an epoch"
     epochs = f"{worth['epochs']:.1f} epochs, those of all students together"
     return f"worth: a teacher in every step takes {saved}; the cache has paid for itself after {epochs}"
 
 
-def _format_other(other: dict, all_here: float) -> str:
+def _format_others(others: list[dict], compared: dict) -> list[str]:
+    """A table of other encodings, beside these settings by the same measure."""
+    here = compared["here_bytes"]
+    source = f"from {compared['num_samples']} samples, of which these settings make {format_bytes(here)}"
+    lines = [f"other encodings, images and labels included ({source}):"]
+    lines += [_format_other(other, here) for other in others]
+    left_out = ", ".join(compared["left_out"])
+    return lines + ([f"  not possible: {left_out}; float16 cannot hold what this teacher says"] if left_out else [])
+
+
+def _format_other(other: dict, here_bytes: float) -> str:
     size_bytes, name = other["size_bytes"], f"{other['encoding']}, {other['codec']}"
-    saved = all_here - size_bytes
+    saved = here_bytes - size_bytes
     told = f"saves {format_bytes(saved)}" if saved >= 0 else f"takes {format_bytes(-saved)} more"
     sizes = f"{format_bytes(other['sample_bytes']):>10} a sample {format_bytes(size_bytes):>10}"
-    return f"  {name:<20}{sizes}  {size_bytes / all_here:6.1%}, {told}"
+    return f"  {name:<20}{sizes}  {size_bytes / here_bytes:6.1%}, {told}"

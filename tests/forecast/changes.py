@@ -27,3 +27,8 @@ def answer_otherwise(monkeypatch, change) -> None:
         return change(next(asked), real(self, image_NHWC))
 
     monkeypatch.setattr(quick.QuickTeacher, "__call__", ask)
+
+
+def enlarge(monkeypatch, factor: float) -> None:
+    """Features, not scores."""
+    answer_otherwise(monkeypatch, lambda _, answer: {k: v if k == "logits" else factor * v for k, v in answer.items()})

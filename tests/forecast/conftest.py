@@ -7,7 +7,7 @@ import quick
 
 from kdcache.config import Config
 from kdcache.data.sample_set import write_sample_set
-from kdcache.forecast import rates
+from kdcache.forecast import rates, views
 from kdcache.settings import make_config, merge
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
@@ -30,6 +30,7 @@ def _quick_teacher(quick_teacher):
 def _any_time(monkeypatch):
     """How much is measured may not depend on how fast the machine is."""
     monkeypatch.setattr(rates, "MOST_PROBING_S", float("inf"))
+    monkeypatch.setattr(views, "MOST_DRAWING_S", float("inf"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import yaml
 from changes import answer_otherwise
 
 import cache_teacher.cli
-from kdcache.report.forecast import format_bytes, format_time
+from kdcache.report.forecast import format_bytes, format_forecast, format_time
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_the_command_tells_a_person(run, capsys):
     for part in (
         "nothing is there yet",
         "train: 150 images x 2 views",
-        "(arrays exact)",
+        "arrays exact",
         "are free at",
         "time: ",
         "epochs",
@@ -75,4 +75,13 @@ def test_numbers_are_told_in_units_a_person_reads():
     assert [format_bytes(n) for n in (0, 999, 1000, 1_234_567, 999_999_999, 95e9, 2.5e15)] == [
         "0 bytes", "999 bytes", "1 kB", "1.23 MB", "1 GB", "95 GB", "2500 TB"
     ]  # fmt: skip
-    assert [format_time(s) for s in (0.5, 42, 100, 5400)] == ["0.5 s", "42 s", "2 min", "1.5 h"]
+    assert [format_time(s) for s in (0, 0.0123, 0.9994, 1.5304, 42, 100, 5400)] == [
+        "0 ms", "12.3 ms", "999 ms", "1.53 s", "42 s", "2 min", "1.5 h"
+    ]  # fmt: skip
+
+
+def test_a_slow_teacher_is_told_in_seconds(run, capsys):
+    assert run("--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    facts["break_even"] |= {"teacher_s": 1.5304}
+    assert "a teacher in every step takes 1.53 s an image" in format_forecast(facts)
