@@ -19,12 +19,13 @@ def plan(argv: list[str]) -> None:
         "plenty of room. Nothing of a cache that is there is touched. --json is for scripts.",
     )
     config = make_config(read_given(parser, [word for word in argv if word != "--json"]))
+    from cache_teacher.cli import FEW_SAMPLES  # which imports this module
     from kdcache.forecast import forecast_cache
     from kdcache.report.forecast import format_forecast
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed
     try:
-        facts = forecast_cache(config, progress=Console())
+        facts = forecast_cache(config, num_compared=FEW_SAMPLES, progress=Console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept") from None
     finally:

@@ -16,6 +16,7 @@ from kdcache.cache.pipeline import Plan
 from kdcache.cache.score import choose_samples
 from kdcache.config import Config
 from kdcache.forecast.asking import MOST_KEPT, ask_teacher
+from kdcache.forecast.comparison import expect_comparison
 from kdcache.forecast.estimate import expect_chunk
 from kdcache.forecast.probe import Probe, probe_cache
 from kdcache.forecast.variants import CODECS, Variants, measure_variants
@@ -25,19 +26,23 @@ from kdcache.report.progress import Progress, Silent
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured, and seconds: of the teacher a sample, of preparing, of all the rest."""
+    """What was measured, and seconds: of the teacher a sample, of the comparison at the end, of preparing, of all the rest."""
 
     probe: Probe
     views: ViewBytes
     variants: Variants
     teacher_s: float
+    comparison_s: float
     setup_s: float
     rest_s: float
 
 
-def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
+def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress | None = None) -> dict:
     """Bytes, seconds, free disk and worth of the cache of these settings, as JSON values; nothing stays on the disk but what
     the settings let it download.
+
+    Args:
+        num_compared: samples that are compared with the teacher once the cache is built; that takes time, too.
 
     Raises: SettingsError, DataError, TeacherError or CacheError, as building it would; CacheError where the disk is too small
         even for the few samples that are made; OSError where no folder can be made beside the cache.
@@ -46,7 +51,7 @@ def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
     folder = find_folder(root)
     plan = _plan_for_disk(make_plan(config, progress))
     setup_s = time.monotonic() - began_s
-    measured = _measure(plan, setup_s=setup_s, progress=progress)
+    measured = _measure(plan, num_compared=num_compared, setup_s=setup_s, progress=progress)
     layouts, probe, variants = plan.manifest.layouts, measured.probe, measured.variants
     splits = {split: _describe_split(root, layout, measured) for split, layout in layouts.items()}
     size, times = _add_bytes(splits, probe), _add_times(splits, measured, plan.manifest)
@@ -75,7 +80,7 @@ def forecast_cache(config: Config, *, progress: Progress | None = None) -> dict:
     }
 
 
-def _measure(plan: Plan, *, setup_s: float, progress: Progress) -> _Measured:
+def _measure(plan: Plan, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:
     """Everything that takes time; the first questions warm the teacher up."""
     began_s = time.monotonic()
     asked = {"val": ask_teacher(plan, "val", least=1, progress=progress)}
@@ -83,7 +88,9 @@ def _measure(plan: Plan, *, setup_s: float, progress: Progress) -> _Measured:
     asked["train"] = ask_teacher(plan, "train", least=MOST_KEPT, progress=progress)
     views = measure_views(plan, CODECS, progress=progress)
     variants = measure_variants(plan, asked, views, progress=progress)
-    return _Measured(probe, views, variants, asked["train"].sample_s, setup_s, time.monotonic() - began_s)
+    teacher_s = asked["train"].sample_s
+    comparison_s = expect_comparison(plan, num_samples=num_compared, teacher_s=teacher_s)
+    return _Measured(probe, views, variants, teacher_s, comparison_s, setup_s, time.monotonic() - began_s)
 
 
 def _plan_for_disk(plan: Plan) -> Plan:
@@ -156,16 +163,18 @@ def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
 
 def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manifest) -> dict:
     """Seconds of each part of phase one for what is missing, their sum, and that of the whole cache."""
-    sample_s, setup_s = measured.probe.sample_s, measured.setup_s
+    sample_s, setup_s, comparison_s = measured.probe.sample_s, measured.setup_s, measured.comparison_s
     whole_s = sum(facts["num_samples"] * facts["num_views"] * sample_s[split] for split, facts in splits.items())
     score_s = _expect_score(manifest, measured.probe)
+    missing = any(facts["num_missing"] for facts in splits.values())
     parts = {
         "setup_s": setup_s,
         "val_s": splits["val"]["num_missing"] * sample_s["val"],
         "train_s": splits["train"]["num_missing"] * sample_s["train"],
         "score_s": score_s,
+        "comparison_s": comparison_s if missing else 0.0,  # a cache that is found complete is not compared
     }
-    return {**parts, "missing_s": sum(parts.values()), "all_s": setup_s + whole_s + score_s}
+    return {**parts, "missing_s": sum(parts.values()), "all_s": setup_s + whole_s + score_s + comparison_s}
 
 
 def _expect_score(manifest: Manifest, probe: Probe) -> float:

@@ -7,6 +7,7 @@ PARTS = {  # of the time
     "val_s": "val",
     "train_s": "training views",
     "score_s": "scoring",
+    "comparison_s": "comparing with the teacher",
 }
 
 

@@ -4,16 +4,18 @@ import heapq
 from collections import deque
 
 import pytest
-from changes import group
+from changes import encode, group
 from helpers import check_one_line
 
 from kdcache.cache import durable
+from kdcache.cache.build import build_cache
 from kdcache.errors import CacheError
+from kdcache.fidelity import students
 from kdcache.forecast import forecast_cache, rates
 from kdcache.forecast.rates import find_rates
 from kdcache.report.forecast import format_forecast
 
-PARTS = ("setup_s", "val_s", "train_s", "score_s")
+PARTS = ("setup_s", "val_s", "train_s", "score_s", "comparison_s")
 
 
 @pytest.fixture
@@ -89,8 +91,29 @@ def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
     facts = forecast_cache(config)
     parts, worth = facts["time"], facts["break_even"]
     assert parts["missing_s"] == pytest.approx(sum(parts[name] for name in PARTS))
-    assert parts["all_s"] == parts["missing_s"] and all(parts[name] > 0 for name in PARTS)
+    assert parts["all_s"] == parts["missing_s"] and all(parts[name] > 0 for name in PARTS if name != "comparison_s")
     assert worth["epochs"] == pytest.approx(parts["all_s"] / (150 * worth["teacher_s"]))
+
+
+@pytest.mark.parametrize(("levels", "encoding"), [(["low", "mid", "high"], "compact"), ([], "float16")])
+def test_the_comparison_with_the_teacher_is_counted_where_there_is_one(config, monkeypatch, levels, encoding):
+    config = encode(config, encoding)
+    config.cache.levels[:] = levels
+    times = iter(range(1000))
+    monkeypatch.setattr("kdcache.forecast.comparison.time.monotonic", lambda: float(next(times)))  # a step takes 1 s
+    monkeypatch.setattr(students, "STEPS", 10)
+    facts = forecast_cache(config, num_compared=8)
+    gradients = 2 * 2 * (2 if levels else 1)
+    expected = 10 + 8 * (facts["break_even"]["teacher_s"] + gradients / 2)  # batches of two
+    assert facts["time"]["comparison_s"] == pytest.approx(expected)
+    assert facts["time"]["missing_s"] == pytest.approx(sum(facts["time"][name] for name in PARTS))
+    assert "comparing with the teacher" in format_forecast(facts)
+
+
+def test_no_comparison_is_counted_where_nothing_is_missing(config):
+    build_cache(config)
+    times = forecast_cache(config, num_compared=8)["time"]
+    assert times["comparison_s"] == 0 < times["all_s"] - times["missing_s"]
 
 
 # --- disk

@@ -30,7 +30,7 @@ def look(folder: Path) -> dict:
 
 def test_nothing_is_left_behind(config, caches):
     before = look(caches)
-    forecast_cache(config)
+    forecast_cache(config, num_compared=8)
     assert look(caches) == before
 
 

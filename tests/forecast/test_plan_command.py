@@ -7,6 +7,7 @@ import yaml
 from changes import answer_otherwise
 
 import cache_teacher.cli
+from kdcache.fidelity import students
 from kdcache.report.forecast import format_bytes, format_forecast, format_time
 
 
@@ -27,16 +28,19 @@ def test_the_command_tells_a_person(run, capsys):
         "arrays exact",
         "are free at",
         "time: ",
+        "comparing with the teacher",
         "epochs",
         "compact",
     ):
         assert part in text
 
 
-def test_json_is_the_whole_forecast(run, capsys):
+def test_json_is_the_whole_forecast(run, capsys, monkeypatch):
+    monkeypatch.setattr(students, "STEPS", 3)
     assert run("--json", "--cache.encoding", "half") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["encoding"]["low"] == "int8" and facts["splits"]["train"]["arrays"]["low"]["dtype"] == "int8"
+    assert facts["time"]["comparison_s"] > 0
 
 
 @pytest.mark.parametrize(
