@@ -6,6 +6,7 @@ Letters: N samples, C channels, R coefficients, H, W height and width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ class BasisLearner:
 def hash_basis(basis_CR: np.ndarray) -> str:
     """sha256 (hex) over its little-endian float32 numbers in C order."""
     return hashlib.sha256(_to_bytes(basis_CR)).hexdigest()
+
+
+def count_basis_bytes(encodings: Mapping[str, Encoding]) -> dict[str, int]:
+    """Lowrank level -> size of its basis on the disk, checksum included."""
+    lowrank = {level: encoding for level, encoding in encodings.items() if encoding.kind == "lowrank"}
+    return {level: 4 * encoding.channels * encoding.rank + CRC_BYTES for level, encoding in lowrank.items()}
 
 
 def basis_name(level: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdcache.cache.basis import BasisLearner
+from kdcache.cache.basis import BasisLearner, count_basis_bytes
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encoder import LARGEST, Encoder, choose_encodings
 from kdcache.cache.layout import DTYPES, ArraySpec, SplitLayout
@@ -25,7 +25,7 @@ ENCODED_AT_ONCE = 4  # samples: what is encoded of them is not kept
 
 @dataclass(frozen=True)
 class Variant:
-    """One encoding and codec: bytes a training sample, and of all arrays of the cache."""
+    """One encoding and codec: bytes a training sample, and of all arrays and bases of the cache."""
 
     encoding: str
     codec: str
@@ -37,7 +37,7 @@ class Variant:
 class Variants:
     """The same samples in other ways.
 
-    here_bytes: of all arrays of the cache as the settings are, from these samples: what others are to be compared with.
+    here_bytes: of all arrays and bases of the cache as the settings are, from these samples: what others are to be compared with.
     others: every preset, raw and coded, but for what the settings ask for. left_out: presets that the answers are too large for.
     num_samples: training samples that were encoded.
     """
@@ -108,15 +108,16 @@ def _weigh(
     asked: Mapping[str, Asked],
     views: ViewBytes,
 ) -> list[tuple[float, float]]:
-    """Bytes of a training sample and of all, in each of the layouts of one encoding."""
+    """Bytes of a training sample and of all arrays and bases, in each of the layouts of one encoding."""
     weights = [{} for _ in grids]
     for split, answered in asked.items():
         specs = {spec for layouts in grids for spec in layouts[split].arrays if spec.name not in DRAWN}
         found = _encode_and_code(plan, encoder, answered, specs, split=split)
         for sample_bytes, layouts in zip(weights, grids, strict=True):
             sample_bytes[split] = _add_chunks(layouts[split], found, answered, views)
+    bases = sum(count_basis_bytes(encoder.encodings).values())
     return [
-        (sizes["train"], sum(add_shards(layouts[split], size) for split, size in sizes.items()))
+        (sizes["train"], bases + sum(add_shards(layouts[split], size) for split, size in sizes.items()))
         for sizes, layouts in zip(weights, grids, strict=True)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import SplitLayout, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
@@ -33,6 +34,7 @@ def format_info(info: dict) -> str:
             shape = "x".join(map(str, facts["item_shape"]))
             coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
             lines.append(f"  {array:<12} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
+        lines += [f"  {basis_name(level):<12} {size / 1e6:>36.1f} MB" for level, size in split["bases"].items()]
         lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
     for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
         miou = info["information"].get(name)
@@ -58,6 +60,7 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
         "groups": layout.num_groups,
         "groups_committed": len(committed),
         "arrays": arrays,
+        "bases": count_basis_bytes(manifest.encodings) if layout.split == "train" else {},
         "identity": manifest.identity[layout.split],
     }
 

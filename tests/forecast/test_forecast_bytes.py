@@ -29,6 +29,11 @@ def build(config: Config) -> dict:
     return array_bytes(describe_cache(config.cache.path)["splits"])
 
 
+def sum_bases(config: Config) -> int:
+    """Of a cache that is there."""
+    return sum(path.stat().st_size for path in config.cache.path.glob("train/*_basis/c/0/0"))
+
+
 def tree_bytes(root) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
@@ -64,7 +69,8 @@ def test_other_encodings_weigh_what_they_then_do(config):
             replace(config, cache=replace(config.cache, path=config.cache.path / f"../{place}")), preset, codec
         )
         rel = 1e-9 if codec == "raw" else 0.03
-        assert size_bytes == pytest.approx(sum(build(other).values()), rel=rel)
+        assert size_bytes == pytest.approx(sum(build(other).values()) + sum_bases(other), rel=rel)
+        assert (sum_bases(other) > 0) == (preset == "compact")
 
 
 @pytest.mark.parametrize("codec", ["raw", "blosc-lz4"])

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdcache.cache.basis import count_basis_bytes
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, manifest_path
 from kdcache.cache.manifest import read_manifest
@@ -122,11 +123,13 @@ def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Pa
 
 
 def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
-    """Bytes of the training split in so many views, shard files and commit records; None of an arm that reads no answers, and
+    """Bytes of the training split in so many views, shard files, commit records, bases; None of an arm that reads no answers, and
     where the cache was removed."""
     root = study.cache_path(arm)
     if arm not in ENCODINGS or not manifest_path(root).is_file():
         return None
-    layout = read_manifest(root).layouts["train"]
+    manifest = read_manifest(root)
+    layout, bases = manifest.layouts["train"], count_basis_bytes(manifest.encodings)
     groups = [group for group in layout.groups() if group.view < views]
-    return sum(measure_group(root, layout, group) + commit_path(root, group).stat().st_size for group in groups)
+    of_groups = (measure_group(root, layout, group) + commit_path(root, group).stat().st_size for group in groups)
+    return sum(bases.values()) + sum(of_groups)
