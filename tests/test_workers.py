@@ -13,6 +13,7 @@ import yaml
 from helpers import check_one_line
 
 from kdcache.cache.build import build_cache, make_plan
+from kdcache.cache.folder import find_missing_groups
 from kdcache.cache.layout import Group, commit_path
 from kdcache.cache.lease import take_lease
 from kdcache.cache.manifest import read_manifest
@@ -123,6 +124,36 @@ def test_a_worker_takes_what_others_have_left_and_only_the_first_scores(config, 
     first = build_as(0, 3, config, monkeypatch)
     assert first.num_samples == 1 and lost.exists() and first.score is not None
     assert read_manifest(config.cache.path).complete_views == {"train": 2, "val": 1}
+
+
+def test_a_lost_element_of_a_job_array_is_begun_again(config, quick_data, tmp_path, monkeypatch):
+    """Element 1 dies at its second question, 2 never comes, 1 is repeated, 0 comes last: the bytes are those of one process."""
+    whole = make_config(merge(quick.quick_given(quick_data, tmp_path / "whole"), {"cache": {"shard_samples": 1}}))
+    build_cache(whole)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    ask, asked = quick.QuickTeacher.__call__, []
+
+    def die(self, image_NHWC):
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(self, image_NHWC)
+
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quick.QuickTeacher, "__call__", die)
+        build_cache(config)
+    assert 0 < len(find_missing(config)) < 8
+    assert build_cache(config).score is None and find_missing(config) == []
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    last = build_cache(config)
+    assert last.num_samples == 0 and last.score is not None
+    assert quick.snapshot(config.cache.path) == quick.snapshot(whole.cache.path)
+
+
+def find_missing(config: Config) -> list[Group]:
+    layouts = read_manifest(config.cache.path).layouts.values()
+    return [group for layout in layouts for group in find_missing_groups(config.cache.path, layout)]
 
 
 def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
