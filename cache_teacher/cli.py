@@ -49,11 +49,15 @@ def _build(argv: list[str]) -> None:
     written = f"{summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written in {summary.time_s:.1f} s"
     if summary.score is None:
         worker = find_worker()
-        print(f"{config.cache.path}: {written} by worker {worker.rank} of {worker.count}; worker 0 does the rest")
+        print(
+            f"{config.cache.path}: {written} by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
+        )
         return
     score = f"teacher's mIoU {summary.score.val_miou:.4f} on val, {summary.score.train_miou:.4f} on training views"
     print(f"{config.cache.path}: {written}; {score}")
-    if summary.num_samples or "fidelity" not in read_manifest(config.cache.path).information:  # or it was interrupted
+    manifest = read_manifest(config.cache.path)
+    compared = manifest.information.get("fidelity", {}).get("views")
+    if summary.num_samples or compared != manifest.complete_views["train"]:  # or it was interrupted, or others wrote
         _say_fidelity(config)
 
 

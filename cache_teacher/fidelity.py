@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from cache_teacher.maintain import PROG, split_path
 from kdcache.checks import refuse
 from kdcache.command import CANNOT_RUN, DAMAGED
-from kdcache.errors import KdcacheError
+from kdcache.errors import CacheError, KdcacheError
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
 
@@ -38,6 +40,12 @@ def fidelity(argv: list[str]) -> int:
     except KdcacheError as error:  # a script must not take a missing file for an unfaithful cache
         error.exit_code = CANNOT_RUN
         raise
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        unable = CacheError(
+            f"{root}: cannot be compared ({' '.join(str(error).split())[:120]}); mend that and ask again"
+        )
+        unable.exit_code = CANNOT_RUN
+        raise unable from None
     print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
     return DAMAGED if result["failures"] else 0
 

@@ -38,7 +38,7 @@ def check_settings_file(path: Path) -> None:
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {type(document).__name__}"
         raise _refuse(path, "content", found, "sections of names, as in `train:` and below it `epochs: 3`")
-    for name in (name for name in SECTIONS if not isinstance(document.get(name), dict | None)):
+    for name in (name for name in SECTIONS if not isinstance(document.get(name, {}), dict)):
         example = f"`{name}:` and below it `{SECTIONS[name]}: ...`"
         raise _refuse(path, name, repr(document[name])[:60], f"a section of names, as in {example}")
 

@@ -23,7 +23,7 @@ class Worker:
 
     @property
     def leads(self) -> bool:
-        """Whether it does what is done once: waits for the last group, scores, compares with the teacher."""
+        """Whether it waits for what others hold, and does it where they die."""
         return self.rank == 0
 
     def own(self, items: Sequence[Item]) -> list[Item]:
@@ -40,19 +40,20 @@ def find_worker(environment: Mapping[str, str] | None = None) -> Worker:
     """From what torchrun (RANK, WORLD_SIZE, ...) or SLURM (SLURM_PROCID, ..., of a job array times its elements) has set.
 
     Each of several elements of an array is a job of its own, perhaps on another machine, begun again by itself: together they
-    are the workers. Whatever the numbers are, a worker alone does all there is to do.
+    are the workers. Whatever the numbers are, a worker alone does all there is to do; what is done once is done by the last.
 
     Raises: SettingsError where they contradict each other.
     """
     given = os.environ if environment is None else environment
     if "RANK" in given and "WORLD_SIZE" in given:
-        place = _read(given, "RANK", "WORLD_SIZE")
-        local = _read(given, "LOCAL_RANK", "LOCAL_WORLD_SIZE") if "LOCAL_RANK" in given else (0, 1)
-        return Worker(*place, *local)
-    rank, count = _read(given, "SLURM_PROCID", "SLURM_NTASKS") if "SLURM_PROCID" in given else (0, 1)
-    element, elements = _read_array(given) if "SLURM_ARRAY_TASK_ID" in given else (0, 1)
-    local_rank, on_machine = _number(given, "SLURM_LOCALID"), _number(given, "SLURM_NTASKS_PER_NODE", unset=1)
-    return Worker(element * count + rank, elements * count, local_rank, max(on_machine, local_rank + 1))
+        rank, count = _read(given, "RANK", "WORLD_SIZE")
+    else:
+        place = _read(given, "SLURM_PROCID", "SLURM_NTASKS") if "SLURM_PROCID" in given else (0, 1)
+        element, elements = _read_array(given) if "SLURM_ARRAY_TASK_ID" in given else (0, 1)
+        rank, count = element * place[1] + place[0], elements * place[1]
+    local_rank = _number(given, "LOCAL_RANK" if "LOCAL_RANK" in given else "SLURM_LOCALID")
+    known = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in given else "SLURM_NTASKS_PER_NODE"
+    return Worker(rank, count, local_rank, max(_number(given, known, unset=1), local_rank + 1))
 
 
 def _read(given: Mapping[str, str], rank_name: str, count_name: str) -> tuple[int, int]:

@@ -227,6 +227,7 @@ def test_loss_without_any_weight_is_refused(refused):
 
 
 def test_section_given_as_a_value_is_refused(refused):
+    refused(text="train:\n", parts=("my.yaml: train is None, expected a section of names",))
     refused(text="loss: 3\n", parts=("my.yaml: loss is 3, expected a section of names",))
     refused(text="teacher:\n  layers: 3\n", parts=("settings: teacher.layers is a value", "teacher.layers.NAME"))
 

@@ -142,6 +142,12 @@ def test_a_baseline_is_shared_by_caches_of_the_same_images_and_labels(cache, giv
     build_cache(make_config(merge(given, half)))
     second = train(given, half, {"train": {"epochs": 1}})
     assert second.baseline == first.baseline and len(list((tmp_path / "runs").glob("baseline-*"))) == 1
+    third = {
+        "cache": {"levels": ["high"]},
+        "loss": {"temperature": 2.0},
+        "run": {"dir": str(tmp_path / "runs" / "third")},
+    }
+    assert train(given, third, {"train": {"epochs": 1}}).baseline == first.baseline
     assert second.student["cache_identity"] != first.student["cache_identity"]
     other = {
         "augment": {"seed": 3},

@@ -46,6 +46,8 @@ def _alone(monkeypatch):
         ({"RANK": "5"}, Worker(0, 1)),  # some other program's
         (TORCHRUN, Worker(5, 8, 1, 4)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, Worker(1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Worker(1, 2, 1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_LOCALID": "1"}, Worker(1, 2, 1, 2)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, Worker(3, 4)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}, Worker(3, 8, 1, 2)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Worker(3, 8, 1, 2)),
@@ -87,10 +89,13 @@ def test_a_helper_meets_the_owner_of_a_stripe_last():
 
 def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):
     monkeypatch.setattr("kdcache.cache.pipeline.count_cores", lambda: 16)
+    monkeypatch.setattr("kdcache.cache.pipeline.os.cpu_count", lambda: 16)
     assert choose_crew(1).writers == 8
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert choose_crew(1).writers == 2
+    monkeypatch.setattr("kdcache.cache.pipeline.os.cpu_count", lambda: 64)  # bound to a quarter of them
+    assert choose_crew(1).writers == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device("auto", field="x") == torch.device("cuda:1")
@@ -115,14 +120,19 @@ def build_as(rank: int, count: int, config: Config, monkeypatch):
     return build_cache(config)
 
 
-def test_a_worker_takes_what_others_have_left_and_only_the_first_scores(config, monkeypatch):
-    last = build_as(2, 3, config, monkeypatch)
-    assert last.num_samples == 2 + 2 * 3 and last.score is None
+def test_a_worker_takes_what_others_have_left_and_one_scores(config, monkeypatch):
+    held = Group("train", 0, 1, 1, 2)
+    config.cache.path.mkdir()
+    with take_lease(config.cache.path, held.name):
+        early = build_as(1, 3, config, monkeypatch)
+    assert early.num_samples == 2 + 2 * 3 - 1 and early.score is None
     assert "teacher_miou" not in read_manifest(config.cache.path).information
+    last = build_as(2, 3, config, monkeypatch)
+    assert last.num_samples == 1 and last.score is not None
     lost = commit_path(config.cache.path, Group("train", 1, 2, 2, 3))
     lost.unlink()
     first = build_as(0, 3, config, monkeypatch)
-    assert first.num_samples == 1 and lost.exists() and first.score is not None
+    assert first.num_samples == 1 and lost.exists() and first.score is None  # of these views it is known
     assert read_manifest(config.cache.path).complete_views == {"train": 2, "val": 1}
 
 
@@ -144,10 +154,10 @@ def test_a_lost_element_of_a_job_array_is_begun_again(config, quick_data, tmp_pa
         patch.setattr(quick.QuickTeacher, "__call__", die)
         build_cache(config)
     assert 0 < len(find_missing(config)) < 8
-    assert build_cache(config).score is None and find_missing(config) == []
+    assert build_cache(config).score is not None and find_missing(config) == []
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     last = build_cache(config)
-    assert last.num_samples == 0 and last.score is not None
+    assert last.num_samples == 0 and last.score is None
     assert quick.snapshot(config.cache.path) == quick.snapshot(whole.cache.path)
 
 
@@ -182,6 +192,8 @@ def test_torchrun_gives_the_same_bytes_as_one_process(built_root, base_given, tm
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("worker 0 does the rest") == count - 1 and done.stdout.count("fidelity of") == 1
+    assert (
+        done.stdout.count("the one that ends last does the rest") == count - 1 and done.stdout.count("fidelity of") == 1
+    )
     assert quick.snapshot(root) == quick.snapshot(built_root)
     assert read_manifest(root).identity == read_manifest(built_root).identity

@@ -19,7 +19,8 @@ from kdcache.cache.folder import (
 )
 from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.learning import adopt_bases, find_bases
-from kdcache.cache.lease import read_holder
+from kdcache.cache.lease import read_holder, take_lease
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
 from kdcache.cache.records import find_committed
@@ -41,7 +42,7 @@ log = logging.getLogger("kdcache")
 class BuildSummary:
     """What this process of phase one did: samples and bytes written now, seconds, and how right the teacher is.
 
-    score: None where another process finds it, the first of several workers.
+    score: None where another worker finds it: the one that ends last.
     """
 
     num_samples: int
@@ -54,7 +55,7 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     """Build the cache of the settings, or finish one that was interrupted; committed groups are not touched.
 
     Several processes may do so at once: each group is written by one of them. As workers (`kdcache.workers`: torchrun, SLURM)
-    they begin at different ones; the first ends when everything is there, the others when nothing is left that no one has begun.
+    they begin at different ones, and end when nothing is left that no one has begun; the first waits for the others' last groups.
 
     Raises: SettingsError, DataError, TeacherError or CacheError, each before or between shard groups.
     """
@@ -62,10 +63,8 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     plan = make_plan(config, progress)
     plan, missing = _open(plan)
     written = _write_missing(plan, missing, worker, progress)
-    manifest, score = complete_views(root), None
-    if worker.leads:
-        score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
-        add_information(root, score.to_information())
+    manifest = complete_views(root)
+    score = _score_once(config, manifest, worker, progress)
     num_samples = sum(group.stop - group.start for group in written)
     size_bytes = sum(measure_group(root, manifest.layouts[group.split], group) for group in written)
     return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
@@ -148,12 +147,26 @@ def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: P
         committed = set(find_committed(root, others))  # one look, where looking for each would take long
         pipeline.advance(committed)
         held += pipeline.write(group for group in others if group not in committed)
+        held = pipeline.write(held)  # a holder may have died, or only looked
         for group in held if worker.leads else ():
             holder = read_holder(root, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
     _warn_of_shrunk(pipeline.shrunk, plan.config)
     return pipeline.written
+
+
+def _score_once(config: Config, manifest: Manifest, worker: Worker, progress: Progress) -> TeacherScore | None:
+    """How right the teacher is; of several workers found by one that sees all groups. None for the others."""
+    root, complete = config.cache.path, manifest.complete_views
+    if any(complete[split] < layout.num_views for split, layout in manifest.layouts.items()):
+        return None
+    with take_lease(root, "score", wait=True):
+        if worker.count > 1 and read_manifest(root).information.get("scored_views") == complete:
+            return None
+        score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)
+        add_information(root, {**score.to_information(), "scored_views": complete})
+    return score
 
 
 def _warn_of_shrunk(views: list[dict], config: Config) -> None:

@@ -68,13 +68,13 @@ def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease |
 
 
 def is_held(root: Path, name: str) -> bool:
-    """Whether a process holds the lease of that name; changes nothing."""
+    """Whether a process holds the lease of that name; nobody else can take it at that moment."""
     try:
         descriptor = os.open(lease_path(root, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # exclusive ones need a file open for writing on NFS
     except BlockingIOError:
         return True
     finally:

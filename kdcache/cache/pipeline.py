@@ -6,6 +6,7 @@ takes its lease with it. How many are on the way is fixed, and with it the memor
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from kdcache.cache.encoder import Encoder
 from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.records import has_record
+from kdcache.cache.records import has_record, look_again
 from kdcache.cache.writer import GroupContents, measure_group, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
@@ -70,8 +71,9 @@ class Crew:
 def choose_crew(group_bytes: int) -> Crew:
     """For the cores of this process: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s; fewer where groups
     of that size would take more than half of the free memory; both are shared with the other workers of the machine."""
-    workers = find_worker().local_count
-    cores, most_held = count_cores() // workers, find_free_ram() // 2 // workers // group_bytes
+    workers, cores = find_worker().local_count, count_cores()
+    cores = cores // workers if cores == os.cpu_count() else cores  # else bound to some, which are its own
+    most_held = find_free_ram() // 2 // workers // group_bytes
     writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
     return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
 
@@ -157,6 +159,7 @@ class Pipeline:
             lease = held.enter_context(take_lease(root, group.name, wait=wait))
             if lease is None:
                 return False
+            look_again(root)
             if has_record(root, group):
                 self._advance(group, size_bytes=0)
                 return True

@@ -35,6 +35,7 @@ def watch_cache(
     with progress.start("committed", total=left, unit="samples") as bar:
         while missing:
             sleep(every_s)
+            read_manifest(root)  # it may have been moved away
             new = find_committed(root, missing)
             missing -= set(new)
             size_bytes = sum(measure_group(root, layouts[group.split], group) for group in new)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.reader import open_cache
-from kdcache.config import Config
+from kdcache.config import Config, LossConfig
 from kdcache.report.page import write_report
 from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
@@ -46,7 +46,7 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
         baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data)}"
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
         baseline = train_run(
-            plain, data, folder=baseline_folder, resume=True, baseline_miou=None, progress=progress, say=say
+            plain, data, folder=baseline_folder, resume=True, wait=True, baseline_miou=None, progress=progress, say=say
         )
     say(f"student: {folder}, from {root} ({manifest.identity_hash[:12]})")
     miou = baseline["miou"] if baseline else None
@@ -61,14 +61,17 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
 def baseline_config(config: Config) -> Config:
     """The same student, seed, data order and epochs, with labels only."""
     loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
-    return replace(config, loss=loss)
+    cache = replace(
+        config.cache, levels=[]
+    )  # neither levels nor temperature matter to it: one serves students with any
+    return replace(config, loss=replace(loss, temperature=LossConfig().temperature), cache=cache)
 
 
 def hash_settings(config: Config, data: Data) -> str:
     """12 hex digits over everything that decides the numbers of a baseline."""
     facts = hyperparameters(config)
-    identity, unused = find_identity(data.manifest, facts), ("loss.temperature", "cache.levels")
-    facts = {name: value for name, value in facts.items() if name not in unused and BEFORE.get(name, ...) != value}
+    identity = find_identity(data.manifest, facts)
+    facts = {name: value for name, value in facts.items() if BEFORE.get(name, ...) != value}
     device, _ = choose_arithmetic(config)
     facts |= {"cache": identity, "device": device.type}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -54,7 +54,15 @@ def open_data(root: Path, manifest: Manifest, *, num_views: int, check: Check = 
 
 
 def train_run(
-    config: Config, data: Data, *, folder: Path, resume: bool, baseline_miou: float | None, progress: Progress, say: Say
+    config: Config,
+    data: Data,
+    *,
+    folder: Path,
+    resume: bool,
+    wait: bool = False,
+    baseline_miou: float | None,
+    progress: Progress,
+    say: Say,
 ) -> dict:
     """Train one student into `folder`, or go on with the run that is there.
 
@@ -62,6 +70,7 @@ def train_run(
         config: resolved settings.
         folder: the run's folder.
         resume: continue an interrupted run; a finished one gives its result.
+        wait: for another process that trains in this folder, and take its result; else FolderInUseError.
         baseline_miou: kept in checkpoints and result.
 
     Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError.
@@ -70,7 +79,9 @@ def train_run(
     if resume and (folder / RESULT).is_file():
         return read_result(folder)
     make_folder(config, folder)
-    with hold_folder(folder):
+    with hold_folder(folder, wait=wait):
+        if resume and (folder / RESULT).is_file():
+            return read_result(folder)
         learner, history = _prepare(config, data, folder=folder, resume=resume, say=say)
         _train_epochs(
             config, data, learner, history, folder=folder, baseline_miou=baseline_miou, progress=progress, say=say

@@ -26,7 +26,7 @@ from tests.study.live import train_live
 ENCODINGS = ("exact", "half", "compact")
 ARMS = ("none", *ENCODINGS, "live")  # none: labels only; live: the teacher asked at every step
 _RUN = re.compile(rf"({'|'.join(ARMS)})-views([0-9]+)-seed([0-9]+)")
-_OWN = ("train.seed", "augment.views", "loss.alpha", "loss.beta", "loss.gamma")  # settings that an arm decides
+_OWN = ("train.seed", "augment.views")  # settings of a run
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,20 @@ def find_rows(study: Study) -> dict[tuple[str, int], Row]:
         if match and (folder / RESULT).is_file():
             arm, views, seed = match[1], int(match[2]), int(match[3])
             result = read_result(folder)
-            if _list_shared(result["hyperparameters"]) == _list_shared(_plain_hyperparameters(study)):
+            if _list_shared(result["hyperparameters"]) == _list_shared(_plan_hyperparameters(study, arm)):
                 row = rows.setdefault((arm, views), Row(cache_bytes=_measure_bytes(study, arm, views)))
                 row.miou[seed] = result["miou"]
                 row.epoch_s.append(statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder)))
     return dict(sorted(rows.items(), key=lambda row: (row[0][1], ARMS.index(row[0][0]))))
 
 
-def _plain_hyperparameters(study: Study) -> dict:
-    return hyperparameters(make_config(study.given, {"train": {"compile": "off"}}))
+def _plan_hyperparameters(study: Study, arm: str) -> dict:
+    config = make_config(study.given, {"train": {"compile": "off"}})
+    return hyperparameters(baseline_config(config) if arm == "none" else config)
 
 
 def _list_shared(facts: dict) -> dict:
-    """What is equal in all runs of a study."""
+    """What is equal in all runs of an arm."""
     return {name: value for name, value in facts.items() if name not in _OWN}
 
 
