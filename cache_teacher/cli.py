@@ -20,7 +20,6 @@ from kdcache.workers import find_worker
 
 log = logging.getLogger("kdcache")
 PROG = "python -m cache_teacher"
-FEW_SAMPLES = 8  # compared at the end of phase one
 EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
 gc (remove what killed runs left), fidelity (compare with the teacher, asked again), sample-set (write the sample data set);
 {PROG} plan says what all this will take, {PROG} fit fine-tunes a teacher, settings as above"""
@@ -63,7 +62,7 @@ def _build(argv: list[str]) -> None:
 
 def _say_fidelity(config: Config) -> None:
     """A small measurement at the end of phase one."""
-    from kdcache.fidelity import measure_fidelity
+    from kdcache.fidelity import FEW_SAMPLES, measure_fidelity
     from kdcache.report.fidelity import format_fidelity_line
 
     given = config_to_dict(config)

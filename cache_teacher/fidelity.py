@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from cache_teacher.maintain import PROG, split_path
 from kdcache.checks import refuse
-from kdcache.command import CANNOT_RUN, DAMAGED
-from kdcache.errors import CacheError, KdcacheError
+from kdcache.command import DAMAGED, cannot_run_as_2
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
 
@@ -35,17 +32,8 @@ def fidelity(argv: list[str]) -> int:
 
     num_samples, seed = _read_count(options, "--samples", least=1), _read_count(options, "--seed", least=0)
     run = Path(options["--run"]) if options["--run"] else None
-    try:
+    with cannot_run_as_2(root, doing="compared"):
         result = measure_fidelity(root, given, num_samples=num_samples, seed=seed, run=run, progress=Console())
-    except KdcacheError as error:  # a script must not take a missing file for an unfaithful cache
-        error.exit_code = CANNOT_RUN
-        raise
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        unable = CacheError(
-            f"{root}: cannot be compared ({' '.join(str(error).split())[:120]}); mend that and ask again"
-        )
-        unable.exit_code = CANNOT_RUN
-        raise unable from None
     print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
     return DAMAGED if result["failures"] else 0
 

@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from kdcache.command import CANNOT_RUN, DAMAGED, OneLineParser
-from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
+from kdcache.command import DAMAGED, OneLineParser, cannot_run_as_2
+from kdcache.errors import CacheCorruptError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
 
@@ -62,19 +62,15 @@ def verify(argv: list[str]) -> int:
 
     choose = choose_subset(args.subset)
     try:
-        findings = verify_cache(args.path, data=args.data or args.subset is not None, choose=choose, progress=Console())
+        with cannot_run_as_2(args.path, doing="verified"):
+            data = args.data or args.subset is not None
+            findings = verify_cache(args.path, data=data, choose=choose, progress=Console())
     except CacheCorruptError as error:  # of the manifest: damage, too
+        error.exit_code = DAMAGED
         if args.json:
             damage = [{"file": str(error.where), "what": error.what}]
             print(json.dumps({"path": str(args.path), "sound": False, "damage": damage}, indent=2))
         raise
-    except CacheError as error:
-        error.exit_code = CANNOT_RUN
-        raise
-    except (OSError, MemoryError) as error:
-        unable = CacheError(f"{args.path}: cannot be verified ({error}); mend that and verify again")
-        unable.exit_code = CANNOT_RUN
-        raise unable from None
     print(
         json.dumps(describe_findings(findings, args.path), indent=2)
         if args.json

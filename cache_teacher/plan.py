@@ -19,7 +19,7 @@ def plan(argv: list[str]) -> None:
         "plenty of room. Nothing of a cache that is there is touched. --json is for scripts.",
     )
     config = make_config(read_given(parser, [word for word in argv if word != "--json"]))
-    from cache_teacher.cli import FEW_SAMPLES  # which imports this module
+    from kdcache.fidelity import FEW_SAMPLES
     from kdcache.forecast import forecast_cache
     from kdcache.report.forecast import format_forecast
 

@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -22,6 +24,25 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises SettingsError."""
         raise SettingsError(f"{message}; --help explains it")
+
+
+@contextmanager
+def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
+    """What keeps a check from being made must not look like what it may find: exit code 2, in one line.
+
+    Args:
+        doing: for the message, "verified".
+    """
+    try:
+        yield
+    except KdcacheError as error:
+        error.exit_code = CANNOT_RUN
+        raise
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        unable = KdcacheError(f"{where}: cannot be {doing} ({reason}); mend that and try again")
+        unable.exit_code = CANNOT_RUN
+        raise unable from None
 
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:

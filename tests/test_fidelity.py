@@ -270,6 +270,17 @@ def test_what_cannot_be_measured_is_one_line_and_code_2(cache, capsys, argv, wor
     assert code == 2 and words in line
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(5, "Input/output error")])
+def test_a_machine_that_cannot_measure_is_no_unfaithful_cache(capsys, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("kdcache.fidelity.measure_fidelity", fail)
+    code, _, err = run(capsys, "cache")
+    (line,) = err.splitlines()
+    assert code == 2 and line.startswith("cache_teacher fidelity: cache: cannot be compared (")
+
+
 def test_phase_one_ends_with_a_small_measurement(given, capsys, tmp_path, monkeypatch):
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(merge(given, {"cache": {"path": str(tmp_path / "new")}})))

@@ -5,6 +5,7 @@ Letters: N samples of a batch, C channels, H, W height and width (of the grid at
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -127,13 +128,17 @@ class GroupAnswers:
         if bad.any():
             level, row = bad.nonzero()[0].tolist()
             limit = asked.limits[level].item()
-            cure = "float16 cannot hold it: " if limit == LARGEST["float16"] else ""
-            sample, name = self.drawn.ids[asked.rows][row], asked.names[level]
-            raise TeacherError(
-                f"sample {sample!r}: teacher's {name} reaches {peaks[level, row].item():g}, "
-                f"expected finite values up to {limit:g}; "
-                f"{cure}check the weights, teacher.precision and teacher.layers"
-            )
+            sample_id, name = self.drawn.ids[asked.rows][row], asked.names[level]
+            raise refuse_answer(sample_id, name, peak=peaks[level, row].item(), limit=limit)
+
+
+def refuse_answer(sample_id: str, name: str, *, peak: float, limit: float) -> TeacherError:
+    """What to raise of an answer whose largest magnitude is beyond what can be stored, or not finite."""
+    cure = "float16 cannot hold it: " if limit == LARGEST["float16"] and not math.isnan(peak) else ""
+    return TeacherError(
+        f"sample {sample_id!r}: teacher's {name} reaches {peak:g}, expected finite values up to {limit:g}; "
+        f"{cure}check the weights, teacher.precision and teacher.layers"
+    )
 
 
 @dataclass(frozen=True)

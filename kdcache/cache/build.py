@@ -19,7 +19,7 @@ from kdcache.cache.folder import (
 )
 from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.learning import adopt_bases, find_bases
-from kdcache.cache.lease import read_holder, take_lease
+from kdcache.cache.lease import SCORE, read_holder, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
@@ -161,7 +161,7 @@ def _score_once(config: Config, manifest: Manifest, worker: Worker, progress: Pr
     root, complete = config.cache.path, manifest.complete_views
     if any(complete[split] < layout.num_views for split, layout in manifest.layouts.items()):
         return None
-    with take_lease(root, "score", wait=True):
+    with take_lease(root, SCORE, wait=True):
         if worker.count > 1 and read_manifest(root).information.get("scored_views") == complete:
             return None
         score = score_teacher(root, manifest, num_classes=config.dataset.num_classes, progress=progress)

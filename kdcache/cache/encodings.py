@@ -19,9 +19,8 @@ Kind = Literal["float16", "int8", "lowrank"]
 INT8_MOST = 127
 # Of a direction's coefficients; measured: finer ones cost bytes, coarser ones more than a lower rank (BENCHMARKS.md)
 STEPS = {"low": 0.09, "mid": 0.05, "high": 0.03}
-SMALLEST_LENGTH = (
-    1e-8  # of a position's features, where the sample's largest is 1; shorter ones come out shorter than 1
-)
+# Of a position's features, where the sample's largest number is 1; shorter ones come out shorter than 1
+SMALLEST_LENGTH = 1e-8
 
 
 @dataclass(frozen=True)

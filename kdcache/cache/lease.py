@@ -17,6 +17,8 @@ from kdcache.cache.layout import LEASES
 from kdcache.cache.shard import check_inside
 from kdcache.errors import CacheError
 
+SCORE = "score"  # of the teacher: what several workers do once
+
 
 class LeaseLostError(CacheError):
     """The lease file was removed or replaced under its holder; nothing more may be written."""

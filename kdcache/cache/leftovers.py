@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kdcache.cache import durable
 from kdcache.cache.basis import basis_name, basis_path
-from kdcache.cache.layout import LEASES, Group, commit_path, metadata_path, shard_path
-from kdcache.cache.lease import Lease, is_held, take_lease
+from kdcache.cache.layout import Group, commit_path, metadata_path, shard_path
+from kdcache.cache.lease import SCORE, Lease, is_held, lease_path, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.shard import check_inside
@@ -41,13 +41,14 @@ def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
     for layout in manifest.layouts.values():
         for group in layout.groups():
             found += _collect_group(root, manifest, group, dry_run=dry_run)
+    found += _collect_score_lease(root, dry_run=dry_run)
     with nullcontext() if dry_run else hold_folder(root, wait=True):
         found += _collect(root, _find_document_partials(root, manifest), dry_run=dry_run)
     return found
 
 
 def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: bool) -> list[Leftover]:
-    stale = [Leftover(path, 0, "lease of a dead process") for path in [root / LEASES / group.name] if path.exists()]
+    stale = _find_lease(root, group.name)
     if not stale and not list(_find_group_files(root, manifest, group)):
         return []
     if dry_run:
@@ -57,6 +58,19 @@ def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: boo
         if lease is None:
             return []
         return stale + _collect(root, _find_group_files(root, manifest, group), dry_run=False, lease=lease)
+
+
+def _collect_score_lease(root: Path, *, dry_run: bool) -> list[Leftover]:
+    stale = _find_lease(root, SCORE)
+    if not stale or is_held(root, SCORE):
+        return []
+    with nullcontext() if dry_run else take_lease(root, SCORE):
+        return stale
+
+
+def _find_lease(root: Path, name: str) -> list[Leftover]:
+    path = lease_path(root, name)
+    return [Leftover(path, 0, "lease of a dead process")] if path.exists() else []
 
 
 def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[Leftover]:

@@ -23,6 +23,9 @@ from kdcache.training.batches import Batch, split_batches
 log = logging.getLogger("kdcache")
 
 
+FEW_SAMPLES = 8  # what phase one compares at its end
+
+
 def measure_fidelity(
     root: Path,
     given: dict,

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import teacher_facts
@@ -15,7 +17,6 @@ from kdcache.config import Config, LossConfig
 from kdcache.devices import check_precision, choose_device
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
-from kdcache.settings import merge
 from kdcache.training.batches import BatchReader
 from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets
@@ -51,16 +52,12 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     Raises: CacheMismatchError where the teacher is not the one that was asked, or a setting is not the cache's, SettingsError,
         TeacherError, CacheError.
     """
-    others = {
-        section: values for section, values in given.items() if section != "teacher"
-    }  # that one is compared below
+    others = {section: values for section, values in given.items() if section != "teacher"}  # compared below
     check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
-    config = stored_config(root, manifest, merge(given, {"student": {"pretrained": False}}))
+    config = stored_config(root, manifest, given)
     device, levels = choose_device(config.teacher.device, field="teacher.device"), list(manifest.encodings)[1:]
     check_precision(config.teacher.precision, device, field="teacher.precision")
-    loss = LossConfig(gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature)
-    train = replace(config.train, device=str(device), precision="float32", compile="off")
-    config = replace(config, train=train, cache=replace(config.cache, levels=levels), loss=loss)
+    config = plan_students(config, levels=levels, device=device)
     teacher, weights = build_teacher(
         config.teacher, num_classes=config.dataset.num_classes, levels=levels, device=device
     )
@@ -70,6 +67,14 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
     reader = CacheReader(root, manifest, "train", num_views=max(manifest.complete_views["train"], 1))
     return Setting(manifest, config, reader, teacher, open_targets(reader, device))
+
+
+def plan_students(config: Config, *, levels: list[str], device: torch.device) -> Config:
+    """Settings of the students that are asked: all levels, default weights of the loss, float32, not compiled, no download."""
+    loss = LossConfig(gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature)
+    train = replace(config.train, device=str(device), precision="float32", compile="off")
+    student, cache = replace(config.student, pretrained=False), replace(config.cache, levels=levels)
+    return replace(config, train=train, cache=cache, loss=loss, student=student)
 
 
 def make_batches(setting: Setting, batch_size: int) -> BatchReader:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.answers import draw_view
+from kdcache.cache.answers import draw_view, refuse_answer
 from kdcache.cache.pipeline import Plan
 from kdcache.data.voc import Sample
-from kdcache.errors import TeacherError
 from kdcache.forecast.views import pick_samples
 from kdcache.report.progress import Progress
 
@@ -104,9 +103,6 @@ def _find_peaks(
         bad = (~(peaks_N <= limit)).nonzero()  # NaN, too
         if len(bad):
             row = int(bad[0])
-            raise TeacherError(
-                f"sample {samples[row].id!r}: teacher's {name} reaches {peaks_N[row].item():g}, expected finite values "
-                f"up to {limit:g}; check the weights, teacher.precision and teacher.layers"
-            )
+            raise refuse_answer(samples[row].id, name, peak=peaks_N[row].item(), limit=limit)
         peaks[name] = peaks_N.max().item()
     return peaks

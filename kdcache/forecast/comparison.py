@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 
 from kdcache.cache.pipeline import Plan
-from kdcache.config import LossConfig
 from kdcache.fidelity import students
+from kdcache.fidelity.setting import plan_students
 from kdcache.training.compiling import make_trial_batch
 from kdcache.training.loop import train_step
 from kdcache.training.run import build_learner
@@ -33,10 +32,8 @@ def expect_comparison(plan: Plan, *, num_samples: int, teacher_s: float) -> floa
 
 def _time_step(plan: Plan, batch_size: int) -> float:
     """Seconds of one step of training a student as the comparison does, on a batch of zeros; one before it warms up."""
-    config, device, levels = plan.config, plan.teacher.device, plan.config.cache.levels
-    loss = LossConfig(gamma=LossConfig().gamma if levels else 0.0)
-    train = replace(config.train, device=str(device), precision="float32", compile="off")
-    config = replace(config, train=train, loss=loss, student=replace(config.student, pretrained=False))
+    device = plan.teacher.device
+    config = plan_students(plan.config, levels=plan.config.cache.levels, device=device)
     shapes = plan.teacher.probe_levels()
     learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in shapes.items()})
     bases = {level: torch.from_numpy(basis).to(device) for level, basis in plan.bases.items()}

@@ -172,7 +172,7 @@ def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manife
         "val_s": splits["val"]["num_missing"] * sample_s["val"],
         "train_s": splits["train"]["num_missing"] * sample_s["train"],
         "score_s": score_s,
-        "comparison_s": comparison_s if missing else 0.0,  # a cache that is found complete is not compared
+        "comparison_s": comparison_s if missing else 0.0,  # once built, a cache is compared once
     }
     return {**parts, "missing_s": sum(parts.values()), "all_s": setup_s + whole_s + score_s + comparison_s}
 

@@ -61,10 +61,10 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
 def baseline_config(config: Config) -> Config:
     """The same student, seed, data order and epochs, with labels only."""
     loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
-    cache = replace(
-        config.cache, levels=[]
-    )  # neither levels nor temperature matter to it: one serves students with any
-    return replace(config, loss=replace(loss, temperature=LossConfig().temperature), cache=cache)
+    loss = replace(
+        loss, temperature=LossConfig().temperature
+    )  # this and levels do not matter: one serves students of any
+    return replace(config, loss=loss, cache=replace(config.cache, levels=[]))
 
 
 def hash_settings(config: Config, data: Data) -> str:

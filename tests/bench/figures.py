@@ -71,6 +71,9 @@ SPECS = (
     Spec("trust_cost", "phase_one", "ratio",
          definition="time of that part of phase one over the same without flushes, reading back and hashes "
          "(tests.bench.trust has the whole of it)"),
+    Spec("views_added", "phase_one", "ratio", goal=1.1, at_least=False,
+         definition="time a sample of adding as many views again to that cache, over time a sample of building it, first batch "
+         "to last commit; details have its training bytes afterwards over those before"),
     Spec("verify_rate", "phase_one", "GB/s", definition="verify --data of that cache from the page cache"),
     Spec("fidelity_loss_rel", "encodings", "share", goal=1e-5, at_least=False,
          definition="relative change of the loss from cached float16 against live float32 answers, a student after 40 steps, the "

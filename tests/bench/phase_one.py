@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.build import build_cache
 from kdcache.cache.reader import open_split
 from kdcache.config import Config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import Teacher, build_fcn, build_teacher
+from kdcache.report.cache_info import describe_cache
 from kdcache.settings import make_config
 from tests.bench.adapter import time_writing
 from tests.bench.copying import time_s
@@ -23,12 +26,13 @@ from tests.bench.trust import measure_build, measure_verify, without_protocol
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Bare forward, phase one, phase one without protocol: alternating."""
+    """Bare forward, phase one without protocol, phase one, as many views again: alternating."""
     config = _prepare(bench)
     _, size_bytes = measure_build(config)
     teacher, batches = _make_bare(bench, config)
     _ask_all(teacher, batches)
-    runs: dict[str, list[float]] = {"forward": [], "phase_one": [], "without_protocol": []}
+    runs: dict[str, list[float]] = {"forward": [], "phase_one": [], "without_protocol": [], "added": []}
+    more = replace(config, augment=replace(config.augment, views=2 * config.augment.views))
     for _ in range(bench.sizes.build_rounds):
         runs["forward"].append(time_s(lambda: _ask_all(teacher, batches)))
         with without_protocol(), time_writing() as times_s:
@@ -37,7 +41,12 @@ def measure(bench: Bench) -> list[Figure]:
         with time_writing() as times_s:
             measure_build(config)
         runs["phase_one"] += times_s
-    return _make_figures(bench, config, runs, size_bytes=size_bytes)
+        before_bytes = _sum_train_bytes(config)
+        with time_writing() as times_s:
+            build_cache(more)
+        runs["added"] += times_s
+    added = _make_added(bench, runs, grown=_sum_train_bytes(config) / before_bytes)
+    return [*_make_figures(bench, config, runs, size_bytes=size_bytes), added]
 
 
 def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *, size_bytes: int) -> list[Figure]:
@@ -54,6 +63,17 @@ def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *,
         make_figure("trust_cost", median_ratio(*(runs[name] for name in two[1])), runs={name: runs[name] for name in two[1]}),
         make_figure("verify_rate", statistics.median(rates), runs={"gb_s": rates}),
     ]  # fmt: skip
+
+
+def _make_added(bench: Bench, runs: dict[str, list[float]], *, grown: float) -> Figure:
+    build = bench.build
+    a_sample = {"added": build.train * build.views, "phase_one": build.num_samples}
+    times = {name: [took_s / count for took_s in runs[name]] for name, count in a_sample.items()}
+    return make_figure("views_added", median_ratio(times["added"], times["phase_one"]), runs=times, bytes_grown=grown)
+
+
+def _sum_train_bytes(config: Config) -> int:
+    return sum(array["bytes"] for array in describe_cache(config.cache.path)["splits"]["train"]["arrays"].values())
 
 
 def _prepare(bench: Bench) -> Config:

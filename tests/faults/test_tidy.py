@@ -34,6 +34,7 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(q
         root / "commits/val-v0000-g00000.json.partial",
         shard_path(root, layout.array("mid"), layout.group(0, 1)).with_name("0.partial"),
         lease_path(root, "train-v0000-g00000"),
+        lease_path(root, "score"),
     ]
     for path in litter:
         path.parent.mkdir(exist_ok=True)
@@ -62,6 +63,8 @@ def test_files_of_a_group_that_is_being_written_stay(root):
     with take_lease(root, "train-v0000-g00000"):
         assert collect_leftovers(root) == [] and collect_leftovers(root, dry_run=True) == []
     assert [leftover.path for leftover in collect_leftovers(root)] == [partial]
+    with take_lease(root, "score"):
+        assert collect_leftovers(root) == [] and lease_path(root, "score").exists()
 
 
 def test_a_folder_in_a_shards_place_is_named_before_the_record_is_taken_back(root):
