@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 from contextlib import suppress
-from pathlib import Path
 
+from kdcache.cache.place import Place, find_place
 from kdcache.command import DAMAGED, OneLineParser, cannot_run_as_2
 from kdcache.errors import CacheCorruptError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
@@ -115,16 +115,23 @@ def gc(argv: list[str]) -> None:
 
 def _path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the cache")
+    parser.add_argument("path", type=_read_place, metavar="PATH", help="the cache: a folder or s3://BUCKET/KEY")
     if json:
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser
 
 
-def split_path(words: list[str], command: str) -> tuple[Path, list[str]]:
+def _read_place(text: str) -> Place:
+    try:
+        return find_place(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def split_path(words: list[str], command: str) -> tuple[Place, list[str]]:
     """PATH, which is the first word, and the settings behind it. Raises SettingsError."""
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
         cure = f"write `{PROG} {command} PATH`, settings behind it"
         raise SettingsError(describe("command line", field="PATH", found=found, expected=expected, cure=cure))
-    return Path(words[0]), words[1:]
+    return find_place(words[0]), words[1:]

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import singledispatch
 from pathlib import Path
 
 from kdcache.errors import KdcacheError
@@ -17,6 +18,7 @@ class FolderInUseError(KdcacheError):
     """Another process writes into the folder."""
 
 
+@singledispatch
 @contextmanager
 def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (which must exist) until the block ends; the system lets go of it when a process dies.

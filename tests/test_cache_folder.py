@@ -14,10 +14,11 @@ from zarr.codecs import Crc32cCodec
 
 from kdcache.cache.answers import collect_views
 from kdcache.cache.build import build_cache
+from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_split, read_group_record
+from kdcache.cache.reader import open_split
 from kdcache.cache.records import write_record
 from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache

@@ -120,7 +120,7 @@ def test_the_teacher_goes_on_and_groups_are_written_at_once(plan, monkeypatch):
         if group.view == 0 and group.index == 0:  # the first group of val, and of train
             both_write.wait(PATIENCE_S)
             assert third_asked.wait(PATIENCE_S), "the teacher waits for the writers"
-        write_group(root, manifest, group, **kwargs)
+        return write_group(root, manifest, group, **kwargs)
 
     def answer_and_tell(true, call):
         if call == 2:
@@ -149,7 +149,7 @@ def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
 
     def write_when_full(*args, **kwargs):
         assert full.wait(PATIENCE_S), "there is room, but the teacher waits"
-        write_group(*args, **kwargs)
+        return write_group(*args, **kwargs)
 
     monkeypatch.setattr(pipeline, "GroupAnswers", Counted)
     monkeypatch.setattr(pipeline, "write_group", write_when_full)
@@ -213,7 +213,7 @@ def lose_lease(plan, monkeypatch):
     def write_without(root, manifest, group, **kwargs):
         if group.name == "train-v0000-g00001":
             (root / "leases" / group.name).unlink()
-        write_group(root, manifest, group, **kwargs)
+        return write_group(root, manifest, group, **kwargs)
 
     monkeypatch.setattr(pipeline, "write_group", write_without)
     return LeaseLostError, "train-v0000-g00001"
@@ -250,7 +250,7 @@ def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(pla
 
     def write_late(*args, **kwargs):
         assert interrupted.wait(PATIENCE_S)
-        write_group(*args, **kwargs)
+        return write_group(*args, **kwargs)
 
     def answer(true, call):
         if call == 2:

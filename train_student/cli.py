@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from kdcache.cache.place import find_place
 from kdcache.command import run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
@@ -24,7 +24,7 @@ def _train(argv: list[str]) -> None:
     parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
     given = read_given(parser, argv)
     make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
-    root = Path(given.get("cache", {}).get("path", CacheConfig().path))
+    root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
     from kdcache.training.distill import distill
 
     distill(given, root=root, progress=Console(), say=print)

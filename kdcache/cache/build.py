@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from kdcache.cache.folder import (
     check_free_space,
     check_same_cache,
     complete_views,
-    find_folder,
+    find_free_bytes,
     find_missing_groups,
     open_for_writing,
 )
@@ -25,7 +24,6 @@ from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
 from kdcache.cache.records import find_committed
 from kdcache.cache.score import TeacherScore, score_teacher
-from kdcache.cache.writer import measure_group
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.devices import check_precision, choose_device
@@ -62,12 +60,11 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     progress, began_s, root, worker = progress or Silent(), time.monotonic(), config.cache.path, find_worker()
     plan = make_plan(config, progress)
     plan, missing = _open(plan)
-    written = _write_missing(plan, missing, worker, progress)
+    pipeline = _write_missing(plan, missing, worker, progress)
     manifest = complete_views(root)
     score = _score_once(config, manifest, worker, progress)
-    num_samples = sum(group.stop - group.start for group in written)
-    size_bytes = sum(measure_group(root, manifest.layouts[group.split], group) for group in written)
-    return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
+    num_samples = sum(group.stop - group.start for group in pipeline.written)
+    return BuildSummary(num_samples, pipeline.written_bytes, time.monotonic() - began_s, score)
 
 
 def make_plan(config: Config, progress: Progress) -> Plan:
@@ -124,20 +121,20 @@ def _open(plan: Plan) -> tuple[Plan, list[Group]]:
 def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
     plan = adopt_bases(plan)
     root, manifest = plan.config.cache.path, plan.manifest
+    free_bytes = find_free_bytes(root)
     layouts = check_same_cache(root, manifest).layouts
-    existing = find_folder(root)
     missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
     needed = sum(layouts[group.split].group_bytes(group) for group in missing)
     coded = any(array.codec for layout in layouts.values() for array in layout.arrays)
-    check_free_space(root, needed_bytes=needed, free_bytes=shutil.disk_usage(existing).free, at_most=coded)
+    check_free_space(root, needed_bytes=needed, free_bytes=free_bytes, at_most=coded)
     if not missing:  # versions and device are those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
     return replace(plan, manifest=open_for_writing(root, manifest, plan.bases)), missing
 
 
-def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: Progress) -> list[Group]:
+def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: Progress) -> Pipeline:
     """Write a worker's stripe, then what others have left; the first also waits for those that others hold, last of all: where
-    they die, their groups are written here. Returns those written.
+    they die, their groups are written here. Returns what wrote them.
     """
     root = plan.config.cache.path
     total = sum(group.stop - group.start for group in missing)
@@ -153,7 +150,7 @@ def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: P
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
     _warn_of_shrunk(pipeline.shrunk, plan.config)
-    return pipeline.written
+    return pipeline
 
 
 def _score_once(config: Config, manifest: Manifest, worker: Worker, progress: Progress) -> TeacherScore | None:

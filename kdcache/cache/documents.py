@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from functools import singledispatch
 
 from kdcache.cache import durable
+from kdcache.cache.place import Place
 from kdcache.errors import CacheCorruptError
 
 MOST_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample; more than this is another file
@@ -18,13 +19,18 @@ _ZEROS = b"0" * 64
 _TAIL = b'"\n}\n'
 
 
-def write_sealed(path: Path, document: dict) -> None:
+def write_sealed(path: Place, document: dict) -> None:
     """Replace a document in one step."""
+    durable.replace_file(path, seal(document))
+
+
+def seal(document: dict) -> bytes:
+    """The bytes of a sealed document."""
     body = json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode() + b"\n"
-    durable.replace_file(path, _put_seal(body, hashlib.sha256(body).hexdigest().encode()))
+    return _put_seal(body, hashlib.sha256(body).hexdigest().encode())
 
 
-def read_sealed(path: Path, *, cure: str) -> dict:
+def read_sealed(path: Place, *, cure: str) -> dict:
     """The document at `path`. Raises CacheCorruptError where it is unreadable or its bytes are not those written."""
     data = read_bytes(path, cure=cure)
     found = data[-len(_TAIL) - 64 : -len(_TAIL)]
@@ -33,7 +39,7 @@ def read_sealed(path: Path, *, cure: str) -> dict:
     return parse_json(path, data, cure=cure)
 
 
-def read_json(path: Path, *, cure: str) -> dict:
+def read_json(path: Place, *, cure: str) -> dict:
     """The JSON object at `path`. Raises CacheCorruptError where there is none, or one nested too deep."""
     document = parse_json(path, read_bytes(path, cure=cure), cure=cure)
     if _is_deeper(document, MOST_DEPTH):
@@ -41,7 +47,8 @@ def read_json(path: Path, *, cure: str) -> dict:
     return document
 
 
-def read_bytes(path: Path, *, cure: str) -> bytes:
+@singledispatch
+def read_bytes(path: Place, *, cure: str) -> bytes:
     """The contents of a small file of the cache. Raises CacheCorruptError; a link is refused, it may lead anywhere."""
     try:
         if path.is_symlink() or not path.is_file():
@@ -55,7 +62,7 @@ def read_bytes(path: Path, *, cure: str) -> bytes:
         raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
 
 
-def parse_json(path: Path, data: bytes, *, cure: str) -> dict:
+def parse_json(path: Place, data: bytes, *, cure: str) -> dict:
     """Raises CacheCorruptError where `data` is no JSON object."""
     try:
         document = json.loads(data.decode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from functools import singledispatch
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -16,7 +17,7 @@ PARTIAL = ".partial"
 
 def partial_path(path: Path) -> Path:
     """Where a file is written before it takes its name; only the holder of its lease or lock writes there."""
-    return path.with_name(f"{path.name}{PARTIAL}")
+    return path.parent / f"{path.name}{PARTIAL}"
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -34,6 +35,7 @@ def rename(old: Path, new: Path) -> None:
     old.replace(new)
 
 
+@singledispatch
 def remove(path: Path) -> None:
     """Remove a file, absent ones too; on disk once the folder is flushed."""
     path.unlink(missing_ok=True)
@@ -45,6 +47,7 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
+@singledispatch
 def make_folders(path: Path, *, below: Path) -> None:
     """Make what `path` lacks below the existing folder `below`."""
     for folder in reversed([path, *path.parents]):
@@ -52,6 +55,7 @@ def make_folders(path: Path, *, below: Path) -> None:
             make_folder(folder)
 
 
+@singledispatch
 def sync_folder(path: Path) -> None:
     """Flush a folder's names to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -64,6 +68,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+@singledispatch
 def replace_file(path: Path, data: bytes) -> None:
     """Write a small file so that after a crash the old or the new one is there, whole."""
     write_file(partial_path(path), [data])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ def open_for_writing(root: Path, manifest: Manifest, bases: dict[str, np.ndarray
     CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
     """
     with _explain_refusal(root):
-        _make_root(root)
+        make_root(root)
         with hold_folder(root, wait=True):
             grows = manifest_path(root).exists()
             manifest = check_same_cache(root, manifest)
@@ -87,6 +89,12 @@ def find_folder(root: Path) -> Path:
     return existing
 
 
+@singledispatch
+def find_free_bytes(root: Path) -> float:
+    """What can still be written there. Raises CacheError where a file is in the way."""
+    return shutil.disk_usage(find_folder(root)).free
+
+
 def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
     """Shard groups without a commit record."""
     committed = set(find_committed(root, layout.groups()))
@@ -100,7 +108,7 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
     """
     if manifest_path(root).exists() or manifest_path(root).is_symlink():
         return _merge(root, read_manifest(root), manifest)
-    if root.exists() and not _is_begun(root, manifest):
+    if (root.exists() or root.is_dir()) and not _is_begun(root, manifest):
         read_manifest(root)  # says that it is no cache
     for layout in manifest.layouts.values() if root.is_dir() else ():
         for group in find_committed(root, layout.groups()):
@@ -132,7 +140,9 @@ def _explain_refusal(root: Path) -> Iterator[None]:
         ) from None
 
 
-def _make_root(root: Path) -> None:
+@singledispatch
+def make_root(root: Path) -> None:
+    """The folder of a cache, if it is not there. Raises OSError."""
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if existing.is_dir():
         durable.make_folders(root.absolute(), below=existing.absolute())
@@ -157,7 +167,7 @@ def _is_begun(root: Path, manifest: Manifest) -> bool:
     names = {entry.name for entry in root.iterdir()}
     partials = {durable.partial_path(path).name for path in (manifest_path(root), root / "zarr.json")}
     ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
-    return names <= ours or (COMMITS in names and names <= ours | set(manifest.layouts))
+    return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
 
 
 def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import singledispatch
 from pathlib import Path
 
 from kdcache.cache.layout import LEASES
@@ -44,6 +45,7 @@ def lease_path(root: Path, name: str) -> Path:
     return root / LEASES / name
 
 
+@singledispatch
 @contextmanager
 def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease | None]:
     """Hold the lease of that name until the block ends; None where another process holds it.
@@ -69,6 +71,7 @@ def take_lease(root: Path, name: str, *, wait: bool = False) -> Iterator[Lease |
             os.close(descriptor)
 
 
+@singledispatch
 def is_held(root: Path, name: str) -> bool:
     """Whether a process holds the lease of that name; nobody else can take it at that moment."""
     try:
@@ -84,6 +87,7 @@ def is_held(root: Path, name: str) -> bool:
     return False
 
 
+@singledispatch
 def read_holder(root: Path, name: str) -> str:
     """Who says to hold a lease, for a message."""
     try:

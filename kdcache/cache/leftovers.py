@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 
 from kdcache.cache import durable
@@ -29,6 +30,7 @@ class Leftover:
     what: str
 
 
+@singledispatch
 def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
     """Remove what killed runs left; files of groups that a process is writing now stay.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.documents import read_json, read_sealed, write_sealed
@@ -26,8 +25,9 @@ from kdcache.cache.layout import (
     find_version,
     manifest_path,
 )
+from kdcache.cache.place import Place
 from kdcache.config import LEVELS
-from kdcache.errors import CacheCorruptError, CacheMismatchError, Phrase, SettingsError, describe
+from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.settings import drop_unknown, make_config
 
 _CURE = (
@@ -82,7 +82,7 @@ class Manifest:
         return hash_facts(self.identity[split])
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
+def write_manifest(root: Place, manifest: Manifest) -> None:
     """Replace manifest.json in one step."""
     splits = {
         split: {
@@ -99,13 +99,13 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     write_sealed(manifest_path(root), {**head, "splits": splits, "information": manifest.information})
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Raises CacheMismatchError for a folder that is no cache or of another version, CacheCorruptError for a damaged one."""
+def read_manifest(root: Place) -> Manifest:
+    """Raises CacheMismatchError for a place that is no cache or of another version, CacheCorruptError for a damaged one,
+    CacheError where it cannot be looked for."""
     path = manifest_path(root)
-    if not path.is_symlink() and not path.exists():
-        cure = "give the path of one, or build one with `python -m cache_teacher`"
-        if (root / COMMITS).is_dir():
-            cure = _CURE
+    there, begun = look_for_manifest(root)
+    if not there:
+        cure = _CURE if begun else "give the path of one, or build one with `python -m cache_teacher`"
         found, expected = Phrase("missing"), Phrase("a kdcache cache")
         raise CacheMismatchError(describe(root, field="manifest.json", found=found, expected=expected, cure=cure))
     _check_version(path, read_json(path, cure=_CURE))
@@ -132,7 +132,20 @@ def read_manifest(root: Path) -> Manifest:
         raise CacheCorruptError(path, f"manifest is damaged ({reason})", cure=_CURE) from None
 
 
-def _check_version(path: Path, document: dict) -> None:
+def look_for_manifest(root: Place) -> tuple[bool, bool]:
+    """Whether something stands where the manifest belongs, and else whether a cache was begun. Raises CacheError."""
+    path = manifest_path(root)
+    try:
+        there = path.is_symlink() or path.exists()
+        return there, not there and (root / COMMITS).is_dir()
+    except OSError as error:
+        where = error.filename or path
+        raise CacheError(
+            f"{where}: manifest cannot be looked for ({error.strerror}); mend that or cache.path"
+        ) from None
+
+
+def _check_version(path: Place, document: dict) -> None:
     if document.get("format") != "kdcache":
         raise CacheCorruptError(path, "format is unknown, expected 'kdcache'", cure=_CURE)
     version = document.get("format_version")

@@ -22,7 +22,7 @@ from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record, look_again
-from kdcache.cache.writer import GroupContents, measure_group, write_group
+from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
 from kdcache.memory import count_cores, find_free_ram
@@ -95,13 +95,15 @@ class Pipeline:
     An error ends it: the first one is raised, in the thread that calls. Groups that the teacher has been asked about are still
     committed, unless it was writing that failed; then only those whose writing has begun.
 
-    written: groups committed by this process. shrunk: parameters of the validation views among them that were scaled down.
+    written: groups committed by this process; written_bytes: of their shard files. shrunk: parameters of the
+    validation views among them that were scaled down.
     """
 
     def __init__(self, plan: Plan, bar: Bar) -> None:
         self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
         self.encoder = plan.encoder
         self.written: list[Group] = []
+        self.written_bytes = 0
         self.shrunk: list[dict] = []
         self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
         self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write")
@@ -194,12 +196,13 @@ class Pipeline:
 
     def _commit(self, job: _Job) -> None:
         contents = job.answers.wait()
-        write_group(self.plan.config.cache.path, self.plan.manifest, job.group, contents=contents, lease=job.lease)
+        root, manifest = self.plan.config.cache.path, self.plan.manifest
+        size_bytes = write_group(root, manifest, job.group, contents=contents, lease=job.lease)
         with self._lock:
             self.written.append(job.group)
+            self.written_bytes += size_bytes
             self.shrunk += _find_shrunk(job.group, contents)
-        layout = self.plan.manifest.layouts[job.group.split]
-        self._advance(job.group, size_bytes=measure_group(self.plan.config.cache.path, layout, job.group))
+        self._advance(job.group, size_bytes=size_bytes)
 
     def _advance(self, group: Group, *, size_bytes: int) -> None:
         with self._lock:

@@ -12,8 +12,8 @@ import torch
 from kdcache.cache.codecs import Codec, choose_codec
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.identity import build_identity
-from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs, manifest_path
-from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs
+from kdcache.cache.manifest import Manifest, look_for_manifest, read_manifest
 from kdcache.checks import refuse
 from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.data.augment import SCHEME
@@ -98,7 +98,7 @@ def check_storage(root: Path, cached: Config, config: Config, *, cure: str) -> N
 def check_stored(config: Config) -> None:
     """The same against the cache at `cache.path`, if there is one: before a data set is read for nothing."""
     root = config.cache.path
-    if manifest_path(root).is_file():
+    if look_for_manifest(root)[0]:
         cached = make_config(drop_unknown(read_manifest(root).information["settings"]))
         cure = "give what the cache was built with, or set cache.path to another folder"
         check_storage(root, cached, config, cure=cure)

@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 
-from kdcache.cache.documents import read_sealed, write_sealed
+from kdcache.cache import durable
+from kdcache.cache.documents import read_sealed, seal
 from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path, index_bytes
+from kdcache.cache.place import Place
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
@@ -34,9 +37,19 @@ class CommitRecord:
     crcs: dict[str, list[int]]
     views: list[dict]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all shard files."""
+        return sum(file.size_bytes for file in self.files.values())
 
-def write_record(root: Path, group: Group, record: CommitRecord) -> None:
-    """Publish a record by rename: that rename is the commit."""
+
+def write_record(root: Place, group: Group, record: CommitRecord) -> None:
+    """Publish a record in one step: that is the commit."""
+    durable.replace_file(commit_path(root, group), seal_record(group, record))
+
+
+def seal_record(group: Group, record: CommitRecord) -> bytes:
+    """The bytes of a record's file."""
     files = {name: {"size_bytes": file.size_bytes, "sha256": file.sha256} for name, file in record.files.items()}
     document = {
         "group": group.name,
@@ -48,9 +61,10 @@ def write_record(root: Path, group: Group, record: CommitRecord) -> None:
         "crc32c": record.crcs,
         "views": record.views,
     }
-    write_sealed(commit_path(root, group), document)
+    return seal(document)
 
 
+@singledispatch
 def has_record(root: Path, group: Group) -> bool:
     """Whether something stands where the group's record belongs; what, `read_record` tells.
 
@@ -66,11 +80,13 @@ def has_record(root: Path, group: Group) -> bool:
     return True
 
 
+@singledispatch
 def look_again(root: Path) -> None:
     """Let the next look see what other machines have committed: opening a folder makes a network file system ask its server."""
     os.close(os.open(root / COMMITS, os.O_RDONLY | os.O_DIRECTORY))
 
 
+@singledispatch
 def list_records(root: Path) -> set[str]:
     """Names of the files that stand where commit records belong; one look at the folder, however many they are.
 

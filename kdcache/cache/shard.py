@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 
 import crc32c as crc32c_library
@@ -57,13 +58,23 @@ def write_shard(path: Path, chunks: list[np.ndarray], crcs: list[int], *, shard_
 
     Raises: OSError, also where the bytes read back are not those written.
     """
-    index = build_index([chunk.size for chunk in chunks], shard_samples=shard_samples)
+    parts = list_parts(chunks, crcs, shard_samples=shard_samples)
+    durable.write_file(path, parts)
+    return _read_back(path, parts)
+
+
+def list_parts(chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int) -> list[memoryview | bytes]:
+    """The bytes of a shard file, one part after the other; arguments as of `write_shard`."""
     parts: list[memoryview | bytes] = []
     for chunk, crc in zip(chunks, crcs, strict=True):
         parts += [memoryview(chunk), crc.to_bytes(CRC_BYTES, "little")]
-    parts += [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
-    durable.write_file(path, parts)
-    return _read_back(path, parts)
+    return parts + list_tail([chunk.size for chunk in chunks], shard_samples=shard_samples)
+
+
+def list_tail(chunk_bytes: list[int], *, shard_samples: int) -> list[bytes]:
+    """What follows the chunks: the index and its checksum."""
+    index = build_index(chunk_bytes, shard_samples=shard_samples)
+    return [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
 
 
 def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
@@ -88,7 +99,7 @@ def read_index(
     tail = np.empty(index_bytes(shard_samples), np.uint8)
     try:
         with open_plain(path) as descriptor:
-            found = os.fstat(descriptor).st_size
+            found = find_size(descriptor)
             got = read_at(descriptor, found - tail.size, [tail]) if found == size_bytes else 0
     except OSError as error:
         raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
@@ -106,6 +117,7 @@ def read_index(
     return index
 
 
+@singledispatch
 def check_inside(root: Path, path: Path, *, cure: str) -> None:
     """Raises CacheCorruptError where a link leads from the cache at `root` to a place outside."""
     base = os.path.realpath(root)
@@ -113,6 +125,7 @@ def check_inside(root: Path, path: Path, *, cure: str) -> None:
         raise CacheCorruptError(path, f"it is outside of the cache, at {os.path.realpath(path)}", cure=cure)
 
 
+@singledispatch
 @contextmanager
 def open_plain(path: Path) -> Iterator[int]:
     """A descriptor to read a plain file, no link, folder or pipe (which may never answer). Raises OSError."""
@@ -125,6 +138,19 @@ def open_plain(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@singledispatch
+def sum_sizes(root: Path, files: list[Path]) -> int:
+    """Bytes of some files of the cache at `root`; missing ones have none."""
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+@singledispatch
+def find_size(descriptor: int) -> int:
+    """Bytes of what `open_plain` has opened."""
+    return os.fstat(descriptor).st_size
+
+
+@singledispatch
 def read_at(descriptor: int, offset: int, slots: list[np.ndarray]) -> int:
     """Fill contiguous arrays one after the other from a position; returns the number of bytes got."""
     views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
@@ -148,12 +174,14 @@ class MappedFiles:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def open(self, path: Path) -> mmap.mmap | None:
-        """The mapping of a file; None where the system has no room for one more.
+        """The mapping of a file; None where the system has no room for one more, or for what is no file.
 
         Raises: OSError, also where the file is shorter than when it was mapped: reading what is gone would end the process.
         """
         mapped = self._maps.get(path)
         if mapped is None:
+            if not isinstance(path, Path):
+                return None
             with open_plain(path) as descriptor:
                 try:
                     mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache.basis import basis_path, read_bases
+from kdcache.cache.chunks import Chunks, find_chunks
+from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
-from kdcache.cache.reader import read_group_record
 from kdcache.cache.records import CommitRecord, find_committed
-from kdcache.cache.shard import check_inside, crc32c, open_plain, read_at, read_index
+from kdcache.cache.shard import crc32c, list_tail, open_plain, read_at
 from kdcache.errors import CacheCorruptError
 from kdcache.report.progress import Progress, Silent
 
@@ -138,17 +139,12 @@ def _check_shard(
     root: Path, layout: SplitLayout, spec: ArraySpec, group: Group, record: CommitRecord, *, data: bool
 ) -> list[tuple[str, str | None]]:
     """What is wrong with one shard file, and with which sample (None: the whole file)."""
-    path, file, count = shard_path(root, spec, group), record.files[spec.name], len(record.sample_ids)
-    entries, chunk_bytes = layout.shard_samples, None if spec.codec else spec.item_bytes
+    file, total = record.files[spec.name], hashlib.sha256()
     try:
-        check_inside(root, path, cure="")
-        index = read_index(
-            path, count=count, shard_samples=entries, size_bytes=file.size_bytes, chunk_bytes=chunk_bytes, cure=""
-        )
+        chunks = find_chunks(root, layout, spec, group, file=file, cure="")
         if not data:
-            return list(_compare_stored_checksums(path, spec, record, index))
-        total = hashlib.sha256()
-        flaws = list(_compare_data(path, spec, record, index, total))
+            return list(_compare_stored_checksums(chunks, spec, record))
+        flaws = list(_compare_data(chunks, spec, record, total, shard_samples=layout.shard_samples))
     except CacheCorruptError as error:
         return [(error.what, None)]
     except OSError as error:
@@ -158,37 +154,35 @@ def _check_shard(
     return flaws
 
 
-def _compare_stored_checksums(
-    path: Path, spec: ArraySpec, record: CommitRecord, index: np.ndarray
-) -> Iterator[tuple[str, str]]:
+def _compare_stored_checksums(chunks: Chunks, spec: ArraySpec, record: CommitRecord) -> Iterator[tuple[str, str]]:
     """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
     stored = np.empty(1, "<u4")
-    with open_plain(path) as descriptor:
-        for id, crc, (offset, size) in _zip_chunks(spec, record, index):
-            if read_at(descriptor, offset + size - CRC_BYTES, [stored]) != CRC_BYTES or stored[0] != crc:
+    with open_plain(chunks.path) as descriptor:
+        for id, crc, (offset, size) in _zip_chunks(spec, record, chunks) if chunks.checksums else ():
+            if read_at(descriptor, offset + size, [stored]) != CRC_BYTES or stored[0] != crc:
                 yield "stored checksum differs from the commit record", id
 
 
 def _compare_data(
-    path: Path, spec: ArraySpec, record: CommitRecord, index: np.ndarray, total: hashlib._Hash
+    chunks: Chunks, spec: ArraySpec, record: CommitRecord, total: hashlib._Hash, *, shard_samples: int
 ) -> Iterator[tuple[str, str]]:
-    """Every chunk against the record, every byte of the file into `total`."""
-    chunks = list(_zip_chunks(spec, record, index))
-    room = np.empty(max(size for _, _, (_, size) in chunks), np.uint8)
-    tail = np.empty(index.nbytes + CRC_BYTES, np.uint8)
-    with open_plain(path) as descriptor:
-        for id, crc, (offset, size) in chunks:
-            chunk = room[:size]
-            read_at(descriptor, offset, [chunk])
+    """Every chunk against the record, every byte of the shard file into `total`; what a packed cache leaves out is made."""
+    room = np.empty(max(chunks.places[:, 1].tolist()), np.uint8)
+    tail = list_tail(chunks.places[:, 1].tolist(), shard_samples=shard_samples)
+    with open_plain(chunks.path) as descriptor:
+        for id, crc, (offset, size) in _zip_chunks(spec, record, chunks):
+            chunk, follower = room[:size], np.array([crc], "<u4")
+            read_at(descriptor, offset, [chunk, follower] if chunks.checksums else [chunk])
             total.update(chunk)
-            if crc32c(chunk[:-CRC_BYTES]) != crc:
+            total.update(follower)
+            if crc32c(chunk) != crc:
                 yield "its bytes differ from the commit record's checksum", id
-            elif int.from_bytes(chunk[-CRC_BYTES:].tobytes(), "little") != crc:
+            elif follower[0] != crc:
                 yield "stored checksum differs from the commit record", id
-        read_at(descriptor, sum(size for _, _, (_, size) in chunks), [tail])
-        total.update(tail)
+    for part in tail:  # compared when the chunks were found
+        total.update(part)
 
 
-def _zip_chunks(spec: ArraySpec, record: CommitRecord, index: np.ndarray) -> Iterator[tuple[str, int, list[int]]]:
-    """Id, committed checksum, (offset, size with checksum) of each chunk of a shard."""
-    return zip(record.sample_ids, record.crcs[spec.name], index[: len(record.sample_ids)].tolist(), strict=True)
+def _zip_chunks(spec: ArraySpec, record: CommitRecord, chunks: Chunks) -> Iterator[tuple[str, int, list[int]]]:
+    """Id, committed checksum, (offset, size) of each chunk."""
+    return zip(record.sample_ids, record.crcs[spec.name], chunks.places.tolist(), strict=True)

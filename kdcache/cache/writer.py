@@ -6,6 +6,7 @@ import errno
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.lease import Lease
 from kdcache.cache.manifest import Manifest
+from kdcache.cache.place import Place
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile, check_inside, crc32c, write_shard
 from kdcache.errors import CacheError
@@ -35,6 +37,7 @@ class GroupContents:
     views: list[dict]
 
 
+@singledispatch
 def write_group(
     root: Path,
     manifest: Manifest,
@@ -42,37 +45,40 @@ def write_group(
     *,
     contents: GroupContents,
     lease: Lease,
-) -> None:
+) -> int:
     """Write all arrays of one shard group that has no record, flush them, read them back, then commit.
 
     Args:
         contents: of the whole group.
         lease: of this group; checked before each step that others could see.
 
-    Raises: CacheError where the disk refuses, LeaseLostError; committed groups stay.
+    Returns: bytes of its shard files. Raises: CacheError where the disk refuses, LeaseLostError; committed groups stay.
     """
-    check_targets(root, manifest.layouts[group.split], group)
+    layout = manifest.layouts[group.split]
+    check_targets(root, layout, group)
     try:
-        files, crcs = _write_partials(root, manifest.layouts[group.split], group, contents, lease)
-        _give_names(root, manifest.layouts[group.split], group, files, lease)
+        files, crcs = _write_partials(root, layout, group, contents, lease)
+        _give_names(root, layout, group, files, lease)
         lease.check()
-        identity = manifest.split_hash(group.split)
-        write_record(root, group, CommitRecord(identity, contents.ids, files, crcs, contents.views))
-    except ValueError as error:  # of a codec
-        _remove_partials(root, manifest.layouts[group.split], group)
-        cure = "set cache.codec to another and cache.path to a new folder"
-        raise CacheError(f"{root}: shard group {group.name} cannot be coded ({error}); {cure}") from None
+        record = CommitRecord(manifest.split_hash(group.split), contents.ids, files, crcs, contents.views)
+        write_record(root, group, record)
+    except ValueError as error:
+        _remove_partials(root, layout, group)
+        raise refuse_coding(root, group, error) from None
     except OSError as error:
         lease.check()  # without it the files are another writer's, and so is the error
-        _remove_partials(root, manifest.layouts[group.split], group)
-        raise CacheError(_explain(root, manifest.layouts[group.split], group, error)) from None
+        _remove_partials(root, layout, group)
+        raise CacheError(_explain(root, layout, group, error)) from None
+    return record.size_bytes
 
 
-def measure_group(root: Path, layout: SplitLayout, group: Group) -> int:
-    """Bytes of a committed group's shard files."""
-    return sum(shard_path(root, spec, group).stat().st_size for spec in layout.arrays)
+def refuse_coding(root: Place, group: Group, error: ValueError) -> CacheError:
+    """What to raise of what a codec said."""
+    cure = "set cache.codec to another and cache.path to a new folder"
+    return CacheError(f"{root}: shard group {group.name} cannot be coded ({error}); {cure}")
 
 
+@singledispatch
 def check_targets(root: Path, layout: SplitLayout, group: Group) -> None:
     """Raises CacheError where a folder, or a way out of the cache, stands where a file of the group belongs."""
     for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:

@@ -5,7 +5,7 @@ The defaults are `configs/voc2012.yaml`: PASCAL VOC 2012 at 512x512, the teacher
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 from kdcache.config.cache import CacheConfig as CacheConfig
@@ -25,6 +25,7 @@ from kdcache.config.training import LossConfig as LossConfig
 from kdcache.config.training import RunConfig as RunConfig
 from kdcache.config.training import StudentConfig as StudentConfig
 from kdcache.config.training import TrainConfig as TrainConfig
+from kdcache.objects.path import ObjectPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +45,27 @@ class Config:
 
 def config_to_dict(config: object) -> dict:
     """Plain nested dict of a config or section, paths as text: fit for YAML and JSON."""
-    return _plain(asdict(config))
+    return _plain(config)
 
 
 def config_from_dict(values: dict, *, section: type = Config) -> object:
     """The inverse of `config_to_dict`; missing fields take their defaults. Raises SettingsError on bad values."""
-    types = {"root": Path, "out": Path, "path": Path, "dir": Path}
+    types = {"root": Path, "out": Path, "dir": Path, "stage_dir": Path}  # cache.path may be more than that
     nested = {f.name: f.default_factory for f in fields(section) if isinstance(f.default_factory, type)}
     made = {}
     for name, value in values.items():
         if name in nested:
             made[name] = config_from_dict(value, section=nested[name])
         else:
-            made[name] = types[name](value) if name in types else value
+            made[name] = types[name](value) if name in types and value is not None else value
     return section(**made)
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, (Path, ObjectPath)):
+        return str(value)
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return list(value) if isinstance(value, list) else value

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.checks import check_range, refuse
+from kdcache.cache.place import find_place
+from kdcache.checks import check_positive, check_range, refuse
 from kdcache.config.names import KINDS, LEVELS, PRESETS
 
 
@@ -30,8 +31,8 @@ class RankConfig:
 class CacheConfig:
     """The Zarr v3 store between the two phases."""
 
-    path: Path = Path("caches/voc2012")
-    """Folder of the cache."""
+    path: str | Path = Path("caches/voc2012")
+    """Folder of the cache, or s3://BUCKET/KEY (gs://, az://)."""
     levels: list[str] = field(default_factory=lambda: list(LEVELS))
     """Feature levels to cache, any of low, mid, high; [] caches logits only."""
     shard_samples: int = 16
@@ -44,9 +45,15 @@ class CacheConfig:
     """Lossless: raw, blosc-lz4 (fast), blosc-zstd (small), another of zarr-python's (slow); auto is blosc-zstd beside lowrank."""
     check: Literal["always", "first", "never"] = "first"
     """Which readings of a sample training checks: always, the first of a process, never (damage may then pass unseen)."""
+    stage_dir: Path | None = None
+    """Folder for local copies of what training reads from a slower place, each verified (default: none are made)."""
+    stage_gb: float = 100.0
+    """Size limit of cache.stage_dir in GB, above 0; copies used longest ago go first, those of this run stay."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", find_place(self.path))
         check_range("cache.shard_samples", self.shard_samples, 1, 65_536)
+        check_positive("cache.stage_gb", self.stage_gb)
         unknown = [level for level in self.levels if level not in LEVELS]
         if unknown or len(set(self.levels)) != len(self.levels):
             raise refuse("cache.levels", self.levels, "a list without repetition of low, mid, high")

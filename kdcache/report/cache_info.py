@@ -8,6 +8,7 @@ from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import SplitLayout, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
+from kdcache.cache.shard import sum_sizes
 
 
 def describe_cache(root: Path) -> dict:
@@ -49,7 +50,7 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
             "dtype": spec.dtype,
             "item_shape": list(spec.item_shape),
             "codec": spec.codec.to_dict() if spec.codec else None,
-            "bytes": sum(_size(shard_path(root, spec, group)) for group in committed),
+            "bytes": sum_sizes(root, [shard_path(root, spec, group) for group in committed]),
         }
         for spec in layout.arrays
     }
@@ -68,10 +69,6 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
 def _name_codec(codec: dict) -> str:
     """blosc zstd."""
     return " ".join([codec["name"], *filter(None, [codec.get("configuration", {}).get("cname")])])
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _flat(value: object) -> str:

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from kdcache.cache.layout import LEASES, Group
+from kdcache.cache.layout import LEASES, Group, shard_path
 from kdcache.cache.lease import is_held, read_holder
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import find_committed
-from kdcache.cache.writer import measure_group
+from kdcache.cache.shard import sum_sizes
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say
 
@@ -38,8 +38,8 @@ def watch_cache(
             read_manifest(root)  # it may have been moved away
             new = find_committed(root, missing)
             missing -= set(new)
-            size_bytes = sum(measure_group(root, layouts[group.split], group) for group in new)
-            bar.advance(sum(map(_count, new)), size_bytes=size_bytes)
+            files = [shard_path(root, spec, group) for group in new for spec in layouts[group.split].arrays]
+            bar.advance(sum(map(_count, new)), size_bytes=sum_sizes(root, files))
 
 
 def _name_writers(root: Path) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.layout import ArraySpec
+from kdcache.cache.place import is_far
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shard import MappedFiles
 from kdcache.memory import count_cores
@@ -89,6 +91,7 @@ class BatchReader:
     ) -> None:
         self.reader, self.device = reader, device
         self.ids = reader.sample_ids
+        self.num_threads = FAR_THREADS if is_far(reader.root) else READ_THREADS
         self.wait_s = 0.0
         """Seconds that whoever used the batches had to wait for them, in all."""
         specs = [reader.layout.array(name) for name in arrays]
@@ -105,7 +108,7 @@ class BatchReader:
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
         """Batches in the order of `batches`. Raises CacheCorruptError where stored bytes are not those committed."""
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(READ_THREADS) as pool:
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.num_threads) as pool:
             coming: Future | None = None
             for step, places in enumerate(batches):
                 coming = coming or ahead.submit(self._bring, pool, places, self.slots[step % 2])
@@ -131,7 +134,7 @@ class BatchReader:
                 slot = slots[array].numpy()[row]
                 self.reader.read_into(slot, array=array, view=view, sample=sample, maps=self.maps)
 
-        for done in [pool.submit(read_some) for _ in range(READ_THREADS)]:
+        for done in [pool.submit(read_some) for _ in range(self.num_threads)]:
             done.result()
         tensors = {array: slot[: len(absent)] for array, slot in slots.items()}
         if self.stream is None:

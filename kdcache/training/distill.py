@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.reader import open_cache
+from kdcache.cache.stage import open_stage
 from kdcache.config import Config, LossConfig
 from kdcache.report.page import write_report
 from kdcache.report.progress import Progress, Silent
@@ -38,7 +39,9 @@ def distill(given: dict, *, root: Path, progress: Progress | None = None, say: S
     manifest, progress = open_cache(root), progress or Silent()
     config = resolve_config(root, manifest, given)
     choose_arithmetic(config)
-    data = open_data(root, manifest, num_views=config.augment.views, check=config.cache.check)
+    data = open_data(
+        root, manifest, num_views=config.augment.views, check=config.cache.check, stage=open_stage(config.cache)
+    )
     folder, baseline, baseline_folder = config.run.dir, None, None
     check_folder(config, manifest, config.run.dir, resume=config.run.resume)
     if config.run.baseline and (config.loss.beta or config.loss.gamma):

@@ -20,11 +20,15 @@ RAM_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Need:
-    """What a run reads again and again: bytes of samples, and of the shard files (fewer with a codec), and how many files."""
+    """What a run reads again and again: bytes of samples, and of the shard files (fewer with a codec), and how many files.
+
+    far: whether it is read from another machine, so that there are no files to be mapped.
+    """
 
     size_bytes: int
     stored_bytes: int
     num_files: int
+    far: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def find_need(reader: CacheReader, arrays: list[str]) -> Need:
         size_bytes=item_bytes * layout.num_samples * reader.num_views,
         stored_bytes=sum(reader.stored_bytes(name) for name in arrays),
         num_files=len(arrays) * layout.groups_per_view * reader.num_views,
+        far=reader.is_far,
     )
 
 
@@ -65,6 +70,8 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
         raise SettingsError(f"settings: train.residency is 'gpu' and {found}; set train.residency auto")
     if setting == "gpu" or (setting == "auto" and size_bytes <= free_gpu):
         return Residency("gpu", f"{size} fit into {_gb(free_gpu)}, half of the free GPU memory")
+    if setting != "disk" and any(need.far for need in needs):
+        return Residency("disk", "cache.stage_dir would keep local copies")
     fits = stored_bytes <= free_ram
     if setting == "ram" or (setting == "auto" and fits):
         if not allow_mapped_files(num_files):
@@ -118,7 +125,7 @@ class ResidentSamples:
 
 def format_residency(choice: Residency) -> str:
     """One line for a person."""
-    where = {"disk": "read from the files each time", "ram": "mapped into memory", "gpu": "kept on the GPU"}
+    where = {"disk": "read from where they are each time", "ram": "mapped into memory", "gpu": "kept on the GPU"}
     return f"residency: {choice.kind}, samples are {where[choice.kind]} ({choice.reason})"
 
 

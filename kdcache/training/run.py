@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.manifest import Manifest
+from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, Check
+from kdcache.cache.stage import Stage
 from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.lock import hold_folder
@@ -47,10 +49,12 @@ class Data:
     val: CacheReader
 
 
-def open_data(root: Path, manifest: Manifest, *, num_views: int, check: Check = "first") -> Data:
+def open_data(
+    root: Place, manifest: Manifest, *, num_views: int, check: Check = "first", stage: Stage | None = None
+) -> Data:
     """Open both splits; `num_views` training views must be complete. Raises CacheError."""
-    train = CacheReader(root, manifest, "train", num_views=num_views, check=check)
-    return Data(manifest, train, CacheReader(root, manifest, "val", check=check))
+    train = CacheReader(root, manifest, "train", num_views=num_views, check=check, stage=stage)
+    return Data(manifest, train, CacheReader(root, manifest, "val", check=check, stage=stage))
 
 
 def train_run(

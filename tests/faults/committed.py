@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import Group, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.reader import read_group_record
 from kdcache.cache.records import has_record
 
 

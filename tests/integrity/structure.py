@@ -7,9 +7,9 @@ from pathlib import Path
 from numpy.random import Generator, Philox
 
 from kdcache.cache.durable import PARTIAL
+from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import Group, SplitLayout, shard_path
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.reader import read_group_record
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Choose
 

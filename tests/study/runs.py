@@ -9,10 +9,10 @@ from pathlib import Path
 
 from kdcache.cache.basis import count_basis_bytes
 from kdcache.cache.build import build_cache
-from kdcache.cache.layout import commit_path, manifest_path
+from kdcache.cache.layout import commit_path, manifest_path, shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_cache
-from kdcache.cache.writer import measure_group
+from kdcache.cache.shard import sum_sizes
 from kdcache.config import Config
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say
@@ -132,5 +132,5 @@ def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
     manifest = read_manifest(root)
     layout, bases = manifest.layouts["train"], count_basis_bytes(manifest.encodings)
     groups = [group for group in layout.groups() if group.view < views]
-    of_groups = (measure_group(root, layout, group) + commit_path(root, group).stat().st_size for group in groups)
-    return sum(bases.values()) + sum(of_groups)
+    shards = [shard_path(root, spec, group) for group in groups for spec in layout.arrays]
+    return sum(bases.values()) + sum_sizes(root, [*shards, *(commit_path(root, group) for group in groups)])

@@ -1,0 +1,119 @@
+"""The connection to a bucket, by obstore: its retries and time limits, and what its errors mean in words.
+
+obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without Python's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+from kdcache.errors import SettingsError
+
+if TYPE_CHECKING:
+    from kdcache.objects.path import ObjectPath
+
+SCHEMES = ("s3", "gs", "az")
+_LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
+_RETRIES = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=60),
+}  # with growing pauses, of 5xx, 429, cut connections
+PAUSES_S = (1.0, 5.0, 25.0, None)
+Result = TypeVar("Result")
+log = logging.getLogger("kdcache")
+
+
+@cache
+def open_bucket(address: str) -> object:
+    """A client of the bucket; credentials are found as its platform does (environment, profile, the machine's role).
+
+    Raises: SettingsError where obstore is not installed, or refuses the address.
+    """
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise SettingsError(
+            f"{address}: obstore is not installed, expected it for object stores; pip install 'kdcache[s3]'"
+        ) from None
+    options = {"credential_provider": _find_credentials()} if address.startswith("s3:") else {}
+    try:
+        return from_url(address, client_options=_LIMITS, retry_config=_RETRIES, **options)
+    except Exception as error:  # of obstore's own kinds, which have no common name for this
+        raise SettingsError(f"{address}: bucket cannot be opened ({_shorten(error)}); mend cache.path") from None
+
+
+def _find_credentials() -> object | None:
+    """By boto3, which knows profiles and single sign-on; None where it finds none (a public bucket)."""
+    from boto3.session import Session
+    from botocore.exceptions import BotoCoreError
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        session = Session()
+        return Boto3CredentialProvider(session) if session.get_credentials() else None
+    except BotoCoreError as error:
+        raise SettingsError(f"credentials: {_shorten(error)}; mend AWS_PROFILE or the files it names") from None
+
+
+def ask(path: ObjectPath, question: Callable[[object], Result], *, conflict: type[OSError] = FileExistsError) -> Result:
+    """What the bucket of `path` answers; obstore's errors become an OSError with words of its own.
+
+    Where the store does not answer in spite of obstore's retries, it is asked again, with a warning: the first answer may have
+    been lost, so that a put under a condition finds its own object.
+
+    Args:
+        conflict: what to raise where the condition of a put does not hold.
+
+    Raises: FileNotFoundError, PermissionError, `conflict`, else OSError.
+    """
+    for pause_s in PAUSES_S:
+        try:
+            with _say_what_failed(path, conflict=conflict):
+                return question(open_bucket(path.bucket))
+        except OSError as error:
+            if error.errno != errno.EIO or pause_s is None:
+                raise
+            log.warning("%s: %s; trying again in %g s", path, error.strerror, pause_s)
+        time.sleep(pause_s)
+    raise AssertionError("the last pause is None")
+
+
+@contextmanager
+def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[None]:
+    from obstore import exceptions
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise _lost_bucket(path) from None
+        raise FileNotFoundError(errno.ENOENT, "it is not there", str(path)) from None
+    except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+        raise conflict(errno.EEXIST, "another writer was first", str(path)) from None
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+        raise PermissionError(errno.EACCES, "access is denied, mend the credentials", str(path)) from None
+    except exceptions.BaseError as error:
+        if "NoSuchBucket" in str(error):
+            raise _lost_bucket(path) from None
+        raise OSError(errno.EIO, f"the store does not answer as it should: {_shorten(error)}", str(path)) from None
+
+
+def _lost_bucket(path: ObjectPath) -> OSError:
+    return OSError(errno.ENXIO, "bucket is not there", path.bucket)
+
+
+def _shorten(error: Exception) -> str:
+    """What the server answered, else the innermost reason, in one line."""
+    text = " ".join(str(error).split()).split(" Debug source")[0]
+    answer = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    words = answer[1] if answer else text.rpartition(" - ")[2]
+    return words[-160:] + (f" ({code[1]})" if code else "")

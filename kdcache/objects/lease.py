@@ -1,0 +1,168 @@
+"""The right to write a shard group of a bucket: an object that was created by one process, which goes on replacing it.
+
+A bucket has no locks, and clocks of different machines differ: so nobody compares times. Whoever finds a lease looks at its
+tag; if that is still the same after LOST_S seconds by the watcher's own clock, its holder is dead, and the lease is taken over by
+a put under the condition that the tag is still that one. A holder that was only stopped finds its tag gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from kdcache.cache.lease import LeaseLostError, lease_path
+from kdcache.objects.path import AlreadyThereError, ObjectPath
+
+RENEW_S = 15.0  # between two puts of a holder
+LOST_S = 90.0  # without one, as a watcher sees it
+POLL_S = 2.0
+
+_seen: dict[ObjectPath, tuple[str, float]] = {}  # tag of another's lease, and when it was seen first
+
+
+class ObjectLease:
+    """A held lease; it is renewed in the background, and by `check` where that is late."""
+
+    def __init__(self, path: ObjectPath, tag: str, holder: str) -> None:
+        self.path, self.tag, self.holder = path, tag, holder
+        self.lost, self._renewed_s = False, _now()
+        self._next = _contents(holder)
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises LeaseLostError where it is another's now, OSError where the store does not answer."""
+        self.renew(older_s=RENEW_S)
+        if self.lost:
+            raise LeaseLostError(
+                f"{self.path}: lease was taken over or removed while it was held; what this process had not committed is left "
+                "to others, run `python -m cache_teacher` again"
+            )
+
+    def renew(self, *, older_s: float) -> None:
+        """Replace it, if that was done longer ago than `older_s` seconds. Raises OSError."""
+        with self._lock:
+            began_s = _now()
+            if self.lost or began_s - self._renewed_s < older_s:
+                return
+            try:
+                self.tag = self.path.replace(self._next, tag=self.tag)
+            except (AlreadyThereError, FileNotFoundError):
+                if not self._find_own():
+                    self.lost = True
+                    return
+            self._renewed_s, self._next = began_s, _contents(self.holder)
+
+    def release(self) -> None:
+        """Remove it, if it is still ours; where that fails, others find it dead in time."""
+        with self._lock, suppress(OSError):
+            if not self.lost and self.path.find_tag() == self.tag:
+                self.path.remove()
+            self.lost = True
+
+    def _find_own(self) -> bool:
+        """Whether it is what this process was writing, and only the answer was lost."""
+        with suppress(FileNotFoundError):
+            if self.path.read_bytes() == self._next:
+                self.tag = self.path.find_tag()
+                return True
+        return False
+
+
+@contextmanager
+def take_object_lease(root: ObjectPath, name: str, *, wait: bool = False) -> Iterator[ObjectLease | None]:
+    """As `kdcache.cache.lease.take_lease`."""
+    path, holder = lease_path(root, name), f"process {os.getpid()} on {socket.gethostname()}"
+    lease = _claim(path, holder)
+    while lease is None and wait:
+        time.sleep(POLL_S)
+        lease = _claim(path, holder)
+    if lease is None:
+        yield None
+        return
+    with _keeper.keep(lease):
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+
+def is_alive(path: ObjectPath) -> bool:
+    """Whether a lease is there and not known to be dead; to know that takes two looks LOST_S seconds apart."""
+    tag = path.find_tag()
+    if tag is None:
+        return False
+    seen, since_s = _seen.get(path, (None, 0.0))
+    if seen != tag:
+        _seen[path] = tag, _now()
+        return True
+    return _now() - since_s < LOST_S
+
+
+def _claim(path: ObjectPath, holder: str) -> ObjectLease | None:
+    contents = _contents(holder)
+    try:
+        return ObjectLease(path, path.create(contents), holder)
+    except AlreadyThereError:
+        return _take_over(path, contents, holder)
+
+
+def _take_over(path: ObjectPath, contents: bytes, holder: str) -> ObjectLease | None:
+    """The lease of a dead holder; or ours, where the answer to its creation was lost."""
+    with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
+        if path.read_bytes() == contents:
+            return ObjectLease(path, path.replace(contents, tag=path.find_tag() or ""), holder)
+        if not is_alive(path) and path in _seen:
+            return ObjectLease(path, path.replace(contents, tag=_seen.pop(path)[0]), holder)
+    return None
+
+
+def _contents(holder: str) -> bytes:
+    """Never the same twice: a tag may be a hash of what is stored."""
+    return f"{holder}, {uuid.uuid4().hex}\n".encode()
+
+
+def _now() -> float:
+    """Seconds that go on while a machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class _Keeper:
+    """One thread that renews all leases of this process, as long as there are any."""
+
+    def __init__(self) -> None:
+        self._held: set[ObjectLease] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def keep(self, lease: ObjectLease) -> Iterator[None]:
+        with self._lock:
+            self._held.add(lease)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.discard(lease)
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(RENEW_S / 3)
+            with self._lock:
+                held = list(self._held)
+                if not held:
+                    self._thread = None
+                    return
+            for lease in held:
+                with suppress(OSError):  # `check` says it, or the next round mends it
+                    lease.renew(older_s=RENEW_S * 2 / 3)
+
+
+_keeper = _Keeper()

@@ -1,0 +1,161 @@
+"""A cache in a bucket is the one in a folder: built, grown, read, verified, repaired, tidied."""
+
+import json
+
+import pytest
+import quick
+from helpers import check_one_line
+
+from cache_teacher.cli import main as cache_teacher
+from kdcache.cache.build import build_cache, make_plan
+from kdcache.cache.folder import open_for_writing
+from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.place import find_place
+from kdcache.cache.reader import CacheReader
+from kdcache.cache.repair import repair_cache
+from kdcache.cache.verify import verify_cache
+from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
+from kdcache.objects.path import ObjectPath
+from kdcache.report.progress import Silent
+from kdcache.settings import make_config
+from train_student.cli import main as train_student
+
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
+
+def read_all(root) -> dict[str, bytes]:
+    """Every file of a cache but the manifest, whose information differs, and locks."""
+    if isinstance(root, ObjectPath):
+        files = {path.relative_to(root): path.read_bytes() for path, _ in root.walk()}
+    else:
+        files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {name: data for name, data in files.items() if name not in ("manifest.json", ".lock")}
+
+
+@pytest.fixture
+def local(quick_data, tmp_path):
+    """The settings of the same cache in a folder."""
+    return quick.build_quick(quick_data, tmp_path / "local")
+
+
+def test_a_cache_in_a_bucket_has_the_bytes_of_one_in_a_folder(quick_data, bucket, local):
+    quick.build_quick(quick_data, bucket)
+    assert read_all(bucket) == read_all(local.cache.path)
+    found, expected = read_manifest(bucket), read_manifest(local.cache.path)
+    assert found.identity == expected.identity and found.complete_views == expected.complete_views
+    findings = verify_cache(bucket, data=True)
+    assert not findings.damage and findings.num_groups == len(quick.GROUPS)
+
+
+def test_views_are_added_in_a_bucket(quick_data, bucket, local):
+    quick.build_quick(quick_data, bucket, views=1)
+    before = read_all(bucket)
+    quick.build_quick(quick_data, bucket)
+    after = read_all(bucket)
+    assert after == read_all(local.cache.path)
+    assert all(after[name] == data for name, data in before.items() if not name.endswith("zarr.json"))
+
+
+def test_every_sample_read_from_a_bucket_is_that_of_the_folder(quick_data, bucket, local):
+    quick.build_quick(quick_data, bucket)
+    for split in ("train", "val"):
+        far, near = (CacheReader(root, read_manifest(root), split) for root in (bucket, local.cache.path))
+        for spec in near.layout.arrays:
+            for view in range(near.num_views):
+                for sample in range(near.layout.num_samples):
+                    assert (far.read(spec.name, view, sample) == near.read(spec.name, view, sample)).all()
+
+
+def test_both_programs_and_the_commands_take_a_bucket(quick_data, bucket, local, tmp_path, capsys):
+    quick.build_quick(quick_data, bucket)
+    assert cache_teacher(["info", str(bucket), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cache_teacher(["info", str(local.cache.path), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert found["splits"] == expected["splits"] and found["path"] == str(bucket)
+    assert cache_teacher(["verify", str(bucket), "--data"]) == 0
+    assert cache_teacher(["info", str(bucket), "--watch", "0.1"]) == 0
+    runs = {}
+    for name, root in (("far", bucket), ("near", local.cache.path)):
+        given = ["--cache.path", str(root), "--train.epochs", "1", "--train.batch_size", "2", "--student.pretrained",
+                 "false", "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run")]  # fmt: skip
+        assert train_student([*given, "--train.device", "cpu"]) == 0
+        runs[name] = json.loads((tmp_path / name / "run" / "metrics.jsonl").read_text())
+    assert {key: runs["far"][key] for key in ("total", "miou")} == {key: runs["near"][key] for key in ("total", "miou")}
+    assert "cache.stage_dir would keep local copies" in capsys.readouterr().out
+
+
+def test_damage_in_a_bucket_is_found_refused_and_repaired(quick_data, bucket):
+    config = quick.build_quick(quick_data, bucket)
+    layout, whole = read_manifest(bucket).layouts["train"], read_all(bucket)
+    group = layout.group(1, 0)
+    path = shard_path(bucket, layout.array("logits"), group)
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.put(bytes(data))
+    commit_path(bucket, layout.group(0, 1)).remove()
+    damaged = {(damage.group.name, damage.array) for damage in verify_cache(bucket, data=True).damage}
+    assert damaged == {(group.name, "logits"), (layout.group(0, 1).name, None)}
+    done = repair_cache(bucket, {"dataset": {"root": str(config.dataset.root)}})
+    assert [one.name for one in done.groups] == [layout.group(0, 1).name, group.name]
+    assert read_all(bucket) == whole
+    path.put(bytes(data))
+    with pytest.raises(CacheCorruptError) as error:
+        CacheReader(bucket, read_manifest(bucket), "train").read("logits", 1, 0)
+    check_one_line(error, str(path), "view 1", "its checksum differs", f"repair {bucket}")
+
+
+def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, capsys):
+    quick.build_quick(quick_data, bucket, views=1)
+    layout = read_manifest(bucket).layouts["train"]
+    config = make_config(quick.quick_given(quick_data, bucket))
+    open_for_writing(bucket, make_plan(config, Silent()).manifest)
+    lost = shard_path(bucket, layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0))
+    lost.put(b"what a killed run left")
+    foreign = bucket / "notes.txt"
+    foreign.put(b"mine")
+    assert cache_teacher(["gc", str(bucket), "--dry-run"]) == 0 and lost.exists()
+    assert cache_teacher(["gc", str(bucket)]) == 0
+    assert not lost.exists() and foreign.exists()
+    assert "1 files, 0.0 MB removed" in capsys.readouterr().out
+    build_cache(config)
+    assert not verify_cache(bucket, data=True).damage
+
+
+def test_another_cache_in_a_bucket_is_refused(quick_data, bucket):
+    quick.build_quick(quick_data, bucket)
+    other = make_config(quick.quick_given(quick_data, bucket), {"augment": {"seed": 5}})
+    with pytest.raises(CacheMismatchError) as error:
+        build_cache(other)
+    check_one_line(error, str(bucket), "augment.seed is 0, expected 5")
+
+
+def test_foreign_objects_are_no_cache(quick_data, bucket):
+    (bucket / "photo.jpg").put(b"mine")
+    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
+        quick.build_quick(quick_data, bucket)
+    assert list(read_all(bucket)) == ["photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ftp://host/x", "cache.path is 'ftp://host/x', expected a path, or an address that begins with s3://"),
+        ("s3://", "cache.path is 's3://', expected s3://BUCKET/KEY"),
+    ],
+)
+def test_addresses_of_another_kind_are_refused(address, words):
+    with pytest.raises(SettingsError) as error:
+        find_place(address)
+    check_one_line(error, words)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
+    address = "s3://bucket-of-nobody/cache"
+    assert cache_teacher(["info", address]) == 1
+    line = "s3://bucket-of-nobody: manifest cannot be looked for (bucket is not there); mend that or cache.path"
+    assert line in capsys.readouterr().err
+    with pytest.raises(CacheError) as error:
+        quick.build_quick(quick_data, find_place(address))
+    check_one_line(error, line)
