@@ -98,8 +98,9 @@ def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[N
         raise FileNotFoundError(errno.ENOENT, "it is not there", str(path)) from None
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise conflict(errno.EEXIST, "another writer was first", str(path)) from None
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-        raise PermissionError(errno.EACCES, "access is denied, mend the credentials", str(path)) from None
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        words = f"access is denied, {_shorten(error)}: look at the credentials, their rights and this machine's clock"
+        raise PermissionError(errno.EACCES, words, str(path)) from None
     except exceptions.BaseError as error:
         if "NoSuchBucket" in str(error):
             raise _lost_bucket(path) from None

@@ -38,17 +38,29 @@ def make_bucket(endpoint: str, name: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT")).close()
 
 
+ANSWERS = {
+    "error": (500, "InternalError"),
+    "slowdown": (503, "SlowDown"),
+    "denied": (403, "AccessDenied"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+}
+
+
 class Faults:
     """What happens to requests: one of `kinds` to a share of them, drawn from a seed.
 
     error: 500 instead of an answer. lost: the request is done, the answer is not sent. cut: half of the answer is. slow: it
-    comes late. slowdown: 503. `counts` tells how many of each, and of all.
+    comes late. slowdown: 503. denied: 403. `counts` tells how many of each, and of all.
+
+    ignore_conditions: whether puts under a condition are done whatever is there, as by stores that do not know them.
     """
 
     KINDS = ("error", "lost", "cut", "slow", "slowdown")
 
-    def __init__(self, share: float, *, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> None:
-        self.share, self.kinds, self.counts = share, kinds, Counter()
+    def __init__(
+        self, share: float, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, ignore_conditions: bool = False
+    ) -> None:
+        self.share, self.kinds, self.counts, self.ignore_conditions = share, kinds, Counter(), ignore_conditions
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def draw(self) -> str | None:
@@ -71,8 +83,9 @@ def serve_faults(endpoint: str, faults: Faults) -> Iterator[str]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             fault = faults.draw()
-            if fault in ("error", "slowdown"):
-                self._answer(500 if fault == "error" else 503, [], b"<Error><Code>SlowDown</Code></Error>")
+            if fault in ANSWERS:
+                status, code = ANSWERS[fault]
+                self._answer(status, [], f"<Error><Code>{code}</Code></Error>".encode())
                 return
             status, headers, data = self._forward(body)
             if fault == "slow":
@@ -86,7 +99,10 @@ def serve_faults(endpoint: str, faults: Faults) -> Iterator[str]:
 
         def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(endpoint.removeprefix("http://"))
-            connection.request(self.command, self.path, body=body, headers=dict(self.headers))
+            headers = dict(self.headers)
+            if faults.ignore_conditions:
+                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
+            connection.request(self.command, self.path, body=body, headers=headers)
             answer = connection.getresponse()
             data = answer.read()
             connection.close()

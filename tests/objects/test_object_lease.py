@@ -1,0 +1,233 @@
+"""Leases in a bucket: kept by who lives, taken from who is dead, and useless to who was only stopped."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import quick
+from helpers import check_one_line
+from s3_server import Faults
+from test_bucket_cache import read_all
+
+from kdcache.cache.answers import compute_group
+from kdcache.cache.build import build_cache, make_plan
+from kdcache.cache.folder import open_for_writing
+from kdcache.cache.layout import shard_path
+from kdcache.cache.lease import LeaseLostError, is_held, lease_path, read_holder, take_lease
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.verify import verify_cache
+from kdcache.cache.writer import GroupContents, write_group
+from kdcache.errors import CacheError
+from kdcache.objects import lease as leases
+from kdcache.objects.path import AlreadyThereError
+from kdcache.objects.writer import put_own
+from kdcache.report.progress import Silent
+from kdcache.settings import make_config
+
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+LOST_S = 0.4
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_S", LOST_S / 6)
+    monkeypatch.setattr(leases, "LOST_S", LOST_S)
+    monkeypatch.setattr(leases, "POLL_S", LOST_S / 8)
+    monkeypatch.setattr(leases, "_seen", {})
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A function that stops the renewing of all leases there are, as SIGSTOP would."""
+
+    def stop() -> None:
+        monkeypatch.setattr(leases._keeper, "_held", set())
+
+    return stop
+
+
+def test_a_lease_is_held_once_and_given_back(bucket):
+    with take_lease(bucket, "a") as lease, take_lease(bucket, "a") as other:
+        assert other is None and lease is not None
+        assert is_held(bucket, "a") and read_holder(bucket, "a").startswith("process ")
+    assert not is_held(bucket, "a") and not lease_path(bucket, "a").exists()
+
+
+def test_a_living_holder_is_not_robbed(bucket):
+    with take_lease(bucket, "a") as lease:
+        end_s = time.monotonic() + 4 * LOST_S
+        while time.monotonic() < end_s:
+            with take_lease(bucket, "a") as other:
+                assert other is None
+            time.sleep(LOST_S / 8)
+        lease.check()
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_after_a_while(bucket):
+    lease_path(bucket, "a").create(b"process 1 on another machine, 0\n")
+    began_s = time.monotonic()
+    with take_lease(bucket, "a", wait=True) as lease:
+        assert time.monotonic() - began_s >= LOST_S
+        lease.check()
+
+
+def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket, stopped):
+    with take_lease(bucket, "a") as first:
+        stopped()
+        with take_lease(bucket, "a", wait=True) as second:
+            second.check()
+            with pytest.raises(LeaseLostError) as error:
+                first.check()
+            check_one_line(error, str(lease_path(bucket, "a")), "taken over or removed while it was held")
+        assert not first.path.exists()
+
+
+def test_leaving_a_lost_lease_does_not_remove_the_new_one(bucket, stopped):
+    with take_lease(bucket, "a", wait=True) as late:
+        stopped()
+        taken = take_lease(bucket, "a", wait=True)
+        new = taken.__enter__()
+    assert late.lost and lease_path(bucket, "a").exists()
+    new.check()
+    taken.__exit__(None, None, None)
+
+
+def test_an_answer_that_was_lost_costs_no_lease(use_server):
+    bucket = use_server(Faults(0.3, seed=2, kinds=("lost",)))
+    for _ in range(4):
+        with take_lease(bucket, "a", wait=True) as lease:
+            for _ in range(3):
+                time.sleep(LOST_S / 5)
+                lease.check()
+
+
+@pytest.fixture
+def plan(quick_data, bucket):
+    plan = make_plan(make_config(quick.quick_given(quick_data, bucket)), Silent())
+    open_for_writing(bucket, plan.manifest)
+    return plan
+
+
+def compute(plan, group) -> GroupContents:
+    with ThreadPoolExecutor(1) as pool:
+        return compute_group(
+            plan.config, group, splits=plan.splits, teacher=plan.teacher, encoder=plan.encoder, pool=pool
+        )
+
+
+def changed(contents: GroupContents) -> GroupContents:
+    """As another GPU would round it."""
+    arrays = {**contents.arrays, "logits": contents.arrays["logits"] + 1}
+    return GroupContents(arrays, contents.ids, contents.views)
+
+
+@pytest.mark.parametrize("late_step", [0, 1, 4, 6, 12])
+def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, stopped, late_step, monkeypatch):
+    """It stops before its put number `late_step`, after a good look at its lease, and goes on when the other has committed."""
+    group = plan.manifest.layouts["train"].group(0, 0)
+    contents = compute(plan, group)
+    with take_lease(bucket, group.name) as late:
+        checks, check = [], late.check
+
+        def stop_then_go_on():
+            check()
+            checks.append(1)
+            if len(checks) == late_step + 1:
+                stopped()
+                with take_lease(bucket, group.name, wait=True) as lease:
+                    write_group(bucket, plan.manifest, group, contents=contents, lease=lease)
+
+        monkeypatch.setattr(late, "check", stop_then_go_on)
+        if late_step < 7:
+            with pytest.raises(LeaseLostError):
+                write_group(bucket, plan.manifest, group, contents=changed(contents), lease=late)
+        else:
+            write_group(bucket, plan.manifest, group, contents=changed(contents), lease=late)
+            assert len(checks) == 7
+    findings = verify_cache(bucket, data=True)
+    assert not findings.damage and findings.num_groups == 1
+
+
+def test_a_late_commit_is_replaced_by_that_of_the_holder(plan, bucket):
+    group = plan.manifest.layouts["train"].group(0, 0)
+    contents = compute(plan, group)
+    with take_lease(bucket, group.name) as lease:
+        write_group(bucket, plan.manifest, group, contents=changed(contents), lease=lease)
+        write_group(bucket, plan.manifest, group, contents=contents, lease=lease)
+    assert not verify_cache(bucket, data=True).damage
+
+
+def test_nothing_is_put_over_what_came_meanwhile(bucket, monkeypatch):
+    path = bucket / "x"
+    path.create(b"before")
+    with take_lease(bucket, "a") as lease:
+        find_tag = type(path).find_tag
+
+        def look_late(self):
+            tag = find_tag(self)
+            if self == path and path.read_bytes() == b"before":
+                path.put(b"meanwhile")
+            return tag
+
+        monkeypatch.setattr(type(path), "find_tag", look_late)
+        put_own(path, b"mine", lease=lease)
+    assert path.read_bytes() == b"mine"
+    with pytest.raises(AlreadyThereError):
+        path.create(b"again")
+
+
+def test_two_workers_at_once_give_the_cache_of_one(quick_data, bucket, tmp_path, monkeypatch):
+    whole = quick.build_quick(quick_data, tmp_path / "local")
+    configs = [make_config(quick.quick_given(quick_data, bucket)) for _ in range(3)]
+    errors = []
+
+    def build(config):
+        try:
+            build_cache(config)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=build, args=(config,)) for config in configs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and read_all(bucket) == read_all(whole.cache.path)
+    assert read_manifest(bucket).complete_views == {"train": 2, "val": 1}
+
+
+def test_a_killed_worker_in_a_bucket_is_waited_for_and_replaced(quick_data, bucket, tmp_path):
+    whole = quick.build_quick(quick_data, tmp_path / "local")
+    config = make_config(quick.quick_given(quick_data, bucket))
+    group = read_manifest(whole.cache.path).layouts["train"].group(0, 1)
+    lease_path(bucket, group.name).create(b"process 1 on a machine that burnt, 0\n")
+    spec = read_manifest(whole.cache.path).layouts["train"].array("image")
+    shard_path(bucket, spec, group).create(b"what it had put")
+    build_cache(config)
+    assert read_all(bucket) == read_all(whole.cache.path)
+
+
+# --- stores that cannot be used
+
+
+def test_a_bucket_without_conditional_put_is_refused(quick_data, use_server):
+    bucket = use_server(Faults(0.0, ignore_conditions=True))
+    with pytest.raises(CacheError) as error:
+        quick.build_quick(quick_data, bucket)
+    check_one_line(error, bucket.bucket, "no conditional put (If-None-Match), expected one")
+    assert read_all(bucket) == {}
+
+
+@pytest.mark.parametrize("kind", ["denied", "skewed"])
+def test_refused_access_is_one_line(kind, quick_data, use_server):
+    faults = Faults(0.0, kinds=(kind,))
+    bucket = use_server(faults)
+    quick.build_quick(quick_data, bucket)
+    faults.share = 1.0
+    for act in (lambda: read_manifest(bucket), lambda: quick.build_quick(quick_data, bucket)):
+        with pytest.raises(CacheError) as error:
+            act()
+        check_one_line(
+            error, str(bucket), "access is denied, 403", "the credentials, their rights and this machine's clock"
+        )
