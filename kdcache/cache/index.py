@@ -111,7 +111,7 @@ class SplitIndex:
         except CacheCorruptError as error:
             raise self.describe_damage(spec.name, view, sample, error.what) from None
         except OSError as error:
-            raise self.describe_damage(spec.name, view, sample, f"the file is unreadable ({error.strerror})") from None
+            raise self.describe_damage(spec.name, view, sample, f"it cannot be fetched ({error.strerror})") from None
         shard = _Shard(chunks, self._crcs[view, group.index][spec.name])
         self._shards[spec.name, view, group.index] = shard
         return shard
