@@ -157,7 +157,9 @@ def open_cache(root: Place) -> Manifest:
     return read_manifest(find_place(root))
 
 
-def open_split(root: Place, split: str, *, num_views: int | None = None, check: Check = "first") -> CacheReader:
+def open_split(
+    root: Place, split: str, *, num_views: int | None = None, check: Check = "first", stage: Stage | None = None
+) -> CacheReader:
     """A reader of "train" or "val"; see `CacheReader`. Raises CacheError."""
     root = find_place(root)
-    return CacheReader(root, read_manifest(root), split, num_views=num_views, check=check)
+    return CacheReader(root, read_manifest(root), split, num_views=num_views, check=check, stage=stage)

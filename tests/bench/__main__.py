@@ -31,6 +31,7 @@ from tests.bench import (
     phase_one,
     reading,
     rivals,
+    staging,
     table,
     training,
 )
@@ -42,6 +43,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reading": reading.measure,
     "rivals": rivals.measure,
     "coded": coded.measure,
+    "staging": staging.measure,
     "loss": loss.measure,
     "training": training.measure,
     "training_batch32": training.measure_batch32,

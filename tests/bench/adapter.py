@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor
 
 from kdcache.cache import build
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, list_specs
+from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, open_split
+from kdcache.cache.stage import Stage
 from kdcache.config import Config, LayerConfig
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.settings import make_config, merge
@@ -26,12 +27,11 @@ RESIDENCIES = ("disk", "ram")
 WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory
 LEVELS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # level -> (channels, stride) of FCN-ResNet50
 ALL_ARRAYS = ["image", "label", "logits", *LEVELS]
-Place = tuple[int, int]  # view, sample
 
 
-def open_train(root: Path, *, check: str) -> CacheReader:
+def open_train(root: Place, *, check: str, stage: Stage | None = None) -> CacheReader:
     """A fresh reader of a cache's training split."""
-    return open_split(root, "train", check=check)
+    return open_split(root, "train", check=check, stage=stage)
 
 
 def make_batch_reader(
@@ -47,13 +47,13 @@ def make_batch_reader(
     return BatchReader(reader, arrays=arrays, batch_size=batch_size, device=device, residency=residency)
 
 
-def read_all(batch_reader: BatchReader, batches: list[list[Place]]) -> None:
+def read_all(batch_reader: BatchReader, batches: list[list[tuple[int, int]]]) -> None:
     """Read batches and do nothing with them."""
     for _ in batch_reader.read(batches):
         pass
 
 
-def make_batches(order: list[int], batch_size: int) -> list[list[Place]]:
+def make_batches(order: list[int], batch_size: int) -> list[list[tuple[int, int]]]:
     """Batches of view 0."""
     return split_batches([(0, sample) for sample in order], batch_size)
 

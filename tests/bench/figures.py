@@ -44,6 +44,10 @@ SPECS = (
          definition="rate of BatchReader (check never, residency ram) on a store coded by blosc-lz4 over the faster of "
          "TensorStore and zarr-python on it; half of its numbers are zeros; details have GB/s and the share of raw bytes"),
     Spec("read_zstd", "coded", "times", definition="the same with blosc-zstd"),
+    Spec("staged_epoch", "staging", "ratio", goal=1.05, at_least=False,
+         definition="time of the second epoch from a bucket through cache.stage_dir over the second epoch from the cache in a "
+         "folder (check first, residency ram), fresh readers of both in each round, median of the rounds' ratios; a real S3 "
+         "server on this machine; details have the first epochs, that of the first round with the fetching"),
     Spec("loss_pixels", "loss", "times",
          definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over "
          "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds"),
