@@ -14,19 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache import durable
-from kdcache.cache.basis import write_bases
+from kdcache.cache.basis import read_bases, write_bases
 from kdcache.cache.identity import check_identity
 from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
-from kdcache.cache.metadata import write_metadata
+from kdcache.cache.metadata import check_document, list_metadata, write_metadata
+from kdcache.cache.place import Place, is_far
 from kdcache.cache.records import find_committed, read_record
-from kdcache.errors import CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
+from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
 from kdcache.lock import LOCK, hold_folder
 
 log = logging.getLogger("kdcache")
 
 
-def open_for_writing(root: Path, manifest: Manifest, bases: dict[str, np.ndarray] | None = None) -> Manifest:
+def open_for_writing(root: Place, manifest: Manifest, bases: dict[str, np.ndarray] | None = None) -> Manifest:
     """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
 
     A manifest that was moved away is made anew: committed groups of the same identity are kept.
@@ -39,6 +40,9 @@ def open_for_writing(root: Path, manifest: Manifest, bases: dict[str, np.ndarray
     """
     with _explain_refusal(root):
         make_root(root)
+        ready = _find_ready(root, manifest) if is_far(root) else None
+        if ready is not None:
+            return ready
         with hold_folder(root, wait=True):
             grows = manifest_path(root).exists()
             manifest = check_same_cache(root, manifest)
@@ -54,27 +58,26 @@ def open_for_writing(root: Path, manifest: Manifest, bases: dict[str, np.ndarray
     return manifest
 
 
-def complete_views(root: Path) -> Manifest:
+def complete_views(root: Place) -> Manifest:
     """Write into the manifest how many views of each split are complete; the number never falls. Returns the manifest."""
+    manifest = read_manifest(root)
+    if _count_complete(root, manifest) == manifest.complete_views:
+        return manifest  # of many workers all but the last find it so, and need not wait for each other
     with _explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
-        complete = {
-            split: max(manifest.complete_views[split], _count_complete(root, layout))
-            for split, layout in manifest.layouts.items()
-        }
-        manifest = replace(manifest, complete_views=complete)
+        manifest = replace(manifest, complete_views=_count_complete(root, manifest))
         write_manifest(root, manifest)
     return manifest
 
 
-def rewrite_metadata(root: Path, bases: dict[str, np.ndarray]) -> None:
+def rewrite_metadata(root: Place, bases: dict[str, np.ndarray]) -> None:
     """Write every zarr.json anew that is damaged or missing, and each of these bases that is."""
     with _explain_refusal(root), hold_folder(root, wait=True):
         write_bases(root, bases)
         write_metadata(root, read_manifest(root), replace=True)
 
 
-def add_information(root: Path, facts: dict) -> None:
+def add_information(root: Place, facts: dict) -> None:
     """Add facts to the manifest's information."""
     with _explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
@@ -95,13 +98,13 @@ def find_free_bytes(root: Path) -> float:
     return shutil.disk_usage(find_folder(root)).free
 
 
-def find_missing_groups(root: Path, layout: SplitLayout) -> list[Group]:
+def find_missing_groups(root: Place, layout: SplitLayout) -> list[Group]:
     """Shard groups without a commit record."""
     committed = set(find_committed(root, layout.groups()))
     return [group for group in layout.groups() if group not in committed]
 
 
-def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
+def check_same_cache(root: Place, manifest: Manifest) -> Manifest:
     """The manifest that `root` would have with at least these views; nothing is written.
 
     Raises: CacheMismatchError where `root` holds another cache or foreign files.
@@ -116,7 +119,7 @@ def check_same_cache(root: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int, at_most: bool) -> None:
+def check_free_space(root: Place, *, needed_bytes: int, free_bytes: int, at_most: bool) -> None:
     """Raises CacheError where the disk cannot hold what is still to be written; only warns where a codec may make that less."""
     if needed_bytes > free_bytes and at_most:
         log.warning(
@@ -130,7 +133,7 @@ def check_free_space(root: Path, *, needed_bytes: int, free_bytes: int, at_most:
 
 
 @contextmanager
-def _explain_refusal(root: Path) -> Iterator[None]:
+def _explain_refusal(root: Place) -> Iterator[None]:
     """Raises CacheError where the disk refuses a document of the cache."""
     try:
         yield
@@ -150,7 +153,7 @@ def make_root(root: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
 
 
-def _check_kept_record(root: Path, manifest: Manifest, group: Group) -> None:
+def _check_kept_record(root: Place, manifest: Manifest, group: Group) -> None:
     """A record that outlived its manifest must belong to the cache of these settings. Raises CacheError."""
     layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
     try:
@@ -160,7 +163,7 @@ def _check_kept_record(root: Path, manifest: Manifest, group: Group) -> None:
         raise CacheMismatchError(f"{error.where}: its identity is not that of these settings; {cure}") from None
 
 
-def _is_begun(root: Path, manifest: Manifest) -> bool:
+def _is_begun(root: Place, manifest: Manifest) -> bool:
     """Whether a folder without manifest holds nothing, or nothing but a cache's parts."""
     if not root.is_dir():
         return False
@@ -170,7 +173,7 @@ def _is_begun(root: Path, manifest: Manifest) -> bool:
     return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
 
 
-def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
+def _merge(root: Place, existing: Manifest, wanted: Manifest) -> Manifest:
     """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
     cure = "rebuild it in another folder (cache.path) or change the settings"
     layouts = {}
@@ -188,6 +191,26 @@ def _merge(root: Path, existing: Manifest, wanted: Manifest) -> Manifest:
     return Manifest(existing.identity, layouts, existing.complete_views, information)
 
 
-def _count_complete(root: Path, layout: SplitLayout) -> int:
-    missing = find_missing_groups(root, layout)
-    return min((group.view for group in missing), default=layout.num_views)
+def _count_complete(root: Place, manifest: Manifest) -> dict[str, int]:
+    """Views of each split that are complete, or have been once."""
+
+    def count(layout: SplitLayout) -> int:
+        return min((group.view for group in find_missing_groups(root, layout)), default=layout.num_views)
+
+    return {split: max(manifest.complete_views[split], count(layout)) for split, layout in manifest.layouts.items()}
+
+
+def _find_ready(root: Place, manifest: Manifest) -> Manifest | None:
+    """The manifest that is there, if nothing has to be written: in a bucket each of many workers would wait for all before it."""
+    if not manifest_path(root).exists():
+        return None
+    there = read_manifest(root)
+    if _merge(root, there, manifest).layouts != there.layouts:
+        return None
+    try:
+        for document in list_metadata(root, there):
+            check_document(root, document)
+        read_bases(root, there.encodings)
+    except CacheCorruptError:
+        return None
+    return there

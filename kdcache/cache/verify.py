@@ -16,10 +16,11 @@ import numpy as np
 
 from kdcache.cache.basis import basis_path, read_bases
 from kdcache.cache.chunks import Chunks, find_chunks
-from kdcache.cache.index import read_group_record
+from kdcache.cache.index import FAR_THREADS, read_group_record
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
+from kdcache.cache.place import is_far
 from kdcache.cache.records import CommitRecord, find_committed
 from kdcache.cache.shard import crc32c, list_tail, open_plain, read_at
 from kdcache.errors import CacheCorruptError
@@ -81,7 +82,7 @@ def verify_cache(
     chosen = set(choose(committed)) if data else set()
     with (
         (progress or Silent()).start("verifying", total=len(committed), unit="groups") as bar,
-        ThreadPoolExecutor(VERIFY_THREADS) as pool,
+        ThreadPoolExecutor(FAR_THREADS if is_far(root) else VERIFY_THREADS) as pool,
     ):
         checks = pool.map(lambda group: check_group(root, manifest, group, data=group in chosen), committed)
         first_ids: dict[tuple[str, int], list[str]] = {}

@@ -8,7 +8,7 @@ from helpers import check_one_line
 
 from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.build import build_cache, make_plan
-from kdcache.cache.folder import open_for_writing
+from kdcache.cache.folder import complete_views, open_for_writing
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.place import find_place
@@ -159,3 +159,12 @@ def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, find_place(address))
     check_one_line(error, line)
+
+
+def test_a_worker_that_finds_everything_ready_takes_no_lease_for_documents(quick_data, bucket, monkeypatch):
+    config = quick.build_quick(quick_data, bucket)
+    manifest = read_manifest(bucket)
+    taken = []
+    monkeypatch.setattr("kdcache.objects.folder.take_object_lease", lambda *args, **_: taken.append(args))
+    assert open_for_writing(bucket, make_plan(config, Silent()).manifest) == manifest == complete_views(bucket)
+    assert taken == []
