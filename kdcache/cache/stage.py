@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from kdcache.errors import SettingsError
 
 log = logging.getLogger("kdcache")
 PART_BYTES = 8 << 20  # of a file, in memory at once
+OURS = uuid.uuid4().hex  # in containers all processes may have one number
 LOOK_S = 30.0  # between two looks at what other processes have put there
 
 
@@ -117,7 +119,7 @@ class _RefusedError(Exception):
 
 
 def _check_writable(folder: Path) -> None:
-    probe = folder / f"{os.getpid()}{PARTIAL}"
+    probe = folder / f"{OURS}{PARTIAL}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -147,7 +149,7 @@ def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 def _fetch(path: Place, copy: Path, file: ShardFile) -> None:
     """Raises OSError of the source, _RefusedError of the stage."""
-    partial = copy.with_name(f"{copy.name}.{os.getpid()}{PARTIAL}")
+    partial = copy.with_name(f"{copy.name}.{OURS}{PARTIAL}")
     total = hashlib.sha256()
     try:
         with _open(partial) as out:

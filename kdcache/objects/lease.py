@@ -16,19 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from kdcache.cache.lease import LeaseLostError, lease_path
-from kdcache.objects.path import AlreadyThereError, ObjectPath
+from kdcache.objects.path import AlreadyThereError, ObjectPath, Tag
 
 RENEW_S = 15.0  # between two puts of a holder
 LOST_S = 90.0  # without one, as a watcher sees it
 POLL_S = 2.0
 
-_seen: dict[ObjectPath, tuple[str, float]] = {}  # tag of another's lease, and when it was seen first
+_seen: dict[ObjectPath, tuple[Tag, float]] = {}  # tag of another's lease, and when it was seen first
 
 
 class ObjectLease:
     """A held lease; it is renewed in the background, and by `check` where that is late."""
 
-    def __init__(self, path: ObjectPath, tag: str, holder: str) -> None:
+    def __init__(self, path: ObjectPath, tag: Tag, holder: str) -> None:
         self.path, self.tag, self.holder = path, tag, holder
         self.lost, self._renewed_s = False, _now()
         self._next = _contents(holder)
@@ -114,8 +114,9 @@ def _claim(path: ObjectPath, holder: str) -> ObjectLease | None:
 def _take_over(path: ObjectPath, contents: bytes, holder: str) -> ObjectLease | None:
     """The lease of a dead holder; or ours, where the answer to its creation was lost."""
     with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
-        if path.read_bytes() == contents:
-            return ObjectLease(path, path.replace(contents, tag=path.find_tag() or ""), holder)
+        tag = path.find_tag()
+        if tag is not None and path.read_bytes() == contents:
+            return ObjectLease(path, path.replace(contents, tag=tag), holder)
         if not is_alive(path) and path in _seen:
             return ObjectLease(path, path.replace(contents, tag=_seen.pop(path)[0]), holder)
     return None

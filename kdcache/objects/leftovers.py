@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from kdcache.cache.leftovers import Leftover, collect_leftovers
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.objects.lease import LOST_S, is_alive
 from kdcache.objects.path import ObjectPath
+
+log = logging.getLogger("kdcache")
 
 
 @collect_leftovers.register(ObjectPath)
@@ -33,6 +36,7 @@ def _watch(leases: list[ObjectPath]) -> set[ObjectPath]:
     """Those whose holders live: their tags change."""
     if not [path for path in leases if is_alive(path)]:
         return set()
+    log.warning("%d leases are looked at for %g s: those that do not change are of dead processes", len(leases), LOST_S)
     time.sleep(LOST_S)
     return {path for path in leases if is_alive(path)}
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from kdcache.objects.client import ask
 
+Tag = tuple[str | None, str | None]
+"""What a store calls a version: ETag and, where it has them, number."""
+
 
 class AlreadyThereError(FileExistsError):
     """An object of that key exists, or is no longer the version that was to be replaced."""
@@ -87,10 +90,10 @@ class ObjectPath:
         """Bytes. Raises FileNotFoundError, OSError."""
         return ask(self, lambda bucket: bucket.head(self.key)["size"])
 
-    def find_tag(self) -> str | None:
-        """What the store calls the version that is there, None where nothing is. Raises OSError."""
+    def find_tag(self) -> Tag | None:
+        """The version that is there, None where nothing is. Raises OSError."""
         try:
-            return ask(self, lambda bucket: bucket.head(self.key)["e_tag"])
+            return _get_tag(ask(self, lambda bucket: bucket.head(self.key)))
         except FileNotFoundError:
             return None
 
@@ -102,28 +105,33 @@ class ObjectPath:
 
     # --- writing
 
-    def put(self, data: bytes) -> str:
-        """Write it, whatever was there; returns its tag. Raises OSError."""
-        return ask(self, lambda bucket: bucket.put(self.key, data, use_multipart=False)["e_tag"])
+    def put(self, data: bytes) -> None:
+        """Write it, whatever was there. Raises OSError."""
+        ask(self, lambda bucket: bucket.put(self.key, data, use_multipart=False))
 
-    def create(self, data: bytes) -> str:
+    def create(self, data: bytes) -> Tag:
         """Write it where nothing is; returns its tag. Raises AlreadyThereError, OSError."""
         return self._put_if(data, "create")
 
-    def replace(self, data: bytes, *, tag: str) -> str:
-        """Write it where the version of that tag still is; returns the new tag. Raises AlreadyThereError, OSError."""
-        return self._put_if(data, {"e_tag": tag})
+    def replace(self, data: bytes, *, tag: Tag) -> Tag:
+        """Write it where that version still is; returns the new tag. Raises AlreadyThereError, OSError."""
+        known = {name: part for name, part in zip(("e_tag", "version"), tag, strict=True) if part is not None}
+        return self._put_if(data, known)
 
-    def _put_if(self, data: bytes, mode: str | dict) -> str:
-        def put(bucket: object) -> str:
-            return bucket.put(self.key, data, mode=mode, use_multipart=False)["e_tag"]
+    def _put_if(self, data: bytes, mode: str | dict) -> Tag:
+        def put(bucket: object) -> dict:
+            return bucket.put(self.key, data, mode=mode, use_multipart=False)
 
-        return ask(self, put, conflict=AlreadyThereError)
+        return _get_tag(ask(self, put, conflict=AlreadyThereError))
 
     def remove(self) -> None:
         """Remove it, absent ones too. Raises OSError."""
         with suppress(FileNotFoundError):
             ask(self, lambda bucket: bucket.delete(self.key))
+
+
+def _get_tag(facts: dict) -> Tag:
+    return facts["e_tag"], facts["version"]
 
 
 def parse_address(text: str) -> ObjectPath:

@@ -18,9 +18,10 @@ from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
 from kdcache.objects.path import ObjectPath
 from kdcache.report.progress import Silent
-from kdcache.settings import make_config
+from kdcache.settings import make_config, merge
 from train_student.cli import main as train_student
 
+RANKS = {"low": 2, "mid": 3, "high": 4}
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
 
@@ -46,6 +47,17 @@ def test_a_cache_in_a_bucket_has_the_bytes_of_one_in_a_folder(quick_data, bucket
     assert found.identity == expected.identity and found.complete_views == expected.complete_views
     findings = verify_cache(bucket, data=True)
     assert not findings.damage and findings.num_groups == len(quick.GROUPS)
+
+
+def test_a_compact_cache_in_a_bucket_has_the_same_bytes(quick_data, bucket, tmp_path):
+    roots = bucket, tmp_path / "local"
+    for root in roots:
+        given = merge(quick.quick_given(quick_data, root), {"cache": {"encoding": "compact", "rank": RANKS}})
+        build_cache(make_config(given))
+        build_cache(make_config(given))
+    assert read_all(bucket) == read_all(roots[1]) and "train/low_basis/c/0/0" in read_all(bucket)
+    bases = [CacheReader(root, read_manifest(root), "train").bases for root in roots]
+    assert all((bases[0][level] == bases[1][level]).all() for level in RANKS)
 
 
 def test_views_are_added_in_a_bucket(quick_data, bucket, local):
