@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cache_teacher.maintain import PROG, split_path
-from kdcache.checks import refuse
+from cache_teacher.options import read_count, take_options
 from kdcache.command import DAMAGED, cannot_run_as_2
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, read_given
@@ -24,34 +24,16 @@ def fidelity(argv: list[str]) -> int:
     )
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
-    options, words = _take_options(argv)
+    given_options, words = take_options(argv, OPTIONS)
+    options = OPTIONS | given_options
     root, rest = split_path([word for word in words if word != "--json"], "fidelity")
     given = read_given(parser, rest)
     from kdcache.fidelity import measure_fidelity
     from kdcache.report.fidelity import format_fidelity
 
-    num_samples, seed = _read_count(options, "--samples", least=1), _read_count(options, "--seed", least=0)
+    num_samples, seed = read_count(options, "--samples", least=1), read_count(options, "--seed", least=0)
     run = Path(options["--run"]) if options["--run"] else None
     with cannot_run_as_2(root, doing="compared"):
         result = measure_fidelity(root, given, num_samples=num_samples, seed=seed, run=run, progress=Console())
     print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
     return DAMAGED if result["failures"] else 0
-
-
-def _take_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Our own options, `--name VALUE` or `--name=VALUE`, and the other words."""
-    options, words, rest = dict(OPTIONS), [], iter(argv)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name in OPTIONS:
-            options[name] = value if equals else next(rest, "")
-        else:
-            words.append(word)
-    return options, words
-
-
-def _read_count(options: dict[str, str], name: str, *, least: int) -> int:
-    value = options[name]
-    if not value.isdecimal() or not least <= int(value) < 2**31:
-        raise refuse(name, value, f"a whole number, {least} or more")
-    return int(value)

@@ -6,21 +6,28 @@ import json
 import signal
 
 from cache_teacher.maintain import PROG
+from cache_teacher.options import read_count, read_number, take_options
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
+
+OPTIONS = ("--workers", "--bandwidth", "--per-hour")
 
 
 def plan(argv: list[str]) -> None:
     """Bytes, time, free disk and worth of the cache of these settings."""
     parser = build_parser(
-        prog=f"{PROG} plan [--json]",
+        prog=f"{PROG} plan [--workers N] [--bandwidth MB_PER_S] [--per-hour PRICE] [--json]",
         description="Say what the cache of these settings will weigh and take, from a few samples that are really made beside "
         "cache.path and removed again: at least two shard groups of about 16 (0.5 GB at 512x512), more only where the disk has "
-        "plenty of room. Nothing of a cache that is there is touched. --json is for scripts.",
+        "plenty of room. Nothing of a cache that is there is touched. --workers N, --bandwidth (MB/s that all of them together "
+        "can write) and --per-hour (price of one) say what it means for workers like this one. --json is for scripts.",
     )
-    config = make_config(read_given(parser, [word for word in argv if word != "--json"]))
+    options, words = take_options(argv, OPTIONS)
+    fleet = _read_fleet(options)
+    config = make_config(read_given(parser, [word for word in words if word != "--json"]))
     from kdcache.fidelity import FEW_SAMPLES
     from kdcache.forecast import forecast_cache
+    from kdcache.forecast.fleet import Fleet, find_work, spread
     from kdcache.report.forecast import format_forecast
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed
@@ -30,4 +37,15 @@ def plan(argv: list[str]) -> None:
         raise KeyboardInterrupt("nothing is kept") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+    if options:
+        facts["fleet"] = spread(find_work(facts), Fleet(**fleet))
     print(json.dumps(facts, indent=2) if "--json" in argv else format_forecast(facts))
+
+
+def _read_fleet(options: dict[str, str]) -> dict:
+    """Arguments of `Fleet`. Raises SettingsError."""
+    return {
+        "workers": read_count({"--workers": "1"} | options, "--workers", least=1),
+        "bandwidth_mb_s": read_number(options, "--bandwidth"),
+        "per_hour": read_number(options, "--per-hour"),
+    }

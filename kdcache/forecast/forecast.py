@@ -106,6 +106,7 @@ def _describe_split(root: Path, layout: SplitLayout, measured: _Measured) -> dic
     return {
         "num_samples": layout.num_samples,
         "num_views": layout.num_views,
+        "shard_samples": layout.shard_samples,
         "groups": layout.num_groups,
         "groups_committed": layout.num_groups - len(missing),
         "num_missing": _count(missing),

@@ -9,6 +9,13 @@ PARTS = {  # of the time
     "score_s": "scoring",
     "comparison_s": "comparing with the teacher",
 }
+LIMITS = {  # of many workers
+    "alone": "what each prepares for itself (reading all images, the teacher, bases)",
+    "asking": "asking the teacher",
+    "bandwidth": "the bandwidth of the place",
+    "group": "the longest shard group",
+    "once": "what one does at the end",
+}
 
 
 def format_forecast(facts: dict) -> str:
@@ -18,6 +25,7 @@ def format_forecast(facts: dict) -> str:
         lines += [f"{split}: {grid['num_samples']} images x {grid['num_views']} views"]
         lines += [_format_array(name, array) for name, array in grid["arrays"].items()]
     lines += [_format_size(facts), _format_disk(facts), _format_time(facts), _format_worth(facts["break_even"])]
+    lines += _format_fleet(facts) if "fleet" in facts else []
     lines += _format_others(facts["others"], facts["compared"])
     return "\n".join(lines)
 
@@ -90,6 +98,40 @@ def _format_worth(worth: dict) -> str:
     saved = f"{format_time(worth['teacher_s'])} an image, {format_time(worth['saved_s_per_epoch'])} an epoch"
     epochs = f"{worth['epochs']:.1f} epochs, those of all students together"
     return f"worth: a teacher in every step takes {saved}; the cache has paid for itself after {epochs}"
+
+
+def _format_fleet(facts: dict) -> list[str]:
+    """What it means for many workers, and the sum that says so."""
+    fleet, size_bytes = facts["fleet"], facts["size"]["missing_bytes"]
+    parts = {name: format_time(time_s) for name, time_s in fleet["parts"].items()}
+    groups = sum(split["groups"] - split["groups_committed"] for split in facts["splits"].values())
+    writing = f"writing {format_bytes(size_bytes)}, {_format_bandwidth(fleet, parts)}"
+    asking = f"asking {parts['asking']} ({fleet['num_groups']} of {groups} shard groups) or {writing}"
+    ends = f"the busiest one's last shard group {parts['group']} + scoring and comparing {parts['once']}"
+    return [
+        f"workers: {fleet['workers']} like this one take {format_time(fleet['time_s'])}{_format_cost(fleet)}",
+        f"  = preparing, each {parts['alone']} + the longer of {asking} + {ends}",
+        f"  {LIMITS[fleet['bottleneck']]} takes longest{_format_next(fleet)}",
+    ]
+
+
+def _format_bandwidth(fleet: dict, parts: dict[str, str]) -> str:
+    if fleet["bandwidth_mb_s"] is None:
+        return "of whose time nothing is known without --bandwidth"
+    return f"{parts['bandwidth']} at {fleet['bandwidth_mb_s']:g} MB/s"
+
+
+def _format_cost(fleet: dict) -> str:
+    if fleet["cost"] is None:
+        return ""
+    return f" and cost {fleet['cost']:.2f} ({fleet['per_hour']:g} an hour each, to the last one's end)"
+
+
+def _format_next(fleet: dict) -> str:
+    """From how many workers on there is little to gain."""
+    if fleet["next_workers"] is None:
+        return ""
+    return f"; from {fleet['next_workers']} workers on asking takes no longer than {LIMITS[fleet['next']]}"
 
 
 def _format_others(others: list[dict], compared: dict) -> list[str]:
