@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cache_teacher.options import take_options
+from cache_teacher.plan import OPTIONS
 from kdcache.settings import build_parser, make_config, read_given
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,7 @@ def test_readme_commands_parse(command, monkeypatch):
     assert (ROOT / module / "__main__.py").is_file()
     if argv and argv[0] in NOT_SETTINGS:
         return
-    words = argv[1:] if argv[:1] in (["fit"], ["plan"]) else argv
+    words = argv[1:] if argv[:1] == ["fit"] else take_options(argv[1:], OPTIONS)[1] if argv[:1] == ["plan"] else argv
     make_config(read_given(build_parser(prog="x", description=""), words))
 
 

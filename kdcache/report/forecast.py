@@ -107,7 +107,7 @@ def _format_fleet(facts: dict) -> list[str]:
     groups = sum(split["groups"] - split["groups_committed"] for split in facts["splits"].values())
     writing = f"writing {format_bytes(size_bytes)}, {_format_bandwidth(fleet, parts)}"
     asking = f"asking {parts['asking']} ({fleet['num_groups']} of {groups} shard groups) or {writing}"
-    ends = f"the busiest one's last shard group {parts['group']} + scoring and comparing {parts['once']}"
+    ends = f"a shard group from end to end {parts['group']} + scoring and comparing {parts['once']}"
     return [
         f"workers: {fleet['workers']} like this one take {format_time(fleet['time_s'])}{_format_cost(fleet)}",
         f"  = preparing, each {parts['alone']} + the longer of {asking} + {ends}",
