@@ -8,6 +8,7 @@ import yaml
 
 import cache_teacher.cli
 from kdcache.forecast.fleet import Fleet, Work, find_work, spread
+from kdcache.report.forecast import format_forecast
 
 WORK = Work(num_groups=10, asking_s=100.0, group_s=10.0, size_bytes=6e9, alone_s=5.0, once_s=2.0)
 
@@ -105,6 +106,8 @@ def test_json_has_the_fleet_that_was_asked_for(run, capsys):
     facts = json.loads(capsys.readouterr().out)
     fleet = facts["fleet"]
     assert fleet == spread(find_work(facts), Fleet(workers=7)) and fleet["num_groups"] == 6
+    text = format_forecast(facts)
+    assert "nothing is known without --bandwidth" in text and "cost" not in text.split("workers: ")[1].splitlines()[0]
 
 
 def test_without_such_an_option_nothing_is_said_of_workers(run, capsys):
