@@ -13,8 +13,10 @@ from kdcache.cache.folder import check_same_cache, find_folder, find_missing_gro
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.pipeline import Plan
+from kdcache.cache.place import Place, is_far
 from kdcache.cache.score import choose_samples
 from kdcache.config import Config
+from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.forecast.asking import MOST_KEPT, ask_teacher
 from kdcache.forecast.comparison import expect_comparison
 from kdcache.forecast.estimate import expect_chunk
@@ -48,6 +50,7 @@ def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress 
         even for the few samples that are made; OSError where no folder can be made beside the cache.
     """
     progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
+    _refuse_bucket(root)
     folder = find_folder(root)
     plan = _plan_for_disk(make_plan(config, progress))
     setup_s = time.monotonic() - began_s
@@ -78,6 +81,13 @@ def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress 
             "time_s": measured.rest_s,
         },
     }
+
+
+def _refuse_bucket(root: Place) -> None:
+    if is_far(root):
+        expected = Phrase("a folder, where plan makes a few samples")
+        cure = "give a local --cache.path, and with --bandwidth what the bucket takes"
+        raise SettingsError(describe("settings", field="cache.path", found=str(root), expected=expected, cure=cure))
 
 
 def _measure(plan: Plan, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:

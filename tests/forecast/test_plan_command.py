@@ -51,6 +51,11 @@ def test_json_is_the_whole_forecast(run, capsys, monkeypatch):
         ("--cache.encoding compact --cache.rank.low 5", 2, "cache.rank.low is 5, expected 1 to 4"),
         ("--dataset.root /nowhere", 1, "set dataset.root"),
         ("caches/x", 2, "is no setting"),
+        (
+            "--cache.path s3://bucket/x",
+            2,
+            "cache.path is 's3://bucket/x', expected a folder, where plan makes a few samples",
+        ),
     ],
 )
 def test_bad_settings_are_one_line(run, capsys, argv, code, message):
