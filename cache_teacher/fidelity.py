@@ -24,8 +24,7 @@ def fidelity(argv: list[str]) -> int:
     )
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
-    given_options, words = take_options(argv, OPTIONS)
-    options = OPTIONS | given_options
+    options, words = take_options(argv, OPTIONS)
     root, rest = split_path([word for word in words if word != "--json"], "fidelity")
     given = read_given(parser, rest)
     from kdcache.fidelity import measure_fidelity

@@ -10,7 +10,7 @@ from cache_teacher.options import read_count, read_number, take_options
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 
-OPTIONS = ("--workers", "--bandwidth", "--per-hour")
+OPTIONS = {"--workers": None, "--bandwidth": None, "--per-hour": None}
 
 
 def plan(argv: list[str]) -> None:
@@ -37,15 +37,15 @@ def plan(argv: list[str]) -> None:
         raise KeyboardInterrupt("nothing is kept") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    if options:
+    if options != OPTIONS:
         facts["fleet"] = spread(find_work(facts), Fleet(**fleet))
     print(json.dumps(facts, indent=2) if "--json" in argv else format_forecast(facts))
 
 
-def _read_fleet(options: dict[str, str]) -> dict:
+def _read_fleet(options: dict[str, str | None]) -> dict:
     """Arguments of `Fleet`. Raises SettingsError."""
     return {
-        "workers": read_count({"--workers": "1"} | options, "--workers", least=1),
+        "workers": 1 if options["--workers"] is None else read_count(options, "--workers", least=1),
         "bandwidth_mb_s": read_number(options, "--bandwidth"),
         "per_hour": read_number(options, "--per-hour"),
     }
