@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from kdcache.errors import KdcacheError, SettingsError
+from kdcache.errors import KdcacheError, SettingsError, ToldElsewhere
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 
@@ -56,6 +56,8 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     _show_warnings()
     try:
         return work() or 0
+    except ToldElsewhere as error:
+        return error.exit_code
     except KdcacheError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code

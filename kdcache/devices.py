@@ -29,6 +29,11 @@ def _choose_gpu(worker: Worker) -> torch.device:
     return torch.device("cuda" if alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}")
 
 
+def find_gpu(device: torch.device) -> str | None:
+    """A name that no other GPU has, of this machine or another; None for the CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
 def check_precision(precision: str, device: torch.device, *, field: str) -> None:
     """Raises SettingsError where the device has no such arithmetic."""
     known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]

@@ -27,6 +27,14 @@ class TrainingError(KdcacheError, RuntimeError):
     """Training cannot go on: a non-finite loss, a run folder of another run, a damaged checkpoint."""
 
 
+class ToldElsewhere(KdcacheError):
+    """Another process of the same run says what is wrong; this one ends with its exit code and says nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run says what is wrong; look for its line")
+        self.exit_code = exit_code
+
+
 class CacheError(KdcacheError):
     """Base of what can be wrong with a cache."""
 

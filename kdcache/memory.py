@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from kdcache.workers import find_worker
+
 MOST_MAPS = 32_000  # half of what Linux lets a process have unless told otherwise (vm.max_map_count)
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -30,6 +32,12 @@ def find_free_gpu(device: torch.device) -> int:
 def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_own_cores() -> int:
+    """Its part of the machine's cores where it shares them with other workers; all it may use where it is bound to some."""
+    cores = count_cores()
+    return max(cores // find_worker().local_count, 1) if cores == os.cpu_count() else cores
 
 
 def allow_mapped_files(count: int) -> bool:

@@ -212,3 +212,14 @@ def test_a_file_that_is_no_measurement_is_one_line(tmp_path, text):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "it is no file of this program's" in line
+
+
+@pytest.mark.nightly
+def test_several_processes_are_compared_with_one():
+    options = ["--counts", "1,2", "--seeds", "0", "--epochs", "1", "--num-train", "8", "--size", "64"]
+    command = [sys.executable, "-m", "tests.bench.processes", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["| 1", "| 2"] and rows[2][-1].startswith("+0.0, +0.0 points")
+    assert all(0 <= float(row[2]) <= 1 and float(row[1]) > 0 for row in rows[2:])

@@ -88,13 +88,13 @@ def test_a_helper_meets_the_owner_of_a_stripe_last():
 
 
 def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):
-    monkeypatch.setattr("kdcache.cache.pipeline.count_cores", lambda: 16)
-    monkeypatch.setattr("kdcache.cache.pipeline.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("kdcache.memory.count_cores", lambda: 16)
+    monkeypatch.setattr("kdcache.memory.os.cpu_count", lambda: 16)
     assert choose_crew(1).writers == 8
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert choose_crew(1).writers == 2
-    monkeypatch.setattr("kdcache.cache.pipeline.os.cpu_count", lambda: 64)  # bound to a quarter of them
+    monkeypatch.setattr("kdcache.memory.os.cpu_count", lambda: 64)  # bound to a quarter of them
     assert choose_crew(1).writers == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

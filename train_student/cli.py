@@ -9,6 +9,7 @@ from kdcache.command import run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
+from kdcache.training.processes import join_processes
 from kdcache.training.settings import FROM_CACHE
 
 PROG = "python -m train_student"
@@ -21,10 +22,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> None:
+    with join_processes() as processes:
+        given = processes.agree(_read, argv)
+        root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
+        from kdcache.training.distill import distill
+
+        distill(given, root=root, processes=processes, progress=Console(), say=print)
+
+
+def _read(argv: list[str]) -> dict:
     parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
     given = read_given(parser, argv)
     make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
-    root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
-    from kdcache.training.distill import distill
-
-    distill(given, root=root, progress=Console(), say=print)
+    return given

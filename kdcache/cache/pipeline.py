@@ -6,7 +6,6 @@ takes its lease with it. How many are on the way is fixed, and with it the memor
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from kdcache.cache.records import has_record, look_again
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
-from kdcache.memory import count_cores, find_free_ram
+from kdcache.memory import count_own_cores, find_free_ram
 from kdcache.models.teacher import Teacher
 from kdcache.report.progress import Bar
 from kdcache.workers import find_worker
@@ -71,9 +70,8 @@ class Crew:
 def choose_crew(group_bytes: int) -> Crew:
     """For the cores of this process: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s; fewer where groups
     of that size would take more than half of the free memory; both are shared with the other workers of the machine."""
-    workers, cores = find_worker().local_count, count_cores()
-    cores = cores // workers if cores == os.cpu_count() else cores  # else bound to some, which are its own
-    most_held = find_free_ram() // 2 // workers // group_bytes
+    cores = count_own_cores()
+    most_held = find_free_ram() // 2 // find_worker().local_count // group_bytes
     writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
     return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
 

@@ -51,7 +51,7 @@ class TrainConfig:
     epochs: int = 30
     """Passes over the training samples, 1 or more."""
     batch_size: int = 8
-    """Samples per step, 2 or more; a last batch of one sample joins the batch before it."""
+    """Samples per step, of all processes together, 2 or more; a last batch of one sample joins the batch before it."""
     lr: float = 1e-3
     """Learning rate of Adam at the start of its cosine, > 0."""
     seed: int = 0

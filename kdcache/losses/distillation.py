@@ -44,6 +44,7 @@ class KnowledgeDistillationLoss(nn.Module):
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict({level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs})
         self.compute_band: Callable = compute_band  # a compiled one may take its place
+        self.add_up: Callable[[Tensor], Tensor] = torch.clone  # sums counts over all processes where there are several
 
     def forward(
         self,
@@ -56,6 +57,9 @@ class KnowledgeDistillationLoss(nn.Module):
         hw: tuple[int, int] | None = None,
     ) -> LossTerms:
         """The total, which has a gradient, and each term, which has none.
+
+        Of several processes each has its rows of a batch: sums and counts are its own, and the total is its part of the batch's
+        total, every sum divided by the count of all.
 
         Args:
             student_NKHW, student_features: what the student returned with return_features=True.
@@ -85,28 +89,43 @@ class KnowledgeDistillationLoss(nn.Module):
         if self.beta:
             _check_shape("teacher_NKHW", teacher_NKHW, (num, classes, ...))
             teacher_NKHW = teacher_NKHW.decode() if isinstance(teacher_NKHW, Target) else teacher_NKHW
-        total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw)
-        feature = {}
         for level, align in self.align.items():
-            weight_SC = align.weight.flatten(1)
             _check_shape(level, teacher_features[level], (num, align.in_channels, ...))
-            sum_ = feature_loss(student_features[level], teacher_features[level], weight_SC=weight_SC)
-            feature[level] = Term(sum_, count_positions(student_features[level]))
-        if feature:
-            total = total + self.gamma * torch.stack([term.mean for term in feature.values()]).mean()
-        detached = {level: Term(term.sum.detach(), term.count) for level, term in feature.items()}
-        return LossTerms(total, ce, kd, detached or None)
+        counts = self._count(student_NKHW, student_features, label_NHW, hw)
+        divisors = dict(zip(counts, self.add_up(torch.stack([*counts.values()])).clamp(min=1), strict=True))
+        total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw, counts, divisors)
+        sums = {
+            level: feature_loss(student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1))
+            for level, align in self.align.items()
+        }
+        if sums:
+            total = total + self.gamma * torch.stack([sums[level] / divisors[level] for level in sums]).mean()
+        feature = {level: Term(sum_.detach(), counts[level]) for level, sum_ in sums.items()}
+        return LossTerms(total, ce, kd, feature or None)
+
+    def _count(
+        self, student: Tensor, features: Mapping[str, Tensor], label: Tensor | None, hw: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Positions of each term in use: ce, kd and the levels; scalar float32 tensors."""
+        counts = {"ce": (label != VOID).sum().float()} if self.alpha else {}
+        counts |= {"kd": count_positions(student, hw)} if self.beta else {}
+        return counts | {level: count_positions(features[level]) for level in self.align}
 
     def _pixel_terms(
-        self, student: Tensor, label: Tensor | None, teacher: Tensor | None, hw: tuple[int, int]
+        self,
+        student: Tensor,
+        label: Tensor | None,
+        teacher: Tensor | None,
+        hw: tuple[int, int],
+        counts: Mapping[str, Tensor],
+        divisors: Mapping[str, Tensor],
     ) -> tuple[Tensor, Term | None, Term | None]:
         """alpha CE + beta KL, and both terms."""
         if not (self.alpha or self.beta):
             return student.new_zeros((), dtype=torch.float32), None, None
-        num_pixels = len(student) * hw[0] * hw[1]
-        num_labelled = (label != VOID).sum().float() if self.alpha else student.new_zeros(())
-        ce_weight = self.alpha / num_labelled.clamp(min=1) if self.alpha else 0.0
-        weights = PixelWeights(ce_weight, self.beta / num_pixels, self.temperature)
+        ce_weight = self.alpha / divisors["ce"] if self.alpha else 0.0
+        kd_weight = self.beta / divisors["kd"] if self.beta else 0.0
+        weights = PixelWeights(ce_weight, kd_weight, self.temperature)
         total, ce, kd = pixel_loss(
             student,
             label_NHW=label if self.alpha else None,
@@ -115,8 +134,7 @@ class KnowledgeDistillationLoss(nn.Module):
             weights=weights,
             compute=self.compute_band,
         )
-        count = count_positions(student, hw)
-        return total, Term(ce, num_labelled) if self.alpha else None, Term(kd, count) if self.beta else None
+        return total, Term(ce, counts["ce"]) if self.alpha else None, Term(kd, counts["kd"]) if self.beta else None
 
 
 def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:

@@ -27,7 +27,7 @@ class PixelWeights:
     """What each term's sum over pixels is multiplied by, and the softening T > 0."""
 
     ce: Tensor | float
-    kd: float
+    kd: Tensor | float
     temperature: float
 
 

@@ -18,10 +18,9 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.place import is_far
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shard import MappedFiles
-from kdcache.memory import count_cores
+from kdcache.memory import count_own_cores
 from kdcache.training.residency import Kind, ResidentSamples
 
-READ_THREADS = max(2, min(8, count_cores() // 2))  # two copy as fast as the memory of a small machine
 Place = tuple[int, int]  # view, sample
 
 
@@ -69,6 +68,16 @@ def split_batches(places: list[Place], batch_size: int, *, join_single: bool = F
     return batches
 
 
+def count_read_threads() -> int:
+    """Threads that read for this process: two copy as fast as the memory of a small machine."""
+    return max(2, min(8, count_own_cores() // 2))
+
+
+def find_smallest_batch(num_samples: int, batch_size: int) -> int:
+    """Samples of the smallest batch of every epoch."""
+    return min(len(batch) for batch in split_batches([(0, 0)] * num_samples, batch_size, join_single=True))
+
+
 class BatchReader:
     """Reads batches of some arrays one step ahead of their use.
 
@@ -91,7 +100,7 @@ class BatchReader:
     ) -> None:
         self.reader, self.device = reader, device
         self.ids = reader.sample_ids
-        self.num_threads = FAR_THREADS if is_far(reader.root) else READ_THREADS
+        self.num_threads = FAR_THREADS if is_far(reader.root) else count_read_threads()
         self.wait_s = 0.0
         """Seconds that whoever used the batches had to wait for them, in all."""
         specs = [reader.layout.array(name) for name in arrays]

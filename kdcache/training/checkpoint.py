@@ -18,7 +18,11 @@ _PARTS = ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "s
 
 
 def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
-    """Write model, projections, optimiser, schedule and random state beside `facts` (JSON-like values)."""
+    """Write model, projections, optimiser, schedule and random state beside `facts` (JSON-like values).
+
+    The random state is that of this process; several draw their dropout anew in each epoch, and only one that goes on alone
+    takes it up.
+    """
     state = {
         "model_state_dict": learner.student.state_dict(),
         "alignment_state_dict": learner.loss.align.state_dict(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from kdcache.cache.place import Place
 from kdcache.cache.reader import open_cache
 from kdcache.cache.stage import open_stage
 from kdcache.config import Config, LossConfig
@@ -15,8 +15,9 @@ from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
+from kdcache.training.processes import Alone, format_processes
 from kdcache.training.run import Data, open_data, train_run
-from kdcache.training.settings import resolve_config
+from kdcache.training.settings import check_batches, resolve_config
 
 
 @dataclass(frozen=True)
@@ -27,38 +28,63 @@ class Outcome:
     baseline: dict | None
 
 
-def distill(given: dict, *, root: Path, progress: Progress | None = None, say: Say = lambda text: None) -> Outcome:
+def distill(
+    given: dict,
+    *,
+    root: Place,
+    processes: Alone | None = None,
+    progress: Progress | None = None,
+    say: Say = lambda text: None,
+) -> Outcome:
     """Train the student of the given settings from the cache at `root`.
 
     Args:
         given: nested dict of the settings that were given; the rest comes from the cache and the defaults.
+        processes: that train it together, as `join_processes` gives them (default: this one alone); each calls this function,
+            the first alone writes, shows progress and has something to say.
         say: called with each text a person should read.
 
-    Raises: SettingsError, CacheError, TrainingError.
+    Raises: SettingsError, CacheError, TrainingError; ToldElsewhere where another process raises one of these.
     """
-    manifest, progress = open_cache(root), progress or Silent()
-    config = resolve_config(root, manifest, given)
-    choose_arithmetic(config)
-    data = open_data(
-        root, manifest, num_views=config.augment.views, check=config.cache.check, stage=open_stage(config.cache)
-    )
+    processes = processes or Alone()
+    progress, say = (progress or Silent(), say) if processes.leads else (Silent(), lambda text: None)
+    together = {"processes": processes, "progress": progress, "say": say}
+    config, data = processes.agree(_open, given, root=root, processes=processes)
+    _check_start(config, data, processes, say=say)
     folder, baseline, baseline_folder = config.run.dir, None, None
-    check_folder(config, manifest, config.run.dir, resume=config.run.resume)
     if config.run.baseline and (config.loss.beta or config.loss.gamma):
         plain = baseline_config(config)
         baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data)}"
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
         baseline = train_run(
-            plain, data, folder=baseline_folder, resume=True, wait=True, baseline_miou=None, progress=progress, say=say
+            plain, data, folder=baseline_folder, resume=True, wait=True, baseline_miou=None, **together
         )
-    say(f"student: {folder}, from {root} ({manifest.identity_hash[:12]})")
+    say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
     miou = baseline["miou"] if baseline else None
-    student = train_run(
-        config, data, folder=folder, resume=config.run.resume, baseline_miou=miou, progress=progress, say=say
-    )
-    report = write_report(config, data, folder=folder, baseline_folder=baseline_folder, result=student)
-    say(format_result(student, baseline, manifest.information.get("teacher_per_class_iou"), report=report))
+    student = train_run(config, data, folder=folder, resume=config.run.resume, baseline_miou=miou, **together)
+    report = processes.lead(write_report, config, data, folder=folder, baseline_folder=baseline_folder, result=student)
+    say(format_result(student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report))
     return Outcome(student, baseline)
+
+
+def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:
+    """The settings in full and the cache; whatever of them cannot be is refused here."""
+    manifest = open_cache(root)
+    config = resolve_config(root, manifest, given)
+    device, _ = choose_arithmetic(config)
+    num_samples = manifest.layouts["train"].num_samples
+    check_batches(config, num_samples=num_samples, count=processes.count, device=device)
+    stage = open_stage(config.cache)
+    return config, open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
+
+
+def _check_start(config: Config, data: Data, processes: Alone, *, say: Say) -> None:
+    """What the processes must find out together, before anything is trained."""
+    device, _ = choose_arithmetic(config)
+    processes.check_devices(device)
+    processes.lead(check_folder, config, data.manifest, config.run.dir, resume=config.run.resume)
+    if processes.count > 1:
+        say(format_processes(processes, batch_size=config.train.batch_size, device=device))
 
 
 def baseline_config(config: Config) -> Config:

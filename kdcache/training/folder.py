@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -11,7 +12,7 @@ from kdcache.cache import durable
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
-from kdcache.lock import is_empty
+from kdcache.lock import hold_folder, is_empty
 from kdcache.settings import flatten
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import LAST, read_checkpoint
@@ -76,6 +77,24 @@ def make_folder(config: Config, folder: Path) -> None:
         (folder / SETTINGS).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{folder}: run.dir is unwritable ({error.strerror}); set another folder") from None
+
+
+def take_folder(
+    config: Config, manifest: Manifest, folder: Path, *, resume: bool, wait: bool, held: ExitStack
+) -> dict | None:
+    """Check the folder, make it where it is not there, and hold it for as long as `held` is open.
+
+    Args:
+        wait: for another process that holds it.
+
+    Returns: the result where the run is finished. Raises: as `check_folder` and `make_folder`; FolderInUseError.
+    """
+    check_folder(config, manifest, folder, resume=resume)
+    if resume and (folder / RESULT).is_file():
+        return read_result(folder)
+    make_folder(config, folder)
+    held.enter_context(hold_folder(folder, wait=wait))
+    return read_result(folder) if resume and (folder / RESULT).is_file() else None
 
 
 def read_result(folder: Path) -> dict:

@@ -16,6 +16,7 @@ from kdcache.models.inputs import normalize_images
 from kdcache.report.progress import Bar
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, BatchReader, split_batches
+from kdcache.training.processes import Alone
 from kdcache.training.targets import Targets
 
 
@@ -32,6 +33,7 @@ class Learner:
     forward: Callable  # the student in training, perhaps compiled
     targets: Targets = field(default_factory=Targets)
     augmentation: Augmentation | None = None  # None: batches are trained on as they are
+    processes: Alone = field(default_factory=Alone)  # that train this student together
 
 
 class _Coming:
@@ -62,6 +64,13 @@ class TermTotals:
             self.sums[name] = self.sums.get(name, 0.0) + term.sum.detach().double()
             self.counts[name] = self.counts.get(name, 0.0) + term.count.double()
 
+    def add_up(self, processes: Alone) -> TermTotals:
+        """Those of all processes."""
+        sums, counts = (
+            {name: processes.add_up(value) for name, value in own.items()} for own in (self.sums, self.counts)
+        )
+        return TermTotals(sums, counts)
+
     def means(self, *, alpha: float, beta: float, gamma: float) -> dict[str, float]:
         """ce, kd, feature (mean over levels) and their weighted total; absent terms are left out."""
         mean = {name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums}
@@ -74,20 +83,24 @@ class TermTotals:
 
 
 def train_epoch(learner: Learner, reader: BatchReader, batches: list, *, epoch: int, bar: Bar) -> TermTotals:
-    """One pass over `batches`. Raises TrainingError at a non-finite loss, before it reaches the weights."""
+    """One pass over `batches`, of which each process takes its rows; the totals are those of all.
+
+    Raises: TrainingError at a non-finite loss, before it reaches the weights of the process that has it.
+    """
     learner.student.train()
-    totals = TermTotals()
-    for step, batch in enumerate(reader.read(batches)):
+    totals, own = TermTotals(), [learner.processes.share(places) for places in batches]
+    for step, batch in enumerate(reader.read(own)):
         batch = learner.augmentation.apply(batch, epoch=epoch) if learner.augmentation else batch
         totals.add(train_step(learner, batch, where=f"epoch {epoch} step {step}"))
-        bar.advance(len(batch.sample_ids))
-    return totals
+        bar.advance(len(batches[step]))
+    return totals.add_up(learner.processes)
 
 
 def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
     """Forward, loss, backward, update. `where` names the step in an error.
 
-    Whether the loss is finite is asked after the backward pass is under way, so that a GPU does not stand still for the answer.
+    Of several processes each has its rows, and the update is that of the whole batch. Whether the loss is finite is asked
+    after the backward pass is under way, so that a GPU does not stand still for the answer.
     """
     terms = compute_step(learner, batch)
     loss = _Coming(terms.total.detach())
@@ -98,6 +111,7 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
             f"{where}: loss is {loss.wait()}, expected a finite number; samples {', '.join(batch.sample_ids)}; "
             "lower train.lr or look at these samples"
         )
+    learner.processes.add_up_gradients(learner.optimizer)
     learner.optimizer.step()
     return terms
 
@@ -122,18 +136,29 @@ def compute_loss(
 
 @torch.inference_mode()
 def evaluate(
-    student: nn.Module, reader: BatchReader, *, num_classes: int, batch_size: int, autocast: torch.dtype | None
+    student: nn.Module,
+    reader: BatchReader,
+    *,
+    num_classes: int,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    processes: Alone | None = None,
 ) -> Tensor:
-    """Confusion [K, K] (int64, host) of a student over a whole split; each labelled pixel counts once."""
+    """Confusion [K, K] (int64, host) of a student over a whole split; each labelled pixel counts once.
+
+    Args:
+        batch_size: of this process. processes: that share the split's samples; the confusion is that of all.
+    """
     student.eval()
+    processes = processes or Alone()
     device = reader.device
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    places = [(0, sample) for sample in range(reader.reader.layout.num_samples)]
+    places = processes.share([(0, sample) for sample in range(reader.reader.layout.num_samples)])
     for batch in reader.read(split_batches(places, batch_size)):
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             logits = student(normalize_images(batch.arrays["image"]))
         confusion += count_confusion(logits.argmax(1), batch.arrays["label"], num_classes=num_classes)
-    return confusion.cpu()
+    return processes.add_up(confusion).cpu()
 
 
 def _named_terms(terms: LossTerms) -> dict[str, Term]:

@@ -1,4 +1,8 @@
-"""Where the samples of a run stay after their first reading: GPU memory, RAM, or the disk with the page cache's luck."""
+"""Where the samples of a run stay after their first reading: GPU memory, RAM, or the disk with the page cache's luck.
+
+Several processes that train together count as one: mapped pages are shared, and each has a GPU of its own, which over the epochs
+may come to hold every sample.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,28 +16,21 @@ from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage
 from kdcache.config import Config
 from kdcache.errors import TrainingError
-from kdcache.lock import hold_folder
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.metrics import compute_iou_per_class, compute_miou
-from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel, count_parameters
+from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import make_augmentation
 from kdcache.training.batches import BatchReader, plan_epoch
-from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, restore, save_checkpoint
+from kdcache.training.checkpoint import restore
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
-from kdcache.training.folder import (
-    RESULT,
-    check_folder,
-    find_origin,
-    make_folder,
-    read_result,
-    write_history,
-    write_result,
-)
+from kdcache.training.folder import find_origin, take_folder
 from kdcache.training.loop import Learner, evaluate, train_epoch
+from kdcache.training.processes import Alone
 from kdcache.training.residency import choose_residency, find_need, format_residency
+from kdcache.training.results import finish, read_state, save_epoch
 from kdcache.training.targets import open_targets
 
 
@@ -65,6 +59,7 @@ def train_run(
     resume: bool,
     wait: bool = False,
     baseline_miou: float | None,
+    processes: Alone | None = None,
     progress: Progress,
     say: Say,
 ) -> dict:
@@ -76,48 +71,40 @@ def train_run(
         resume: continue an interrupted run; a finished one gives its result.
         wait: for another process that trains in this folder, and take its result; else FolderInUseError.
         baseline_miou: kept in checkpoints and result.
+        processes: that train it together (default: this one alone); the first alone reads and writes the folder.
 
     Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError.
     """
-    check_folder(config, data.manifest, folder, resume=resume)
-    if resume and (folder / RESULT).is_file():
-        return read_result(folder)
-    make_folder(config, folder)
-    with hold_folder(folder, wait=wait):
-        if resume and (folder / RESULT).is_file():
-            return read_result(folder)
-        learner, history = _prepare(config, data, folder=folder, resume=resume, say=say)
-        _train_epochs(
-            config, data, learner, history, folder=folder, baseline_miou=baseline_miou, progress=progress, say=say
-        )
-        result = _result(config, data, history=history, learner=learner, baseline_miou=baseline_miou)
-        write_result(folder, result)
-    return result
+    processes = processes or Alone()
+    with ExitStack() as held:
+        result = processes.lead(take_folder, config, data.manifest, folder, resume=resume, wait=wait, held=held)
+        if result is not None:
+            return result
+        learner, history = _prepare(config, data, processes, folder=folder, resume=resume, say=say)
+        kept = {"folder": folder, "history": history, "baseline_miou": baseline_miou}
+        _train_epochs(config, data, learner, **kept, progress=progress, say=say)
+        return processes.lead(finish, config, data.manifest, learner, **kept)
 
 
 def _train_epochs(
     config: Config,
     data: Data,
     learner: Learner,
-    history: list[dict],
     *,
     folder: Path,
+    history: list[dict],
     baseline_miou: float | None,
     progress: Progress,
     say: Say,
 ) -> None:
     """Train the epochs that `history` lacks; after each the checkpoints and metrics.jsonl are as long as it."""
-    train, val = _make_readers(config, data, learner, say)
+    processes, facts = learner.processes, {"baseline_miou": baseline_miou, **find_origin(config, data.manifest)}
+    train, val = processes.agree(_make_readers, config, data, learner, say)
     for epoch in range(len(history) + 1, config.train.epochs + 1):
         entry, confusion = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
         history.append(entry)
-        best = max(history, key=lambda e: e["miou"])
-        facts = _facts(config, data, history=history, baseline_miou=baseline_miou)
-        if best is entry:
-            save_checkpoint(folder / BEST, learner, facts={**facts, "confusion": confusion})
-        save_checkpoint(folder / LAST, learner, facts=facts)
-        write_history(folder, history)
-        say(format_epoch(entry, config, best_miou=best["miou"]))
+        processes.lead(save_epoch, learner, folder=folder, history=history, facts=facts, confusion=confusion)
+        say(format_epoch(entry, config, best_miou=max(e["miou"] for e in history)))
 
 
 def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learner:
@@ -137,23 +124,36 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     return Learner(student, loss, optimizer, scheduler, device, autocast, forward=student)
 
 
-def _prepare(config: Config, data: Data, *, folder: Path, resume: bool, say: Say) -> tuple[Learner, list[dict]]:
+def _prepare(
+    config: Config, data: Data, processes: Alone, *, folder: Path, resume: bool, say: Say
+) -> tuple[Learner, list[dict]]:
     """A learner and its history, new or restored, in a folder that is ours."""
+    learner = processes.agree(_make_learner, config, data, processes)
+    _compile(config, data, learner, say=say)
+    state = processes.lead(read_state, folder, resume=resume)
+    if state is not None:
+        restore(learner, state)
+    learner.loss.add_up = processes.add_up
+    processes.spread([*learner.student.state_dict().values(), *learner.loss.state_dict().values()])
+    return learner, state["history"] if state else []
+
+
+def _make_learner(config: Config, data: Data, processes: Alone) -> Learner:
     learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
     learner.targets = open_targets(data.train, learner.device)
-    learner.augmentation = make_augmentation(config)
+    learner.augmentation, learner.processes = make_augmentation(config), processes
+    processes.adopt(learner.student, learner.device)
+    return learner
+
+
+def _compile(config: Config, data: Data, learner: Learner, *, say: Say) -> None:
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
         specs = [data.train.layout.array(name) for name in list_arrays(config, learner)]
-        trial = make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device)
+        size = learner.processes.largest_share(config.train.batch_size)
+        trial = make_trial_batch(specs, batch_size=size, device=learner.device)
         compile_learner(learner, learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial)
-    if not (resume and (folder / LAST).is_file()):
-        return learner, []
-    state = read_checkpoint(folder / LAST)
-    restore(learner, state)
-    write_history(folder, state["history"])
-    return learner, state["history"]
 
 
 def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tuple[BatchReader, BatchReader]:
@@ -161,7 +161,7 @@ def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tup
     pairs = ((data.train, list_arrays(config, learner)), (data.val, ["image", "label"]))
     choice = choose_residency(config.train.residency, [find_need(*pair) for pair in pairs], device=learner.device)
     say(format_residency(choice))
-    size, kind = config.train.batch_size, choice.kind
+    size, kind = learner.processes.largest_share(config.train.batch_size), choice.kind
     train, val = (
         BatchReader(reader, arrays=names, batch_size=size, device=learner.device, residency=kind)
         for reader, names in pairs
@@ -183,23 +183,30 @@ def run_epoch(
 
     Returns: the epoch's line for metrics.jsonl, and the confusion on val, int64 [K, K]. Raises: TrainingError.
     """
-    began_s, waited_s, size = time.monotonic(), train.wait_s, config.train.batch_size
+    began_s, waited_s, processes = time.monotonic(), train.wait_s, learner.processes
     layout, lr = train.reader.layout, learner.scheduler.get_last_lr()[0]
     batches = plan_epoch(
         num_samples=layout.num_samples,
         num_views=config.augment.views,
-        batch_size=size,
+        batch_size=config.train.batch_size,
         seed=config.train.seed,
         epoch=epoch - 1,
         views=config.train.views,
     )
+    processes.draw_dropout(seed=config.train.seed, epoch=epoch)
     with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
-    _check_finite(learner, epoch)  # waits for the device
+    processes.agree(_check_finite, learner, epoch)  # waits for the device
     trained_s = time.monotonic()
     learner.scheduler.step()
+    processes.spread(learner.student.buffers())
     confusion = evaluate(
-        learner.student, val, num_classes=config.dataset.num_classes, batch_size=size, autocast=learner.autocast
+        learner.student,
+        val,
+        num_classes=config.dataset.num_classes,
+        batch_size=processes.largest_share(config.train.batch_size),
+        autocast=learner.autocast,
+        processes=processes,
     )
     means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
     entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
@@ -215,35 +222,6 @@ def _check_finite(learner: Learner, epoch: int) -> None:
         raise TrainingError(
             f"epoch {epoch}: weight {bad} is not finite, expected finite numbers; lower train.lr and resume"
         )
-
-
-def _facts(config: Config, data: Data, *, history: list[dict], baseline_miou: float | None) -> dict:
-    return {
-        "epoch": len(history),
-        "miou": history[-1]["miou"],
-        "baseline_miou": baseline_miou,
-        **find_origin(config, data.manifest),
-        "history": history,
-    }
-
-
-def _result(config: Config, data: Data, *, history: list[dict], learner: Learner, baseline_miou: float | None) -> dict:
-    best = max(history, key=lambda e: e["miou"])
-    gain = None if baseline_miou is None else best["miou"] - baseline_miou
-    return {
-        "miou": best["miou"],
-        "baseline_miou": baseline_miou,
-        "teacher_miou": data.manifest.information.get("teacher_miou"),
-        "improvement_points": None if gain is None else 100 * gain,
-        "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
-        "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
-        "params": count_parameters(learner.student),
-        "epochs": len(history),
-        "best_epoch": best["epoch"],
-        "last_miou": history[-1]["miou"],
-        "seconds": sum(e["time_s"] for e in history),
-        **find_origin(config, data.manifest),
-    }
 
 
 def find_teacher_channels(reader: CacheReader) -> dict[str, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import VAL_VIEW_RULE, check_storage, dataset_facts, teacher_facts, train_view_rule
@@ -11,6 +13,7 @@ from kdcache.config import Config, config_to_dict
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.settings import drop_unknown, flatten, make_config, merge
+from kdcache.training.batches import find_smallest_batch
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
 KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")  # as far as the version that wrote it had them
@@ -92,6 +95,25 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
             )
         )
     check_crop(root, config)
+
+
+def check_batches(config: Config, *, num_samples: int, count: int, device: torch.device) -> None:
+    """Every batch must have rows for each of `count` processes, on a CPU two, since BatchNorm there normalises them alone.
+
+    Raises: SettingsError with a batch size that has.
+    """
+    least, size = count * (1 if device.type == "cuda" else 2), config.train.batch_size
+    found = find_smallest_batch(num_samples, size)
+    if count == 1 or found >= least:
+        return
+    sizes = range(size + 1, num_samples + 1)
+    fitting = next((other for other in sizes if find_smallest_batch(num_samples, other) >= least), None)
+    cure = "start fewer processes" if fitting is None else f"set train.batch_size {fitting} or start fewer processes"
+    field, expected = (
+        f"smallest batch (train.batch_size {size})",
+        Phrase(f"{least} samples or more for {count} processes"),
+    )
+    raise SettingsError(describe("settings", field=field, found=found, expected=expected, cure=cure))
 
 
 def check_crop(where: object, config: Config) -> None:

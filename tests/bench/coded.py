@@ -6,7 +6,7 @@ import statistics
 
 import zarr
 
-from kdcache.training.batches import READ_THREADS
+from kdcache.training.batches import count_read_threads
 from tests.bench import adapter
 from tests.bench.copying import fill_batches, make_slots, rate_gb_s, shuffle_passes
 from tests.bench.data import find_shards, make_store
@@ -36,7 +36,7 @@ def _measure_codec(bench: Bench, key: str, codec: str) -> Figure:
     ways = {
         "kdcache": lambda batches: adapter.read_all(reader, batches),
         "TensorStore": read_by_tensorstore(root, slots, {}),
-        "zarr-python": lambda batches: fill_batches(slots, batches, fill, num_threads=READ_THREADS),
+        "zarr-python": lambda batches: fill_batches(slots, batches, fill, num_threads=count_read_threads()),
     }
     runs = _alternate(ways, adapter.make_batches(order, size), bench, size_bytes=len(order) * layout.item_bytes)
     rates = {name: statistics.median(values) for name, values in runs.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.training.batches import READ_THREADS
+from kdcache.training.batches import count_read_threads
 from tests.bench import adapter
 from tests.bench.copying import copy_from, fill_batches, make_slots, rate_gb_s, shuffle_passes, time_s
 from tests.bench.data import find_shards, make_store
@@ -53,7 +53,7 @@ def _measure_warm(bench: Bench, root: Path) -> list[Figure]:
     order = shuffle_passes(sizes.store_samples, passes=sizes.read_passes, seed=0)
     batches, size_bytes = adapter.make_batches(order, sizes.batch_size), len(order) * layout.item_bytes
     ways = {
-        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=READ_THREADS),
+        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=count_read_threads()),
         **{way: lambda reader=reader: adapter.read_all(reader, batches) for way, reader in readers.items()},
     }
     runs: dict[str, list[float]] = {name: [] for name in (*ways, "first")}

@@ -17,7 +17,7 @@ import zarr
 from torch.utils.data import DataLoader, Dataset
 from zarr.core.buffer import default_buffer_prototype
 
-from kdcache.training.batches import READ_THREADS
+from kdcache.training.batches import count_read_threads
 from tests.bench import adapter, copying
 from tests.bench.copying import Fill, Slots, copy_from, fill_batches, make_slots
 from tests.bench.figures import Figure, make_figure, median_ratio
@@ -77,7 +77,7 @@ def _make_rivals(
     )
     slots = make_slots(reader.reader.layout, size)
 
-    def filled(fill: Fill, num_threads: int = READ_THREADS) -> Callable[[list[list[Place]]], None]:
+    def filled(fill: Fill, num_threads: int = count_read_threads()) -> Callable[[list[list[Place]]], None]:
         return lambda batches: fill_batches(slots, batches, fill, num_threads=num_threads)
 
     loaders = {f"DataLoader on zarr-python, {n} workers": _load_by_workers(root, n) for n in (0, 2)}
@@ -125,8 +125,8 @@ def read_by_tensorstore(root: Path, slots: list[Slots], options: dict) -> Callab
 
     https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the settings.
     """
-    context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": READ_THREADS},
-               "file_io_concurrency": {"limit": READ_THREADS}, **options}  # fmt: skip
+    context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": count_read_threads()},
+               "file_io_concurrency": {"limit": count_read_threads()}, **options}  # fmt: skip
     arrays = {name: _open_tensorstore(root / "train" / name, context) for name in adapter.ALL_ARRAYS}
     targets = [{name: tensorstore.array(slot) for name, slot in half.items()} for half in slots]
 

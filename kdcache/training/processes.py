@@ -1,0 +1,186 @@
+"""Several processes that train one student: each takes its rows of every batch, and sums over all are what one process has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kdcache.devices import find_gpu
+from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, TrainingError, describe
+from kdcache.training.batches import raw_words
+from kdcache.workers import find_worker
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's; tasks of SLURM alone are runs of their own
+PATIENCE = timedelta(days=30)  # the first process may be waiting for a baseline that another run trains
+
+
+class Alone:
+    """One process: all rows are its own, and there is nobody to ask or to tell."""
+
+    rank, count = 0, 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that writes, prints and decides."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Its part, contiguous and in order; the parts of all processes are everything, and differ by one at most."""
+        start, stop = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
+        return list(items[start:stop])
+
+    def largest_share(self, count: int) -> int:
+        """Of so many items."""
+        return -(-count // self.count)
+
+    def agree(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
+        """Do `work`, which all processes do; where it fails in one, all end: that one with the error, the others in silence."""
+        return work(*args, **options)
+
+    def lead(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
+        """What `work` gives in the first process, which alone does it; an error there ends all, as in `agree`."""
+        return work(*args, **options)
+
+    def check_devices(self, device: torch.device) -> None:
+        """Raises SettingsError where two processes would share a GPU."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return values
+
+    def draw_dropout(self, *, seed: int, epoch: int) -> None:
+        """Begin an epoch's dropout; one process goes on with the sequence it has."""
+
+    def adopt(self, student: nn.Module, device: torch.device) -> None:
+        """Make a student one of many on its device: on GPUs BatchNorm's statistics become those of the global batch."""
+
+    def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the sum over all processes in the place of each gradient of what `optimizer` trains."""
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values."""
+
+
+class Processes(Alone):
+    """One of `count` processes that torchrun has started, by `rank` from 0; made by `join_processes`.
+
+    Every method but `share` and `largest_share` must be called by all processes, in the same order. What `agree` does must
+    not call others of them: the one that fails would be missed there.
+    """
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def agree(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
+        value, error, codes = None, None, [0] * self.count
+        try:
+            value = work(*args, **options)
+        except Exception as failed:
+            error = failed
+        code = getattr(error, "exit_code", 1) if error else 0
+        dist.all_gather_object(codes, code, group=self.patient)
+        first = next((rank for rank in range(self.count) if codes[rank]), None)
+        if first is None:
+            return value
+        raise error if first == self.rank else ToldElsewhere(codes[first])
+
+    def lead(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
+        value = [self.agree(work, *args, **options) if self.leads else self.agree(lambda: None)]
+        dist.broadcast_object_list(value, src=0, group=self.patient)
+        return value[0]
+
+    def check_devices(self, device: torch.device) -> None:
+        found: list[str] = [""] * self.count
+        dist.all_gather_object(found, find_gpu(device) or f"CPU of {self.rank}", group=self.patient)
+        self.lead(_check_different, found, device)
+
+    def add_up(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def draw_dropout(self, *, seed: int, epoch: int) -> None:
+        word = int(raw_words(f"dropout/{seed}/{epoch}/{self.rank}/{self.count}", 1)[0])
+        torch.manual_seed(word >> 1)
+
+    def adopt(self, student: nn.Module, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            nn.SyncBatchNorm.convert_sync_batchnorm(student)
+
+    def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        # not DistributedDataParallel: it takes means where sums are wanted, and refuses a head without gradient (a loss of
+        # features alone); what it is for, sending during the backward pass, has little to win with 11 MB
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = self.add_up(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = total.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def _check_different(found: list[str], device: torch.device) -> None:
+    if len(set(found)) < len(found):
+        cure = "set train.device auto and start a process for each GPU"
+        expected = Phrase(f"a GPU for each of {len(found)} processes")
+        raise SettingsError(describe("settings", field="train.device", found=str(device), expected=expected, cure=cure))
+
+
+def format_processes(processes: Alone, *, batch_size: int, device: torch.device) -> str:
+    """One line for a person."""
+    own = "the whole batch's" if device.type == "cuda" else "each process's own"
+    share = f"each has up to {processes.largest_share(batch_size)} samples of a batch of {batch_size}"
+    return f"processes: {processes.count}, {share}; BatchNorm's statistics are {own}"
+
+
+@contextmanager
+def join_processes() -> Iterator[Alone]:
+    """The processes that torchrun has started together with this one; alone where there are none.
+
+    Raises: SettingsError where they cannot meet; TrainingError where another one is lost before the block ends.
+    """
+    worker = find_worker()
+    if worker.count == 1 or any(name not in os.environ for name in MEETING):
+        yield Alone()
+        return
+    processes = _meet(worker.rank, worker.count)
+    try:
+        yield processes
+    except RuntimeError as error:
+        if isinstance(error, KdcacheError) or not _is_lost_process(error):
+            raise
+        raise TrainingError(
+            f"process {worker.rank} of {worker.count}: another process of this run has ended; "
+            "look for its line, mend that and resume"
+        ) from None
+    dist.destroy_process_group()
+
+
+def _meet(rank: int, count: int) -> Processes:
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        return Processes(rank, count)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
+        raise SettingsError(
+            f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); start them with torchrun"
+        ) from None
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """gloo has no error of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,0 +1,67 @@
+"""What a run leaves in its folder: checkpoints and metrics.jsonl after each epoch, result.json at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from kdcache.cache.manifest import Manifest
+from kdcache.config import Config
+from kdcache.models.student import count_parameters
+from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
+from kdcache.training.folder import find_origin, write_history, write_result
+from kdcache.training.loop import Learner
+
+
+def save_epoch(learner: Learner, *, folder: Path, history: list[dict], facts: dict, confusion: Tensor) -> None:
+    """Write the checkpoints and metrics.jsonl after an epoch, the last of `history`.
+
+    Args:
+        facts: whose run it is. confusion: of this epoch, kept in the checkpoint of the best.
+    """
+    *before, last = history
+    facts = {"epoch": len(history), "miou": last["miou"], **facts, "history": history}
+    if all(last["miou"] > entry["miou"] for entry in before):
+        save_checkpoint(folder / BEST, learner, facts={**facts, "confusion": confusion})
+    save_checkpoint(folder / LAST, learner, facts=facts)
+    write_history(folder, history)
+
+
+def read_state(folder: Path, *, resume: bool) -> dict | None:
+    """The last checkpoint, where there is one to go on from; metrics.jsonl is made to end with it. Raises TrainingError."""
+    if not (resume and (folder / LAST).is_file()):
+        return None
+    state = read_checkpoint(folder / LAST)
+    write_history(folder, state["history"])
+    return state
+
+
+def finish(
+    config: Config,
+    manifest: Manifest,
+    learner: Learner,
+    *,
+    folder: Path,
+    history: list[dict],
+    baseline_miou: float | None,
+) -> dict:
+    """Write result.json, and return its contents."""
+    best = max(history, key=lambda e: e["miou"])
+    gain = None if baseline_miou is None else best["miou"] - baseline_miou
+    result = {
+        "miou": best["miou"],
+        "baseline_miou": baseline_miou,
+        "teacher_miou": manifest.information.get("teacher_miou"),
+        "improvement_points": None if gain is None else 100 * gain,
+        "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
+        "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
+        "params": count_parameters(learner.student),
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "last_miou": history[-1]["miou"],
+        "seconds": sum(e["time_s"] for e in history),
+        **find_origin(config, manifest),
+    }
+    write_result(folder, result)
+    return result
