@@ -6,11 +6,16 @@ import argparse
 import difflib
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_teacher import maintain
 from cache_teacher.fidelity import fidelity
+from cache_teacher.options import read_count, take_options
 from cache_teacher.plan import plan
+from kdcache.checks import refuse
 from kdcache.command import run_command
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
@@ -18,7 +23,11 @@ from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 from kdcache.workers import find_worker
 
+if TYPE_CHECKING:
+    from kdcache.cache.build import BuildSummary
+
 log = logging.getLogger("kdcache")
+OPTIONS = {"--engine": "processes", "--workers": None}
 PROG = "python -m cache_teacher"
 EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
 gc (remove what killed runs left), fidelity (compare with the teacher, asked again), sample-set (write the sample data set);
@@ -39,12 +48,18 @@ def _build(argv: list[str]) -> None:
         expected = Phrase(", ".join(COMMANDS) + " or --SECTION.NAME VALUE")
         cure = f"write {near[0]}" if near else f"`{PROG} --help` lists what there is"
         raise SettingsError(describe(PROG, field="command", found=argv[0], expected=expected, cure=cure))
-    parser = build_parser(prog=PROG, description="Ask the teacher once: cache its logits and features.", epilog=EPILOG)
-    config = make_config(read_given(parser, argv))
-    from kdcache.cache.build import build_cache
+    options, words = take_options(argv, OPTIONS)
+    parser = build_parser(
+        prog=f"{PROG} [--engine ray [--workers N]]",
+        description="Ask the teacher once: cache its logits and features. --engine ray: by N actors of the Ray cluster that is "
+        "there, else of a Ray begun on this machine; without N one a GPU, or as many as its CPUs hold at OMP_NUM_THREADS each.",
+        epilog=EPILOG,
+    )
+    config = make_config(read_given(parser, words))
+    build = _choose_engine(options)
     from kdcache.cache.manifest import read_manifest
 
-    summary = build_cache(config, progress=Console())
+    summary = build(config, progress=Console())
     written = f"{summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB written in {summary.time_s:.1f} s"
     if summary.score is None:
         worker = find_worker()
@@ -58,6 +73,32 @@ def _build(argv: list[str]) -> None:
     compared = manifest.information.get("fidelity", {}).get("views")
     if summary.num_samples or compared != manifest.complete_views["train"]:  # or it was interrupted, or others wrote
         _say_fidelity(config)
+
+
+def _choose_engine(options: dict[str, str | None]) -> Callable[..., BuildSummary]:
+    """What builds: this process, perhaps one of several (`kdcache.workers`), or Ray. Raises SettingsError."""
+    engine, workers = options["--engine"], options["--workers"]
+    if engine not in ("processes", "ray"):
+        raise refuse("--engine", engine, "processes or ray")
+    if engine == "ray":
+        num_workers = read_count(options, "--workers", least=1) if workers is not None else None
+        return partial(_import_ray_engine(), num_workers=num_workers)
+    if workers is not None:
+        raise refuse("--workers", workers, "no number without --engine ray; torchrun and SLURM have their own")
+    from kdcache.cache.build import build_cache
+
+    return build_cache
+
+
+def _import_ray_engine() -> Callable[..., BuildSummary]:
+    try:
+        from kdcache.cache.ray_engine import build_with_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        expected, cure = Phrase("Ray to be installed"), "`pip install 'kdcache[ray]'`"
+        raise SettingsError(describe(PROG, field="--engine", found="ray", expected=expected, cure=cure)) from None
+    return build_with_ray
 
 
 def _say_fidelity(config: Config) -> None:

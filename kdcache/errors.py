@@ -1,6 +1,7 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
 import shlex
+from functools import partial
 
 
 class KdcacheError(Exception):
@@ -52,7 +53,11 @@ class CacheCorruptError(CacheError):
 
     def __init__(self, where: object, what: str, *, cure: str) -> None:
         super().__init__(f"{where}: {what}; {cure}")
-        self.where, self.what = where, what
+        self.where, self.what, self.cure = where, what, cure
+
+    def __reduce__(self) -> tuple:
+        """So that it can come from another process."""
+        return partial(type(self), cure=self.cure), (self.where, self.what)
 
 
 class OtherCacheError(CacheCorruptError):

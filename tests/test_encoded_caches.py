@@ -292,7 +292,7 @@ def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(
 
     adopt_bases = phase_one.adopt_bases
     monkeypatch.setattr(phase_one, "adopt_bases", build_meanwhile)
-    adopted, missing = phase_one._open(late)
+    adopted, missing = phase_one.open_plan(late)
     assert not missing and adopted.manifest.identity == read_manifest(config.cache.path).identity
     assert quick.snapshot(config.cache.path) == before
     assert hash_basis(adopted.bases["low"]) != hash_basis(late.bases["low"])

@@ -197,3 +197,10 @@ def test_torchrun_gives_the_same_bytes_as_one_process(built_root, base_given, tm
     )
     assert quick.snapshot(root) == quick.snapshot(built_root)
     assert read_manifest(root).identity == read_manifest(built_root).identity
+
+
+def test_bytes_of_many_groups_are_the_sum_of_each(built_root):
+    for layout in read_manifest(built_root).layouts.values():
+        groups = list(layout.groups())
+        assert layout.sum_bytes(groups) == sum(layout.group_bytes(group) for group in groups) > 0
+        assert layout.sum_bytes([]) == 0

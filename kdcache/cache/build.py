@@ -57,14 +57,27 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
 
     Raises: SettingsError, DataError, TeacherError or CacheError, each before or between shard groups.
     """
-    progress, began_s, root, worker = progress or Silent(), time.monotonic(), config.cache.path, find_worker()
-    plan = make_plan(config, progress)
-    plan, missing = _open(plan)
-    pipeline = _write_missing(plan, missing, worker, progress)
+    progress, began_s, worker = progress or Silent(), time.monotonic(), find_worker()
+    plan, missing = open_plan(make_plan(config, progress))
+    done = _write_missing(plan, missing, worker, progress)
+    return finish_cache(
+        config, done.written, size_bytes=done.written_bytes, worker=worker, progress=progress, began_s=began_s
+    )
+
+
+def finish_cache(
+    config: Config, written: list[Group], *, size_bytes: int, worker: Worker, progress: Progress, began_s: float
+) -> BuildSummary:
+    """Tell what is complete now, and score the teacher where this is to do it.
+
+    Args:
+        written: groups committed by this process. size_bytes: of their shard files. began_s: when, of `time.monotonic`.
+    """
+    root = config.cache.path
     manifest = complete_views(root)
     score = _score_once(config, manifest, worker, progress)
-    num_samples = sum(group.stop - group.start for group in pipeline.written)
-    return BuildSummary(num_samples, pipeline.written_bytes, time.monotonic() - began_s, score)
+    num_samples = sum(group.stop - group.start for group in written)
+    return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
 
 
 def make_plan(config: Config, progress: Progress) -> Plan:
@@ -106,7 +119,7 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
     return splits
 
 
-def _open(plan: Plan) -> tuple[Plan, list[Group]]:
+def open_plan(plan: Plan) -> tuple[Plan, list[Group]]:
     """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
     path = manifest_path(plan.config.cache.path)
     began = path.is_file()
@@ -124,7 +137,7 @@ def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
     free_bytes = find_free_bytes(root)
     layouts = check_same_cache(root, manifest).layouts
     missing = [group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])]
-    needed = sum(layouts[group.split].group_bytes(group) for group in missing)
+    needed = sum(layouts[split].sum_bytes([group for group in missing if group.split == split]) for split in layouts)
     coded = any(array.codec for layout in layouts.values() for array in layout.arrays)
     check_free_space(root, needed_bytes=needed, free_bytes=free_bytes, at_most=coded)
     if not missing:  # versions and device are those of the process that wrote
@@ -149,7 +162,7 @@ def _write_missing(plan: Plan, missing: list[Group], worker: Worker, progress: P
             holder = read_holder(root, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
-    _warn_of_shrunk(pipeline.shrunk, plan.config)
+    warn_of_shrunk(pipeline.shrunk, plan.config)
     return pipeline
 
 
@@ -166,7 +179,7 @@ def _score_once(config: Config, manifest: Manifest, worker: Worker, progress: Pr
     return score
 
 
-def _warn_of_shrunk(views: list[dict], config: Config) -> None:
+def warn_of_shrunk(views: list[dict], config: Config) -> None:
     """Say once that validation images were scaled down."""
     if views:
         log.warning(

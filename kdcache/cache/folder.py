@@ -16,11 +16,11 @@ import numpy as np
 from kdcache.cache import durable
 from kdcache.cache.basis import read_bases, write_bases
 from kdcache.cache.identity import check_identity
-from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path
+from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path, record_name
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.metadata import check_document, list_metadata, write_metadata
 from kdcache.cache.place import Place, is_far
-from kdcache.cache.records import find_committed, read_record
+from kdcache.cache.records import find_committed, list_records, read_record
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
 from kdcache.lock import LOCK, hold_folder
 
@@ -100,8 +100,8 @@ def find_free_bytes(root: Path) -> float:
 
 def find_missing_groups(root: Place, layout: SplitLayout) -> list[Group]:
     """Shard groups without a commit record."""
-    committed = set(find_committed(root, layout.groups()))
-    return [group for group in layout.groups() if group not in committed]
+    there = list_records(root)
+    return [group for group in layout.groups() if record_name(group) not in there]
 
 
 def check_same_cache(root: Place, manifest: Manifest) -> Manifest:

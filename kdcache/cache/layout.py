@@ -6,6 +6,7 @@ Letters: V views, N samples, S samples per shard.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,11 @@ class SplitLayout:
         """Size of all shard files of a group; with a codec the most it can be."""
         return sum(self.shard_bytes(array, group) for array in self.arrays)
 
+    def sum_bytes(self, groups: Iterable[Group]) -> int:
+        """`group_bytes` of all of these; of a hundred thousand groups only two differ."""
+        counts = Counter(group.stop - group.start for group in groups)
+        return sum(count * self.group_bytes(Group(self.split, 0, 0, 0, size)) for size, count in counts.items())
+
     def group(self, view: int, index: int) -> Group:
         """Shard group `index` of `view`."""
         start = index * self.shard_samples
@@ -128,7 +134,12 @@ def shard_path(root: Path, array: ArraySpec, group: Group) -> Path:
 
 def commit_path(root: Path, group: Group) -> Path:
     """The commit record of a group; it exists once all the group's files are complete and on disk."""
-    return root / COMMITS / f"{group.name}.json"
+    return root / COMMITS / record_name(group)
+
+
+def record_name(group: Group) -> str:
+    """The file name of a group's commit record; making paths of a hundred thousand groups takes a second."""
+    return f"{group.name}.json"
 
 
 def metadata_path(root: Path, *parts: str) -> Path:

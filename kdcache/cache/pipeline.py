@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,8 @@ from kdcache.models.teacher import Teacher
 from kdcache.report.progress import Bar
 from kdcache.workers import find_worker
 
-MOST_DRAWERS, MOST_WRITERS = 16, 8
+MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
+MOST_GROUPS = MOST_AHEAD + 1 + MOST_WRITERS  # on the way at once in one process
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def choose_crew(group_bytes: int) -> Crew:
     cores = count_own_cores()
     most_held = find_free_ram() // 2 // find_worker().local_count // group_bytes
     writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
-    return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, 2))
+    return Crew(drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, MOST_AHEAD))
 
 
 @dataclass
@@ -93,12 +94,14 @@ class Pipeline:
     An error ends it: the first one is raised, in the thread that calls. Groups that the teacher has been asked about are still
     committed, unless it was writing that failed; then only those whose writing has begun.
 
+    asking: held while the teacher is asked about a group, where several pipelines share one.
     written: groups committed by this process; written_bytes: of their shard files. shrunk: parameters of the
     validation views among them that were scaled down.
     """
 
-    def __init__(self, plan: Plan, bar: Bar) -> None:
+    def __init__(self, plan: Plan, bar: Bar, *, asking: AbstractContextManager | None = None) -> None:
         self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
+        self.asking = asking or nullcontext()
         self.encoder = plan.encoder
         self.written: list[Group] = []
         self.written_bytes = 0
@@ -171,9 +174,10 @@ class Pipeline:
         """Ask the teacher about the group drawn first, and hand it over to a writer once one is free."""
         job = self._drawn[0]
         job.answers = GroupAnswers(collect_views(job.group, job.views, splits=self.plan.splits), self.encoder)
-        for rows in job.answers.batches(self.plan.config.teacher.batch_size):
-            self._check()
-            job.answers.ask(self.plan.teacher, rows)
+        with self.asking:
+            for rows in job.answers.batches(self.plan.config.teacher.batch_size):
+                self._check()
+                job.answers.ask(self.plan.teacher, rows)
         self._room.acquire()
         self._writing = [writing for writing in self._writing if not writing.done()]
         self._writing.append(self._writers.submit(self._write, job))

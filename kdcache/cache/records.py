@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdcache.cache import durable
 from kdcache.cache.documents import read_sealed, seal
-from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path, index_bytes
+from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path, index_bytes, record_name
 from kdcache.cache.place import Place
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
@@ -105,7 +105,7 @@ def list_records(root: Path) -> set[str]:
 def find_committed(root: Path, groups: Iterable[Group]) -> list[Group]:
     """Those groups that have a record, by one look at the folder. Raises CacheError where that cannot be told."""
     there = list_records(root)
-    return [group for group in groups if commit_path(root, group).name in there]
+    return [group for group in groups if record_name(group) in there]
 
 
 def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:

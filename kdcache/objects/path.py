@@ -33,6 +33,12 @@ class ObjectPath:
     def __truediv__(self, name: object) -> ObjectPath:
         return ObjectPath(self.bucket, f"{self.key}/{name}" if self.key else str(name))
 
+    def __reduce__(self) -> tuple:
+        """In another process, too, a place is found, and with it what can be done there."""
+        from kdcache.cache.place import find_place
+
+        return find_place, (str(self),)
+
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
 

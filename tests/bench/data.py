@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -20,7 +20,7 @@ from kdcache.cache.plan import plan_cache
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile
 from kdcache.cache.writer import GroupContents, write_group
-from kdcache.config import AugmentConfig
+from kdcache.config import AugmentConfig, Config
 from kdcache.data.augment import draw
 from kdcache.data.palette import voc_palette
 from kdcache.data.voc import VOC_DIR, Sample, Split
@@ -84,23 +84,37 @@ def without_flush() -> Iterator[None]:
         yield
 
 
-def _begin(
-    root: Path, *, px: int, num_samples: int, shard_samples: int, num_views: int, codec: str = "raw"
-) -> Manifest:
+def _begin(root: Path, **sizes: object) -> Manifest:
     """Manifest and zarr.json of a new cache."""
+    _, manifest = plan_store(root, **sizes)
+    return open_for_writing(root, manifest)
+
+
+def plan_store(
+    root: Path,
+    *,
+    px: int,
+    num_samples: int,
+    shard_samples: int,
+    num_views: int,
+    codec: str = "raw",
+    levels: Mapping[str, tuple[int, int]] = LEVELS,
+) -> tuple[Config, Manifest]:
+    """Settings and manifest of a cache of made-up samples, one of them in val; levels -> (channels, stride)."""
     given = {
         "dataset": {"size": px, "num_classes": NUM_CLASSES, "download": False},
         "augment": {"views": num_views},
-        "cache": {"path": str(root), "shard_samples": shard_samples, "codec": codec},
+        "cache": {"path": str(root), "shard_samples": shard_samples, "codec": codec, "levels": list(levels)},
     }
+    config = make_config(given)
     manifest = plan_cache(
-        make_config(given),
+        config,
         splits={"train": _make_split("train", num_samples), "val": _make_split("val", 1)},
         weights_sha256="0" * 64,
-        levels=LEVELS,
+        levels=dict(levels),
         device=torch.device("cpu"),
     )
-    return open_for_writing(root, manifest)
+    return config, manifest
 
 
 def _make_split(name: str, num_samples: int) -> Split:
@@ -110,7 +124,7 @@ def _make_split(name: str, num_samples: int) -> Split:
 
 def _random_contents(rng: np.random.Generator, layout: SplitLayout, group: Group) -> GroupContents:
     arrays = {spec.name: _random_block(rng, spec, group.stop - group.start) for spec in layout.arrays}
-    return GroupContents(arrays, _make_ids(group), _draw_views(layout, group))
+    return GroupContents(arrays, make_ids(group), _draw_views(layout, group))
 
 
 def _random_block(rng: np.random.Generator, spec: ArraySpec, count: int) -> np.ndarray:
@@ -131,10 +145,11 @@ def _random_record(rng: np.random.Generator, manifest: Manifest, layout: SplitLa
         files[spec.name] = ShardFile(layout.shard_bytes(spec, group), sha256)
         crcs[spec.name] = [int(crc) for crc in rng.integers(0, 2**32, count)]
     views = _draw_views(layout, group)
-    return CommitRecord(manifest.split_hash(layout.split), _make_ids(group), files, crcs, views)
+    return CommitRecord(manifest.split_hash(layout.split), make_ids(group), files, crcs, views)
 
 
-def _make_ids(group: Group) -> list[str]:
+def make_ids(group: Group) -> list[str]:
+    """Of a group's samples."""
     return [f"2026_{number:06d}" for number in range(group.start, group.stop)]
 
 
@@ -142,7 +157,7 @@ def _draw_views(layout: SplitLayout, group: Group) -> list[dict]:
     """Parameters as phase one keeps them, of images of VOC's usual size."""
     size_hw, image_hw = layout.array("label").item_shape, (375, 500)
     views = []
-    for id in _make_ids(group):
+    for id in make_ids(group):
         view = draw(AugmentConfig(), sample_id=id, view=group.view, image_hw=image_hw, size_hw=size_hw)
         views.append({**view.to_dict(), "image_box": view.image_box})
     return views

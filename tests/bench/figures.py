@@ -78,6 +78,9 @@ SPECS = (
     Spec("views_added", "phase_one", "ratio", goal=1.1, at_least=False,
          definition="time a sample of adding as many views again to that cache, over time a sample of building it, first batch "
          "to last commit; details have its training bytes afterwards over those before"),
+    Spec("phase_one_scaling", "scaling", "times", goal=1.85,
+         definition="time of phase one by one process over that by two, one thread each (OMP_NUM_THREADS=1; the goal is for two "
+         "cores), from when all have their plan to the last commit, new caches of the same samples in turn; median of ratios"),
     Spec("verify_rate", "phase_one", "GB/s", definition="verify --data of that cache from the page cache"),
     Spec("fidelity_loss_rel", "encodings", "share", goal=1e-5, at_least=False,
          definition="relative change of the loss from cached float16 against live float32 answers, a student after 40 steps, the "

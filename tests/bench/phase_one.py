@@ -21,13 +21,13 @@ from kdcache.settings import make_config
 from tests.bench.adapter import time_writing
 from tests.bench.copying import time_s
 from tests.bench.figures import Figure, make_figure, median_ratio
-from tests.bench.sizes import Bench
+from tests.bench.sizes import Bench, BuildSizes
 from tests.bench.trust import measure_build, measure_verify, without_protocol
 
 
 def measure(bench: Bench) -> list[Figure]:
     """Bare forward, phase one without protocol, phase one, as many views again: alternating."""
-    config = _prepare(bench)
+    config = make_config(prepare_build(bench, bench.build, batch_size=bench.sizes.batch_size))
     _, size_bytes = measure_build(config)
     teacher, batches = _make_bare(bench, config)
     _ask_all(teacher, batches)
@@ -76,22 +76,20 @@ def _sum_train_bytes(config: Config) -> int:
     return sum(array["bytes"] for array in describe_cache(config.cache.path)["splits"]["train"]["arrays"].values())
 
 
-def _prepare(bench: Bench) -> Config:
-    """Data set, a checkpoint with random weights, settings."""
-    build, batch_size = bench.build, bench.sizes.batch_size
+def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
+    """Data set, a checkpoint with random weights; returns settings of a cache with a shard group a batch."""
     data, weights = bench.folder / "pictures", bench.folder / "teacher.pth"
     write_sample_set(data, num_train=build.train, num_val=build.val, size_px=build.px)
     torch.manual_seed(0)
     torch.save(build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=False).state_dict(), weights)
-    given = {
+    shutil.rmtree(bench.folder / "built", ignore_errors=True)
+    return {
         "dataset": {"root": str(data), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
                     "size": build.px, "download": False},
         "augment": {"views": build.views},
         "teacher": {"weights": str(weights), "batch_size": batch_size},
         "cache": {"path": str(bench.folder / "built"), "shard_samples": batch_size},
     }  # fmt: skip
-    shutil.rmtree(bench.folder / "built", ignore_errors=True)
-    return make_config(given)
 
 
 def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:

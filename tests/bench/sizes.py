@@ -47,6 +47,8 @@ class Sizes:
     # 80 groups of a batch, where 11 may be on the way at once (16 cores): 9.2 GB, and no more than 136 pictures to make.
     build_gpu: BuildSizes = BuildSizes(px=512, train=72, val=64, views=8)
     build_rounds: int = 3
+    scaling: BuildSizes = BuildSizes(px=256, train=40, val=8)
+    scaling_rounds: int = 3
     real_train: int = 32
     real_val: int = 4
     real_asked: int = 24
@@ -62,7 +64,7 @@ QUICK = Sizes(
     store_px=64, store_samples=16, store_shard=4, batch_size=4, read_rounds=2, read_passes=1, cold_rounds=1,
     rival_rounds=1, rival_passes=1, train_px=64, train_gpu_px=64, tax_rounds=1, loss_rounds=1, online_rounds=1, train_steps=1,
     train_gpu_steps=2, build=BuildSizes(px=64, train=4, val=2, views=2), build_gpu=BuildSizes(px=64, train=8, val=4, views=2),
-    build_rounds=1, real_train=6, real_val=2, real_asked=4,
+    build_rounds=1, scaling=BuildSizes(px=64, train=4, val=4), scaling_rounds=1, real_train=6, real_val=2, real_asked=4,
     open_samples=64, open_views=2, growth_small=96, growth_large=160, growth_order=("small", "large"),
 )  # fmt: skip
 
