@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cache_teacher import maintain
 from cache_teacher.fidelity import fidelity
 from cache_teacher.options import read_count, take_options
+from cache_teacher.packing import export_cache, import_cache
 from cache_teacher.plan import plan
 from kdcache.checks import refuse
 from kdcache.command import run_command
@@ -30,7 +31,8 @@ log = logging.getLogger("kdcache")
 OPTIONS = {"--engine": "processes", "--workers": None}
 PROG = "python -m cache_teacher"
 EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
-gc (remove what killed runs left), fidelity (compare with the teacher, asked again), sample-set (write the sample data set);
+gc (remove what killed runs left), export (pack it into one HDF5 file), import (make a folder of that again), fidelity (compare
+with the teacher, asked again), sample-set (write the sample data set);
 {PROG} plan says what all this will take, {PROG} fit fine-tunes a teacher, settings as above"""
 
 
@@ -142,6 +144,8 @@ COMMANDS = {
     "verify": maintain.verify,
     "repair": maintain.repair,
     "gc": maintain.gc,
+    "export": export_cache,
+    "import": import_cache,
     "fidelity": fidelity,
     "fit": _fit,
     "sample-set": _sample_set,

@@ -19,7 +19,7 @@ WATCH_EVERY_S = 5.0
 
 def info(argv: list[str]) -> None:
     """What a cache holds."""
-    parser = _path_parser("info", "What a cache holds.", json=True)
+    parser = path_parser("info", "What a cache holds.", json=True)
     parser.add_argument(
         "--watch",
         nargs="?",
@@ -48,7 +48,7 @@ def _read_seconds(text: str) -> float:
 
 def verify(argv: list[str]) -> int:
     """Exit code 0 sound, 1 damaged, 2 cannot run."""
-    parser = _path_parser("verify", "Find what is damaged. Exit code 0: sound, 1: damaged, 2: cannot run.", json=True)
+    parser = path_parser("verify", "Find what is damaged. Exit code 0: sound, 1: damaged, 2: cannot run.", json=True)
     parser.add_argument("--data", action="store_true", help="read and check every byte, not only the structure")
     parser.add_argument(
         "--subset",
@@ -99,7 +99,7 @@ def repair(argv: list[str]) -> None:
 
 def gc(argv: list[str]) -> None:
     """Remove what killed runs left."""
-    parser = _path_parser(
+    parser = path_parser(
         "gc", "Remove what killed runs left: unfinished files, shards without commit record, dead leases."
     )
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
@@ -113,9 +113,12 @@ def gc(argv: list[str]) -> None:
     print(f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}")
 
 
-def _path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
+def path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
+    """Of a command whose first word is a cache."""
     parser = OneLineParser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
-    parser.add_argument("path", type=_read_place, metavar="PATH", help="the cache: a folder or s3://BUCKET/KEY")
+    parser.add_argument(
+        "path", type=_read_place, metavar="PATH", help="the cache: a folder, s3://BUCKET/KEY or a packed file"
+    )
     if json:
         parser.add_argument("--json", action="store_true", help="machine-readable")
     return parser

@@ -1,7 +1,7 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
 import shlex
-from functools import partial
+from functools import partial, singledispatch
 
 
 class KdcacheError(Exception):
@@ -64,11 +64,13 @@ class OtherCacheError(CacheCorruptError):
     """A sound commit record, but of another identity."""
 
 
+@singledispatch
 def repair_command(root: object) -> str:
     """What to type for whatever is damaged below the manifest of the cache at `root`."""
     return f"python -m cache_teacher repair {shlex.quote(str(root))}"
 
 
+@singledispatch
 def repair_cure(root: object) -> str:
     """The same as the cure of an error."""
     return f"run `{repair_command(root)}`"

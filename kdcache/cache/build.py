@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from kdcache.cache.encoder import choose_encodings, choose_ranks
 from kdcache.cache.folder import (
     add_information,
+    check_changeable,
     check_free_space,
     check_same_cache,
     complete_views,
@@ -85,6 +86,7 @@ def make_plan(config: Config, progress: Progress) -> Plan:
 
     Raises: SettingsError, DataError, TeacherError, CacheError.
     """
+    check_changeable(config.cache.path)
     check_stored(config)
     codecs = choose_codecs(config)
     device = choose_device(config.teacher.device, field="teacher.device")

@@ -38,7 +38,7 @@ def open_for_writing(root: Place, manifest: Manifest, bases: dict[str, np.ndarra
     Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
     CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
     """
-    with _explain_refusal(root):
+    with explain_refusal(root):
         make_root(root)
         ready = _find_ready(root, manifest) if is_far(root) else None
         if ready is not None:
@@ -63,7 +63,7 @@ def complete_views(root: Place) -> Manifest:
     manifest = read_manifest(root)
     if _count_complete(root, manifest) == manifest.complete_views:
         return manifest  # of many workers all but the last find it so, and need not wait for each other
-    with _explain_refusal(root), hold_folder(root, wait=True):
+    with explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
         manifest = replace(manifest, complete_views=_count_complete(root, manifest))
         write_manifest(root, manifest)
@@ -72,14 +72,14 @@ def complete_views(root: Place) -> Manifest:
 
 def rewrite_metadata(root: Place, bases: dict[str, np.ndarray]) -> None:
     """Write every zarr.json anew that is damaged or missing, and each of these bases that is."""
-    with _explain_refusal(root), hold_folder(root, wait=True):
+    with explain_refusal(root), hold_folder(root, wait=True):
         write_bases(root, bases)
         write_metadata(root, read_manifest(root), replace=True)
 
 
 def add_information(root: Place, facts: dict) -> None:
     """Add facts to the manifest's information."""
-    with _explain_refusal(root), hold_folder(root, wait=True):
+    with explain_refusal(root), hold_folder(root, wait=True):
         manifest = read_manifest(root)
         write_manifest(root, replace(manifest, information={**manifest.information, **facts}))
 
@@ -133,7 +133,7 @@ def check_free_space(root: Place, *, needed_bytes: int, free_bytes: int, at_most
 
 
 @contextmanager
-def _explain_refusal(root: Place) -> Iterator[None]:
+def explain_refusal(root: Place) -> Iterator[None]:
     """Raises CacheError where the disk refuses a document of the cache."""
     try:
         yield
@@ -141,6 +141,11 @@ def _explain_refusal(root: Place) -> Iterator[None]:
         raise CacheError(
             f"{root}: folder is unwritable ({error.strerror}); make room, mend its permissions or set cache.path, and run again"
         ) from None
+
+
+@singledispatch
+def check_changeable(root: Place) -> None:
+    """Raises CacheError where nothing can be changed, whoever asks."""
 
 
 @singledispatch

@@ -84,6 +84,11 @@ class Manifest:
 
 def write_manifest(root: Place, manifest: Manifest) -> None:
     """Replace manifest.json in one step."""
+    write_sealed(manifest_path(root), describe_manifest(manifest))
+
+
+def describe_manifest(manifest: Manifest) -> dict:
+    """What manifest.json holds, but for its seal."""
     splits = {
         split: {
             "identity": manifest.identity[split],
@@ -96,7 +101,7 @@ def write_manifest(root: Place, manifest: Manifest) -> None:
         for split, layout in manifest.layouts.items()
     }
     head = {"format": "kdcache", "format_version": manifest.format_version}
-    write_sealed(manifest_path(root), {**head, "splits": splits, "information": manifest.information})
+    return {**head, "splits": splits, "information": manifest.information}
 
 
 def read_manifest(root: Place) -> Manifest:

@@ -6,26 +6,24 @@ They are asked alike: joined with /, read through the functions of `documents`, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from kdcache.checks import refuse
 from kdcache.objects.client import SCHEMES
+from kdcache.objects.path import ObjectPath, parse_address
+from kdcache.packed.path import PackedPath, is_packed
 
-if TYPE_CHECKING:
-    from kdcache.objects.path import ObjectPath
-
-Place: TypeAlias = "Path | ObjectPath"
+Place: TypeAlias = Path | ObjectPath | PackedPath
 
 
 def find_place(given: object) -> Place:
-    """What `cache.path` names: s3://, gs:// or az://BUCKET/KEY, or a path. Raises SettingsError."""
+    """What `cache.path` names: s3://, gs:// or az://BUCKET/KEY, a folder or a packed cache's file. Raises SettingsError."""
     text = str(given)
     if "://" not in text:
-        return Path(text) if isinstance(given, str) else given
+        return _find_packed(text) if is_packed(Path(text)) else Path(text)
     if text.partition("://")[0] not in SCHEMES:
         raise refuse("cache.path", text, "a path, or an address that begins with s3://, gs:// or az://")
     from kdcache.objects import folder, leftovers, writer  # noqa: F401  what a folder can, a bucket learns there
-    from kdcache.objects.path import parse_address
 
     try:
         return parse_address(text)
@@ -35,4 +33,10 @@ def find_place(given: object) -> Place:
 
 def is_far(place: object) -> bool:
     """Whether each reading is a request to another machine."""
-    return not isinstance(place, Path)
+    return isinstance(place, ObjectPath)
+
+
+def _find_packed(text: str) -> PackedPath:
+    from kdcache.packed import folder, shard  # noqa: F401  what a folder can, a file learns there
+
+    return PackedPath(Path(text))

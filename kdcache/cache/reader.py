@@ -102,17 +102,34 @@ class CacheReader(SplitIndex):
         array, view, sample = item
         place, coder = self.locate(array, view, sample), self._coders.get(array)
         chunk = as_bytes(slot) if coder is None else self._room.get(place.size_bytes)
+        self._fetch_checked(place, chunk, item, maps)
+        if coder is not None:
+            try:
+                coder.decode_into(chunk, slot)
+            except ValueError as error:
+                raise self.describe_damage(array, view, sample, f"it cannot be decoded ({error})") from None
+
+    def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
+        """A chunk as it is stored, coded or not, uint8 [size], in memory of this thread: valid until its next reading.
+
+        Raises: CacheCorruptError.
+        """
+        place = self.locate(array, view, sample)
+        chunk = self._room.get(place.size_bytes)
+        self._fetch_checked(place, chunk, (array, view, sample), None)
+        return chunk
+
+    def _fetch_checked(
+        self, place: Location, chunk: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None
+    ) -> None:
+        """Fill `chunk` with stored bytes, compared with the commit record as `check` says."""
+        array, view, sample = item
         follower = self._fetch(place, chunk, item, maps)
         self._read[array][view, sample] = True
         if self.check == "always" or (self.check == "first" and not self._checked[array][view, sample]):
             if crc32c(chunk) != place.crc32c or follower != place.crc32c:
                 raise self.describe_damage(array, view, sample, "its checksum differs from the commit record")
             self._checked[array][view, sample] = True
-        if coder is not None:
-            try:
-                coder.decode_into(chunk, slot)
-            except ValueError as error:
-                raise self.describe_damage(array, view, sample, f"it cannot be decoded ({error})") from None
 
     def _fetch(self, place: Location, chunk: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None) -> int:
         """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum behind them, or what it must be."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcache.cache.answers import compute_group
 from kdcache.cache.basis import basis_path
 from kdcache.cache.build import Plan, make_plan
-from kdcache.cache.folder import complete_views, rewrite_metadata
+from kdcache.cache.folder import check_changeable, complete_views, rewrite_metadata
 from kdcache.cache.identity import check_identity, find_differences
 from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
@@ -41,6 +41,7 @@ def repair_cache(root: Path, given: dict, *, dry_run: bool = False, progress: Pr
 
     Raises: CacheMismatchError where data set or teacher are not those of the cache, CacheCorruptError for its manifest.
     """
+    check_changeable(root)
     progress, manifest = progress or Silent(), read_manifest(root)
     findings = verify_cache(root, data=True, progress=progress)
     groups = sorted({*findings.damaged_groups, *findings.unwritten})

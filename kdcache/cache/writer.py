@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import singledispatch
@@ -21,6 +22,7 @@ from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile, check_inside, crc32c, write_shard
 from kdcache.errors import CacheError
 
+Files = dict[str, ShardFile]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,14 +56,35 @@ def write_group(
 
     Returns: bytes of its shard files. Raises: CacheError where the disk refuses, LeaseLostError; committed groups stay.
     """
-    layout = manifest.layouts[group.split]
+
+    def make_record(files: Files, crcs: dict[str, list[int]]) -> CommitRecord:
+        return CommitRecord(manifest.split_hash(group.split), contents.ids, files, crcs, contents.views)
+
+    def encode_array(spec: ArraySpec) -> list[np.ndarray]:
+        return encode_samples(spec, contents.arrays[spec.name])
+
+    return write_chunks(
+        root, manifest.layouts[group.split], group, chunks=encode_array, record=make_record, lease=lease
+    )
+
+
+def write_chunks(
+    root: Path,
+    layout: SplitLayout,
+    group: Group,
+    *,
+    chunks: Callable[[ArraySpec], list[np.ndarray]],
+    record: Callable[[Files, dict[str, list[int]]], CommitRecord],
+    lease: Lease,
+) -> int:
+    """The same of what is to be stored: `chunks` makes an array's, `record` what is committed of files and checksums."""
     check_targets(root, layout, group)
     try:
-        files, crcs = _write_partials(root, layout, group, contents, lease)
+        files, crcs = _write_partials(root, layout, group, chunks, lease)
+        made = record(files, crcs)
         _give_names(root, layout, group, files, lease)
         lease.check()
-        record = CommitRecord(manifest.split_hash(group.split), contents.ids, files, crcs, contents.views)
-        write_record(root, group, record)
+        write_record(root, group, made)
     except ValueError as error:
         _remove_partials(root, layout, group)
         raise refuse_coding(root, group, error) from None
@@ -69,7 +92,7 @@ def write_group(
         lease.check()  # without it the files are another writer's, and so is the error
         _remove_partials(root, layout, group)
         raise CacheError(_explain(root, layout, group, error)) from None
-    return record.size_bytes
+    return made.size_bytes
 
 
 def refuse_coding(root: Place, group: Group, error: ValueError) -> CacheError:
@@ -102,12 +125,12 @@ def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
 
 
 def _write_partials(
-    root: Path, layout: SplitLayout, group: Group, contents: GroupContents, lease: Lease
-) -> tuple[dict[str, ShardFile], dict[str, list[int]]]:
+    root: Path, layout: SplitLayout, group: Group, make_chunks: Callable[[ArraySpec], list[np.ndarray]], lease: Lease
+) -> tuple[Files, dict[str, list[int]]]:
     """Every shard under its `.partial` name, flushed and read back; and the checksum of each sample."""
     files, crcs = {}, {}
     for spec in layout.arrays:
-        path, chunks = shard_path(root, spec, group), encode_samples(spec, contents.arrays[spec.name])
+        path, chunks = shard_path(root, spec, group), make_chunks(spec)
         crcs[spec.name] = [crc32c(chunk) for chunk in chunks]
         lease.check()
         durable.make_folders(path.parent, below=root)
@@ -134,7 +157,7 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
     return chunks
 
 
-def _give_names(root: Path, layout: SplitLayout, group: Group, files: dict[str, ShardFile], lease: Lease) -> None:
+def _give_names(root: Path, layout: SplitLayout, group: Group, files: Files, lease: Lease) -> None:
     """Rename each shard to what readers look for, if it is still the file that was read back."""
     for spec in layout.arrays:
         path = shard_path(root, spec, group)

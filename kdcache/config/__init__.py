@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
+from kdcache.cache.place import Place
 from kdcache.config.cache import CacheConfig as CacheConfig
 from kdcache.config.cache import RankConfig as RankConfig
 from kdcache.config.data import VOC_CLASSES as VOC_CLASSES
@@ -25,7 +26,6 @@ from kdcache.config.training import LossConfig as LossConfig
 from kdcache.config.training import RunConfig as RunConfig
 from kdcache.config.training import StudentConfig as StudentConfig
 from kdcache.config.training import TrainConfig as TrainConfig
-from kdcache.objects.path import ObjectPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def config_from_dict(values: dict, *, section: type = Config) -> object:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, (Path, ObjectPath)):
+    if isinstance(value, Place):
         return str(value)
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

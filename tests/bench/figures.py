@@ -48,6 +48,11 @@ SPECS = (
          definition="time of the second epoch from a bucket through cache.stage_dir over the second epoch from the cache in a "
          "folder (check first, residency ram), fresh readers of both in each round, median of the rounds' ratios; a real S3 "
          "server on this machine; details have the first epochs, that of the first round with the fetching"),
+    Spec("read_h5", "packing", "ratio", goal=0.80,
+         definition="read_ratio of the same cache packed into one HDF5 file; details have the rate over that of the folder"),
+    Spec("export_mb_s", "packing", "MB/s", goal=500,
+         definition="size of that file over the time to pack it from the page cache by two threads: chunks checked, file flushed "
+         "and all of it read back; details have unpacking, and the process's peak memory (VmHWM) with and before it"),
     Spec("loss_pixels", "loss", "times",
          definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over "
          "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds"),

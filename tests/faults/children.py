@@ -108,10 +108,11 @@ def build_and_log(given: dict, log: Path) -> None:
     """The same by two writers; the names of the groups that this process committed go into a file in `log`."""
     original = pipeline.write_group
 
-    def write_group(root: Path, manifest: Manifest, group: Group, **kwargs: object) -> None:
-        original(root, manifest, group, **kwargs)
+    def write_group(root: Path, manifest: Manifest, group: Group, **kwargs: object) -> int:
+        size_bytes = original(root, manifest, group, **kwargs)
         with (log / str(os.getpid())).open("a") as file:
             file.write(f"{group.name}\n")
+        return size_bytes
 
     pipeline.write_group = write_group
     build(given, writers=2)

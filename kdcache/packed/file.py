@@ -1,0 +1,142 @@
+"""The HDF5 structure of a packed cache: documents, and arrays into which samples are then written one by one.
+
+Raw arrays are contiguous and allocated at once, so that a sample's place is arithmetic and its bytes go there by position, past
+HDF5. Chunks of coded ones go through HDF5, which then has the index; they are stored bytes, and no filter runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcache.cache.layout import ArraySpec, SplitLayout
+from kdcache.cache.manifest import Manifest
+from kdcache.errors import CacheError
+from kdcache.packed.table import DOCUMENTS, FORMAT
+
+if TYPE_CHECKING:
+    import h5py
+
+_SHARED = {"libver": ("v110", "v110"), "locking": False}  # the oldest version that has checksums of its whole structure
+_ALIGN_FROM, _ALIGN = 1 << 20, 4096  # arrays of a megabyte and more begin on a page
+_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+_COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
+_BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
+
+
+class PackedFile:
+    """A packed cache while it is written. `put` is thread-safe."""
+
+    def __init__(self, opened: h5py.File, descriptor: int, manifest: Manifest) -> None:
+        self.opened, self.descriptor = opened, descriptor
+        self.arrays = {
+            f"{split}/{spec.name}": _create_array(opened, layout, spec)
+            for split, layout in manifest.layouts.items()
+            for spec in layout.arrays
+        }
+        self.offsets = {name: array.get_offset() for name, array in self.arrays.items()}
+
+    def put(self, name: str, view: int, sample: int, chunk: np.ndarray) -> None:
+        """Write the stored bytes of a sample of the array "train/low". Raises OSError."""
+        array = self.arrays[name]
+        if self.offsets[name] is None:
+            array.write_direct_chunk((view, sample, *(0 for _ in array.shape[2:])), chunk.tobytes())
+            return
+        left, offset = memoryview(chunk), self.offsets[name] + (view * array.shape[1] + sample) * chunk.size
+        while left:
+            count = os.pwrite(self.descriptor, left, offset)
+            left, offset = left[count:], offset + count
+
+    def finish(self) -> None:
+        """Say that everything is in it, and flush it. Raises OSError."""
+        self.opened.attrs["complete"] = np.uint8(1)
+        self.opened.flush()
+        os.fsync(self.descriptor)
+
+
+@contextmanager
+def create_file(
+    path: Path, descriptor: int, manifest: Manifest, documents: Iterable[tuple[str, bytes]]
+) -> Iterator[PackedFile]:
+    """The file of a cache, with its documents and room for its samples.
+
+    Args:
+        descriptor: of `path`, for writing. documents: (path as below a cache's folder, contents).
+
+    Raises: OSError.
+    """
+    import h5py
+
+    with h5py.File(path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED) as opened:
+        opened.attrs["format"] = FORMAT
+        opened.attrs["format_version"] = np.uint8(manifest.format_version)
+        opened.attrs["complete"] = np.uint8(0)
+        packed = PackedFile(opened, descriptor, manifest)
+        for name, data in documents:
+            dataset = _create(opened, f"{DOCUMENTS}/{name}", (len(data),), "uint8", _contiguous())
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.frombuffer(data, np.uint8))
+        yield packed
+
+
+def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:
+    """Number and values of the HDF5 filter that reads an array's chunks. Raises CacheError for a codec that has none."""
+    settings = dict(spec.codec.settings or ())
+    if spec.codec.name == "blosc" and settings["cname"] in _COMPRESSORS:
+        numbers = (settings["clevel"], _SHUFFLES[settings["shuffle"]], _COMPRESSORS.index(settings["cname"]))
+        return _BLOSC, (2, 2, settings["typesize"], spec.item_bytes, *numbers)
+    if spec.codec.name == "zstd":
+        return _ZSTD, (max(settings["level"], 0),)
+    raise CacheError(
+        f"{spec.name}: codec is {spec.codec.name}, expected none, blosc or zstd, which HDF5 has filters for; build the cache "
+        "with cache.codec raw, blosc-lz4 or blosc-zstd to pack it"
+    )
+
+
+def _create_array(opened: h5py.File, layout: SplitLayout, spec: ArraySpec) -> h5py.h5d.DatasetID:
+    shape = (layout.num_views, layout.num_samples, *spec.item_shape)
+    how = _coded(spec) if spec.codec else _contiguous()
+    return _create(opened, f"{layout.split}/{spec.name}", shape, spec.dtype, how)
+
+
+def _create(
+    opened: h5py.File, name: str, shape: tuple[int, ...], dtype: str, how: h5py.h5p.PropDCID
+) -> h5py.h5d.DatasetID:
+    import h5py
+
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_create_intermediate_group(True)
+    kind = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"))
+    return h5py.h5d.create(opened.id, name.encode(), kind, h5py.h5s.create_simple(shape), how, link)
+
+
+def _contiguous() -> h5py.h5p.PropDCID:
+    import h5py
+
+    how = _properties()
+    how.set_layout(h5py.h5d.CONTIGUOUS)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    return how
+
+
+def _coded(spec: ArraySpec) -> h5py.h5p.PropDCID:
+    """The filter is optional, so that who writes or reads stored bytes needs no plugin for it."""
+    import h5py
+
+    how, (number, values) = _properties(), find_filter(spec)
+    how.set_chunk((1, 1, *spec.item_shape))
+    how.set_filter(number, h5py.h5z.FLAG_OPTIONAL, values)
+    return how
+
+
+def _properties() -> h5py.h5p.PropDCID:
+    import h5py
+
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_obj_track_times(False)
+    return how

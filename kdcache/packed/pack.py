@@ -1,0 +1,203 @@
+"""Packs a cache, or some levels and views of it, into one HDF5 file: checked on the way in, read back, then named."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cache import durable
+from kdcache.cache.basis import basis_path
+from kdcache.cache.documents import read_bytes, seal
+from kdcache.cache.index import FAR_THREADS, read_group_record
+from kdcache.cache.layout import Group, commit_path, manifest_path
+from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
+from kdcache.cache.metadata import list_metadata
+from kdcache.cache.place import Place, find_place
+from kdcache.cache.reader import CacheReader
+from kdcache.cache.records import seal_record
+from kdcache.errors import CacheError, repair_cure
+from kdcache.packed.file import create_file, find_filter
+from kdcache.packed.subset import cut_record, take_subset
+from kdcache.report.progress import Progress, Silent
+
+PACK_THREADS = 2
+Put = Callable[[str, int, int, np.ndarray], None]  # (array as "train/low", view, sample, stored bytes)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed: samples of all views and splits, and the size of the file."""
+
+    num_samples: int
+    size_bytes: int
+
+
+def pack_cache(
+    root: Place,
+    out: Path,
+    *,
+    levels: list[str] | None = None,
+    num_views: int | None = None,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write the cache at `root` into the new file `out`; nothing of that name is there before every byte was read back.
+
+    Args:
+        levels: those to take, [] for logits alone; None: all. num_views: the first so many training views; None: all.
+
+    Raises: CacheError where the cache is half-built or damaged, has a codec that HDF5 has no filter for, or `out` exists or
+        cannot be written; SettingsError for levels or views that it has not.
+    """
+    progress, source = progress or Silent(), read_manifest(root)
+    manifest = take_subset(source, levels=levels, num_views=num_views)
+    _check_codecs(root, manifest)
+    _check_new(out)
+    _check_free(out, manifest)
+    readers, documents = _open(root, source, manifest), _list_documents(root, source, manifest)
+    partial = durable.partial_path(out)
+    with _explain_refusal(out), _hold(partial) as descriptor:
+        with create_file(partial, descriptor, manifest, documents) as packed:
+            _walk(readers, manifest, "packing", progress, packed.put)
+            packed.finish()
+        _read_back(partial, progress)
+        _check_new(out)
+        durable.rename(partial, out)
+        durable.sync_folder(out.parent)
+    num_samples = sum(layout.num_views * layout.num_samples for layout in manifest.layouts.values())
+    return Packed(num_samples, out.stat().st_size)
+
+
+def _check_codecs(root: Place, manifest: Manifest) -> None:
+    for layout in manifest.layouts.values():
+        for spec in (spec for spec in layout.arrays if spec.codec):
+            try:
+                find_filter(spec)
+            except CacheError as error:
+                raise CacheError(f"{root}: array {layout.split}/{error}") from None
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise CacheError(f"{out}: file is there already, expected a new name; choose another, or remove it first")
+    if not out.parent.is_dir():
+        raise CacheError(f"{out}: folder {out.parent} is missing, expected one to write into; make it first")
+
+
+def _check_free(out: Path, manifest: Manifest) -> None:
+    """Before anything is written, as far as arrays are raw: what a codec makes of the others is met when the disk is full."""
+    needed = sum(
+        spec.item_bytes * layout.num_views * layout.num_samples
+        for layout in manifest.layouts.values()
+        for spec in layout.arrays
+        if not spec.codec
+    )
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise CacheError(
+            f"{out}: free disk space is {free / 1e9:.2f} GB, expected {needed / 1e9:.2f} GB or more; make room, choose another "
+            "place, or pack less of it (--levels, --views)"
+        )
+
+
+def _open(root: Place, source: Manifest, manifest: Manifest) -> dict[str, CacheReader]:
+    """Readers of the cache of `source` for the views of `manifest`."""
+    return {
+        split: CacheReader(root, source, split, num_views=layout.num_views, check="always")
+        for split, layout in manifest.layouts.items()
+    }
+
+
+def _list_documents(root: Place, source: Manifest, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    """Path and contents of each; of the whole cache those that are there, byte for byte."""
+    whole = manifest is source
+    path = manifest_path(root)
+    yield path.name, read_bytes(path, cure=repair_cure(root)) if whole else seal(describe_manifest(manifest))
+    for document in list_metadata(root, manifest):
+        path = document.path
+        made = None if whole else json.dumps(document.contents, indent=2).encode()
+        yield str(path.relative_to(root)), made or read_bytes(path, cure=repair_cure(root))
+    for level, encoding in manifest.encodings.items():
+        if encoding.kind == "lowrank":
+            path = basis_path(root, level)
+            yield str(path.relative_to(root)), read_bytes(path, cure=repair_cure(root))
+    for group in (group for layout in manifest.layouts.values() for group in layout.groups()):
+        path = commit_path(root, group)
+        made = (
+            None if whole else seal_record(group, cut_record(read_group_record(root, source, group), manifest, group))
+        )
+        yield str(path.relative_to(root)), made or read_bytes(path, cure=repair_cure(root))
+
+
+def _walk(
+    readers: dict[str, CacheReader], manifest: Manifest, title: str, progress: Progress, put: Put | None = None
+) -> None:
+    """Read and check every chunk that the manifest names, group by group, and put it where it goes."""
+    groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
+    num_threads = FAR_THREADS if any(reader.is_far for reader in readers.values()) else PACK_THREADS
+
+    def walk_group(group: Group) -> int:
+        size_bytes = 0
+        for spec in manifest.layouts[group.split].arrays:
+            for sample in range(group.start, group.stop):
+                chunk = readers[group.split].read_stored(spec.name, group.view, sample)
+                size_bytes += chunk.size
+                if put:
+                    put(f"{group.split}/{spec.name}", group.view, sample, chunk)
+        return size_bytes
+
+    with progress.start(title, total=len(groups), unit="groups") as bar, ThreadPoolExecutor(num_threads) as pool:
+        for size_bytes in pool.map(walk_group, groups):
+            bar.advance(1, size_bytes=size_bytes)
+
+
+def _read_back(partial: Path, progress: Progress) -> None:
+    """Open it as training does, and compare every chunk and document with what they must be."""
+    root = find_place(partial)
+    manifest = read_manifest(root)
+    _walk(_open(root, manifest, manifest), manifest, "reading back", progress)
+
+
+@contextmanager
+def _hold(partial: Path) -> Iterator[int]:
+    """A descriptor of the unfinished file, which one process at a time writes; where it has not got its name, it goes.
+
+    Raises: OSError.
+    """
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise BlockingIOError  # who held it has given the file its name meanwhile
+        try:
+            yield descriptor
+        finally:
+            durable.remove(partial)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explain_refusal(out: Path) -> Iterator[None]:
+    """Raises CacheError where the disk refuses."""
+    try:
+        yield
+    except BlockingIOError:
+        raise CacheError(
+            f"{out}: another process is packing into it; wait for that one, or choose another name"
+        ) from None
+    except (OSError, RuntimeError) as error:  # the second where HDF5 cannot even close what it could not write
+        said = re.search(r"error message = '([^']+)'", str(error))  # HDF5's own words are a page long
+        reason = (
+            said[1] if said else error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:120]
+        )
+        raise CacheError(f"{out}: file cannot be written ({reason}); make room or choose another place") from None

@@ -1,0 +1,148 @@
+"""Where everything is in a packed cache: offsets of documents and samples, taken once from its HDF5 structure.
+
+HDF5 is open for that moment only. What reads samples later holds neither its lock nor its handle, so that threads do not wait
+for each other and processes may be forked.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, Phrase, describe
+
+if TYPE_CHECKING:
+    import h5py
+
+DOCUMENTS = "documents"  # the HDF5 group of what are JSON files and bases in a folder
+FORMAT = "kdcache"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+CURE = "copy it again from where it was made, or export it again"
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class PackedArray:
+    """One array [view, sample, ...]: `places` are (offset, size) of each sample's bytes, uint64 [views, samples, 2]."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is in a file: path (links resolved) of it, (offset, size) of each document by its path, arrays as "train/low"."""
+
+    file: Path
+    documents: dict[str, tuple[int, int]]
+    arrays: dict[str, PackedArray]
+
+
+def read_table(file: Path) -> Table:
+    """The table of a packed cache, read once as long as the file stays the same.
+
+    Raises: CacheMismatchError where it is another file, CacheIncompleteError where its export was not finished, CacheCorruptError
+    where it is damaged.
+    """
+    try:
+        facts = file.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(None, "it is no plain file")
+        return _read_table(file, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    except OSError as error:
+        raise CacheCorruptError(file, f"file is unreadable ({error.strerror})", cure=CURE) from None
+
+
+@lru_cache(maxsize=8)
+def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
+    import h5py  # here: it takes a fifth of a second, which only those pay who have such a file
+
+    with file.open("rb") as plain:
+        if plain.read(len(SIGNATURE)) != SIGNATURE:
+            raise _refuse(file, "file", "no HDF5 file")
+    try:
+        with h5py.File(
+            file, locking=False
+        ) as opened:  # a finished file never changes, and some file systems have no locks
+            _check_kind(file, opened)
+            return Table(Path(os.path.realpath(file)), _list_documents(opened), _list_arrays(opened, mark[1]))
+    except CacheError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        what = "is cut short" if "truncated file" in reason else f"has a damaged structure ({reason[:80]})"
+        raise CacheCorruptError(file, f"file {what}", cure=CURE) from None
+
+
+def _check_kind(file: Path, opened: h5py.File) -> None:
+    form = opened.attrs.get("format")
+    if form != FORMAT:
+        raise _refuse(file, "attribute format", "missing" if form is None else repr(form)[:40])
+    if opened.attrs.get("complete") != 1:
+        raise CacheIncompleteError(f"{file}: export of it was not finished; remove it and export again")
+
+
+def _refuse(file: Path, field: str, found: str) -> CacheMismatchError:
+    cure = "give the folder of a cache, or a file that `python -m cache_teacher export` has written"
+    return CacheMismatchError(
+        describe(file, field=field, found=Phrase(found), expected=Phrase("a packed cache"), cure=cure)
+    )
+
+
+def _list_documents(opened: h5py.File) -> dict[str, tuple[int, int]]:
+    import h5py
+
+    group, places = opened[DOCUMENTS].id, {}
+
+    def look(name: bytes) -> None:
+        one = h5py.h5o.open(group, name)
+        if isinstance(one, h5py.h5d.DatasetID):
+            places[name.decode()] = (one.get_offset(), one.get_storage_size())
+
+    h5py.h5o.visit(group, look)
+    lost = next((name for name, (offset, _) in places.items() if offset is None), None)
+    if lost:
+        raise ValueError(f"document {lost} is not contiguous")
+    return places
+
+
+def _list_arrays(opened: h5py.File, size_bytes: int) -> dict[str, PackedArray]:
+    arrays = {}
+    for split in (name for name in opened if name != DOCUMENTS):
+        for name, dataset in opened[split].items():
+            find = _find_contiguous if dataset.chunks is None else _find_chunks
+            places = find(dataset)
+            if places.max(initial=0) > size_bytes or places.sum(-1).max(initial=0) > size_bytes:
+                raise ValueError(f"{split}/{name} lies beyond the end of the file")
+            arrays[f"{split}/{name}"] = PackedArray(dataset.shape, dataset.dtype.name, places)
+    return arrays
+
+
+def _find_contiguous(dataset: h5py.Dataset) -> np.ndarray:
+    num_views, num_samples = dataset.shape[:2]
+    start, size = dataset.id.get_offset(), dataset.id.get_storage_size()
+    if start is None or size != dataset.nbytes or not size:
+        raise ValueError(f"{dataset.name} is not allocated as a whole")
+    item = size // (num_views * num_samples)
+    offsets = start + item * np.arange(num_views * num_samples, dtype=np.uint64)
+    return np.stack([offsets, np.full_like(offsets, item)], -1).reshape(num_views, num_samples, 2)
+
+
+def _find_chunks(dataset: h5py.Dataset) -> np.ndarray:
+    """By one pass over the index: asking for one chunk after the other may search it each time."""
+    found = []
+    dataset.id.chunk_iter(found.append)
+    num_views, num_samples = dataset.shape[:2]
+    if dataset.chunks != (1, 1, *dataset.shape[2:]) or len(found) != num_views * num_samples:
+        raise ValueError(f"{dataset.name} has {len(found)} chunks of {dataset.chunks}")
+    places = np.zeros((num_views, num_samples, 2), np.uint64)
+    for chunk in found:
+        places[chunk.chunk_offset[:2]] = chunk.byte_offset, chunk.size
+    return places

@@ -1,0 +1,44 @@
+"""Quick caches of every codec and encoding that can be packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import quick
+
+from kdcache.cache.build import build_cache
+from kdcache.cache.reader import open_split
+from kdcache.settings import make_config
+
+RANKS = {"low": 2, "mid": 3, "high": 4}
+KINDS = {
+    "raw": {},
+    "lz4": {"codec": "blosc-lz4"},
+    "zstd": {"codec": "zstd"},
+    "half": {"encoding": "half"},
+    "compact": {"encoding": "compact", "rank": RANKS},
+    "mixed": {"encoding": {"logits": "int8", "low": "lowrank", "mid": "int8"}, "rank": RANKS},
+}
+
+
+def build(data: Path, root: Path, *, views: int = quick.NUM_VIEWS, **cache: object) -> Path:
+    """A quick cache with these settings of its section `cache`; the quick teacher must be in use."""
+    build_cache(make_config(quick.quick_given(data, root, views=views), {"cache": cache}))
+    return root
+
+
+def read_files(root: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock, by its path."""
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def read_samples(root: Path, split: str) -> dict[tuple[str, int, int], bytes]:
+    """(array, view, sample) -> what the reader gives."""
+    reader = open_split(root, split, check="always")
+    return {
+        (spec.name, view, sample): reader.read(spec.name, view, sample).tobytes()
+        for spec in reader.layout.arrays
+        for view in range(reader.num_views)
+        for sample in range(reader.layout.num_samples)
+    }

@@ -1,0 +1,351 @@
+"""What is wrong with a packed cache, its making and its unmaking is one line, and leaves nothing behind."""
+
+import errno
+import fcntl
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import quick
+from helpers import check_one_line
+from kinds import build, read_files
+
+from cache_teacher.cli import main as cache_teacher
+from kdcache.cache.build import build_cache
+from kdcache.cache.folder import add_information
+from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.place import find_place
+from kdcache.cache.reader import open_cache, open_split
+from kdcache.cache.verify import verify_cache
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    KdcacheError,
+)
+from kdcache.packed.pack import pack_cache
+from kdcache.packed.unpack import unpack_cache
+from kdcache.settings import make_config
+
+pytestmark = pytest.mark.usefixtures("quick_teacher")
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def check_refused(argv: list[str], capsys, *words: str, code: int = 1) -> None:
+    """One line on stderr, behind lines of progress."""
+    assert cache_teacher(argv) == code
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cache_teacher {argv[0]}: ") and all(word in line for word in words), line
+
+
+# --- reading
+
+
+def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
+    for name, data in (("notes.h5", b"hello"), ("empty.hdf5", b""), ("plain", b"x" * 5000)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CacheMismatchError) as error:
+            open_cache(tmp_path / name)
+        check_one_line(error, name, "file is no HDF5 file, expected a packed cache", "export")
+
+
+def test_a_foreign_hdf5_file_is_refused(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as opened:
+        opened["train/image"] = np.zeros((2, 3))
+    with pytest.raises(CacheMismatchError) as error:
+        open_cache(tmp_path / "foreign.h5")
+    check_one_line(error, "foreign.h5: attribute format is missing, expected a packed cache")
+
+
+def test_a_file_that_is_not_there_is_no_cache(tmp_path):
+    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
+        open_cache(tmp_path / "none.h5")
+
+
+def test_a_half_exported_file_is_refused(file, capsys):
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["complete"] = np.uint8(0)
+    with pytest.raises(CacheIncompleteError, match="export of it was not finished; remove it and export again"):
+        open_cache(file)
+    check_refused(["info", str(file)], capsys, "was not finished")
+
+
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.01])
+def test_a_truncated_file_is_refused(file, share):
+    os.truncate(file, int(file.stat().st_size * share))
+    with pytest.raises(CacheCorruptError, match="file is cut short; copy it again from where it was made"):
+        open_split(file, "train")
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_damage_by_name(file):
+    reader = open_split(file, "train")
+    reader.read("low", 0, 0)
+    os.truncate(file, 100)
+    for view, sample, what in ((0, 1, "the file is too short"), (1, 2, "file is cut short")):  # known, and to be found
+        with pytest.raises(CacheCorruptError) as error:
+            reader.read("low", view, sample)
+        place = f"{file}!/train/low/c/{view}/{sample // 2}/0/0/0"
+        check_one_line(error, place, f"view {view} sample", what, "copy it again")
+
+
+def test_a_flipped_bit_in_a_sample_is_found_by_reader_and_verify(file, capsys):
+    with h5py.File(file) as opened:
+        flip(file, opened["train/mid"].id.get_offset() + opened["train/mid"].nbytes - 1)
+    with pytest.raises(CacheCorruptError) as error:
+        open_split(file, "train").read("mid", 1, 2)
+    check_one_line(error, "train/mid view 1 sample", "its checksum differs", "copy it again", "or export it again")
+    (damage,) = verify_cache(find_place(file), data=True).damage
+    assert damage.array == "mid" and damage.group.name == "train-v0001-g00001" and "checksum" in damage.what
+    assert cache_teacher(["verify", str(file), "--data"]) == 1
+    assert "to repair it: copy it again" in capsys.readouterr().out
+
+
+def test_a_flipped_bit_in_a_document_is_found(file):
+    with h5py.File(file) as opened:
+        documents = {
+            name: opened[f"documents/{name}"].id.get_offset()
+            for name in ("manifest.json", "commits/val-v0000-g00000.json", "train/low/zarr.json")
+        }
+    for name, offset in documents.items():
+        flip(file, offset + 40)
+        with pytest.raises(CacheCorruptError) as error:
+            findings = verify_cache(find_place(file))
+            raise CacheCorruptError(findings.damage[0].path, findings.damage[0].what, cure="")
+        check_one_line(error, f"{file}!/{name}")
+        flip(file, offset + 40)
+    assert not verify_cache(find_place(file)).damage
+
+
+def test_any_flipped_bit_of_the_structure_is_one_line_or_does_no_harm(file):
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    expected = open_split(file, "train", check="always").read("mid", 1, 2)
+    refused = 0
+    for offset in [*range(96), *rng.integers(0, len(whole), 150).tolist()]:
+        data = bytearray(whole)
+        data[offset] ^= 1 << int(rng.integers(8))
+        file.write_bytes(data)
+        try:
+            assert np.array_equal(open_split(file, "train", check="always").read("mid", 1, 2), expected)
+        except KdcacheError as error:
+            check_one_line(error, str(file))
+            refused += 1
+    assert refused > 50
+
+
+def test_documents_that_say_another_grid_than_the_arrays_are_refused(file, roots, tmp_path):
+    with h5py.File(file, "r+") as opened:
+        del opened["train/low"]
+    with pytest.raises(CacheCorruptError, match="dataset train/low is missing, expected float16"):
+        open_split(file, "train").read("low", 0, 0)
+
+
+# --- what would change it
+
+
+def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tmp_path):
+    before = file.read_bytes()
+    for path in (file, tmp_path / "new.h5"):
+        with pytest.raises(CacheError) as error:
+            build_cache(make_config(quick.quick_given(quick_data, path)))
+        check_one_line(error, f"{path}: cache is one file, expected a folder", "export that anew")
+    for command in ("repair", "gc"):
+        check_refused([command, str(file)], capsys, "cache is one file, expected a folder")
+    with pytest.raises(CacheError, match="cache is one file"):
+        add_information(find_place(file), {"fidelity": {}})
+    assert file.read_bytes() == before and not (tmp_path / "new.h5").exists()
+
+
+# --- export
+
+
+def check_nothing_left(out: Path) -> None:
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(out.name)]
+
+
+def test_a_damaged_cache_is_not_packed(root, tmp_path):
+    layout = read_manifest(root).layouts["train"]
+    path = shard_path(root, layout.array("high"), layout.group(1, 0))
+    flip(path, 5)
+    with pytest.raises(CacheCorruptError) as error:
+        pack_cache(root, tmp_path / "x.h5")
+    check_one_line(error, str(path), "view 1", "its checksum differs", "repair")
+    check_nothing_left(tmp_path / "x.h5")
+    pack_cache(root, tmp_path / "x.h5", levels=["low", "mid"])  # what is sound of it
+    assert not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+
+
+def test_a_half_built_cache_is_not_packed_but_its_complete_views_are(root, tmp_path):
+    commit_path(root, read_manifest(root).layouts["train"].group(1, 1)).unlink()
+    manifest = root / "manifest.json"
+    with pytest.raises(CacheIncompleteError, match="3 of 4 shard groups of train are there"):
+        pack_cache(root, tmp_path / "x.h5")
+    check_nothing_left(tmp_path / "x.h5")
+    pack_cache(root, tmp_path / "x.h5", num_views=1)
+    assert read_manifest(find_place(tmp_path / "x.h5")).complete_views["train"] == 1 and manifest.exists()
+
+
+def test_an_existing_file_is_never_replaced(root, tmp_path, capsys):
+    out = tmp_path / "x.h5"
+    out.write_bytes(b"mine")
+    check_refused(["export", str(root), str(out)], capsys, f"{out}: file is there already, expected a new name")
+    assert out.read_bytes() == b"mine"
+
+
+def test_a_name_taken_while_packing_is_not_replaced(root, tmp_path, monkeypatch):
+    out = tmp_path / "x.h5"
+    monkeypatch.setattr("kdcache.packed.pack._read_back", lambda partial, progress: out.write_bytes(b"mine"))
+    with pytest.raises(CacheError, match="file is there already"):
+        pack_cache(root, out)
+    assert out.read_bytes() == b"mine" and not out.with_name("x.h5.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--levels", "low,hihg"], "--levels is 'hihg', expected some of the cached levels (low, mid, high)"),
+        (["--views", "3"], "--views is 3, expected 1 to 2, the views of the cache"),
+        (["--views", "none"], "no number of views from 1 to 10000"),
+    ],
+)
+def test_levels_and_views_that_it_has_not_are_refused(root, tmp_path, capsys, options, words):
+    check_refused(["export", str(root), str(tmp_path / "x.h5"), *options], capsys, words, code=2)
+    check_nothing_left(tmp_path / "x.h5")
+
+
+def test_a_bucket_or_missing_folder_as_target_is_refused(root, tmp_path, capsys):
+    check_refused(["export", str(root), "s3://b/x.h5"], capsys, "no path of this machine", code=2)
+    check_refused(
+        ["export", str(root), str(tmp_path / "no" / "x.h5")], capsys, "is missing, expected one to write into"
+    )
+
+
+def test_a_codec_without_a_filter_is_refused(quick_data, tmp_path):
+    root = build(quick_data, tmp_path / "gzip", views=1, codec="gzip")
+    with pytest.raises(CacheError) as error:
+        pack_cache(root, tmp_path / "x.h5")
+    check_one_line(error, "train/image: codec is gzip, expected none, blosc or zstd", "cache.codec raw")
+    check_nothing_left(tmp_path / "x.h5")
+
+
+def test_a_disk_that_is_too_small_is_met_before_anything_is_written(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcache.packed.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(CacheError, match=r"free disk space is 0.00 GB, expected 0.00 GB or more; make room"):
+        pack_cache(root, tmp_path / "x.h5")
+    check_nothing_left(tmp_path / "x.h5")
+
+
+def test_a_disk_that_is_full_half_way_leaves_nothing(root, tmp_path, monkeypatch):
+    calls, pwrite = [], os.pwrite
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data[: max(len(data) // 2, 1)], offset)  # a short write is no error
+
+    monkeypatch.setattr("kdcache.packed.file.os.pwrite", write)
+    with pytest.raises(CacheError) as error:
+        pack_cache(root, tmp_path / "x.h5")
+    check_one_line(error, f"{tmp_path / 'x.h5'}: file cannot be written (No space left on device); make room")
+    check_nothing_left(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(("kind", "most_bytes"), [("raw", 20_000), ("lz4", 70_000)])
+def test_a_quota_met_inside_hdf5_is_one_line(roots, tmp_path, kind, most_bytes):
+    """In a process of its own: its limit of a file's size holds for documents and chunks, which HDF5 writes."""
+    out = tmp_path / "x.h5"
+    command = [sys.executable, "-m", "cache_teacher", "export", str(roots[kind]), str(out)]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
+    )
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(f"cache_teacher export: {out}: file cannot be written ("), (
+        done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    check_nothing_left(out)
+
+
+def test_what_is_written_wrong_gets_no_name(root, tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr("kdcache.packed.file.os.pwrite", lambda fd, data, offset: pwrite(fd, bytes(len(data)), offset))
+    with pytest.raises(CacheCorruptError, match="its checksum differs"):
+        pack_cache(root, tmp_path / "x.h5")
+    check_nothing_left(tmp_path / "x.h5")
+
+
+def test_two_exports_do_not_write_the_same_file(root, tmp_path):
+    partial = tmp_path / "x.h5.partial"
+    with partial.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(CacheError, match="another process is packing into it"):
+            pack_cache(root, tmp_path / "x.h5")
+        assert partial.exists()
+    pack_cache(root, tmp_path / "x.h5")  # what a killed export left is no obstacle
+    assert not partial.exists() and not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+
+
+def test_an_interrupted_export_leaves_nothing(root, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdcache.packed.pack._read_back", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack_cache(root, tmp_path / "x.h5")
+    check_nothing_left(tmp_path / "x.h5")
+
+
+# --- import
+
+
+def test_import_refuses_a_folder_that_is_in_use(file, root, tmp_path, capsys):
+    check_refused(["import", str(file), str(root)], capsys, f"{root}: it is a cache already, expected a new folder")
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "photo.jpg").write_bytes(b"mine")
+    check_refused(["import", str(file), str(other)], capsys, "manifest.json is missing, expected a kdcache cache")
+    assert read_files(other) == {"photo.jpg": b"mine"}
+
+
+def test_import_refuses_what_is_not_packed(root, tmp_path, capsys):
+    check_refused(["import", str(root), str(tmp_path / "back")], capsys, "expected a packed cache")
+    assert not (tmp_path / "back").exists()
+
+
+def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(file, files, roots, tmp_path):
+    with h5py.File(file) as opened:
+        flip(file, opened["train/mid"].id.get_offset())
+    with pytest.raises(CacheCorruptError, match="train/mid view 0 sample .* its checksum differs"):
+        unpack_cache(find_place(file), tmp_path / "back")
+    assert not (tmp_path / "back" / "manifest.json").exists()
+    unpack_cache(find_place(files["raw"]), tmp_path / "back")
+    found = {name: data for name, data in read_files(tmp_path / "back").items() if not name.startswith("leases/")}
+    assert found == read_files(roots["raw"])
+
+
+def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch):
+    def refuse(path, parts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcache.cache.shard.durable.write_file", refuse)
+        with pytest.raises(CacheError) as error:
+            unpack_cache(find_place(file), tmp_path / "back")
+    check_one_line(error, str(tmp_path / "back"), "No space left on device")
+    assert unpack_cache(find_place(file), tmp_path / "back")[0] == 5
