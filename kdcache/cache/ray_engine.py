@@ -85,15 +85,9 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
 
 
-<<<<<<< HEAD
 def _write_missing(foreman: _Foreman, progress: Progress) -> None:
     """Write what is missing; groups that processes outside hold last of all."""
-    with progress.start("starting workers", total=None, unit="workers") as bar:
-=======
-def _write_missing(foreman: _Foreman, progress: Progress) -> list[Group]:
-    """Write what is missing; groups that processes outside hold last of all. Returns those written."""
     with progress.start("starting the first worker", total=1, unit="workers") as bar:
->>>>>>> 496828e (cache: the bar of Ray's workers is shown once)
         missing = foreman.find_missing()
         bar.advance(1)
     with progress.start("asking the teacher", total=sum(g.stop - g.start for g in missing), unit="samples") as bar:
