@@ -36,6 +36,11 @@ def is_far(place: object) -> bool:
     return isinstance(place, ObjectPath)
 
 
+def is_one_file(place: object) -> bool:
+    """Whether all samples are in a single file."""
+    return isinstance(place, PackedPath)
+
+
 def _find_packed(text: str) -> PackedPath:
     from kdcache.packed import folder, shard  # noqa: F401  what a folder can, a file learns there
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.build import make_plan
-from kdcache.cache.folder import check_same_cache, find_folder, find_missing_groups
+from kdcache.cache.folder import check_changeable, check_same_cache, find_folder, find_missing_groups
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.pipeline import Plan
@@ -51,6 +51,7 @@ def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress 
     """
     progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
     _refuse_bucket(root)
+    check_changeable(root)
     folder = find_folder(root)
     plan = _plan_for_disk(make_plan(config, progress))
     setup_s = time.monotonic() - began_s

@@ -7,6 +7,7 @@ HDF5. Chunks of coded ones go through HDF5, which then has the index; they are s
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +27,21 @@ _SHARED = {"libver": ("v110", "v110"), "locking": False}  # the oldest version t
 _ALIGN_FROM, _ALIGN = 1 << 20, 4096  # arrays of a megabyte and more begin on a page
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
+_STEP = 16 << 20  # bytes reserved at once
+_OVERHEAD = 4096  # of a document or chunk, at most: its header, its place in an index, its alignment
 _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 
 
 class PackedFile:
-    """A packed cache while it is written. `put` is thread-safe."""
+    """A packed cache while it is written. `put` is thread-safe.
+
+    What HDF5 is to write is reserved before: it does not survive a full disk, not even in closing its file.
+    """
 
     def __init__(self, opened: h5py.File, descriptor: int, manifest: Manifest) -> None:
         self.opened, self.descriptor = opened, descriptor
+        self._lock, self._needed, self._reserved = threading.Lock(), 0, 0
+        self._reserve(count_raw_bytes(manifest))
         self.arrays = {
             f"{split}/{spec.name}": _create_array(opened, layout, spec)
             for split, layout in manifest.layouts.items()
@@ -41,10 +49,19 @@ class PackedFile:
         }
         self.offsets = {name: array.get_offset() for name, array in self.arrays.items()}
 
+    def add_document(self, name: str, data: bytes) -> None:
+        """Write a document. Raises OSError."""
+        import h5py
+
+        self._reserve(len(data))
+        dataset = _create(self.opened, f"{DOCUMENTS}/{name}", (len(data),), "uint8", _contiguous())
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.frombuffer(data, np.uint8))
+
     def put(self, name: str, view: int, sample: int, chunk: np.ndarray) -> None:
         """Write the stored bytes of a sample of the array "train/low". Raises OSError."""
         array = self.arrays[name]
         if self.offsets[name] is None:
+            self._reserve(chunk.size)
             array.write_direct_chunk((view, sample, *(0 for _ in array.shape[2:])), chunk.tobytes())
             return
         left, offset = memoryview(chunk), self.offsets[name] + (view * array.shape[1] + sample) * chunk.size
@@ -53,10 +70,18 @@ class PackedFile:
             left, offset = left[count:], offset + count
 
     def finish(self) -> None:
-        """Say that everything is in it, and flush it. Raises OSError."""
+        """Say that everything is in it."""
         self.opened.attrs["complete"] = np.uint8(1)
         self.opened.flush()
-        os.fsync(self.descriptor)
+        self.size_bytes = self.opened.id.get_filesize()
+
+    def _reserve(self, size_bytes: int) -> None:
+        with self._lock:
+            self._needed += size_bytes + _OVERHEAD
+            if self._needed > self._reserved:
+                more = self._needed - self._reserved + _STEP
+                reserve(self.descriptor, self._reserved, more)
+                self._reserved += more
 
 
 @contextmanager
@@ -72,15 +97,34 @@ def create_file(
     """
     import h5py
 
+    reserve(descriptor, 0, count_raw_bytes(manifest) + _STEP)  # refused now, where HDF5 has nothing to close yet
     with h5py.File(path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED) as opened:
         opened.attrs["format"] = FORMAT
         opened.attrs["format_version"] = np.uint8(manifest.format_version)
         opened.attrs["complete"] = np.uint8(0)
         packed = PackedFile(opened, descriptor, manifest)
         for name, data in documents:
-            dataset = _create(opened, f"{DOCUMENTS}/{name}", (len(data),), "uint8", _contiguous())
-            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.frombuffer(data, np.uint8))
+            packed.add_document(name, data)
+        opened.flush()  # from here on who opens it is told that it is not finished
         yield packed
+    os.ftruncate(descriptor, packed.size_bytes)
+    os.fsync(descriptor)
+
+
+def reserve(descriptor: int, offset: int, size_bytes: int) -> None:
+    """Make sure that writing there finds room, where the system can. Raises OSError."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, size_bytes)
+
+
+def count_raw_bytes(manifest: Manifest) -> int:
+    """Of all arrays without a codec."""
+    return sum(
+        spec.item_bytes * layout.num_views * layout.num_samples + _OVERHEAD
+        for layout in manifest.layouts.values()
+        for spec in layout.arrays
+        if not spec.codec
+    )
 
 
 def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from kdcache.cache.place import Place, find_place
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import seal_record
 from kdcache.errors import CacheError, repair_cure
-from kdcache.packed.file import create_file, find_filter
+from kdcache.packed.file import count_raw_bytes, create_file, find_filter
 from kdcache.packed.subset import cut_record, take_subset
 from kdcache.report.progress import Progress, Silent
 
@@ -95,12 +94,7 @@ def _check_new(out: Path) -> None:
 
 def _check_free(out: Path, manifest: Manifest) -> None:
     """Before anything is written, as far as arrays are raw: what a codec makes of the others is met when the disk is full."""
-    needed = sum(
-        spec.item_bytes * layout.num_views * layout.num_samples
-        for layout in manifest.layouts.values()
-        for spec in layout.arrays
-        if not spec.codec
-    )
+    needed = count_raw_bytes(manifest)
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise CacheError(
@@ -195,9 +189,8 @@ def _explain_refusal(out: Path) -> Iterator[None]:
         raise CacheError(
             f"{out}: another process is packing into it; wait for that one, or choose another name"
         ) from None
-    except (OSError, RuntimeError) as error:  # the second where HDF5 cannot even close what it could not write
-        said = re.search(r"error message = '([^']+)'", str(error))  # HDF5's own words are a page long
+    except OSError as error:
         reason = (
-            said[1] if said else error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:120]
-        )
+            os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:120]
+        )  # HDF5's are a page long
         raise CacheError(f"{out}: file cannot be written ({reason}); make room or choose another place") from None

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 DOCUMENTS = "documents"  # the HDF5 group of what are JSON files and bases in a folder
 FORMAT = "kdcache"
+_SPLITS = (
+    "train",
+    "val",
+)  # as `kdcache.cache.layout` has them, which cannot be imported here: it needs the settings, and they this
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CURE = "copy it again from where it was made, or export it again"
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, MemoryError)
@@ -77,6 +81,8 @@ def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
         raise
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
+        if "already open for write" in reason:
+            raise _say_unfinished(file) from None
         what = "is cut short" if "truncated file" in reason else f"has a damaged structure ({reason[:80]})"
         raise CacheCorruptError(file, f"file {what}", cure=CURE) from None
 
@@ -86,7 +92,11 @@ def _check_kind(file: Path, opened: h5py.File) -> None:
     if form != FORMAT:
         raise _refuse(file, "attribute format", "missing" if form is None else repr(form)[:40])
     if opened.attrs.get("complete") != 1:
-        raise CacheIncompleteError(f"{file}: export of it was not finished; remove it and export again")
+        raise _say_unfinished(file)
+
+
+def _say_unfinished(file: Path) -> CacheIncompleteError:
+    return CacheIncompleteError(f"{file}: export of it is not finished; wait for it, or remove it and export again")
 
 
 def _refuse(file: Path, field: str, found: str) -> CacheMismatchError:
@@ -115,7 +125,7 @@ def _list_documents(opened: h5py.File) -> dict[str, tuple[int, int]]:
 
 def _list_arrays(opened: h5py.File, size_bytes: int) -> dict[str, PackedArray]:
     arrays = {}
-    for split in (name for name in opened if name != DOCUMENTS):
+    for split in _SPLITS:
         for name, dataset in opened[split].items():
             find = _find_contiguous if dataset.chunks is None else _find_chunks
             places = find(dataset)

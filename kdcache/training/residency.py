@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.layout import ArraySpec
+from kdcache.cache.place import is_one_file
 from kdcache.cache.reader import CacheReader
 from kdcache.errors import SettingsError
 from kdcache.memory import allow_mapped_files, find_free_gpu, find_free_ram
@@ -45,12 +46,12 @@ class Residency:
 
 def find_need(reader: CacheReader, arrays: list[str]) -> Need:
     """What reading these arrays in all views of a split comes to."""
-    layout = reader.layout
+    layout, whole = reader.layout, is_one_file(reader.root) and reader.stage is None
     item_bytes = sum(layout.array(name).item_bytes for name in arrays)
     return Need(
         size_bytes=item_bytes * layout.num_samples * reader.num_views,
         stored_bytes=sum(reader.stored_bytes(name) for name in arrays),
-        num_files=len(arrays) * layout.groups_per_view * reader.num_views,
+        num_files=1 if whole else len(arrays) * layout.groups_per_view * reader.num_views,
         far=reader.is_far,
     )
 

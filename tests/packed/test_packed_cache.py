@@ -23,6 +23,7 @@ from kdcache.packed.pack import pack_cache
 from kdcache.packed.path import PackedPath
 from kdcache.packed.unpack import unpack_cache
 from kdcache.training.batches import BatchReader
+from kdcache.training.residency import find_need
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -170,6 +171,11 @@ def test_batches_come_from_one_mapping_without_hdf5(roots, files, residency, mon
     for ours, theirs in zip(*found, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in names)
     assert residency == "disk" or len(made.maps._maps) == 1
+
+
+def test_one_file_is_what_must_be_kept_mapped(roots, files):
+    folder, packed = (find_need(open_split(place, "train"), ["image", "mid"]) for place in (roots["raw"], files["raw"]))
+    assert (folder.num_files, packed.num_files) == (8, 1) and folder.size_bytes == packed.size_bytes
 
 
 def read_elsewhere(pickled: bytes) -> bytes:

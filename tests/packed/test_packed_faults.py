@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,9 +78,26 @@ def test_a_file_that_is_not_there_is_no_cache(tmp_path):
 def test_a_half_exported_file_is_refused(file, capsys):
     with h5py.File(file, "r+") as opened:
         opened.attrs["complete"] = np.uint8(0)
-    with pytest.raises(CacheIncompleteError, match="export of it was not finished; remove it and export again"):
+    with pytest.raises(
+        CacheIncompleteError, match="export of it is not finished; wait for it, or remove it and export"
+    ):
         open_cache(file)
-    check_refused(["info", str(file)], capsys, "was not finished")
+    check_refused(["info", str(file)], capsys, "is not finished")
+
+
+def test_a_file_that_is_being_written_is_refused(root, tmp_path, monkeypatch):
+    seen = []
+
+    def look(*_: object) -> None:
+        for path in (tmp_path / "x.h5.partial", shutil.copy(tmp_path / "x.h5.partial", tmp_path / "killed.h5")):
+            with pytest.raises(CacheIncompleteError, match="export of it is not finished"):
+                open_cache(path)
+            seen.append(path)
+
+    monkeypatch.setattr("kdcache.packed.file.PackedFile.put", look)
+    with pytest.raises(KdcacheError):  # nothing was put where it belongs
+        pack_cache(root, tmp_path / "x.h5")
+    assert len(seen) > 2
 
 
 @pytest.mark.parametrize("share", [0.999, 0.5, 0.01])
@@ -93,11 +111,11 @@ def test_a_file_that_is_cut_while_it_is_read_is_damage_by_name(file):
     reader = open_split(file, "train")
     reader.read("low", 0, 0)
     os.truncate(file, 100)
-    for view, sample, what in ((0, 1, "the file is too short"), (1, 2, "file is cut short")):  # known, and to be found
-        with pytest.raises(CacheCorruptError) as error:
-            reader.read("low", view, sample)
-        place = f"{file}!/train/low/c/{view}/{sample // 2}/0/0/0"
-        check_one_line(error, place, f"view {view} sample", what, "copy it again")
+    with pytest.raises(CacheCorruptError) as error:
+        reader.read("low", 0, 1)
+    check_one_line(error, f"{file}!/train/low/c/0/0/0/0/0", "view 0 sample", "the file is too short", "copy it again")
+    with pytest.raises(CacheCorruptError, match="file is cut short; copy it again"):
+        reader.read("low", 1, 2)  # where that is, was not known yet
 
 
 def test_a_flipped_bit_in_a_sample_is_found_by_reader_and_verify(file, capsys):
@@ -160,8 +178,8 @@ def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tm
         with pytest.raises(CacheError) as error:
             build_cache(make_config(quick.quick_given(quick_data, path)))
         check_one_line(error, f"{path}: cache is one file, expected a folder", "export that anew")
-    for command in ("repair", "gc"):
-        check_refused([command, str(file)], capsys, "cache is one file, expected a folder")
+    for command in ("repair", "gc", "plan --cache.path"):
+        check_refused([*command.split(), str(file)], capsys, "cache is one file, expected a folder")
     with pytest.raises(CacheError, match="cache is one file"):
         add_information(find_place(file), {"fidelity": {}})
     assert file.read_bytes() == before and not (tmp_path / "new.h5").exists()
@@ -262,9 +280,26 @@ def test_a_disk_that_is_full_half_way_leaves_nothing(root, tmp_path, monkeypatch
     check_nothing_left(tmp_path / "x.h5")
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 20, 40])
+def test_room_that_cannot_be_reserved_is_one_line_at_any_step(roots, tmp_path, monkeypatch, step):
+    calls = []
+
+    def refuse(descriptor: int, offset: int, size_bytes: int) -> None:
+        calls.append(size_bytes)
+        if len(calls) > step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(descriptor, offset, size_bytes)
+
+    monkeypatch.setattr("kdcache.packed.file._STEP", 0)
+    monkeypatch.setattr("kdcache.packed.file.reserve", refuse)
+    with pytest.raises(CacheError, match=r"file cannot be written \(No space left on device\)"):
+        pack_cache(roots["lz4"], tmp_path / "x.h5")
+    check_nothing_left(tmp_path / "x.h5")
+
+
 @pytest.mark.parametrize(("kind", "most_bytes"), [("raw", 20_000), ("lz4", 70_000)])
-def test_a_quota_met_inside_hdf5_is_one_line(roots, tmp_path, kind, most_bytes):
-    """In a process of its own: its limit of a file's size holds for documents and chunks, which HDF5 writes."""
+def test_a_quota_is_met_before_hdf5_meets_it(roots, tmp_path, kind, most_bytes):
+    """In a process of its own, whose files may not grow larger: documents and coded chunks are HDF5's to write."""
     out = tmp_path / "x.h5"
     command = [sys.executable, "-m", "cache_teacher", "export", str(roots[kind]), str(out)]
     done = subprocess.run(
