@@ -290,7 +290,7 @@ def test_room_that_cannot_be_reserved_is_one_line_at_any_step(roots, tmp_path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(descriptor, offset, size_bytes)
 
-    monkeypatch.setattr("kdcache.packed.file._STEP", 0)
+    monkeypatch.setattr("kdcache.packed.file._STEP", 1)
     monkeypatch.setattr("kdcache.packed.file.reserve", refuse)
     with pytest.raises(CacheError, match=r"file cannot be written \(No space left on device\)"):
         pack_cache(roots["lz4"], tmp_path / "x.h5")
