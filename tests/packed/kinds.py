@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import quick
 
+from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.build import build_cache
 from kdcache.cache.reader import open_split
 from kdcache.settings import make_config
@@ -42,3 +44,17 @@ def read_samples(root: Path, split: str) -> dict[tuple[str, int, int], bytes]:
         for view in range(reader.num_views)
         for sample in range(reader.layout.num_samples)
     }
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def check_refused(argv: list[str], capsys: pytest.CaptureFixture, *words: str, code: int = 1) -> None:
+    """One line on stderr, behind lines of progress."""
+    assert cache_teacher(argv) == code
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cache_teacher {argv[0]}: ") and all(word in line for word in words), line
