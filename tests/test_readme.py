@@ -20,7 +20,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python -m") and not line.startswith("python -m pytest")
 ]
-NOT_SETTINGS = {"info", "verify", "repair", "gc", "fidelity", "sample-set"}
+NOT_SETTINGS = {"export", "import", "info", "verify", "repair", "gc", "fidelity", "sample-set"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

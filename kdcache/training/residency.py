@@ -33,7 +33,7 @@ class Need:
     size_bytes: int
     stored_bytes: int
     num_files: int
-    far: bool
+    far: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from kdcache.packed.pack import pack_cache
-from kdcache.training.batches import READ_THREADS
+from kdcache.training.batches import count_read_threads
 from tests.bench import adapter
 from tests.bench.copying import copy_from, fill_batches, make_slots, rate_gb_s, shuffle_passes
 from tests.bench.figures import Figure, make_figure, median_ratio
@@ -37,7 +37,7 @@ def _measure_reading(bench: Bench, root: Path, file: Path) -> Figure:
     order = shuffle_passes(sizes.store_samples, passes=sizes.read_passes, seed=0)
     batches, slots = adapter.make_batches(order, sizes.batch_size), make_slots(layout, sizes.batch_size)
     ways = {
-        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=READ_THREADS),
+        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=count_read_threads()),
         **{name: lambda reader=reader: adapter.read_all(reader, batches) for name, reader in readers.items()},
     }
     runs: dict[str, list[float]] = {name: [] for name in ways}
