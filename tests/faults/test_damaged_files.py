@@ -220,12 +220,14 @@ def test_a_sound_cache_ends_with_0(root, run):
     assert report["sound"] and report["complete"] and report["groups"] == len(quick.GROUPS)
 
 
-@pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
-def test_what_is_no_cache_ends_with_2(tmp_path, run, place):
+@pytest.mark.parametrize(
+    "place, what", [("nowhere", "a kdcache cache"), ("file", "a packed cache"), ("empty", "a kdcache cache")]
+)
+def test_what_is_no_cache_ends_with_2(tmp_path, run, place, what):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     code, _, lines = run("verify", tmp_path / place)
-    assert code == 2 and len(lines) == 1 and "expected a kdcache cache" in lines[0]
+    assert code == 2 and len(lines) == 1 and f"expected {what}" in lines[0]
     assert list((tmp_path / "empty").iterdir()) == []
 
 

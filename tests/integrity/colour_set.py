@@ -64,7 +64,7 @@ def build_colour_cache(data_root: Path, cache_root: Path, *, change: Change | No
     def change_and_write(root, manifest, group, *, contents, lease):
         if change:
             change(group, contents)
-        write_group(root, manifest, group, contents=contents, lease=lease)
+        return write_group(root, manifest, group, contents=contents, lease=lease)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_teacher", _make_teacher)
