@@ -37,10 +37,11 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What is known of one array of a shard group: where its chunks are, and crc32c of each."""
+    """What is known of one array of a shard group: where its chunks are, crc32c of each, and whether that is in the stage."""
 
     chunks: Chunks
     crcs: np.ndarray
+    staged: bool
 
 
 class SplitIndex:
@@ -80,12 +81,7 @@ class SplitIndex:
 
     def locate(self, array: str, view: int, sample: int) -> Location:
         """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file or record."""
-        spec, row = self._specs[array], sample % self.layout.shard_samples
-        shard = self._shards.get((array, view, sample // self.layout.shard_samples))
-        if shard is None:
-            shard = self._find_shard(spec, view, sample)
-        offset, size = shard.chunks.places[row].tolist()
-        return Location(shard.chunks.path, offset, size, int(shard.crcs[row]), shard.chunks.checksums)
+        return self._place(self._shard_of(array, view, sample), sample)
 
     def _read_records(self, groups: list[Group]) -> Iterator[CommitRecord]:
         """In order; those of a store many at once."""
@@ -99,6 +95,15 @@ class SplitIndex:
         """Bytes of an array's shard files in all views, from those of view 0."""
         return self.num_views * sum(files[array].size_bytes for (view, _), files in self._files.items() if view == 0)
 
+    def _shard_of(self, array: str, view: int, sample: int) -> _Shard:
+        shard = self._shards.get((array, view, sample // self.layout.shard_samples))
+        return shard or self._find_shard(self._specs[array], view, sample)
+
+    def _place(self, shard: _Shard, sample: int) -> Location:
+        row = sample % self.layout.shard_samples
+        offset, size = shard.chunks.places[row].tolist()
+        return Location(shard.chunks.path, offset, size, int(shard.crcs[row]), shard.chunks.checksums)
+
     def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
         """Where the chunks of a group's array are, found once. Raises CacheCorruptError."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
@@ -106,28 +111,36 @@ class SplitIndex:
             self._learn(group, self.record(view, group.index))
         file, cure = self._files[view, group.index][spec.name], repair_cure(self.root)
         try:
-            chunks = self._find_copy(spec, group, file) if self.stage else None
-            chunks = chunks or find_chunks(self.root, self.layout, spec, group, file=file, cure=cure)
+            copied = self._find_copy(spec, group, file) if self.stage else None
+            chunks = copied or find_chunks(self.root, self.layout, spec, group, file=file, cure=cure)
         except CacheCorruptError as error:
             raise self.describe_damage(spec.name, view, sample, error.what) from None
         except OSError as error:
             raise self.describe_damage(spec.name, view, sample, f"it cannot be fetched ({error.strerror})") from None
-        shard = _Shard(chunks, self._crcs[view, group.index][spec.name])
+        shard = _Shard(chunks, self._crcs[view, group.index][spec.name], staged=copied is not None)
         self._shards[spec.name, view, group.index] = shard
         return shard
 
     def _find_copy(self, spec: ArraySpec, group: Group, file: ShardFile) -> Chunks | None:
-        """Where the chunks are in the stage; None where it has no room."""
-        copy = self.stage.bring(shard_path(self.root, spec, group), file)
+        """Where the chunks are in the stage; None where it has no room. A copy with a damaged index is fetched again, once."""
+        path = shard_path(self.root, spec, group)
+        copy = self.stage.bring(path, file)
+        if copy is not None:
+            try:
+                return read_chunks(copy, self.layout, spec, group, file=file, cure="")
+            except CacheCorruptError:
+                with self.stage.hold(copy):
+                    self.stage.remove(copy, size_bytes=file.size_bytes)
+                copy = self.stage.bring(path, file)
         return copy and read_chunks(copy, self.layout, spec, group, file=file, cure="")
 
-    def drop_copy(self, array: str, view: int, sample: int) -> bool:
-        """Forget the copy in the stage that holds a sample, damaged or gone; False where there is none."""
-        shard = self._shards.pop((array, view, sample // self.layout.shard_samples), None)
-        if self.stage is None or shard is None or not self.stage.holds(shard.chunks.path):
-            return False
-        shard.chunks.path.unlink(missing_ok=True)
-        return True
+    def _drop_copy(self, shard: _Shard, array: str, view: int, sample: int) -> None:
+        """Forget a copy in the stage that is damaged or gone, if no other thread has done so."""
+        index = sample // self.layout.shard_samples
+        with self.stage.hold(shard.chunks.path):
+            if self._shards.get((array, view, index)) is shard:
+                self.stage.remove(shard.chunks.path, size_bytes=self._files[view, index][array].size_bytes)
+                del self._shards[array, view, index]
 
     def describe_damage(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
         """The error that names array, view, sample and file."""

@@ -90,17 +90,24 @@ class CacheReader(SplitIndex):
 
         Raises: CacheCorruptError naming array, view, sample and file where the bytes are not those committed.
         """
+        item = array, view, sample
+        shard = self._shard_of(*item)
         try:
-            self._read_into(slot, (array, view, sample), maps)
+            self._read_into(slot, item, self._place(shard, sample), maps)
         except CacheCorruptError:
-            if not self.drop_copy(array, view, sample):
+            if not shard.staged:
                 raise
+            self._drop_copy(shard, *item)
+            if maps is not None:
+                maps.forget(shard.chunks.path)  # which would go on to be the damaged file
             self._read[array][view] = False  # by position, as what was never read
-            self._read_into(slot, (array, view, sample), maps)
+            self._read_into(slot, item, self.locate(*item), maps)
 
-    def _read_into(self, slot: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None) -> None:
+    def _read_into(
+        self, slot: np.ndarray, item: tuple[str, int, int], place: Location, maps: MappedFiles | None
+    ) -> None:
         array, view, sample = item
-        place, coder = self.locate(array, view, sample), self._coders.get(array)
+        coder = self._coders.get(array)
         chunk = as_bytes(slot) if coder is None else self._room.get(place.size_bytes)
         self._fetch_checked(place, chunk, item, maps)
         if coder is not None:

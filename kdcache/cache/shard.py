@@ -194,6 +194,10 @@ class MappedFiles:
             raise OSError(errno.ESTALE, "it has become shorter")
         return mapped
 
+    def forget(self, path: Path) -> None:
+        """Map a file anew at its next use: another one has its name now."""
+        self._maps.pop(path, None)
+
 
 def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:
     """Fill contiguous arrays one after the other from a position of a mapping; returns the number of bytes got."""

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial as bind
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from kdcache.cache.durable import PARTIAL
-from kdcache.cache.place import Place
+from kdcache.cache.place import Place, is_far
 from kdcache.cache.shard import ShardFile, open_plain, read_at
 from kdcache.config import CacheConfig
 from kdcache.errors import SettingsError
@@ -31,13 +32,16 @@ log = logging.getLogger("kdcache")
 PART_BYTES = 8 << 20  # of a file, in memory at once
 OURS = uuid.uuid4().hex  # in containers all processes may have one number
 LOOK_S = 30.0  # between two looks at what other processes have put there
+STALE_S = 3600.0  # without a change: an unfinished copy is a dead process's
+SHARE = 0.02  # of the limit that is made free at once
+_COPY = re.compile(r"[0-9a-f]{64}\.(shard|[0-9a-f]{32}\.partial)")
 
 
 class Stage:
     """A folder of copies. Thread-safe; several processes may share it.
 
     Args:
-        folder: made where it is not there. limit_bytes: of all copies in it.
+        folder: made where it is not there; files of other names stay untouched. limit_bytes: of all copies in it.
 
     Raises: SettingsError where the folder cannot be written.
     """
@@ -45,10 +49,13 @@ class Stage:
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._used: set[Path] = set()  # by this process
-        self._total, self._looked_s, self._full = 0, -LOOK_S, False
-        self._lock = threading.Lock()
-        self._fetching: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._total, self._coming, self._looked_s, self._full = 0, 0, -LOOK_S, False
+        self.lock = threading.Lock()
+        self._holding: dict[Path, threading.Lock] = defaultdict(threading.Lock)
         _check_writable(folder)
+
+    def __reduce__(self) -> tuple:
+        return bind(Stage, limit_bytes=self.limit_bytes), (self.folder,)
 
     def bring(self, path: Place, file: ShardFile) -> Path | None:
         """The copy of a shard file, fetched now if it is not there; None where there is no room for it.
@@ -58,10 +65,8 @@ class Stage:
 
         Raises: OSError where it cannot be read, or is not what the record says.
         """
-        copy = self.folder / file.sha256[:2] / file.sha256
-        with self._lock:
-            fetching = self._fetching[copy]
-        with fetching:
+        copy = self.folder / file.sha256[:2] / f"{file.sha256}.shard"
+        with self.hold(copy):
             self._used.add(copy)
             if _touch(copy, file.size_bytes):
                 return copy
@@ -69,38 +74,65 @@ class Stage:
                 return None
             try:
                 _fetch(path, copy, file)
-            except _RefusedError as error:
+            except BaseException as error:
+                self._give_back(file.size_bytes)
+                if not isinstance(error, _RefusedError):
+                    raise
                 self._say_full(str(error))
                 return None
+            with self.lock:
+                self._coming -= file.size_bytes
         return copy
 
-    def holds(self, path: Place) -> bool:
-        """Whether a file is one of its copies."""
-        return isinstance(path, Path) and path.is_relative_to(self.folder)
+    @contextmanager
+    def hold(self, copy: Path) -> Iterator[None]:
+        """Let no other thread fetch or remove a copy meanwhile."""
+        with self.lock:
+            held = self._holding[copy]
+        with held:
+            yield
+
+    def remove(self, copy: Path, *, size_bytes: int) -> None:
+        """Remove a copy that is damaged, or gone already; it must be held."""
+        with suppress(OSError):
+            copy.unlink()
+        with self.lock:
+            self._total -= size_bytes
 
     def _make_room(self, size_bytes: int) -> bool:
         """Count the file in, and remove copies for it, those used longest ago first, if they are not this process's."""
-        with self._lock:
+        with self.lock:
             if self._full:
                 return False
             if time.monotonic() - self._looked_s > LOOK_S:
-                self._total, self._looked_s = sum(size for _, size, _ in _list_copies(self.folder)), time.monotonic()
-            if self._total + size_bytes > self.limit_bytes:
-                self._remove_oldest(self._total + size_bytes - self.limit_bytes)
+                self._total = sum(size for _, size, _ in _list_copies(self.folder)) + self._coming
+                self._looked_s = time.monotonic()
+            excess = self._total + size_bytes - self.limit_bytes
+            if excess > 0:
+                self._remove_oldest(excess + int(SHARE * self.limit_bytes))
             fits = self._total + size_bytes <= self.limit_bytes
-            self._total += size_bytes if fits else 0
+            if fits:
+                self._total += size_bytes
+                self._coming += size_bytes
         if not fits:
             self._say_full(
-                f"this run uses {self._total / 1e9:.2f} GB, and cache.stage_gb is {self.limit_bytes / 1e9:g}"
+                f"{self._total / 1e9:.2f} GB of it are in use, and cache.stage_gb is {self.limit_bytes / 1e9:g}"
             )
         return fits
 
+    def _give_back(self, size_bytes: int) -> None:
+        with self.lock:
+            self._total -= size_bytes
+            self._coming -= size_bytes
+
     def _remove_oldest(self, excess_bytes: int) -> None:
-        for _, size, copy in sorted(_list_copies(self.folder)):
-            if excess_bytes > 0 and copy not in self._used:
-                copy.unlink(missing_ok=True)
-                self._total -= size
-                excess_bytes -= size
+        for used_s, size, copy in sorted(_list_copies(self.folder)):
+            unfinished = copy.suffix == PARTIAL and time.time() - used_s < STALE_S
+            if excess_bytes > 0 and copy not in self._used and not unfinished:
+                with suppress(OSError):
+                    copy.unlink()
+                    self._total -= size
+                    excess_bytes -= size
 
     def _say_full(self, why: str) -> None:
         """Once; from then on nothing is fetched."""
@@ -111,11 +143,26 @@ class Stage:
 
 def open_stage(config: CacheConfig) -> Stage | None:
     """The stage of the settings; None where they name none. Raises SettingsError."""
-    return config.stage_dir and Stage(config.stage_dir, limit_bytes=int(config.stage_gb * 1e9))
+    if config.stage_dir is None:
+        return None
+    folder = Path(os.path.realpath(config.stage_dir))
+    if not is_far(config.path) and Path(os.path.realpath(str(config.path))).is_relative_to(folder):
+        raise SettingsError(
+            f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder that the cache is not in; change it"
+        )
+    return Stage(config.stage_dir, limit_bytes=int(config.stage_gb * 1e9))
 
 
 class _RefusedError(Exception):
     """The disk of the stage takes no more; in its words."""
+
+
+@contextmanager
+def _as_refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _RefusedError(error.strerror) from None
 
 
 def _check_writable(folder: Path) -> None:
@@ -133,34 +180,45 @@ def _check_writable(folder: Path) -> None:
 def _touch(copy: Path, size_bytes: int) -> bool:
     """Whether the whole copy is there; then it counts as used now."""
     with suppress(OSError):
-        if copy.stat().st_size == size_bytes:
+        there = copy.stat().st_size == size_bytes
+        with suppress(OSError):  # another user's
             os.utime(copy)
-            return True
+        return there
     return False
 
 
 def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of each, of those that are being fetched, too."""
-    for path in folder.glob("??/*"):
-        with suppress(FileNotFoundError):
-            facts = path.stat()
-            yield facts.st_mtime, facts.st_size, path
+    """(time of last use, bytes, path) of each, and of what other processes are fetching."""
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        ours = path.name.endswith(f".{OURS}{PARTIAL}")
+        if _COPY.fullmatch(path.name) and path.name.startswith(path.parent.name) and not ours:
+            with suppress(OSError):
+                facts = path.lstat()
+                yield facts.st_mtime, facts.st_size, path
 
 
 def _fetch(path: Place, copy: Path, file: ShardFile) -> None:
     """Raises OSError of the source, _RefusedError of the stage."""
-    partial = copy.with_name(f"{copy.name}.{OURS}{PARTIAL}")
-    total = hashlib.sha256()
+    partial, total = copy.with_name(f"{file.sha256}.{OURS}{PARTIAL}"), hashlib.sha256()
+    with _as_refused():
+        partial.parent.mkdir(exist_ok=True)
+        out = partial.open("wb", buffering=0)
     try:
-        with _open(partial) as out:
+        try:
             for part in _read_parts(path, file.size_bytes):
                 total.update(part)
-                _write(out, part)
+                with _as_refused():
+                    _write(out, part)
+        finally:
+            with _as_refused():
+                out.close()
         if total.hexdigest() != file.sha256:
             raise OSError(None, "its sha256 differs from the commit record")
-        partial.replace(copy)
+        with _as_refused():
+            partial.replace(copy)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _read_parts(path: Place, size_bytes: int) -> Iterator[np.ndarray]:
@@ -172,16 +230,7 @@ def _read_parts(path: Place, size_bytes: int) -> Iterator[np.ndarray]:
             yield part
 
 
-def _open(partial: Path) -> BinaryIO:
-    try:
-        partial.parent.mkdir(exist_ok=True)
-        return partial.open("wb")
-    except OSError as error:
-        raise _RefusedError(error.strerror) from None
-
-
-def _write(out: BinaryIO, part: np.ndarray) -> None:
-    try:
-        out.write(part)
-    except OSError as error:
-        raise _RefusedError(error.strerror) from None
+def _write(out: object, part: np.ndarray) -> None:
+    room = memoryview(part)
+    while len(room):
+        room = room[out.write(room) :]
