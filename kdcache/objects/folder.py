@@ -6,21 +6,25 @@ Writing and tidying have files of their own.
 from __future__ import annotations
 
 import errno
-import os
+import threading
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kdcache.cache import documents, durable, folder, lease, records, shard
 from kdcache.cache.layout import COMMITS, LEASES, Group, commit_path
+from kdcache.cache.lease import LeaseLostError
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.lock import hold_folder
+from kdcache.lock import FolderInUseError, hold_folder
 from kdcache.objects.lease import ObjectLease, is_alive, take_object_lease
-from kdcache.objects.path import AlreadyThereError, ObjectPath, fill
+from kdcache.objects.path import AlreadyThereError, ObjectPath, Tag, fill
 
 DOCUMENTS = "documents"  # the lease under which they change
+FEW = 20  # sizes that are asked for one by one
 
 lease.take_lease.register(ObjectPath, take_object_lease)
 
@@ -30,8 +34,10 @@ lease.take_lease.register(ObjectPath, take_object_lease)
 
 @documents.read_bytes.register(ObjectPath)
 def read_bytes(path: ObjectPath, *, cure: str) -> bytes:
-    """As of a file."""
+    """As of a file; under the documents' lease its version is noted, which must still be there when it is replaced."""
     try:
+        if _holds.current is not None:
+            _holds.current.tags[path] = path.find_tag()
         return path.read_bytes()
     except FileNotFoundError:
         raise CacheCorruptError(path, "file is missing, expected a plain file", cure=cure) from None
@@ -40,9 +46,20 @@ def read_bytes(path: ObjectPath, *, cure: str) -> bytes:
 
 
 @durable.replace_file.register(ObjectPath)
-def replace_file(path: ObjectPath, data: bytes) -> None:
-    """A put is whole or it is not."""
-    path.put(bytes(data))
+def replace_document(path: ObjectPath, data: bytes) -> None:
+    """Put a document in the place of the version that was read under the documents' lease, or is there now.
+
+    Raises: LeaseLostError where another process has replaced it meanwhile: this one must have been stopped for long.
+    """
+    hold = _holds.current
+    tag = hold.tags[path] if path in hold.tags else path.find_tag()
+    hold.lease.check()
+    try:
+        hold.tags[path] = path.create(data) if tag is None else path.replace(data, tag=tag)
+    except (AlreadyThereError, FileNotFoundError):
+        hold.tags[path] = path.find_tag()
+        if path.read_bytes() != data:  # else only the answer was lost
+            raise LeaseLostError(f"{path}: document was changed by another process meanwhile; run this again") from None
 
 
 @durable.remove.register(ObjectPath)
@@ -107,12 +124,33 @@ def read_holder(root: ObjectPath, name: str) -> str:
     return "another process"
 
 
+@dataclass
+class _Hold:
+    """The documents' lease, and the version of each that was read or put under it."""
+
+    lease: ObjectLease
+    tags: dict[ObjectPath, Tag | None] = field(default_factory=dict)
+
+
+class _Holds(threading.local):
+    current: _Hold | None = None
+
+
+_holds = _Holds()
+
+
 @hold_folder.register(ObjectPath)
 @contextmanager
-def hold_documents(root: ObjectPath, *, wait: bool = False) -> Iterator[ObjectLease | None]:
+def hold_documents(root: ObjectPath, *, wait: bool = False) -> Iterator[None]:
     """Documents change under a lease of their own."""
-    with take_object_lease(root, DOCUMENTS, wait=wait) as held:
-        yield held
+    with take_object_lease(root, DOCUMENTS, wait=wait) as lease:
+        if lease is None:
+            raise FolderInUseError(f"{root}: cache is in use by another process; wait for it")
+        _holds.current = _Hold(lease)
+        try:
+            yield
+        finally:
+            _holds.current = None
 
 
 # --- shard files
@@ -145,10 +183,8 @@ def check_bucket(root: ObjectPath) -> None:
     """Raises CacheError where a put under a condition is not one: two workers could both commit."""
     probe = root / LEASES / f"probe-{uuid.uuid4().hex}"
     try:
-        probe.create(b"1")
-        probe.create(b"2")
-    except AlreadyThereError:
-        return
+        if _find_conditions(probe):
+            return
     except OSError as error:
         if error.errno != errno.EIO or "NotImplemented" not in str(error.strerror):
             raise
@@ -156,8 +192,24 @@ def check_bucket(root: ObjectPath) -> None:
         with suppress(OSError):
             probe.remove()
     raise CacheError(
-        f"{root.bucket}: bucket has no conditional put (If-None-Match), expected one: it keeps workers from committing a group "
-        "twice; use a store that has it, or a folder"
+        f"{root.bucket}: bucket has no conditional put (If-None-Match, If-Match), expected one: it keeps workers from committing "
+        "a group twice; use a store that has it, or a folder"
+    )
+
+
+def _find_conditions(probe: ObjectPath) -> bool:
+    """Whether puts are done exactly where their conditions hold; what is there tells, since an answer may be lost."""
+
+    def is_done(data: bytes, put: Callable[[], object]) -> bool:
+        with suppress(AlreadyThereError):
+            put()
+        return probe.read_bytes() == data
+
+    if not is_done(b"1", lambda: probe.create(b"1")) or is_done(b"2", lambda: probe.create(b"2")):
+        return False
+    first = probe.find_tag()
+    return is_done(b"3", lambda: probe.replace(b"3", tag=first)) and not is_done(
+        b"4", lambda: probe.replace(b"4", tag=first)
     )
 
 
@@ -169,9 +221,13 @@ def find_free_bytes(root: ObjectPath) -> float:
 
 @shard.sum_sizes.register(ObjectPath)
 def sum_sizes(root: ObjectPath, files: list[ObjectPath]) -> int:
-    """By one listing of what these have in common, where they are many."""
-    if len(files) < 20:
-        return sum(path.size() for path in files if path.exists())
-    common = os.path.commonpath([path.key for path in files])
-    sizes = dict(ObjectPath(root.bucket, common).walk())
-    return sum(sizes.get(path, 0) for path in files)
+    """By one listing for each array and view of which many are asked for."""
+    places = defaultdict(list)
+    for path in files:
+        places["/".join(path.relative_to(root).split("/")[:4])].append(path)
+    total = 0
+    for place, paths in places.items():
+        few = len(paths) < FEW
+        sizes = {path: path.size() for path in paths if path.exists()} if few else dict((root / place).walk())
+        total += sum(sizes.get(path, 0) for path in paths)
+    return total

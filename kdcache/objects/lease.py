@@ -22,17 +22,20 @@ RENEW_S = 15.0  # between two puts of a holder
 LOST_S = 90.0  # without one, as a watcher sees it
 POLL_S = 2.0
 
+_claims: dict[tuple[ObjectPath, int], bytes] = {}  # of a thread, what it may have put without hearing of it
 _seen: dict[ObjectPath, tuple[Tag, float]] = {}  # tag of another's lease, and when it was seen first
 
 
 class ObjectLease:
-    """A held lease; it is renewed in the background, and by `check` where that is late."""
+    """A held lease; it is renewed by a thread of its own, and by `check` where that is late."""
 
     def __init__(self, path: ObjectPath, tag: Tag, holder: str) -> None:
         self.path, self.tag, self.holder = path, tag, holder
         self.lost, self._renewed_s = False, _now()
         self._next = _contents(holder)
         self._lock = threading.Lock()
+        self.released = threading.Event()
+        threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def check(self) -> None:
         """Raises LeaseLostError where it is another's now, OSError where the store does not answer."""
@@ -57,8 +60,14 @@ class ObjectLease:
                     return
             self._renewed_s, self._next = began_s, _contents(self.holder)
 
+    def _keep(self) -> None:
+        while not self.released.wait(RENEW_S / 3):
+            with suppress(OSError):  # `check` says it, or the next round mends it
+                self.renew(older_s=RENEW_S * 2 / 3)
+
     def release(self) -> None:
         """Remove it, if it is still ours; where that fails, others find it dead in time."""
+        self.released.set()
         with self._lock, suppress(OSError):
             if not self.lost and self.path.find_tag() == self.tag:
                 self.path.remove()
@@ -67,8 +76,9 @@ class ObjectLease:
     def _find_own(self) -> bool:
         """Whether it is what this process was writing, and only the answer was lost."""
         with suppress(FileNotFoundError):
-            if self.path.read_bytes() == self._next:
-                self.tag = self.path.find_tag()
+            tag = self.path.find_tag()  # before the look at what it holds, which then is at least as new
+            if tag is not None and self.path.read_bytes() == self._next:
+                self.tag = tag
                 return True
         return False
 
@@ -84,11 +94,10 @@ def take_object_lease(root: ObjectPath, name: str, *, wait: bool = False) -> Ite
     if lease is None:
         yield None
         return
-    with _keeper.keep(lease):
-        try:
-            yield lease
-        finally:
-            lease.release()
+    try:
+        yield lease
+    finally:
+        lease.release()
 
 
 def is_alive(path: ObjectPath) -> bool:
@@ -104,21 +113,27 @@ def is_alive(path: ObjectPath) -> bool:
 
 
 def _claim(path: ObjectPath, holder: str) -> ObjectLease | None:
-    contents = _contents(holder)
+    claim = path, threading.get_ident()
+    contents = _claims.setdefault(claim, _contents(holder))
     try:
-        return ObjectLease(path, path.create(contents), holder)
+        tag = path.create(contents)
     except AlreadyThereError:
-        return _take_over(path, contents, holder)
+        tag = _take_over(path, contents)
+    if tag is None:
+        return None
+    del _claims[claim]
+    return ObjectLease(path, tag, holder)
 
 
-def _take_over(path: ObjectPath, contents: bytes, holder: str) -> ObjectLease | None:
-    """The lease of a dead holder; or ours, where the answer to its creation was lost."""
+def _take_over(path: ObjectPath, contents: bytes) -> Tag | None:
+    """Of the lease of a dead holder; or of ours, where the answer to an earlier claim of this thread was lost."""
     with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
         tag = path.find_tag()
         if tag is not None and path.read_bytes() == contents:
-            return ObjectLease(path, path.replace(contents, tag=tag), holder)
-        if not is_alive(path) and path in _seen:
-            return ObjectLease(path, path.replace(contents, tag=_seen.pop(path)[0]), holder)
+            return tag
+        if tag is not None and not is_alive(path):
+            seen, _ = _seen.pop(path, (tag, 0.0))
+            return path.replace(contents, tag=seen)
     return None
 
 
@@ -130,40 +145,3 @@ def _contents(holder: str) -> bytes:
 def _now() -> float:
     """Seconds that go on while a machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-class _Keeper:
-    """One thread that renews all leases of this process, as long as there are any."""
-
-    def __init__(self) -> None:
-        self._held: set[ObjectLease] = set()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    @contextmanager
-    def keep(self, lease: ObjectLease) -> Iterator[None]:
-        with self._lock:
-            self._held.add(lease)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.discard(lease)
-
-    def _renew(self) -> None:
-        while True:
-            time.sleep(RENEW_S / 3)
-            with self._lock:
-                held = list(self._held)
-                if not held:
-                    self._thread = None
-                    return
-            for lease in held:
-                with suppress(OSError):  # `check` says it, or the next round mends it
-                    lease.renew(older_s=RENEW_S * 2 / 3)
-
-
-_keeper = _Keeper()

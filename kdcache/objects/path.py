@@ -98,6 +98,8 @@ class ObjectPath:
 
     def find_tag(self) -> Tag | None:
         """The version that is there, None where nothing is. Raises OSError."""
+        if not self.key:  # the bucket itself
+            return None
         try:
             return _get_tag(ask(self, lambda bucket: bucket.head(self.key)))
         except FileNotFoundError:

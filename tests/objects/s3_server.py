@@ -52,15 +52,15 @@ class Faults:
     error: 500 instead of an answer. lost: the request is done, the answer is not sent. cut: half of the answer is. slow: it
     comes late. slowdown: 503. denied: 403. `counts` tells how many of each, and of all.
 
-    ignore_conditions: whether puts under a condition are done whatever is there, as by stores that do not know them.
+    ignored: headers of conditions that are not looked at, as by stores that do not know them.
     """
 
     KINDS = ("error", "lost", "cut", "slow", "slowdown")
 
     def __init__(
-        self, share: float, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, ignore_conditions: bool = False
+        self, share: float, *, seed: int = 0, kinds: tuple[str, ...] = KINDS, ignored: tuple[str, ...] = ()
     ) -> None:
-        self.share, self.kinds, self.counts, self.ignore_conditions = share, kinds, Counter(), ignore_conditions
+        self.share, self.kinds, self.counts, self.ignored = share, kinds, Counter(), ignored
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def draw(self) -> str | None:
@@ -99,9 +99,7 @@ def serve_faults(endpoint: str, faults: Faults) -> Iterator[str]:
 
         def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(endpoint.removeprefix("http://"))
-            headers = dict(self.headers)
-            if faults.ignore_conditions:
-                headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in faults.ignored}
             connection.request(self.command, self.path, body=body, headers=headers)
             answer = connection.getresponse()
             data = answer.read()

@@ -13,13 +13,15 @@ from test_bucket_cache import read_all
 from kdcache.cache.answers import compute_group
 from kdcache.cache.build import build_cache, make_plan
 from kdcache.cache.folder import open_for_writing
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import manifest_path, shard_path
 from kdcache.cache.lease import LeaseLostError, is_held, lease_path, read_holder, take_lease
-from kdcache.cache.manifest import read_manifest
+from kdcache.cache.manifest import read_manifest, write_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.errors import CacheError
+from kdcache.lock import hold_folder
 from kdcache.objects import lease as leases
+from kdcache.objects.folder import _holds
 from kdcache.objects.path import AlreadyThereError
 from kdcache.objects.writer import put_own
 from kdcache.report.progress import Silent
@@ -37,14 +39,9 @@ def _short_times(monkeypatch):
     monkeypatch.setattr(leases, "_seen", {})
 
 
-@pytest.fixture
-def stopped(monkeypatch):
-    """A function that stops the renewing of all leases there are, as SIGSTOP would."""
-
-    def stop() -> None:
-        monkeypatch.setattr(leases._keeper, "_held", set())
-
-    return stop
+def stop(lease) -> None:
+    """Its renewing, as SIGSTOP would."""
+    lease.released.set()
 
 
 def test_a_lease_is_held_once_and_given_back(bucket):
@@ -74,9 +71,9 @@ def test_the_lease_of_a_dead_process_is_taken_over_after_a_while(bucket):
         lease.check()
 
 
-def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket, stopped):
+def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket):
     with take_lease(bucket, "a") as first:
-        stopped()
+        stop(first)
         with take_lease(bucket, "a", wait=True) as second:
             second.check()
             with pytest.raises(LeaseLostError) as error:
@@ -85,9 +82,9 @@ def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket, stopped):
         assert not first.path.exists()
 
 
-def test_leaving_a_lost_lease_does_not_remove_the_new_one(bucket, stopped):
+def test_leaving_a_lost_lease_does_not_remove_the_new_one(bucket):
     with take_lease(bucket, "a", wait=True) as late:
-        stopped()
+        stop(late)
         taken = take_lease(bucket, "a", wait=True)
         new = taken.__enter__()
     assert late.lost and lease_path(bucket, "a").exists()
@@ -125,7 +122,7 @@ def changed(contents: GroupContents) -> GroupContents:
 
 
 @pytest.mark.parametrize("late_step", [0, 1, 4, 6, 12])
-def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, stopped, late_step, monkeypatch):
+def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, late_step, monkeypatch):
     """It stops before its put number `late_step`, after a good look at its lease, and goes on when the other has committed."""
     group = plan.manifest.layouts["train"].group(0, 0)
     contents = compute(plan, group)
@@ -136,7 +133,7 @@ def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, stoppe
             check()
             checks.append(1)
             if len(checks) == late_step + 1:
-                stopped()
+                stop(late)
                 with take_lease(bucket, group.name, wait=True) as lease:
                     write_group(bucket, plan.manifest, group, contents=contents, lease=lease)
 
@@ -179,8 +176,38 @@ def test_nothing_is_put_over_what_came_meanwhile(bucket, monkeypatch):
         path.create(b"again")
 
 
+def test_a_stopped_process_does_not_put_old_documents_over_new_ones(quick_data, bucket):
+    quick.build_quick(quick_data, bucket, views=1)
+    with hold_folder(bucket):
+        before = read_manifest(bucket)
+        _holds.current.lease.released.set()
+        worker = threading.Thread(target=quick.build_quick, args=(quick_data, bucket))
+        worker.start()
+        worker.join()
+        grown = read_manifest(bucket)
+        assert grown.layouts["train"].num_views == 2 == grown.complete_views["train"]
+        with pytest.raises(LeaseLostError) as error:
+            write_manifest(bucket, before)
+        check_one_line(error, str(bucket))
+    assert read_manifest(bucket) == grown
+
+
+def test_a_document_that_changed_meanwhile_is_not_replaced(quick_data, bucket):
+    """The lease was looked at a moment ago, and is lost all the same."""
+    quick.build_quick(quick_data, bucket, views=1)
+    path = manifest_path(bucket)
+    with hold_folder(bucket):
+        manifest = read_manifest(bucket)
+        newer = path.read_bytes().replace(b" ", b"  ", 1)
+        path.put(newer)
+        with pytest.raises(LeaseLostError, match="document was changed by another process meanwhile; run this again"):
+            write_manifest(bucket, manifest)
+    assert path.read_bytes() == newer
+
+
 def test_two_workers_at_once_give_the_cache_of_one(quick_data, bucket, tmp_path, monkeypatch):
     whole = quick.build_quick(quick_data, tmp_path / "local")
+    monkeypatch.setattr(leases, "LOST_S", 30 * LOST_S)
     configs = [make_config(quick.quick_given(quick_data, bucket)) for _ in range(3)]
     errors = []
 
@@ -213,11 +240,12 @@ def test_a_killed_worker_in_a_bucket_is_waited_for_and_replaced(quick_data, buck
 # --- stores that cannot be used
 
 
-def test_a_bucket_without_conditional_put_is_refused(quick_data, use_server):
-    bucket = use_server(Faults(0.0, ignore_conditions=True))
+@pytest.mark.parametrize("ignored", [("if-none-match",), ("if-match",), ("if-none-match", "if-match")])
+def test_a_bucket_without_conditional_put_is_refused(quick_data, use_server, ignored):
+    bucket = use_server(Faults(0.0, ignored=ignored))
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, bucket)
-    check_one_line(error, bucket.bucket, "no conditional put (If-None-Match), expected one")
+    check_one_line(error, bucket.bucket, "no conditional put (If-None-Match, If-Match), expected one")
     assert read_all(bucket) == {}
 
 
