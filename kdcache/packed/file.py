@@ -29,6 +29,7 @@ _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _STEP = 16 << 20  # bytes reserved at once
 _OVERHEAD = 4096  # of a document or chunk, at most: its header, its place in an index, its alignment
+_INDEX_ENTRY = 20  # bytes of a chunk in HDF5's index, at most: offset, size, mask
 _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 
 
@@ -41,7 +42,7 @@ class PackedFile:
     def __init__(self, opened: h5py.File, descriptor: int, manifest: Manifest) -> None:
         self.opened, self.descriptor = opened, descriptor
         self._lock, self._needed, self._reserved = threading.Lock(), 0, 0
-        self._reserve(count_raw_bytes(manifest))
+        self._reserve(count_fixed_bytes(manifest))
         self.arrays = {
             f"{split}/{spec.name}": _create_array(opened, layout, spec)
             for split, layout in manifest.layouts.items()
@@ -97,7 +98,7 @@ def create_file(
     """
     import h5py
 
-    reserve(descriptor, 0, count_raw_bytes(manifest) + _STEP)  # refused now, where HDF5 has nothing to close yet
+    reserve(descriptor, 0, count_fixed_bytes(manifest) + _STEP)  # refused now, where HDF5 has nothing to close yet
     with h5py.File(path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED) as opened:
         opened.attrs["format"] = FORMAT
         opened.attrs["format_version"] = np.uint8(manifest.format_version)
@@ -117,13 +118,12 @@ def reserve(descriptor: int, offset: int, size_bytes: int) -> None:
         os.posix_fallocate(descriptor, offset, size_bytes)
 
 
-def count_raw_bytes(manifest: Manifest) -> int:
-    """Of all arrays without a codec."""
+def count_fixed_bytes(manifest: Manifest) -> int:
+    """Of what no codec decides: raw arrays, and the index of coded ones, which HDF5 writes at once with their first chunk."""
     return sum(
-        spec.item_bytes * layout.num_views * layout.num_samples + _OVERHEAD
+        (_INDEX_ENTRY if spec.codec else spec.item_bytes) * layout.num_views * layout.num_samples + _OVERHEAD
         for layout in manifest.layouts.values()
         for spec in layout.arrays
-        if not spec.codec
     )
 
 

@@ -25,7 +25,7 @@ from kdcache.cache.place import Place, find_place
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import seal_record
 from kdcache.errors import CacheError, repair_cure
-from kdcache.packed.file import count_raw_bytes, create_file, find_filter
+from kdcache.packed.file import count_fixed_bytes, create_file, find_filter
 from kdcache.packed.subset import cut_record, take_subset
 from kdcache.report.progress import Progress, Silent
 
@@ -94,7 +94,7 @@ def _check_new(out: Path) -> None:
 
 def _check_free(out: Path, manifest: Manifest) -> None:
     """Before anything is written, as far as arrays are raw: what a codec makes of the others is met when the disk is full."""
-    needed = count_raw_bytes(manifest)
+    needed = count_fixed_bytes(manifest)
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise CacheError(

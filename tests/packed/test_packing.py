@@ -6,9 +6,11 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from helpers import check_one_line
 from kinds import build, check_refused, flip, read_files
@@ -22,6 +24,7 @@ from kdcache.errors import (
     CacheError,
     CacheIncompleteError,
 )
+from kdcache.packed.file import create_file
 from kdcache.packed.pack import pack_cache
 from kdcache.packed.unpack import unpack_cache
 
@@ -135,6 +138,21 @@ def test_room_that_cannot_be_reserved_is_one_line_at_any_step(roots, tmp_path, m
     with pytest.raises(CacheError, match=r"file cannot be written \(No space left on device\)"):
         pack_cache(roots["lz4"], tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
+
+
+def test_room_for_the_index_of_coded_chunks_is_reserved_before_hdf5_takes_it(roots, tmp_path, monkeypatch):
+    ends, manifest = [], read_manifest(roots["lz4"])
+    many = {split: replace(layout, num_samples=50_000) for split, layout in manifest.layouts.items()}
+    monkeypatch.setattr("kdcache.packed.file._STEP", 1)
+    monkeypatch.setattr("kdcache.packed.file.reserve", lambda _, offset, size_bytes: ends.append(offset + size_bytes))
+    with (
+        (tmp_path / "x.h5").open("wb") as held,
+        create_file(tmp_path / "x.h5", held.fileno(), replace(manifest, layouts=many), []) as packed,
+    ):
+        for name in packed.arrays:
+            packed.put(name, 0, 0, np.zeros(100, np.uint8))
+        packed.finish()
+    assert max(ends) > packed.size_bytes > 1_400_000 * len(manifest.layouts["train"].arrays)
 
 
 @pytest.mark.parametrize(("kind", "most_bytes"), [("raw", 20_000), ("lz4", 70_000)])
