@@ -27,8 +27,13 @@ _RETRIES = {
     "retry_timeout": timedelta(seconds=60),
 }  # with growing pauses, of 5xx, 429, cut connections
 PAUSES_S = (1.0, 5.0, 25.0, None)
+MOST_PUT_BYTES = 5 * 10**9  # of one put: S3 takes 5 GB, Azure 5000 MiB
 Result = TypeVar("Result")
 log = logging.getLogger("kdcache")
+
+
+class NoAnswerError(OSError):
+    """The store may answer the same question another time."""
 
 
 @cache
@@ -40,21 +45,28 @@ def open_bucket(address: str) -> object:
     try:
         from obstore.store import from_url
     except ImportError:
-        raise SettingsError(
-            f"{address}: obstore is not installed, expected it for object stores; pip install 'kdcache[s3]'"
-        ) from None
-    options = {"credential_provider": _find_credentials()} if address.startswith("s3:") else {}
+        raise _refuse_missing(address, "obstore") from None
+    options = {"credential_provider": _find_credentials(address)} if address.startswith("s3:") else {}
     try:
         return from_url(address, client_options=_LIMITS, retry_config=_RETRIES, **options)
     except Exception as error:  # of obstore's own kinds, which have no common name for this
         raise SettingsError(f"{address}: bucket cannot be opened ({_shorten(error)}); mend cache.path") from None
 
 
-def _find_credentials() -> object | None:
+def _refuse_missing(address: str, package: str) -> SettingsError:
+    return SettingsError(
+        f"{address}: {package} is not installed, expected it for object stores; pip install 'kdcache[s3]'"
+    )
+
+
+def _find_credentials(address: str) -> object | None:
     """By boto3, which knows profiles and single sign-on; None where it finds none (a public bucket)."""
-    from boto3.session import Session
-    from botocore.exceptions import BotoCoreError
-    from obstore.auth.boto3 import Boto3CredentialProvider
+    try:
+        from boto3.session import Session
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise _refuse_missing(address, "boto3") from None
 
     try:
         session = Session()
@@ -78,8 +90,8 @@ def ask(path: ObjectPath, question: Callable[[object], Result], *, conflict: typ
         try:
             with _say_what_failed(path, conflict=conflict):
                 return question(open_bucket(path.bucket))
-        except OSError as error:
-            if error.errno != errno.EIO or pause_s is None:
+        except NoAnswerError as error:
+            if pause_s is None:
                 raise
             log.warning("%s: %s; trying again in %g s", path, error.strerror, pause_s)
         time.sleep(pause_s)
@@ -104,7 +116,24 @@ def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[N
     except exceptions.BaseError as error:
         if "NoSuchBucket" in str(error):
             raise _lost_bucket(path) from None
-        raise OSError(errno.EIO, f"the store does not answer as it should: {_shorten(error)}", str(path)) from None
+        kind = NoAnswerError if _may_change(error) else OSError
+        raise kind(errno.EIO, f"the store does not answer as it should: {_shorten(error)}", str(path)) from None
+
+
+def _may_change(error: Exception) -> bool:
+    """Whether the same question may find another answer: of 5xx, 408, 429, S3's 400 RequestTimeout and what has no status."""
+    status = re.search(r"status code: (\d+)", str(error))
+    if status is None:
+        return "redirect without LOCATION" not in str(error)  # of another region
+    return bool(re.match("408|429|5(?!01)", status[1])) or "<Code>RequestTimeout</Code>" in str(error)
+
+
+def check_size(path: ObjectPath, data: bytes) -> None:
+    """Raises OSError where one put cannot hold so much."""
+    if len(data) > MOST_PUT_BYTES:
+        found, most = (f"{size / 1e9:.3g} GB" for size in (len(data), MOST_PUT_BYTES))
+        words = f"object is {found}, expected {most} at most; lower cache.shard_samples, in a new cache.path"
+        raise OSError(errno.EFBIG, words, str(path))
 
 
 def _lost_bucket(path: ObjectPath) -> OSError:

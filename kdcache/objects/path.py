@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcache.objects.client import ask
+from kdcache.objects.client import ask, check_size
 
 Tag = tuple[str | None, str | None]
 """What a store calls a version: ETag and, where it has them, number."""
@@ -115,6 +115,7 @@ class ObjectPath:
 
     def put(self, data: bytes) -> None:
         """Write it, whatever was there. Raises OSError."""
+        check_size(self, data)
         ask(self, lambda bucket: bucket.put(self.key, data, use_multipart=False))
 
     def create(self, data: bytes) -> Tag:
@@ -130,6 +131,7 @@ class ObjectPath:
         def put(bucket: object) -> dict:
             return bucket.put(self.key, data, mode=mode, use_multipart=False)
 
+        check_size(self, data)
         return _get_tag(ask(self, put, conflict=AlreadyThereError))
 
     def remove(self) -> None:

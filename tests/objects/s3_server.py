@@ -41,6 +41,11 @@ def make_bucket(endpoint: str, name: str) -> None:
 ANSWERS = {
     "error": (500, "InternalError"),
     "slowdown": (503, "SlowDown"),
+    "throttled": (429, "TooManyRequests"),
+    "late": (400, "RequestTimeout"),
+    "range": (416, "InvalidRange"),
+    "large": (400, "EntityTooLarge"),
+    "unknown": (501, "NotImplemented"),
     "denied": (403, "AccessDenied"),
     "skewed": (403, "RequestTimeTooSkewed"),
 }
@@ -50,7 +55,7 @@ class Faults:
     """What happens to requests: one of `kinds` to a share of them, drawn from a seed.
 
     error: 500 instead of an answer. lost: the request is done, the answer is not sent. cut: half of the answer is. slow: it
-    comes late. slowdown: 503. denied: 403. `counts` tells how many of each, and of all.
+    comes late. others: the status in ANSWERS. `counts` tells how many of each, and of all.
 
     ignored: headers of conditions that are not looked at, as by stores that do not know them.
     """

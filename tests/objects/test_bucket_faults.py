@@ -1,15 +1,19 @@
 """A store that fails: 5xx, throttling, lost answers, cut connections, slow ones. Nothing wrong is written or read."""
 
 import json
+import sys
 
 import pytest
 import quick
-from s3_server import Faults
+from helpers import check_one_line
+from s3_server import ANSWERS, Faults
 from test_bucket_cache import read_all
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
+from kdcache.errors import CacheError, SettingsError
+from kdcache.objects.path import ObjectPath
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -52,3 +56,46 @@ def test_training_through_faults_has_the_losses_of_the_folder(quick_data, use_se
         lines = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
         losses.append([(entry["total"], entry["miou"]) for entry in map(json.loads, lines)])
     assert losses[0] == losses[1] and sum(faults.counts[kind] for kind in faults.kinds) > 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked_again"),
+    [("range", False), ("large", False), ("unknown", False), ("throttled", True), ("late", True), ("error", True)],
+)
+def test_only_answers_that_may_change_are_asked_for_again(kind, asked_again, use_server, caplog, monkeypatch):
+    monkeypatch.setattr("kdcache.objects.client._RETRIES", {"max_retries": 0})
+    bucket = use_server(faults := Faults(1.0, kinds=(kind,)))
+    with pytest.raises(
+        OSError, match=f"the store does not answer as it should: {ANSWERS[kind][0]} .*{ANSWERS[kind][1]}"
+    ):
+        (bucket / "x").read_bytes()
+    assert faults.counts["all"] == (5 if asked_again else 1)
+    assert caplog.text.count("trying again in") == faults.counts["all"] - 1
+
+
+def test_a_shard_larger_than_one_put_is_refused_before_it_is_sent(quick_data, use_server, local, monkeypatch):
+    bucket = use_server(faults := Faults(0.0))
+    (bucket / "x").create(b"1")
+    sent = faults.counts["all"]
+    monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", 20)
+    for put in (ObjectPath.put, ObjectPath.create, lambda path, data: path.replace(data, tag=("a", None))):
+        with pytest.raises(
+            OSError, match=r"object is 2.1e-08 GB, expected 2e-08 GB at most; lower cache.shard_samples"
+        ):
+            put(bucket / "x", bytes(21))
+    assert faults.counts["all"] == sent
+    (bucket / "x").remove()
+    largest = max(path.stat().st_size for path in local.rglob("c/*/*/*/*/*"))
+    monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", largest - 1)
+    with pytest.raises(CacheError) as error:
+        quick.build_quick(quick_data, bucket)
+    check_one_line(error, "shard group", "GB at most; lower cache.shard_samples, in a new cache.path")
+
+
+@pytest.mark.parametrize(("missing", "named"), [("obstore.store", "obstore"), ("boto3.session", "boto3")])
+def test_a_missing_package_is_one_line(missing, named, use_server, monkeypatch):
+    bucket = use_server()
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SettingsError) as error:
+        bucket.exists()
+    check_one_line(error, f"{bucket.bucket}: {named} is not installed, expected it for object stores", "kdcache[s3]")
