@@ -35,6 +35,23 @@ def rename(old: Path, new: Path) -> None:
     old.replace(new)
 
 
+def rename_new(old: Path, new: Path) -> None:
+    """The same where nothing has that name, by a link, which replaces nothing; file systems without links are looked at before.
+
+    Raises: FileExistsError.
+    """
+    try:
+        os.link(old, new)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from None
+        rename(old, new)
+    else:
+        remove(old)
+
+
 @singledispatch
 def remove(path: Path) -> None:
     """Remove a file, absent ones too; on disk once the folder is flushed."""

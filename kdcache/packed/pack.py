@@ -69,8 +69,7 @@ def pack_cache(
             _walk(readers, manifest, "packing", progress, packed.put)
             packed.finish()
         _read_back(partial, progress)
-        _check_new(out)
-        durable.rename(partial, out)
+        durable.rename_new(partial, out)
         durable.sync_folder(out.parent)
     num_samples = sum(layout.num_views * layout.num_samples for layout in manifest.layouts.values())
     return Packed(num_samples, out.stat().st_size)
@@ -86,10 +85,14 @@ def _check_codecs(root: Place, manifest: Manifest) -> None:
 
 
 def _check_new(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise CacheError(f"{out}: file is there already, expected a new name; choose another, or remove it first")
+    if os.path.lexists(out):
+        raise _refuse_old(out)
     if not out.parent.is_dir():
         raise CacheError(f"{out}: folder {out.parent} is missing, expected one to write into; make it first")
+
+
+def _refuse_old(out: Path) -> CacheError:
+    return CacheError(f"{out}: file is there already, expected a new name; choose another, or remove it first")
 
 
 def _check_free(out: Path, manifest: Manifest) -> None:
@@ -172,6 +175,10 @@ def _hold(partial: Path) -> Iterator[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), partial.stat()):
             raise BlockingIOError  # who held it has given the file its name meanwhile
+        if os.fstat(descriptor).st_nlink > 1:  # killed between `rename_new`'s two steps: it is a finished file's
+            raise CacheError(
+                f"{partial}: file is another name of a finished file, expected an unfinished one; remove this name"
+            )
         try:
             yield descriptor
         finally:
@@ -189,6 +196,8 @@ def _explain_refusal(out: Path) -> Iterator[None]:
         raise CacheError(
             f"{out}: another process is packing into it; wait for that one, or choose another name"
         ) from None
+    except FileExistsError:
+        raise _refuse_old(out) from None
     except OSError as error:
         reason = (
             os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:120]

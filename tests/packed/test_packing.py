@@ -15,6 +15,7 @@ import pytest
 from helpers import check_one_line
 from kinds import build, check_refused, flip, read_files
 
+from kdcache.cache import durable
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.place import find_place
@@ -67,9 +68,33 @@ def test_an_existing_file_is_never_replaced(root, tmp_path, capsys):
 def test_a_name_taken_while_packing_is_not_replaced(root, tmp_path, monkeypatch):
     out = tmp_path / "x.h5"
     monkeypatch.setattr("kdcache.packed.pack._read_back", lambda partial, progress: out.write_bytes(b"mine"))
-    with pytest.raises(CacheError, match="file is there already"):
-        pack_cache(root, out)
-    assert out.read_bytes() == b"mine" and not out.with_name("x.h5.partial").exists()
+    for _ in range(2):
+        with pytest.raises(CacheError, match="file is there already, expected a new name"):
+            pack_cache(root, out)
+        assert out.read_bytes() == b"mine" and not out.with_name("x.h5.partial").exists()
+        out.unlink()
+        monkeypatch.setattr("kdcache.cache.durable.os.link", refuse_link)
+
+
+def refuse_link(old: Path, new: Path) -> None:
+    """As of a file system that has no links."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_without_links_a_packed_file_gets_its_name_too(root, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcache.cache.durable.os.link", refuse_link)
+    pack_cache(root, tmp_path / "x.h5")
+    assert not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+    assert not (tmp_path / "x.h5.partial").exists()
+
+
+def test_a_finished_file_is_not_written_over_by_the_name_a_killed_export_left(root, file, tmp_path):
+    before = file.read_bytes()
+    (tmp_path / "x.h5.partial").hardlink_to(file)
+    with pytest.raises(CacheError) as error:
+        pack_cache(root, tmp_path / "x.h5")
+    check_one_line(error, "x.h5.partial: file is another name of a finished file", "remove this name")
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -217,7 +242,11 @@ def test_import_refuses_a_folder_that_is_in_use(file, root, tmp_path, capsys):
 
 
 def test_import_refuses_what_is_not_packed(root, tmp_path, capsys):
-    check_refused(["import", str(root), str(tmp_path / "back")], capsys, "expected a packed cache")
+    places = [(root, "a folder or bucket"), ("s3://b/x", "a folder or bucket"), (tmp_path / "no", "missing"),
+              (tmp_path / "no.h5", "missing")]  # fmt: skip
+    for place, found in places:
+        words = f"{place}: it is {found}, expected a packed cache; give the file"
+        check_refused(["import", str(place), str(tmp_path / "back")], capsys, words)
     assert not (tmp_path / "back").exists()
 
 
@@ -232,13 +261,20 @@ def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(file, 
     assert found == read_files(roots["raw"])
 
 
-def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("full_at", "words"), [("zarr.json", "make room"), ("/c/", "mend that and run the same command again")]
+)
+def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch, full_at, words):
+    write = durable.write_file
+
     def refuse(path, parts):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if full_at in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, parts)
 
     with monkeypatch.context() as patch:
         patch.setattr("kdcache.cache.shard.durable.write_file", refuse)
         with pytest.raises(CacheError) as error:
             unpack_cache(find_place(file), tmp_path / "back")
-    check_one_line(error, str(tmp_path / "back"), "No space left on device")
+    check_one_line(error, str(tmp_path / "back"), "No space left on device", words)
     assert unpack_cache(find_place(file), tmp_path / "back")[0] == 5
