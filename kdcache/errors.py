@@ -65,8 +65,8 @@ class OtherCacheError(CacheCorruptError):
 
 
 @singledispatch
-def repair_command(root: object) -> str:
-    """What to type for whatever is damaged below the manifest of the cache at `root`."""
+def repair_command(root: object) -> str | None:
+    """What to type for whatever is damaged below the manifest of the cache at `root`; None where nothing can be recomputed."""
     return f"python -m cache_teacher repair {shlex.quote(str(root))}"
 
 

@@ -36,7 +36,7 @@ class Lease:
         if not _is_same(self.path, self.descriptor):
             raise LeaseLostError(
                 f"{self.path}: lease was removed while it was held; what this process had not committed is left to others, "
-                "run `python -m cache_teacher` again"
+                "run the same command again"
             )
 
 

@@ -181,4 +181,4 @@ def _explain(root: Path, layout: SplitLayout, group: Group, error: OSError) -> s
     if error.errno in _FULL:
         free = shutil.disk_usage(root).free
         what += f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
-    return f"{what}; mend that and run `python -m cache_teacher` again, what is committed is kept"
+    return f"{what}; mend that and run the same command again, what is committed is kept"

@@ -32,7 +32,7 @@ class CacheConfig:
     """The Zarr v3 store between the two phases."""
 
     path: str | Path = Path("caches/voc2012")
-    """Folder of the cache, or s3://BUCKET/KEY (gs://, az://)."""
+    """Folder of the cache, a packed file (.h5) to train on, or s3://BUCKET/KEY (gs://, az://)."""
     levels: list[str] = field(default_factory=lambda: list(LEVELS))
     """Feature levels to cache, any of low, mid, high; [] caches logits only."""
     shard_samples: int = 16

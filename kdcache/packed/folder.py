@@ -16,13 +16,17 @@ from kdcache.cache.shard import ShardFile, read_at
 from kdcache.errors import CacheCorruptError, CacheError, repair_command, repair_cure
 from kdcache.lock import hold_folder
 from kdcache.packed.path import PackedPath
-from kdcache.packed.table import CURE
+from kdcache.packed.table import CURE, read_table
 
 
 @repair_command.register(PackedPath)
+def find_command(root: PackedPath) -> None:
+    """Nothing is recomputed in a file."""
+
+
 @repair_cure.register(PackedPath)
 def say_cure(root: PackedPath) -> str:
-    """Nothing is recomputed in a file."""
+    """What mends a file."""
     return CURE
 
 
@@ -101,7 +105,9 @@ def list_records(root: PackedPath) -> set[str]:
 @leftovers.collect_leftovers.register(PackedPath)
 @folder.check_changeable.register(PackedPath)
 def refuse_change(root: PackedPath, **_: object) -> NoReturn:
-    """Raises CacheError."""
+    """Raises CacheError, of another kind where a file is there that is no packed cache."""
+    if root.exists():
+        read_table(root.file)
     raise CacheError(
         f"{root}: cache is one file, expected a folder, since a packed cache is never changed; change the folder it was "
         "exported from (`python -m cache_teacher import` makes one again) and export that anew"

@@ -17,7 +17,7 @@ from kdcache.cache.layout import COMMITS, ArraySpec, Group, commit_path, manifes
 from kdcache.cache.lease import take_lease
 from kdcache.cache.manifest import Manifest, look_for_manifest, read_manifest
 from kdcache.cache.metadata import list_metadata
-from kdcache.cache.place import Place
+from kdcache.cache.place import Place, is_far
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import CommitRecord, has_record
 from kdcache.cache.shard import check_inside
@@ -37,10 +37,7 @@ def unpack_cache(root: Place, out: Path, *, progress: Progress | None = None) ->
     Returns: number of shard groups written now, and their bytes. Raises: CacheError where `root` is no packed cache or damaged,
     `out` holds anything but an unpacking that was interrupted, or the disk refuses.
     """
-    if not isinstance(root, PackedPath):
-        raise CacheError(
-            f"{root}: it is a folder or bucket, expected a packed cache; give the file that `export` has written"
-        )
+    _check_packed(root)
     manifest = read_manifest(root)
     readers = {split: CacheReader(root, manifest, split, check="always") for split in manifest.layouts}
     _begin(root, out, manifest)
@@ -56,6 +53,12 @@ def unpack_cache(root: Place, out: Path, *, progress: Progress | None = None) ->
     with explain_refusal(out), hold_folder(out, wait=True):
         durable.replace_file(manifest_path(out), _read(root, manifest_path(root)))
     return written, size_bytes
+
+
+def _check_packed(root: Place) -> None:
+    if not isinstance(root, PackedPath) or not root.exists():
+        found = "a folder or bucket" if is_far(root) or root.exists() else "missing"
+        raise CacheError(f"{root}: it is {found}, expected a packed cache; give the file that `export` has written")
 
 
 def _begin(root: PackedPath, out: Path, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache.cache.repair import Repair
 from kdcache.cache.verify import Damage, Findings
-from kdcache.errors import repair_command
+from kdcache.errors import repair_command, repair_cure
 
 MOST_ROWS = 40
 _TITLES = ("split", "view", "array", "sample", "file", "what is wrong")
@@ -37,7 +37,7 @@ def format_findings(findings: Findings, root: Path) -> str:
     )
     lines = [f"{root}: {_verdict(findings)}; {findings.num_groups} shard groups, {read}"]
     if findings.damage:
-        lines += [*_format_table(findings.damage, root), f"to repair it: {repair_command(root)}"]
+        lines += [*_format_table(findings.damage, root), f"to repair it: {repair_command(root) or repair_cure(root)}"]
     if findings.unwritten:
         names = f"{len(findings.unwritten)} shard groups are not written yet, the first {findings.unwritten[0].name}"
         lines.append(f"half-built: {names}; `python -m cache_teacher` with its settings goes on")

@@ -1,5 +1,6 @@
 """What is wrong with a packed cache is one line, and nothing changes it."""
 
+import json
 import os
 import shutil
 
@@ -103,6 +104,8 @@ def test_a_flipped_bit_in_a_sample_is_found_by_reader_and_verify(file, capsys):
     assert damage.array == "mid" and damage.group.name == "train-v0001-g00001" and "checksum" in damage.what
     assert cache_teacher(["verify", str(file), "--data"]) == 1
     assert "to repair it: copy it again" in capsys.readouterr().out
+    assert cache_teacher(["verify", str(file), "--data", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["repair"] is None
 
 
 def test_a_flipped_bit_in_a_document_is_found(file):
@@ -155,3 +158,14 @@ def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tm
     with pytest.raises(CacheError, match="cache is one file"):
         add_information(find_place(file), {"fidelity": {}})
     assert file.read_bytes() == before and not (tmp_path / "new.h5").exists()
+
+
+def test_a_file_that_is_no_packed_cache_is_called_that_by_whoever_would_change_it(quick_data, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    given = ["--cache.path", str(tmp_path / "notes.txt"), "--dataset.root", str(quick_data)]
+    words = "notes.txt: file is no HDF5 file, expected a packed cache; give the folder of a cache"
+    for argv in (["gc", given[1]], ["repair", given[1]], ["plan", *given]):
+        check_refused(argv, capsys, words)
+    with pytest.raises(CacheMismatchError, match=words):
+        build_cache(make_config(quick.quick_given(quick_data, tmp_path / "notes.txt")))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
