@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import check_one_line
 from torch import Tensor
 
 from kdcache.losses import KnowledgeDistillationLoss, cross_entropy, feature_distance, features, kd_divergence, pixels
@@ -339,3 +340,9 @@ def test_sums_and_counts_of_parts_add_up_to_those_of_the_whole():
         assert float(parts.sums[name]) == pytest.approx(float(whole.sums[name]), rel=1e-5)
     means = parts.means(alpha=1.0, beta=0.5, gamma=0.3)
     assert means == pytest.approx({k: v.item() for k, v in loss(**batch).means().items()}, rel=1e-5)
+
+
+def test_a_loss_without_any_weight_is_refused():
+    with pytest.raises(ValueError) as error:
+        KnowledgeDistillationLoss(0.0, 0.0, 0.0)
+    check_one_line(error, "loss: alpha, beta and gamma are 0, expected one of them above 0")

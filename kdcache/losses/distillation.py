@@ -36,6 +36,8 @@ class KnowledgeDistillationLoss(nn.Module):
         channels: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
+        if not (alpha or beta or gamma):
+            raise ValueError("loss: alpha, beta and gamma are 0, expected one of them above 0; set alpha=1")
         if gamma and not channels:
             raise ValueError(
                 f"loss: channels is {channels!r}, expected level -> (teacher, student) with gamma > 0; set gamma=0"
