@@ -9,6 +9,7 @@ samples a second that a GPU trains on. --bandwidth: MB/s that all GPUs together 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 
@@ -146,7 +147,10 @@ def render_tables(argv: list[str]) -> list[str]:
 
 
 def _read_number(text: str) -> float:
-    number = float(text)  # argparse says what ValueErrors are about
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0.001 <= number <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.001 to 1e9")
     return number

@@ -96,5 +96,5 @@ def find_work(facts: Mapping) -> Work:
 
 
 def _first_share(split: Mapping) -> float:
-    """A full group's share of the samples that are missing; 0 where none is."""
+    """A full group's share of the samples that are missing, 1 at most; where none is missing they take no time."""
     return min(split["shard_samples"] / max(split["num_missing"], 1), 1.0)
