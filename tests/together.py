@@ -17,8 +17,8 @@ from kdcache.cache.reader import CacheReader
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
 from kdcache.report.progress import Silent
-from kdcache.settings import make_config
-from kdcache.training import loop, processes, run
+from kdcache.settings import make_config, merge
+from kdcache.training import compiling, loop, processes, run
 from kdcache.training.distill import distill
 from kdcache.training.processes import Alone, join_processes
 
@@ -167,7 +167,37 @@ def refuse_in(joined: Alone, rank: int) -> int:
 def share_one_gpu(joined: Alone) -> None:
     """As NCCL would not have it."""
     processes.find_gpu = lambda device: "GPU-0"
-    joined.check_devices(torch.device("cuda:0"))
+    joined.take_device(torch.device("cuda:0"))
+
+
+def take_default_gpus(joined: Alone) -> None:
+    """Each on a machine of its own."""
+    processes.find_gpu = lambda device: f"GPU-{joined.rank}"
+    joined.take_device(torch.device("cuda"))
+
+
+def train_otherwise(joined: Alone, given: dict, own: dict) -> None:
+    """The second process has settings of its own."""
+    given = merge(given, own) if joined.rank else given
+    distill(given, root=make_config(given).cache.path, processes=joined)
+
+
+def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, list[str]]:
+    """Whether the student is a compiled one, and what is said of it."""
+    config, said = make_config(merge(given, {"train": {"compile": "on"}})), []
+    data = run.open_data(config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views)
+    learner = run._make_learner(config, data, joined)
+    compiling.shutil.which = lambda name: name
+    compiling.torch.compile = lambda function: (
+        fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
+    )
+    run._compile(config, data, learner, say=said.append)
+    return learner.forward is not learner.student, said[1:]
+
+
+def fail_here(*args: object, **options: object) -> None:
+    """In the place of a compiler."""
+    raise RuntimeError("no ptxas")
 
 
 def draw(joined: Alone) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from kdcache.cache.place import find_place
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(argv: list[str]) -> None:
     with join_processes() as processes:
+        if not processes.leads:  # what the first one warns of is said
+            logging.getLogger("kdcache").setLevel(logging.ERROR)
         given = processes.agree(_read, argv)
         root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
         from kdcache.training.distill import distill

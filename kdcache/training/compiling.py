@@ -28,13 +28,15 @@ def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
     return True, "compile: on, compiling now, which takes one to three minutes"
 
 
-def compile_learner(learner: Learner, batch: Batch) -> None:
+def compile_learner(learner: Learner, batch: Batch) -> bool:
     """Compile the student's forward pass and the loss of a band; validation and checkpoints keep the plain student.
 
     Tried on a batch, backward too: where it fails, one line says so and the plain ones stay. Nothing of the trial is left in
     weights, running statistics, gradients or random state.
+
+    Returns: whether it worked.
     """
-    plain = learner.forward, learner.loss.compute_band
+    plain, works = (learner.forward, learner.loss.compute_band), True
     buffers = {name: value.clone() for name, value in learner.student.named_buffers()}
     devices = [learner.device] if learner.device.type == "cuda" else []
     try:
@@ -47,10 +49,12 @@ def compile_learner(learner: Learner, batch: Batch) -> None:
         reason = (str(inner).strip() or type(inner).__name__).splitlines()[0][:120]
         log.warning("compile: not possible here (%s); going on without", reason)
         learner.forward, learner.loss.compute_band = plain
+        works = False
     learner.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, value in learner.student.named_buffers():
             value.copy_(buffers[name])
+    return works
 
 
 def make_trial_batch(specs: list[ArraySpec], *, batch_size: int, device: torch.device) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -20,6 +20,7 @@ from kdcache.workers import find_worker
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's; tasks of SLURM alone are runs of their own
+STARTED = "TORCHELASTIC_RUN_ID"  # set by torchrun for those it starts
 PATIENCE = timedelta(days=30)  # the first process may be waiting for a baseline that another run trains
 
 
@@ -50,8 +51,15 @@ class Alone:
         """What `work` gives in the first process, which alone does it; an error there ends all, as in `agree`."""
         return work(*args, **options)
 
-    def check_devices(self, device: torch.device) -> None:
-        """Raises SettingsError where two processes would share a GPU."""
+    def check_same(self, facts: Mapping[str, object]) -> None:
+        """Raises SettingsError where a process has other facts, by name, than the first one."""
+
+    def take_device(self, device: torch.device) -> None:
+        """Make it the process's own. Raises SettingsError where two processes would share a GPU."""
+
+    def has_every(self, there: bool) -> bool:
+        """Whether it is so in all processes."""
+        return there
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -61,7 +69,7 @@ class Alone:
         """Begin an epoch's dropout; one process goes on with the sequence it has."""
 
     def adopt(self, student: nn.Module, device: torch.device) -> None:
-        """Make a student one of many on its device: on GPUs BatchNorm's statistics become those of the global batch."""
+        """Make a student one of many: on GPUs BatchNorm's statistics become those of the global batch, in every step from now."""
 
     def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the sum over all processes in the place of each gradient of what `optimizer` trains."""
@@ -82,13 +90,13 @@ class Processes(Alone):
         self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def agree(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
-        value, error, codes = None, None, [0] * self.count
+        value, error = None, None
         try:
             value = work(*args, **options)
         except Exception as failed:
             error = failed
         code = getattr(error, "exit_code", 1) if error else 0
-        dist.all_gather_object(codes, code, group=self.patient)
+        codes = self._gather(code)
         first = next((rank for rank in range(self.count) if codes[rank]), None)
         if first is None:
             return value
@@ -99,10 +107,16 @@ class Processes(Alone):
         dist.broadcast_object_list(value, src=0, group=self.patient)
         return value[0]
 
-    def check_devices(self, device: torch.device) -> None:
-        found: list[str] = [""] * self.count
-        dist.all_gather_object(found, find_gpu(device) or f"CPU of {self.rank}", group=self.patient)
-        self.lead(_check_different, found, device)
+    def check_same(self, facts: Mapping[str, object]) -> None:
+        self.lead(_check_equal, self._gather(facts))
+
+    def take_device(self, device: torch.device) -> None:
+        self.lead(_check_different, self._gather(find_gpu(device) or f"CPU of {self.rank}"), device)
+        if device.index is not None:  # plain `cuda` is the one that torch takes by default
+            torch.cuda.set_device(device)
+
+    def has_every(self, there: bool) -> bool:
+        return all(self._gather(there))
 
     def add_up(self, values: Tensor) -> Tensor:
         total = values.clone()
@@ -115,7 +129,6 @@ class Processes(Alone):
 
     def adopt(self, student: nn.Module, device: torch.device) -> None:
         if device.type == "cuda":
-            torch.cuda.set_device(device)
             nn.SyncBatchNorm.convert_sync_batchnorm(student)
 
     def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
@@ -131,6 +144,21 @@ class Processes(Alone):
     def spread(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
+
+    def _gather(self, own: Value) -> list[Value]:
+        """Every process's, by rank."""
+        found = [own] * self.count
+        dist.all_gather_object(found, own, group=self.patient)
+        return found
+
+
+def _check_equal(found: list[Mapping[str, object]]) -> None:
+    first, cure = found[0], "start all with the same settings, cache and arithmetic"
+    for rank, facts in enumerate(found):
+        for name in first:
+            if facts[name] != first[name]:
+                field, expected = f"{name} of process {rank}", Phrase(f"{first[name]!r}, as process 0 has it")
+                raise SettingsError(describe("settings", field=field, found=facts[name], expected=expected, cure=cure))
 
 
 def _check_different(found: list[str], device: torch.device) -> None:
@@ -176,8 +204,12 @@ def _meet(rank: int, count: int) -> Processes:
         return Processes(rank, count)
     except (RuntimeError, ValueError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
+        interface = (
+            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface that reaches the other machines"
+        )
+        cure = interface if STARTED in os.environ else "start them with torchrun"
         raise SettingsError(
-            f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); start them with torchrun"
+            f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); {cure}"
         ) from None
 
 

@@ -130,6 +130,7 @@ def _prepare(
     """A learner and its history, new or restored, in a folder that is ours."""
     learner = processes.agree(_make_learner, config, data, processes)
     _compile(config, data, learner, say=say)
+    processes.adopt(learner.student, learner.device)  # behind the trial, which must not wait for other processes
     state = processes.lead(read_state, folder, resume=resume)
     if state is not None:
         restore(learner, state)
@@ -142,7 +143,6 @@ def _make_learner(config: Config, data: Data, processes: Alone) -> Learner:
     learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
     learner.targets = open_targets(data.train, learner.device)
     learner.augmentation, learner.processes = make_augmentation(config), processes
-    processes.adopt(learner.student, learner.device)
     return learner
 
 
@@ -150,10 +150,15 @@ def _compile(config: Config, data: Data, learner: Learner, *, say: Say) -> None:
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
     say(line)
     if compiling:
+        plain = learner.forward, learner.loss.compute_band
         specs = [data.train.layout.array(name) for name in list_arrays(config, learner)]
         size = learner.processes.largest_share(config.train.batch_size)
         trial = make_trial_batch(specs, batch_size=size, device=learner.device)
-        compile_learner(learner, learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial)
+        trial = learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial
+        works = compile_learner(learner, trial)
+        if not learner.processes.has_every(works) and works:  # asked first: each process must
+            learner.forward, learner.loss.compute_band = plain
+            say("compile: off, not possible in every process")
 
 
 def _make_readers(config: Config, data: Data, learner: Learner, say: Say) -> tuple[BatchReader, BatchReader]:
@@ -209,7 +214,7 @@ def run_epoch(
         processes=processes,
     )
     means = totals.means(alpha=config.loss.alpha, beta=config.loss.beta, gamma=config.loss.gamma)
-    entry = {"epoch": epoch, "lr": lr, **means, "miou": compute_miou(confusion)}
+    entry = {"epoch": epoch, "processes": processes.count, "lr": lr, **means, "miou": compute_miou(confusion)}
     entry |= {"per_class_iou": compute_iou_per_class(confusion), "validation_s": time.monotonic() - trained_s}
     entry |= {"step_s": (trained_s - began_s) / len(batches), "data_wait_s": train.wait_s - waited_s}
     return {**entry, "time_s": time.monotonic() - began_s}, confusion
