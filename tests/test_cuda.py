@@ -1,7 +1,10 @@
 """The same on a GPU. Skipped where there is none; `pytest tests/test_cuda.py` is the whole check on a machine with one."""
 
+import json
+
 import numpy as np
 import pytest
+import together
 import torch
 
 from kdcache.cache.build import build_cache
@@ -51,3 +54,13 @@ def test_a_student_trains_and_resumes_on_a_gpu(cache, given):
 def test_a_teacher_is_fitted_on_a_gpu(given, tmp_path):
     fit = {"epochs": 1, "batch_size": 4, "out": str(tmp_path / "t.pth")}
     assert 0 <= fit_teacher(make_config(on_cuda(given, fit=fit))) <= 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_processes_on_two_gpus_train_one_compiled_student_with_synchronised_batchnorm(cache, given):
+    """Over NCCL; a batch has rows for both."""
+    settings = on_cuda(given, train={"device": "auto", "compile": "on"}, run={"baseline": False})
+    one, two = together.run_together(2, together.train_whole, settings)
+    assert np.array_equal(one["tensors"], two["tensors"]) and one["miou"] == two["miou"]
+    lines = (make_config(settings).run.dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["processes"] for line in lines] == [2, 2]

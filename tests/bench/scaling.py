@@ -39,14 +39,28 @@ def measure(bench: Bench) -> list[Figure]:
 def time_workers(settings: Path, *, count: int) -> float:
     """Seconds from the first worker's first batch to the last commit, all having been told at once to begin."""
     workers = [_start(settings, rank=rank, count=count) for rank in range(count)]
-    for worker in workers:
-        if worker.stdout.readline() != "ready\n":
-            raise RuntimeError(f"a worker failed: {worker.stderr.read().strip()[-400:]}")
-    for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    times = [json.loads(worker.communicate()[0]) for worker in workers]
+    try:
+        for worker in workers:
+            _expect(worker, worker.stdout.readline() == "ready\n")
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        lines = [worker.stdout.readline() for worker in workers]
+        for worker, line in zip(workers, lines, strict=True):
+            _expect(worker, line != "")
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    times = [json.loads(line) for line in lines]
     return max(ended_s for _, ended_s in times) - min(began_s for began_s, _ in times)
+
+
+def _expect(worker: subprocess.Popen, well: bool) -> None:
+    """Raises RuntimeError with the end of what the worker said on stderr."""
+    if not well:
+        worker.kill()
+        raise RuntimeError(f"a worker failed: {worker.stderr.read().strip()[-400:]}")
 
 
 def _start(settings: Path, *, rank: int, count: int) -> subprocess.Popen:

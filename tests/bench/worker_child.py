@@ -52,10 +52,15 @@ class Record:
 
 
 class Clock:
-    """Adds up CPU time of threads, that of the system for them included."""
+    """Adds up CPU time of threads, that of the system for them included, and counts what happens in them."""
 
-    def __init__(self, spent_s: Counter) -> None:
-        self.spent_s, self.lock = spent_s, threading.Lock()
+    def __init__(self, record: Record) -> None:
+        self.spent_s, self.counts, self.lock = record.spent_s, record.counts, threading.Lock()
+
+    def count(self, what: str) -> None:
+        """One more."""
+        with self.lock:
+            self.counts[what] += 1
 
     @contextmanager
     def time(self, what: str) -> Iterator[None]:
@@ -106,7 +111,6 @@ class Life:
 
     seed: str
     share: float
-    record: Record
     fate: Fate
     clock: Clock
 
@@ -136,7 +140,8 @@ class BarePipeline(Pipeline):
 
     def _begin(self, group: Group, *, wait: bool) -> bool:
         ours = super()._begin(group, wait=wait)
-        self.plan.teacher.record.counts["met"] += not self._drawn
+        if not self._drawn:
+            self.plan.teacher.clock.count("met")
         return ours
 
     def _ask_next(self) -> None:
@@ -158,15 +163,15 @@ def run_workers(config: Config, manifest: Manifest, ranks: list[int], num_worker
     """
     logging.getLogger("kdcache").setLevel(logging.ERROR)  # who waits for whom would be said hundreds of times
     record, fate = Record(), Fate()
-    clock = Clock(record.spent_s)
+    clock = Clock(record)
 
     def work(rank: int) -> None:
         for number in itertools.count():
-            life = Life(f"{rank} {number}", share, record, fate, clock)
-            record.counts["begun"] += 1
+            life = Life(f"{rank} {number}", share, fate, clock)
+            clock.count("begun")
             if _survives(Plan(config, manifest, {}, life, {}), Worker(rank, num_workers)):
                 return
-            record.counts["killed"] += 1
+            clock.count("killed")
 
     with _simulated(record, fate, clock), ThreadPoolExecutor(len(ranks)) as threads:
         list(threads.map(work, ranks))
