@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py do: join as torchrun would have them, train, and tell what they saw."""
+"""What the processes of tests/distributed do: join as torchrun would have them, train, and tell what they saw."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ from kdcache.training import compiling, loop, processes, run
 from kdcache.training.distill import distill
 from kdcache.training.processes import Alone, join_processes
 
+NUM_TRAIN, NUM_VAL = 13, 5  # in batches of 8: eight and five
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["kdcache.training.distill", "kdcache.cache.build"])
+
+
+def make_many(rank: int, count: int) -> Alone:
+    """A process that knows its place and nobody else."""
+    alone = Alone()
+    alone.rank, alone.count = rank, count
+    return alone
 
 
 def run_together(count: int, work: Callable, *args: object) -> list:
