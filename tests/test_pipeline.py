@@ -157,6 +157,35 @@ def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
     assert most == {"answers": 1 + crew.writers, "leases": crew.most_groups}
 
 
+def test_pipelines_that_share_asking_and_room_hold_no_more_answers_than_one(plan, monkeypatch):
+    """As in an actor of Ray: a thread a group, each with a pipeline of its own."""
+    lock, full, held = threading.Lock(), threading.Event(), [0, 0]  # now, at most
+
+    def change(by: int) -> None:
+        with lock:
+            held[0] += by
+            held[1] = max(held)
+        if held[0] == 2:
+            full.set()
+
+    def write_when_full(*args, **kwargs):
+        assert full.wait(PATIENCE_S), "there is room, but the teacher waits"
+        time.sleep(0.05)
+        change(-1)
+        return write_group(*args, **kwargs)
+
+    def write_one(group):
+        with Silent().start("", total=None, unit="") as bar, Pipeline(plan, bar, asking=asking, room=room) as writing:
+            writing.write([group])
+
+    asking, room = threading.Lock(), threading.Semaphore(1)
+    replace_teacher(plan, lambda true, call: change(1) or true)
+    monkeypatch.setattr(pipeline, "write_group", write_when_full)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_one, all_groups(plan)))
+    assert held == [0, 2]  # one that is asked about or waits for room, one that is written
+
+
 def fail_drawing(plan, monkeypatch):
     bad = plan.splits["train"].samples[2]  # alone in the second group of each view
     monkeypatch.setattr(answers, "read_sample", lambda config, sample: read_or_fail(config, sample, bad))

@@ -28,6 +28,7 @@ from kdcache.cache.layout import Group, commit_path
 from kdcache.cache.lease import take_lease
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.ray_actor import choose_staff
+from kdcache.cache.ray_cluster import make_absolute
 from kdcache.cache.ray_engine import build_with_ray
 from kdcache.cache.records import has_record
 from kdcache.config import Config
@@ -154,9 +155,64 @@ def test_actors_that_die_again_and_again_end_the_build(trap, config, monkeypatch
 
 def test_a_record_that_is_not_seen_here_is_a_folder_that_is_not_shared(trap, config, monkeypatch):
     monkeypatch.setattr(ray_engine, "has_record", lambda root, group: False)
+    monkeypatch.setattr(ray_engine, "SEEN_WITHIN_S", 0.0)
     with pytest.raises(CacheError) as error:
         build_with_ray(config, num_workers=1)
     check_one_line(error, "is missing here, expected there", "set cache.path to a folder that all machines")
+
+
+def test_a_record_that_is_seen_only_later_is_waited_for(trap, config, whole, monkeypatch):
+    looks = []
+
+    def see_the_third_time(root: Path, group: Group) -> bool:
+        looks.append(group)
+        return has_record(root, group) and looks.count(group) == 3
+
+    monkeypatch.setattr(ray_engine, "has_record", see_the_third_time)
+    monkeypatch.setattr(ray_engine, "LOOK_EVERY_S", 0.01)
+    assert build_with_ray(config, num_workers=1).num_samples == 8
+    assert len(looks) == 3 * 8
+    check_same(config.cache.path, whole.cache.path)
+
+
+def test_what_an_actor_committed_before_it_was_lost_counts_as_written(trap, config, warnings):
+    size_bytes = build_with_ray(config, num_workers=1).size_bytes
+    shutil.rmtree(config.cache.path)
+    trap(traps.COMMITTED)
+    summary = build_with_ray(config, num_workers=1)
+    assert [message for message in warnings if "a worker was lost" in message]
+    assert (summary.num_samples, summary.size_bytes) == (8, size_bytes)
+
+
+def test_relative_paths_are_those_of_the_caller(trap, given, whole, quick_data, monkeypatch):
+    """Actors of a Ray that was begun elsewhere have other working directories."""
+    root = Path(given["cache"]["path"])
+    monkeypatch.chdir(root.parent)
+    paths = {"cache": {"path": root.name}, "dataset": {"root": os.path.relpath(quick_data)}}
+    build_with_ray(make_config(given, paths), num_workers=1)
+    check_same(root, whole.cache.path)
+
+
+def test_files_are_found_from_anywhere_and_names_and_addresses_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.pt").touch()
+    config = make_config({"cache": {"path": "s3://bucket/cache"}, "teacher": {"weights": "teacher.pt"}})
+    found = make_absolute(config)
+    assert found.teacher.weights == str(tmp_path / "teacher.pt") and found.dataset.root.is_absolute()
+    assert found.cache.path == config.cache.path
+    assert make_absolute(make_config({})).teacher.weights == "COCO_WITH_VOC_LABELS_V1"
+
+
+def test_a_cluster_without_room_for_any_actor_is_said(trap, config, monkeypatch):
+    monkeypatch.setattr(ray_engine, "PATIENCE_S", 0.5)
+
+    def stop(message: str) -> None:
+        raise InterruptedError(message)
+
+    with hear(stop), pytest.raises(InterruptedError) as error:
+        build_with_ray(replace(config, teacher=replace(config.teacher, device="cuda")))
+    words = "each of 1 takes 1 GPU of one machine; the largest machine of the cluster has 0, and 0 are free in all"
+    check_one_line(error, "no worker has begun in 0.5 s: ", words)
 
 
 def test_the_command_begins_a_ray_of_its_own_and_gives_the_same_bytes(built_root, base_given, tmp_path):
@@ -175,20 +231,30 @@ def test_the_command_begins_a_ray_of_its_own_and_gives_the_same_bytes(built_root
 
 
 @pytest.mark.parametrize(
-    ("device", "there", "num_workers", "count", "demand"),
+    ("device", "machines", "num_workers", "count", "demand"),
     [
-        ("auto", {"CPU": 64.0, "GPU": 8.0}, None, 8, {"GPU": 1}),
-        ("auto", {"CPU": 64.0, "GPU": 8.0}, 16, 16, {"GPU": 1}),  # machines that are still to come
-        ("cuda", {"CPU": 2.0}, None, 1, {"GPU": 1}),
-        ("cpu", {"CPU": 64.0, "GPU": 8.0}, None, 16, {"CPU": 4}),
-        ("auto", {"CPU": 2.0}, None, 1, {"CPU": 2}),  # fewer than this process has threads
-        ("auto", {"CPU": 10.0}, 4, 4, {"CPU": 2}),
-        ("auto", {"CPU": 64.0}, 4, 4, {"CPU": 4}),
-        ("auto", {"CPU": 1.0}, 2, 2, {"CPU": 0.5}),
+        ("auto", [{"CPU": 32.0, "GPU": 4.0}] * 2, None, 8, {"GPU": 1}),
+        ("auto", [{"CPU": 64.0, "GPU": 8.0}], 16, 16, {"GPU": 1}),  # machines that are still to come
+        ("cuda", [{"CPU": 2.0}], None, 1, {"GPU": 1}),
+        ("cpu", [{"CPU": 64.0, "GPU": 8.0}], None, 16, {"CPU": 4}),
+        ("auto", [{"CPU": 2.0}], None, 1, {"CPU": 2}),  # fewer than this process has threads
+        (
+            "auto",
+            [{"CPU": 2.0}, {"CPU": 3.0}, {"CPU": 3.0}],
+            None,
+            1,
+            {"CPU": 3},
+        ),  # on no machine there is room for four
+        ("auto", [{"CPU": 7.0}, {"CPU": 6.0}], None, 2, {"CPU": 4}),
+        ("auto", [{"CPU": 10.0}], 4, 4, {"CPU": 2}),
+        ("auto", [{"CPU": 64.0}], 4, 4, {"CPU": 4}),
+        ("auto", [{"CPU": 1.0}], 2, 2, {"CPU": 0.5}),
     ],
 )
-def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(config, monkeypatch, device, there, num_workers, count, demand):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(config, monkeypatch, device, machines, num_workers, count, demand):
+    nodes = [{"Alive": True, "Resources": there} for there in machines]
+    gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, gone])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     staff = choose_staff(replace(config, teacher=replace(config.teacher, device=device)), num_workers)
     assert (staff.count, staff.demand) == (count, demand)
@@ -211,7 +277,7 @@ def test_wrong_options_are_one_line(options, words, capsys):
 
 
 def test_without_ray_the_command_says_how_to_install_it(monkeypatch, capsys):
-    for name in ("kdcache.cache.ray_engine", "kdcache.cache.ray_actor"):
+    for name in ("kdcache.cache.ray_engine", "kdcache.cache.ray_actor", "kdcache.cache.ray_cluster"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.main(["--engine", "ray"]) == 2

@@ -9,10 +9,12 @@ from pathlib import Path
 import quick
 import torch
 
-from kdcache.cache import build
+from kdcache.cache import build, pipeline
+from kdcache.cache.writer import write_group
 
 FOLDER = "KDCACHE_TEST_TRAPS"  # environment variable
-ONCE, ALWAYS, STRANGER = "die-once", "die-always", "other-weights"  # names of files
+ONCE, ALWAYS, COMMITTED = "die-once", "die-always", "die-behind-a-commit"
+STRANGER = "other-weights"  # names of files
 
 
 class TrappedTeacher(quick.QuickTeacher):
@@ -33,9 +35,18 @@ def make_trapped_teacher(config: object, *, num_classes: int, levels: list[str],
     return TrappedTeacher(num_classes, levels), {"quick": torch.full((1,), weight)}
 
 
+def write_and_perhaps_die(*args: object, **options: object) -> int:
+    """In place of kdcache.cache.writer.write_group: nobody hears that the group is there."""
+    size_bytes = write_group(*args, **options)
+    if _steps_into(COMMITTED):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return size_bytes
+
+
 def prepare_actor() -> None:
     """Before anything else in each process of Ray."""
     build.build_teacher = make_trapped_teacher
+    pipeline.write_group = write_and_perhaps_die
     os.fsync = lambda descriptor: None
 
 

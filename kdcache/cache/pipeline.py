@@ -94,12 +94,20 @@ class Pipeline:
     An error ends it: the first one is raised, in the thread that calls. Groups that the teacher has been asked about are still
     committed, unless it was writing that failed; then only those whose writing has begun.
 
-    asking: held while the teacher is asked about a group, where several pipelines share one.
+    asking: held while the teacher is asked about a group and until there is room to write it. room: for groups that are being
+    written, as many as the crew has writers. Where several pipelines share both, they hold the answers of one.
     written: groups committed by this process; written_bytes: of their shard files. shrunk: parameters of the
     validation views among them that were scaled down.
     """
 
-    def __init__(self, plan: Plan, bar: Bar, *, asking: AbstractContextManager | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        bar: Bar,
+        *,
+        asking: AbstractContextManager | None = None,
+        room: threading.Semaphore | None = None,
+    ) -> None:
         self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
         self.asking = asking or nullcontext()
         self.encoder = plan.encoder
@@ -108,7 +116,7 @@ class Pipeline:
         self.shrunk: list[dict] = []
         self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
         self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write")
-        self._room = threading.Semaphore(self.crew.writers)  # no group waits in a queue, with all its memory
+        self.room = room or threading.Semaphore(self.crew.writers)  # no group waits in a queue, with all its memory
         self._drawn: deque[_Job] = deque()
         self._writing: list[Future[None]] = []
         self._error: BaseException | None = None  # the first that a writer met
@@ -178,7 +186,7 @@ class Pipeline:
             for rows in job.answers.batches(self.plan.config.teacher.batch_size):
                 self._check()
                 job.answers.ask(self.plan.teacher, rows)
-        self._room.acquire()
+            self.room.acquire()
         self._writing = [writing for writing in self._writing if not writing.done()]
         self._writing.append(self._writers.submit(self._write, job))
         self._drawn.popleft()  # after that, so that Ctrl-C finds it here or there
@@ -194,7 +202,7 @@ class Pipeline:
                 self._error = self._error or error
         finally:
             job.answers = None  # before there is room for others
-            self._room.release()
+            self.room.release()
 
     def _commit(self, job: _Job) -> None:
         contents = job.answers.wait()

@@ -16,6 +16,7 @@ import torch
 from kdcache.cache.build import make_plan, open_plan
 from kdcache.cache.layout import Group
 from kdcache.cache.pipeline import MOST_GROUPS, Pipeline
+from kdcache.cache.ray_cluster import list_machines
 from kdcache.config import Config
 from kdcache.report.progress import Silent
 
@@ -38,13 +39,13 @@ class Staff:
 
 def choose_staff(config: Config, num_workers: int | None) -> Staff:
     """An actor a GPU; without GPUs as many as the cluster's CPUs have room for, and if there are to be more, they share them."""
-    there, device, num_threads = ray.cluster_resources(), config.teacher.device, torch.get_num_threads()
-    gpus, cpus = int(there.get("GPU", 0)), there.get("CPU", 1)
+    device, num_threads = config.teacher.device, torch.get_num_threads()
+    gpus, cpus = int(sum(list_machines("GPU"))), list_machines("CPU")
     if device.startswith("cuda") or (device == "auto" and gpus):
         return Staff(num_workers or max(gpus, 1), {"GPU": 1}, num_threads)
-    count = num_workers or max(int(cpus // num_threads), 1)
-    share = cpus / count
-    return Staff(count, {"CPU": min(num_threads, int(share) or share)}, num_threads)
+    count = num_workers or max(sum(int(there // num_threads) for there in cpus), 1)
+    share = sum(cpus) / count
+    return Staff(count, {"CPU": min(num_threads, int(share) or share, max(cpus))}, num_threads)
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class GroupWriter:
         os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(_count_neighbours(staff))}
         with _hear_warnings() as warnings:
             self.plan, missing = open_plan(make_plan(config, Silent()))
-        self.asking = threading.Lock()
+        self.asking, self.room = threading.Lock(), None
         with self._start() as pipeline:
+            self.room = pipeline.room
             return Opened(socket.gethostname(), missing, pipeline.crew.most_groups, warnings)
 
     def write(self, group: Group, *, wait: bool) -> Outcome:
@@ -92,8 +94,8 @@ class GroupWriter:
         return Outcome(pipeline.written_bytes, bool(held), pipeline.shrunk)
 
     def _start(self) -> Pipeline:
-        """Of its own for each group: Ray's threads are the stages, and one at a time asks the teacher."""
-        return Pipeline(self.plan, Silent().start("", total=None, unit=""), asking=self.asking)
+        """Of its own for each group: Ray's threads are the stages, one at a time asks the teacher, and all share the memory."""
+        return Pipeline(self.plan, Silent().start("", total=None, unit=""), asking=self.asking, room=self.room)
 
 
 def _count_neighbours(staff: Staff) -> int:

@@ -1,36 +1,38 @@
 """Phase one on Ray: an actor a GPU, a task a shard group; an actor that is lost is replaced, its groups are given to others.
 
 Nothing here keeps books of what is done. Actors open the cache, take leases and commit as all processes do: a group is there
-once its record is, whoever died. With `ray_actor` the only module that needs Ray.
+once its record is, whoever died. With `ray_actor` and `ray_cluster` the only module that needs Ray.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from kdcache.cache.build import BuildSummary, finish_cache, warn_of_shrunk
+from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.lease import read_holder
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.place import Place
 from kdcache.cache.ray_actor import GroupWriter, Opened, Outcome, Staff, choose_staff
+from kdcache.cache.ray_cluster import connect, list_machines, make_absolute
 from kdcache.cache.records import has_record, look_again
 from kdcache.config import Config
-from kdcache.errors import CacheError, Phrase, SettingsError, describe
+from kdcache.errors import CacheError, Phrase, describe
 from kdcache.report.progress import Bar, Progress, Silent
 from kdcache.workers import Worker
 
 log = logging.getLogger("kdcache")
-ANSWER_WITHIN_S = 10.0
+PATIENCE_S = 60.0  # until the first actor has begun
+SEEN_WITHIN_S, LOOK_EVERY_S = 60.0, 1.0
 MOST_LOSSES = 3  # of as many actors as there are to be, while no group is committed
 
 
@@ -45,8 +47,8 @@ def build_with_ray(config: Config, *, num_workers: int | None = None, progress: 
 
     Raises: SettingsError, DataError, TeacherError or CacheError, those of actors, too; committed groups are kept.
     """
-    progress, began_s = progress or Silent(), time.monotonic()
-    with _connect():
+    progress, began_s, config = progress or Silent(), time.monotonic(), make_absolute(config)
+    with connect():
         foreman = _Foreman(config, choose_staff(config, num_workers))
         try:
             _write_missing(foreman, progress)
@@ -56,33 +58,6 @@ def build_with_ray(config: Config, *, num_workers: int | None = None, progress: 
     return finish_cache(
         config, foreman.written, size_bytes=size_bytes, worker=worker, progress=progress, began_s=began_s
     )
-
-
-@contextmanager
-def _connect() -> Iterator[None]:
-    """Use the Ray that the caller has begun, or one for the time of the block."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has asked for reports over the network
-    try:
-        _check_answers(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        cure = "set RAY_ADDRESS to a cluster that answers, or unset it"
-        raise SettingsError(f"environment: Ray cannot be reached or begun ({reason}); {cure}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray would try for many minutes, and fill the screen meanwhile."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "://" not in address:
-        socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
 
 
 def _write_missing(foreman: _Foreman, progress: Progress) -> None:
@@ -118,6 +93,7 @@ class _Foreman:
         self._asked: dict[ray.ObjectRef, tuple[ActorHandle, Group | None]] = {}  # None: to open the cache
         self._said: set[str] = set()
         self._losses = 0  # since a group was committed
+        self._lost: set[Group] = set()  # what lost actors had; they may have committed it
         for _ in range(staff.count):
             self._hire()
 
@@ -160,6 +136,8 @@ class _Foreman:
 
     def _take_answer(self) -> tuple[Group | None, Outcome | None]:
         """Wait for an actor: a group and what became of it, None where the actor is lost; no group where one has begun."""
+        if not self._opened and not ray.wait(list(self._asked), timeout=PATIENCE_S)[0]:
+            self._warn_of_waiting()
         [answer], _ = ray.wait(list(self._asked))
         actor, group = self._asked.pop(answer)
         try:
@@ -168,14 +146,25 @@ class _Foreman:
             raise error.cause from error
         except RayError as error:
             self._lose(actor, error)
+            self._lost |= {group} - {None}
             return group, None
         if group is None:
             self._begin(actor, found)
             return None, None
         return group, found
 
+    def _warn_of_waiting(self) -> None:
+        """Ray says nothing while a cluster has no room for an actor, which may be for ever."""
+        [(kind, amount)] = self.staff.demand.items()
+        free = ray.available_resources().get(kind, 0)
+        log.warning(
+            "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest machine of the cluster has %g, "
+            "and %g are free in all; waiting for room, or for weights and data set to be read",
+            PATIENCE_S, self.staff.count, amount, kind, max(list_machines(kind)), free,
+        )  # fmt: skip
+
     def _begin(self, actor: ActorHandle, opened: Opened) -> None:
-        if not manifest_path(self.root).is_file():
+        if not _is_seen(manifest_path(self.root).is_file):
             raise _refuse_unshared(self.root, "manifest.json", opened.host)
         for warning in opened.warnings:
             if warning not in self._said:
@@ -184,15 +173,24 @@ class _Foreman:
         self._opened[actor] = opened
 
     def _count(self, group: Group, outcome: Outcome, bar: Bar) -> None:
-        look_again(self.root)
-        if not has_record(self.root, group):
+        if not _is_seen(partial(self._has_record, group)):
             raise _refuse_unshared(self.root, f"commit record of {group.name}", "an actor's machine")
-        if outcome.size_bytes:
+        size_bytes = outcome.size_bytes or (self._measure(group) if group in self._lost else 0)
+        if size_bytes:
             self.written.append(group)
-            self.written_bytes += outcome.size_bytes
+            self.written_bytes += size_bytes
             self.shrunk += outcome.shrunk
         self._losses = 0
-        bar.advance(group.stop - group.start, size_bytes=outcome.size_bytes)
+        bar.advance(group.stop - group.start, size_bytes=size_bytes)
+
+    def _has_record(self, group: Group) -> bool:
+        look_again(self.root)
+        return has_record(self.root, group)
+
+    def _measure(self, group: Group) -> int:
+        """Bytes of the shard files of a group whose writer did not live to tell."""
+        record = read_group_record(self.root, read_manifest(self.root), group)
+        return sum(file.size_bytes for file in record.files.values())
 
     def _lose(self, actor: ActorHandle, error: RayError) -> None:
         """Replace an actor; each task that it had ends in such an error."""
@@ -210,6 +208,14 @@ class _Foreman:
             raise CacheError(f"{self.root}: {what}; mend that and run again, what is committed is kept")
         log.warning("a worker was lost (%s); another takes its place", reason)
         self._hire()
+
+
+def _is_seen(look: Callable[[], bool]) -> bool:
+    """Within a minute: only then a network file system need show what another machine has written."""
+    until_s = time.monotonic() + SEEN_WITHIN_S
+    while not (seen := look()) and time.monotonic() < until_s:
+        time.sleep(LOOK_EVERY_S)
+    return seen
 
 
 def _refuse_unshared(root: Place, field: str, host: str) -> CacheError:
