@@ -86,7 +86,11 @@ def _choose_engine(options: dict[str, str | None]) -> Callable[..., BuildSummary
         num_workers = read_count(options, "--workers", least=1) if workers is not None else None
         return partial(_import_ray_engine(), num_workers=num_workers)
     if workers is not None:
-        raise refuse("--workers", workers, "no number without --engine ray; torchrun and SLURM have their own")
+        expected, cure = (
+            Phrase("nothing without --engine ray"),
+            "add --engine ray; torchrun and SLURM have numbers of their own",
+        )
+        raise SettingsError(describe("command line", field="--workers", found=workers, expected=expected, cure=cure))
     from kdcache.cache.build import build_cache
 
     return build_cache

@@ -265,7 +265,7 @@ def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(config, monkeypatch, device
     ("options", "words"),
     [
         (["--engine", "rey"], "--engine is 'rey', expected processes or ray"),
-        (["--workers", "2"], "--workers is '2', expected no number without --engine ray"),
+        (["--workers", "2"], "--workers is '2', expected nothing without --engine ray; add --engine ray"),
         (["--engine=ray", "--workers=0"], "--workers is '0', expected a whole number, 1 or more"),
         (["--engine", "ray", "--workers"], "--workers is '', expected a whole number"),
     ],

@@ -99,16 +99,16 @@ def test_foreign_files_in_the_folder_are_neither_counted_nor_removed(root, plain
     assert len(list(folder.glob("??/*.shard"))) > 1
 
 
-@pytest.mark.parametrize("stage", ["", "deeper", "other"])
-def test_a_stage_above_the_cache_is_refused(root, stage):
-    place = {"": root, "deeper": root.parent, "other": root.parent / "stage"}[stage]
+@pytest.mark.parametrize("stage", ["", "above", "inside", "other"])
+def test_a_stage_above_or_in_the_cache_is_refused(root, stage):
+    place = {"": root, "above": root.parent, "inside": root / "stage", "other": root.parent / "stage"}[stage]
     config = CacheConfig(path=root, stage_dir=place)
     if stage == "other":
         assert open_stage(config).folder == place
         return
     with pytest.raises(SettingsError) as error:
         open_stage(config)
-    check_one_line(error, "cache.stage_dir is", "expected a folder that the cache is not in")
+    check_one_line(error, "cache.stage_dir is", "expected a folder beside the cache")
 
 
 def test_what_another_process_is_fetching_is_not_removed(root, plain, tmp_path):

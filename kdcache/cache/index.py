@@ -175,7 +175,7 @@ def _check_complete(root: Place, manifest: Manifest, groups: list[Group]) -> Non
     first = missing[0]
     lost = first.view < manifest.complete_views[first.split]
     state = "has lost shard groups" if lost else "is half-built"
-    cure = repair_cure(root) if lost else "run `python -m cache_teacher` again to finish it"
+    cure = repair_cure(root) if lost else "run `python -m cache_teacher` with its settings again to finish it"
     raise CacheIncompleteError(
         f"{root}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of {first.split} "
         f"are there (first missing: {first.name}); {cure}"

@@ -5,6 +5,7 @@ They are asked alike: joined with /, read through the functions of `documents`, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +20,8 @@ Place: TypeAlias = Path | ObjectPath | PackedPath
 def find_place(given: object) -> Place:
     """What `cache.path` names: s3://, gs:// or az://BUCKET/KEY, a folder or a packed cache's file. Raises SettingsError."""
     text = str(given)
+    if re.match(rf"({'|'.join(SCHEMES)}):/+[^/]", text) and "://" not in text:
+        raise refuse("cache.path", text, "s3://BUCKET/KEY, with two slashes; a folder of that name is ./" + text)
     if "://" not in text:
         return _find_packed(text) if is_packed(Path(text)) else Path(text)
     if text.partition("://")[0] not in SCHEMES:

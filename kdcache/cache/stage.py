@@ -146,9 +146,11 @@ def open_stage(config: CacheConfig) -> Stage | None:
     if config.stage_dir is None:
         return None
     folder = Path(os.path.realpath(config.stage_dir))
-    if not is_far(config.path) and Path(os.path.realpath(str(config.path))).is_relative_to(folder):
+    cache = Path(os.path.realpath(str(config.path)))
+    if not is_far(config.path) and (cache.is_relative_to(folder) or folder.is_relative_to(cache)):
         raise SettingsError(
-            f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder that the cache is not in; change it"
+            f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder beside the cache, not above or in it; "
+            "change it"
         )
     return Stage(config.stage_dir, limit_bytes=int(config.stage_gb * 1e9))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -111,13 +112,17 @@ def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[N
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise conflict(errno.EEXIST, "another writer was first", str(path)) from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        words = f"access is denied, {_shorten(error)}: look at the credentials, their rights and this machine's clock"
-        raise PermissionError(errno.EACCES, words, str(path)) from None
+        raise _refuse_access(path, error) from None
     except exceptions.BaseError as error:
         if "NoSuchBucket" in str(error):
             raise _lost_bucket(path) from None
+        if re.search(r"status code: 40[13]\b", str(error)):  # of a list, or of whoever gives credentials
+            raise _refuse_access(path, error) from None
         kind = NoAnswerError if _may_change(error) else OSError
-        raise kind(errno.EIO, f"the store does not answer as it should: {_shorten(error)}", str(path)) from None
+        where = os.environ.get("AWS_ENDPOINT_URL", "") if "status code" not in str(error) else ""
+        asked = f" at {where} (AWS_ENDPOINT_URL)" if where else ""
+        words = f"the store{asked} does not answer as it should: {_shorten(error)}"
+        raise kind(errno.EIO, words, str(path)) from None
 
 
 def _may_change(error: Exception) -> bool:
@@ -137,7 +142,13 @@ def check_size(path: ObjectPath, data: bytes) -> None:
 
 
 def _lost_bucket(path: ObjectPath) -> OSError:
-    return OSError(errno.ENXIO, "bucket is not there", path.bucket)
+    return OSError(errno.ENXIO, "bucket is not there: make it, or mend its name", path.bucket)
+
+
+def _refuse_access(path: ObjectPath, error: Exception) -> PermissionError:
+    words = f"access is denied, {_shorten(error)}: look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID), "
+    words += "their rights and this machine's clock"
+    return PermissionError(errno.EACCES, words, str(path))
 
 
 def _shorten(error: Exception) -> str:

@@ -106,8 +106,12 @@ def list_records(root: PackedPath) -> set[str]:
 @folder.check_changeable.register(PackedPath)
 def refuse_change(root: PackedPath, **_: object) -> NoReturn:
     """Raises CacheError, of another kind where a file is there that is no packed cache."""
-    if root.exists():
-        read_table(root.file)
+    if not root.exists():
+        raise CacheError(
+            f"{root}: cache.path is the name of a packed cache, expected a folder to build in; build there, and "
+            "`python -m cache_teacher export` packs it"
+        )
+    read_table(root.file)
     raise CacheError(
         f"{root}: cache is one file, expected a folder, since a packed cache is never changed; change the folder it was "
         "exported from (`python -m cache_teacher import` makes one again) and export that anew"

@@ -155,6 +155,7 @@ def test_foreign_objects_are_no_cache(quick_data, bucket):
     [
         ("ftp://host/x", "cache.path is 'ftp://host/x', expected a path, or an address that begins with s3://"),
         ("s3://", "cache.path is 's3://', expected s3://BUCKET/KEY"),
+        ("s3:/bucket/x", "cache.path is 's3:/bucket/x', expected s3://BUCKET/KEY, with two slashes"),
     ],
 )
 def test_addresses_of_another_kind_are_refused(address, words):
@@ -166,7 +167,7 @@ def test_addresses_of_another_kind_are_refused(address, words):
 def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
     address = "s3://bucket-of-nobody/cache"
     assert cache_teacher(["info", address]) == 1
-    line = "s3://bucket-of-nobody: manifest cannot be looked for (bucket is not there); mend that or cache.path"
+    line = "s3://bucket-of-nobody: manifest cannot be looked for (bucket is not there: make it, or mend its name); mend that"
     assert line in capsys.readouterr().err
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, find_place(address))
