@@ -259,5 +259,5 @@ def test_refused_access_is_one_line(kind, quick_data, use_server):
         with pytest.raises(CacheError) as error:
             act()
         check_one_line(
-            error, str(bucket), "access is denied, 403", "the credentials, their rights and this machine's clock"
+            error, str(bucket), "access is denied, 403", "AWS_PROFILE", "their rights and this machine's clock"
         )
