@@ -92,11 +92,15 @@ def hear(act: Callable[[str], None] = lambda message: None) -> Iterator[list[str
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: (heard.append(record.getMessage()), act(record.getMessage()))
-    logging.getLogger("kdcache").addHandler(handler)
+    logger = logging.getLogger("kdcache")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
     try:
         yield heard
     finally:
-        logging.getLogger("kdcache").removeHandler(handler)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def check_same(root: Path, whole: Path) -> None:
