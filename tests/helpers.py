@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -54,7 +54,13 @@ def save_label(path: Path, label_HW: np.ndarray) -> None:
 def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve a folder's files on this machine; gives the address."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    with run_server(ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))) as address:
+        yield address
+
+
+@contextmanager
+def run_server(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Let it answer in a thread; gives the address."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -63,6 +69,26 @@ def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def run_at_once(work: Callable[[object], object], items: Iterable[object]) -> list[Exception]:
+    """`work` on each item in a thread of its own, all begun together; returns what they raised."""
+    items, errors = list(items), []
+    start = threading.Barrier(len(items))
+
+    def run(item: object) -> None:
+        start.wait()
+        try:
+            work(item)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(item,)) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
 
 
 def check_one_line(error: pytest.ExceptionInfo | BaseException, *parts: str) -> None:

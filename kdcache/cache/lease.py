@@ -15,6 +15,7 @@ from functools import singledispatch
 from pathlib import Path
 
 from kdcache.cache.layout import LEASES
+from kdcache.cache.place import Place
 from kdcache.cache.shard import check_inside
 from kdcache.errors import CacheError
 
@@ -34,10 +35,15 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLostError where the lease file is no longer the one that is locked."""
         if not _is_same(self.path, self.descriptor):
-            raise LeaseLostError(
-                f"{self.path}: lease was removed while it was held; what this process had not committed is left to others, "
-                "run the same command again"
-            )
+            raise refuse_lost(self.path, "removed")
+
+
+def refuse_lost(path: Place, fate: str) -> LeaseLostError:
+    """What to raise of a lease that was removed, or whatever its `fate` was, under its holder."""
+    return LeaseLostError(
+        f"{path}: lease was {fate} while it was held; what this process had not committed is left to others, "
+        "run the same command again"
+    )
 
 
 def lease_path(root: Path, name: str) -> Path:

@@ -91,7 +91,7 @@ def write_chunks(
     except OSError as error:
         lease.check()  # without it the files are another writer's, and so is the error
         _remove_partials(root, layout, group)
-        raise CacheError(_explain(root, layout, group, error)) from None
+        raise _explain(root, layout, group, error) from None
     return made.size_bytes
 
 
@@ -176,9 +176,15 @@ def _remove_partials(root: Path, layout: SplitLayout, group: Group) -> None:
             durable.remove(durable.partial_path(path))
 
 
-def _explain(root: Path, layout: SplitLayout, group: Group, error: OSError) -> str:
-    what = f"{root}: shard group {group.name} cannot be written ({error.strerror})"
+def _explain(root: Path, layout: SplitLayout, group: Group, error: OSError) -> CacheError:
+    lack = ""
     if error.errno in _FULL:
         free = shutil.disk_usage(root).free
-        what += f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
-    return f"{what}; mend that and run the same command again, what is committed is kept"
+        lack = f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
+    return refuse_writing(root, group, error, lack=lack)
+
+
+def refuse_writing(root: Place, group: Group, error: OSError, *, lack: str = "") -> CacheError:
+    """What to raise where the disk or the store refuses a group."""
+    what = f"{root}: shard group {group.name} cannot be written ({error.strerror}){lack}"
+    return CacheError(f"{what}; mend that and run the same command again, what is committed is kept")

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from kdcache.cache.lease import LeaseLostError, lease_path
+from kdcache.cache.lease import lease_path, refuse_lost
 from kdcache.objects.path import AlreadyThereError, ObjectPath, Tag
 
 RENEW_S = 15.0  # between two puts of a holder
@@ -41,10 +41,7 @@ class ObjectLease:
         """Raises LeaseLostError where it is another's now, OSError where the store does not answer."""
         self.renew(older_s=RENEW_S)
         if self.lost:
-            raise LeaseLostError(
-                f"{self.path}: lease was taken over or removed while it was held; what this process had not committed is left "
-                "to others, run `python -m cache_teacher` again"
-            )
+            raise refuse_lost(self.path, "taken over or removed")
 
     def renew(self, *, older_s: float) -> None:
         """Replace it, if that was done longer ago than `older_s` seconds. Raises OSError."""

@@ -12,8 +12,14 @@ from kdcache.cache.layout import Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord, seal_record
 from kdcache.cache.shard import ShardFile, crc32c, list_parts
-from kdcache.cache.writer import GroupContents, check_targets, encode_samples, refuse_coding, write_group
-from kdcache.errors import CacheError
+from kdcache.cache.writer import (
+    GroupContents,
+    check_targets,
+    encode_samples,
+    refuse_coding,
+    refuse_writing,
+    write_group,
+)
 from kdcache.objects.lease import ObjectLease
 from kdcache.objects.path import AlreadyThereError, ObjectPath
 
@@ -42,10 +48,7 @@ def put_group(
     except ValueError as error:
         raise refuse_coding(root, group, error) from None
     except OSError as error:
-        raise CacheError(
-            f"{root}: shard group {group.name} cannot be written ({error.strerror}); mend that and run "
-            "`python -m cache_teacher` again, what is committed is kept"
-        ) from None
+        raise refuse_writing(root, group, error) from None
     return record.size_bytes
 
 

@@ -1,12 +1,13 @@
 """Leases in a bucket: kept by who lives, taken from who is dead, and useless to who was only stopped."""
 
+import errno
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import quick
-from helpers import check_one_line
+from helpers import check_one_line, run_at_once
 from s3_server import Faults
 from test_bucket_cache import read_all
 
@@ -209,20 +210,7 @@ def test_two_workers_at_once_give_the_cache_of_one(quick_data, bucket, tmp_path,
     whole = quick.build_quick(quick_data, tmp_path / "local")
     monkeypatch.setattr(leases, "LOST_S", 30 * LOST_S)
     configs = [make_config(quick.quick_given(quick_data, bucket)) for _ in range(3)]
-    errors = []
-
-    def build(config):
-        try:
-            build_cache(config)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=build, args=(config,)) for config in configs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == [] and read_all(bucket) == read_all(whole.cache.path)
+    assert run_at_once(build_cache, configs) == [] and read_all(bucket) == read_all(whole.cache.path)
     assert read_manifest(bucket).complete_views == {"train": 2, "val": 1}
 
 
@@ -247,6 +235,15 @@ def test_a_bucket_without_conditional_put_is_refused(quick_data, use_server, ign
         quick.build_quick(quick_data, bucket)
     check_one_line(error, bucket.bucket, "no conditional put (If-None-Match, If-Match), expected one")
     assert read_all(bucket) == {}
+
+
+def test_a_store_that_says_it_has_no_conditional_put_is_refused(quick_data, bucket, monkeypatch):
+    def refuse(probe):
+        raise OSError(errno.EIO, "the store does not answer as it should: 501 Not Implemented (NotImplemented)")
+
+    monkeypatch.setattr("kdcache.objects.folder._find_conditions", refuse)
+    with pytest.raises(CacheError, match="bucket has no conditional put"):
+        quick.build_quick(quick_data, bucket)
 
 
 @pytest.mark.parametrize("kind", ["denied", "skewed"])

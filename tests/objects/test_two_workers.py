@@ -1,10 +1,8 @@
 """Workers that do not agree, on one folder or one bucket: one of them is told so, and what is there stays whole."""
 
-import threading
-
 import pytest
 import quick
-from helpers import check_one_line
+from helpers import check_one_line, run_at_once
 
 from kdcache.cache.build import build_cache
 from kdcache.cache.manifest import read_manifest
@@ -22,21 +20,8 @@ def root(request, tmp_path):
 
 def test_of_two_workers_with_different_settings_one_is_refused(quick_data, root):
     configs = [make_config(quick.quick_given(quick_data, root), {"augment": {"seed": seed}}) for seed in (0, 5)]
-    errors, start = [], threading.Barrier(2)
-
-    def build(config) -> None:
-        start.wait()
-        try:
-            build_cache(config)
-        except CacheMismatchError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=build, args=(config,)) for config in configs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (error,) = errors
+    (error,) = run_at_once(build_cache, configs)
+    assert isinstance(error, CacheMismatchError)
     kept = read_manifest(root).identity["train"]["augment"]["seed"]
     check_one_line(error, str(root), f"augment.seed is {kept}, expected {5 - kept}", "cache.path")
     findings = verify_cache(root, data=True)
