@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from kdcache.errors import KdcacheError, SettingsError, ToldElsewhere
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
+A_MOMENT_S = 1.0
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -57,6 +59,7 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except ToldElsewhere as error:
+        time.sleep(A_MOMENT_S)  # a launcher ends all when one has ended, and so may end the one that is about to say it
         return error.exit_code
     except KdcacheError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """A tiny data set and teacher for everybody. Tests need no GPU, no network and nothing outside the project."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was():
+    """A command shows warnings its own way, or fewer of them, for the rest of its process: here only until its test ends."""
+    logger = logging.getLogger("kdcache")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -196,6 +197,19 @@ def join_processes() -> Iterator[Alone]:
             "look for its line, mend that and resume"
         ) from None
     dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """Leave with this exit code, also where an error has left `join_processes` with the others still connected.
+
+    Leaving in the ordinary way, gloo's threads would then abort the process, with another code, and NCCL's wait for the others.
+    """
+    if not dist.is_initialized():
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # who read our words has gone
+            stream.flush()
+    os._exit(code)
 
 
 def _meet(rank: int, count: int) -> Processes:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from helpers import run_server
 from moto.server import ThreadedMotoServer
+
+from tests.helpers import run_server  # in full: the bench, which is no test, takes this module too
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
