@@ -10,7 +10,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def read_given(parser: ArgumentParser, argv: list[str]) -> dict:
     for name in _scalar_sections(values, known):
         raise SettingsError(f"settings: {name} is a value, expected a section of names; write {name}.NAME")
     for name, value in flatten(values).items():
-        if value is None and flatten(known)[name] is not None:
+        if value is None and flatten(known).get(name) is not None:
             raise SettingsError(f"settings: {name} is null, expected a value; change {name}")
     return values
 
@@ -81,7 +81,7 @@ def drop_unknown(values: Mapping, known: Mapping | None = None) -> dict:
     known = config_to_dict(Config()) if known is None else known
     return {
         name: drop_unknown(value, known[name])
-        if isinstance(value, Mapping) and isinstance(known[name], Mapping)
+        if isinstance(value, Mapping) and known[name] and isinstance(known[name], Mapping)
         else value
         for name, value in values.items()
         if name in known
@@ -93,7 +93,7 @@ def flatten(values: Mapping, prefix: str = "") -> dict:
     flat = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
     return flat
 
 
@@ -102,7 +102,7 @@ def setting_names(section: type = Config, prefix: str = "") -> list[str]:
     names = []
     for f in fields(section):
         factory = f.default_factory
-        nested = factory is not MISSING and isinstance(factory, type)
+        nested = is_dataclass(factory)
         names += setting_names(factory, f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
     return names
 
@@ -184,7 +184,7 @@ def _type_name(name: str) -> str:
     section = Config
     for part in name.split("."):
         found = {f.name: f for f in fields(section)}[part]
-        section = found.default_factory if isinstance(found.default_factory, type) else section
+        section = found.default_factory if is_dataclass(found.default_factory) else section
     return _list_choices(str(found.type))
 
 

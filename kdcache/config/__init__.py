@@ -51,7 +51,7 @@ def config_to_dict(config: object) -> dict:
 def config_from_dict(values: dict, *, section: type = Config) -> object:
     """The inverse of `config_to_dict`; missing fields take their defaults. Raises SettingsError on bad values."""
     types = {"root": Path, "out": Path, "dir": Path, "stage_dir": Path}  # cache.path may be more than that
-    nested = {f.name: f.default_factory for f in fields(section) if isinstance(f.default_factory, type)}
+    nested = {f.name: f.default_factory for f in fields(section) if is_dataclass(f.default_factory)}
     made = {}
     for name, value in values.items():
         if name in nested:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from kdcache.checks import as_hw, check_positive, check_range, check_size, refuse
-from kdcache.config.names import STRIDE, SizePx
+from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, SizePx
+
+Option = bool | int | float | str | list | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """MobileNetV3-Small + ASPP + skip connections."""
+    """MobileNetV3-Small + ASPP + skip connections, or a student of yours."""
 
+    arch: str = BUILT_IN_STUDENT
+    """mobilenetv3_small, or package.module:function of yours: of num_classes, gives a module that returns (logits, features)."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """What your function is called with besides num_classes, e.g. {width: 32}."""
     pretrained: bool = True
-    """Start from torchvision's ImageNet weights (10 MB download, hash-checked)."""
+    """Start mobilenetv3_small from torchvision's ImageNet weights (10 MB download, hash-checked)."""
     aspp_channels: int = 96
-    """Channels of each ASPP branch, 8 or more; 96 gives 2.8 M parameters at 21 classes."""
+    """Channels of each ASPP branch of mobilenetv3_small, 8 or more; 96 gives 2.8 M parameters at 21 classes."""
 
     def __post_init__(self) -> None:
         check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
+        own = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", self.arch)
+        if self.arch != BUILT_IN_STUDENT and not own:
+            raise refuse("student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function")
+        if self.options and not own:
+            raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
 
 
 @dataclass(frozen=True, kw_only=True)

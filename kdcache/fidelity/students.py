@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdcache.errors import CacheMismatchError, Phrase, SettingsError, TrainingError, describe
 from kdcache.fidelity.setting import Setting, make_batches
+from kdcache.models.arch import recall_student
 from kdcache.report.progress import Progress
 from kdcache.training.batches import plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
@@ -44,12 +45,11 @@ def read_student(setting: Setting, run: Path) -> Learner:
         found = str(state["cache_identity"])[:12]
         raise CacheMismatchError(describe(run, field="cache identity", found=found, expected=expected[:12], cure=cure))
     try:
-        width = facts["student.aspp_channels"]
         levels = sorted({name.split(".")[0] for name in state["alignment_state_dict"]})
         config = setting.config
         config = replace(
             config,
-            student=replace(config.student, aspp_channels=width),
+            student=recall_student(facts),
             cache=replace(config.cache, levels=levels),
             loss=replace(config.loss, gamma=config.loss.gamma if levels else 0.0),
         )

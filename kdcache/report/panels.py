@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
+from kdcache.models.arch import build_student
 from kdcache.models.inputs import normalize_images, resize_to
-from kdcache.models.student import LightweightSegmentationModel
 from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.checkpoint import read_checkpoint
+from kdcache.training.checkpoint import load_weights, read_checkpoint
 
 NUM_PANELS = 6
 # 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for
@@ -48,10 +48,8 @@ class Predictor:
 
     def __init__(self, config: Config, checkpoint: Path) -> None:
         self.device, self.autocast = choose_arithmetic(config)
-        student = LightweightSegmentationModel(
-            config.dataset.num_classes, pretrained=False, aspp_channels=config.student.aspp_channels
-        )
-        student.load_state_dict(read_checkpoint(checkpoint)["model_state_dict"])
+        student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
+        load_weights(student, read_checkpoint(checkpoint), where=checkpoint)
         self.student: nn.Module = student.to(self.device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from kdcache.errors import TrainingError
 from kdcache.training.loop import Learner
@@ -55,9 +56,22 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
-def restore(learner: Learner, state: dict) -> None:
-    """Put a learner into the state of a checkpoint."""
-    learner.student.load_state_dict(state["model_state_dict"])
+def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
+    """Give a student the weights of a checkpoint. Raises TrainingError where they are another student's."""
+    try:
+        student.load_state_dict(state["model_state_dict"])
+    except (
+        RuntimeError,
+        AttributeError,
+    ) as error:  # a student of the user's that has been changed; AttributeError: damage
+        reason = " ".join(str(error).split())[:120]
+        cure = "make student.arch what it was, or start a new run"
+        raise TrainingError(f"{where}: checkpoint is of another student ({reason}); {cure}") from None
+
+
+def restore(learner: Learner, state: dict, *, where: object) -> None:
+    """Put a learner into the state of a checkpoint. Raises TrainingError where that is another student's."""
+    load_weights(learner.student, state, where=where)
     learner.loss.align.load_state_dict(state["alignment_state_dict"])
     learner.optimizer.load_state_dict(state["optimizer_state_dict"])
     learner.scheduler.load_state_dict(state["scheduler_state_dict"])

@@ -11,8 +11,10 @@ import yaml
 from kdcache.cache import durable
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
+from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
 from kdcache.lock import hold_folder, is_empty
+from kdcache.models.arch import hash_source
 from kdcache.settings import flatten
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import LAST, read_checkpoint
@@ -20,6 +22,7 @@ from kdcache.training.compiling import choose_compiling
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
 BEFORE = {"train.compile": "off", "train.views": "cycle", "train.flip": 0.0, "train.crop": None}  # runs that do not say
+BEFORE |= {"student.arch": BUILT_IN_STUDENT, "student.options": {}}
 
 
 def hyperparameters(config: Config) -> dict:
@@ -35,7 +38,11 @@ def hyperparameters(config: Config) -> dict:
     compiling, _ = choose_compiling(config.train.compile, device=device)
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
     chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
-    return flatten(chosen)
+    if config.student.arch != BUILT_IN_STUDENT:
+        chosen["student"] = {**chosen["student"], "pretrained": None, "aspp_channels": None}  # not of it
+        chosen["student"]["source"] = hash_source(config.student.arch)
+    options = chosen["student"].pop("options")
+    return {**flatten(chosen), "student.options": options}
 
 
 def find_identity(manifest: Manifest, facts: dict) -> str:
@@ -130,9 +137,11 @@ def write_history(folder: Path, history: list[dict]) -> None:
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
     found, expected = {**BEFORE, **stored["hyperparameters"]}, hyperparameters(config)
     cure = "resume with the settings of the run, or choose another run.dir"
-    for name in expected:
-        if found.get(name) != expected[name]:
-            raise TrainingError(describe(folder, field=name, found=found.get(name), expected=expected[name], cure=cure))
+    for name in {**found, **expected}:
+        if found.get(name) != expected.get(name):
+            raise TrainingError(
+                describe(folder, field=name, found=found.get(name), expected=expected.get(name), cure=cure)
+            )
     identity = find_identity(manifest, expected)
     if stored["cache_identity"] != identity:
         found, expected = stored["cache_identity"][:12], identity[:12]

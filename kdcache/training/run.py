@@ -14,11 +14,11 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage
-from kdcache.config import Config
+from kdcache.config import LEVELS, Config
 from kdcache.errors import TrainingError
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.metrics import compute_iou_per_class, compute_miou
-from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel
+from kdcache.models.arch import build_student, find_channels
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch
 from kdcache.training.arithmetic import choose_arithmetic
@@ -111,10 +111,15 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     """Student, loss, optimiser and schedule, initialised from train.seed; dropout's sequence starts from it, too."""
     device, autocast = choose_arithmetic(config)
     torch.manual_seed(config.train.seed)
-    student = LightweightSegmentationModel(
-        config.dataset.num_classes, pretrained=config.student.pretrained, aspp_channels=config.student.aspp_channels
-    )
-    channels = {level: (teacher_channels[level], STUDENT_CHANNELS[level]) for level in config.cache.levels}
+    num_classes, levels = config.dataset.num_classes, config.cache.levels
+    student = build_student(config.student, num_classes=num_classes)
+    shape = {
+        "arch": config.student.arch,
+        "num_classes": num_classes,
+        "hw": config.train.crop_hw or config.dataset.size_hw,
+    }
+    own_channels = find_channels(student, levels, **shape)
+    channels = {level: (teacher_channels[level], own_channels[level]) for level in levels}
     weights = config.loss
     loss = KnowledgeDistillationLoss(weights.alpha, weights.beta, weights.gamma, weights.temperature, channels)
     torch.manual_seed(config.train.seed)  # again: a run without projections sees the same dropout
@@ -133,7 +138,7 @@ def _prepare(
     processes.adopt(learner.student, learner.device)  # behind the trial, which must not wait for other processes
     state = processes.lead(read_state, folder, resume=resume)
     if state is not None:
-        restore(learner, state)
+        restore(learner, state, where=folder)
     learner.loss.add_up = processes.add_up
     processes.spread([*learner.student.state_dict().values(), *learner.loss.state_dict().values()])
     return learner, state["history"] if state else []
@@ -231,5 +236,5 @@ def _check_finite(learner: Learner, epoch: int) -> None:
 
 def find_teacher_channels(reader: CacheReader) -> dict[str, int]:
     """level -> channels of the teacher's features, however they are stored."""
-    stored = {array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in STUDENT_CHANNELS}
+    stored = {array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in LEVELS}
     return {level: reader.encodings[level].channels or count for level, count in stored.items()}

@@ -98,7 +98,7 @@ def _restore_history(learner: Learner, folder: Path) -> list[dict]:
     if not (folder / LAST).is_file():
         return []
     state = read_checkpoint(folder / LAST)
-    restore(learner, state)
+    restore(learner, state, where=folder)
     write_history(folder, state["history"])  # the run may have ended between the two
     return state["history"]
 

@@ -1,0 +1,150 @@
+"""The student that `student.arch` names: kdcache's own, or any module of yours that returns (logits, features)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.config import StudentConfig
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
+from kdcache.models.inputs import resize_to
+from kdcache.models.student import LightweightSegmentationModel
+
+RETURNS = "(logits [N, num_classes, H, W] on any grid, {level: features [N, C, H, W]})"
+
+
+class OwnStudent(nn.Module):
+    """A module of yours, asked as `LightweightSegmentationModel` is; its weights keep their own names.
+
+    Args:
+        module: image [N, 3, H, W] -> (logits on any grid, {level: features}).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image_NCHW: Tensor, *, return_features: bool = False, full_size: bool = True):
+        """As `LightweightSegmentationModel.forward`."""
+        logits, features = self.module(image_NCHW)
+        if full_size:
+            logits = resize_to(logits, image_NCHW.shape[-2:])
+        return (logits, features) if return_features else logits
+
+    def state_dict(self, *args: object, **options: object) -> dict:
+        """The module's."""
+        return self.module.state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping, *args: object, **options: object) -> object:
+        """The module's."""
+        return self.module.load_state_dict(state_dict, *args, **options)
+
+
+def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool | None = None) -> nn.Module:
+    """The student, initialised from torch's random state, on the CPU.
+
+    Args:
+        pretrained: instead of the setting: False where weights are loaded afterwards.
+
+    Raises: SettingsError where `student.arch` cannot be imported, fails, or gives no module.
+    """
+    if config.arch == BUILT_IN_STUDENT:
+        pretrained = config.pretrained if pretrained is None else pretrained
+        return LightweightSegmentationModel(num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels)
+    function = find_function(config.arch)
+    try:
+        module = function(num_classes=num_classes, **config.options)
+    except KdcacheError:
+        raise
+    except Exception as error:  # whatever code of yours meets
+        expected = "a function of num_classes and student.options"
+        raise _refuse(config.arch, f"failing ({_first_line(error)})", expected) from None
+    if not isinstance(module, nn.Module):
+        raise _refuse(config.arch, f"giving a {type(module).__name__}", "a function that gives a torch.nn.Module")
+    return OwnStudent(module)
+
+
+def recall_student(facts: Mapping[str, object]) -> StudentConfig:
+    """The settings of the student of a run, from the hyperparameters it kept. Raises KeyError where they are no run's."""
+    arch = facts.get("student.arch", BUILT_IN_STUDENT)
+    if arch == BUILT_IN_STUDENT:
+        return StudentConfig(pretrained=False, aspp_channels=facts["student.aspp_channels"])
+    return StudentConfig(arch=arch, options=facts["student.options"], pretrained=False)
+
+
+def find_function(arch: str) -> Callable:
+    """`package.module:function`, imported. Raises SettingsError."""
+    package, _, name = arch.partition(":")
+    try:
+        return getattr(importlib.import_module(package), name)
+    except Exception as error:  # whatever code of yours meets
+        expected = "package.module:function that can be imported from here"
+        raise _refuse(arch, f"no such function ({_first_line(error)})", expected) from None
+
+
+def hash_source(arch: str) -> str:
+    """12 hex digits of the file of `student.arch`: another student may hide behind an old name. What it imports is not seen."""
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(find_function(arch)))
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
+    except (TypeError, OSError):  # built into Python, or typed in
+        return "unknown"
+
+
+@torch.no_grad()
+def find_channels(
+    student: nn.Module, levels: Iterable[str], *, arch: str, num_classes: int, hw: tuple[int, int]
+) -> dict[str, int]:
+    """level -> channels of the student's features, found by asking it about an empty image.
+
+    Args:
+        arch: of the student, for messages. hw: height and width of that image in pixels.
+
+    Raises: SettingsError where it returns something else than a student must, or lacks a level.
+    """
+    training = student.training
+    try:
+        answer = student.eval()(torch.zeros(1, 3, *hw), return_features=True, full_size=False)
+    except Exception as error:  # whatever code of yours meets
+        found = f"failing at an image of {hw[0]}x{hw[1]} ({_first_line(error)})"
+        raise _refuse(arch, found, f"to return {RETURNS}") from None
+    finally:
+        student.train(training)
+    _check_answer(answer, levels, arch=arch, num_classes=num_classes)
+    return {level: answer[1][level].shape[1] for level in levels}
+
+
+def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classes: int) -> None:
+    logits, features = answer
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[:2] != (1, num_classes):
+        found = f"returning logits {_shape(logits)} for one image"
+        raise _refuse(arch, found, f"logits [1, {num_classes}, height, width], dataset.num_classes {num_classes}")
+    for level in levels:
+        there = features.get(level) if isinstance(features, Mapping) else None
+        if not isinstance(there, Tensor) or there.ndim != 4:
+            found = f"returning {_shape(there)} as features of level {level!r}"
+            need = f"[N, C, H, W] of each of cache.levels {list(levels)} (or loss.gamma 0 and cache.levels [])"
+            raise _refuse(arch, found, need)
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
+def _refuse(arch: str, found: str, expected: str) -> SettingsError:
+    field, cure = f"student.arch {arch}", "mend it or change student.arch"
+    return SettingsError(describe("settings", field=field, found=Phrase(found), expected=Phrase(expected), cure=cure))
