@@ -13,8 +13,8 @@ from kdcache.training import compiling
 from kdcache.training.batches import Batch
 from kdcache.training.compiling import choose_compiling, compile_learner
 from kdcache.training.folder import hyperparameters
+from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
-from kdcache.training.run import build_learner
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHANNELS = {"low": 5, "mid": 6, "high": 7}

@@ -16,7 +16,7 @@ from kdcache.models.arch import build_student, find_channels, find_function, has
 from kdcache.settings import make_config, merge
 from kdcache.training.checkpoint import BEST, LAST
 from kdcache.training.distill import distill
-from kdcache.training.run import build_learner
+from kdcache.training.learner import build_learner
 from train_student.cli import main as train_student
 
 OWN = {

@@ -22,8 +22,9 @@ from kdcache.config import LEVELS, Config
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.settings import make_config, merge
 from kdcache.training.batches import Batch, BatchReader, plan_epoch
+from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays
 from kdcache.training.loop import Learner, train_step
-from kdcache.training.run import Data, build_learner, find_teacher_channels, list_arrays, open_data
+from kdcache.training.run import Data, open_data
 from kdcache.training.targets import open_targets
 from tests.study.live import ask_teacher
 
@@ -58,7 +59,7 @@ class Pair:
     def read(self, learner: Learner, num_epochs: int):
         """Batches of whole epochs: ten samples in three batches each, every view in turn."""
         size, views = self.config.train.batch_size, self.config.augment.views
-        reader = BatchReader(self.data.train, arrays=list_arrays(self.config, learner), batch_size=size, device=CPU)
+        reader = BatchReader(self.data.train, arrays=list_arrays(learner), batch_size=size, device=CPU)
         plans = (
             plan_epoch(num_samples=10, num_views=views, batch_size=size, seed=0, epoch=epoch)
             for epoch in range(num_epochs)

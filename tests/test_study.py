@@ -17,7 +17,7 @@ from tests.study.__main__ import main
 from tests.study.runs import ARMS, Row
 from tests.study.table import render_table
 
-EPOCH = "kdcache.training.run.train_epoch"  # with and without the teacher
+EPOCH = "kdcache.training.epoch.train_epoch"  # with and without the teacher
 
 
 @pytest.fixture(scope="module")

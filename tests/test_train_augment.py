@@ -19,7 +19,8 @@ from kdcache.errors import SettingsError, TrainingError
 from kdcache.fidelity import students
 from kdcache.report.progress import Silent
 from kdcache.settings import make_config, merge
-from kdcache.training import loop, run
+from kdcache.training import learner as learning
+from kdcache.training import loop
 from kdcache.training.augment import Augmentation, Move, make_augmentation
 from kdcache.training.batches import Batch
 from kdcache.training.distill import distill
@@ -229,7 +230,7 @@ def test_off_is_what_it_was_bit_for_bit(quick_root, tmp_path):
     train(quick_root, tmp_path / "whole", crop=32, flip=0.0)
     assert read_losses(tmp_path / "plain") == read_losses(tmp_path / "whole")
     batch, got = Batch({}, ["a"]), []
-    learner = run.build_learner(make_config({"student": {"pretrained": False}, "train": {"device": "cpu"}}),
+    learner = learning.build_learner(make_config({"student": {"pretrained": False}, "train": {"device": "cpu"}}),
                                 teacher_channels=quick.CHANNELS)  # fmt: skip
     reader = type("Reader", (), {"read": lambda self, batches: iter([batch])})()
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +238,7 @@ def test_off_is_what_it_was_bit_for_bit(quick_root, tmp_path):
             loop, "train_step", lambda learner, batch, where: got.append(batch) or loop.LossTerms(*[None] * 4)
         )
         with Silent().start("", total=1, unit="") as bar:
-            loop.train_epoch(learner, reader, [[]], epoch=1, bar=bar)
+            loop.train_epoch([learner], reader, [[]], epoch=1, bar=bar)
     assert got[0] is batch
 
 
@@ -302,8 +303,8 @@ def test_a_crop_larger_than_the_views_is_refused_when_the_cache_is_opened(quick_
 
 def test_compiling_is_tried_at_the_size_of_the_crop(quick_root, tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(run, "choose_compiling", lambda setting, device: (True, "compile: on"))
-    monkeypatch.setattr(run, "compile_learner", lambda learner, batch: tried.append(batch))
+    monkeypatch.setattr(learning, "choose_compiling", lambda setting, device: (True, "compile: on"))
+    monkeypatch.setattr(learning, "compile_learner", lambda learner, batch: tried.append(batch))
     train(quick_root, tmp_path / "run", epochs=1, crop=16)
     train(quick_root, tmp_path / "whole", epochs=1)
     assert [tuple(batch.arrays["image"].shape) for batch in tried] == [(2, 16, 16, 3), (2, 32, 32, 3)]

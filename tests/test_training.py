@@ -17,8 +17,9 @@ from kdcache.settings import make_config, merge
 from kdcache.training import loop
 from kdcache.training.batches import BatchReader
 from kdcache.training.distill import distill
+from kdcache.training.learner import build_learner
 from kdcache.training.loop import evaluate
-from kdcache.training.run import build_learner, open_data
+from kdcache.training.run import open_data
 from kdcache.training.settings import resolve_config
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(cache, given, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         if moment == "in epoch 1":
-            monkeypatch.setattr("kdcache.training.run.evaluate", stop)
+            monkeypatch.setattr("kdcache.training.epoch.evaluate", stop)
             train(halves)
         train(halves, say=lambda text: stop() if text.startswith("epoch 2/") else None)
     monkeypatch.undo()
@@ -199,7 +200,7 @@ def test_padding_of_validation_images_does_not_count(cache, given):
     data = open_data(cache.cache.path, read_manifest(cache.cache.path), num_views=1)
     learner = build_learner(cache, teacher_channels=CHANNELS)
     reader = BatchReader(data.val, arrays=["image", "label"], batch_size=2, device=CPU)
-    confusion = evaluate(learner.student, reader, num_classes=8, batch_size=2, autocast=None)
+    (confusion,) = evaluate([learner], reader, num_classes=8, batch_size=2)
     labelled = sum(int((data.val.read("label", 0, k) != 255).sum()) for k in range(5))
     assert confusion.sum() == labelled and 0 <= compute_miou(confusion) <= 1
 

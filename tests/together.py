@@ -19,7 +19,10 @@ from kdcache.losses import LossTerms
 from kdcache.report.progress import Silent
 from kdcache.settings import make_config, merge
 from kdcache.training import compiling, loop, processes, run
+from kdcache.training import epoch as epochs
+from kdcache.training import learner as learning
 from kdcache.training.distill import distill
+from kdcache.training.plan import Plan
 from kdcache.training.processes import Alone, join_processes
 
 NUM_TRAIN, NUM_VAL = 13, 5  # in batches of 8: eight and five
@@ -90,13 +93,14 @@ def train_exactly(joined: Alone, given: dict, num_epochs: int) -> dict:
         seen["read"].add((self.layout.split, self.sample_ids[sample]))
         return read_into(self, slot, array=array, view=view, sample=sample, maps=maps)
 
-    learner, _ = run._prepare(config, data, joined, folder=Path("nowhere"), resume=False, say=lambda text: None)
+    plan = Plan(config, Path("nowhere"), resume=False)
+    learner, _ = run._prepare(plan, data, joined, say=lambda text: None)
     freeze(learner.student)
-    train, val = run._make_readers(config, data, learner, lambda text: None)
+    train, val = run._make_readers(config, data, [learner], lambda text: None)
     try:
         loop.train_step, CacheReader.read_into = note_step, note_reading
         for epoch in range(1, num_epochs + 1):
-            entry, confusion = run.run_epoch(config, learner, train, val, epoch=epoch, progress=Silent())
+            ((entry, confusion),) = epochs.run_epoch(config, [learner], train, val, epoch=epoch, progress=Silent())
             seen["terms"].append({name: entry[name] for name in ("ce", "kd", "feature", "total") if name in entry})
     finally:
         loop.train_step, CacheReader.read_into = train_step, read_into
@@ -123,19 +127,19 @@ def freeze(student: nn.Module) -> None:
 
 def train_whole(joined: Alone, given: dict, last_epoch: int | None = None) -> dict:
     """Train as the command does, up to an epoch; returns the student's mIoU and, by name, how each of its buffers ends."""
-    train_epoch, learners = run.train_epoch, []
+    train_epoch, learners = epochs.train_epoch, []
 
-    def stop(learner, *args, epoch, **options):
+    def stop(current, *args, epoch, **options):
         if last_epoch is not None and epoch > last_epoch:
             raise SettingsError("enough")
-        learners.append(learner)
-        return train_epoch(learner, *args, epoch=epoch, **options)
+        learners.extend(current)
+        return train_epoch(current, *args, epoch=epoch, **options)
 
-    run.train_epoch = stop
+    epochs.train_epoch = stop
     try:
         outcome = distill(given, root=make_config(given).cache.path, processes=joined)
     finally:
-        run.train_epoch = train_epoch
+        epochs.train_epoch = train_epoch
     tensors = [*learners[-1].student.buffers(), *learners[-1].student.parameters()]
     return {
         "miou": outcome.student["miou"],
@@ -194,12 +198,12 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
     """Whether the student is a compiled one, and what is said of it."""
     config, said = make_config(merge(given, {"train": {"compile": "on"}})), []
     data = run.open_data(config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views)
-    learner = run._make_learner(config, data, joined)
+    learner = learning.open_learner(config, data.train, joined)
     compiling.shutil.which = lambda name: name
     compiling.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )
-    run._compile(config, data, learner, say=said.append)
+    learning.compile_where_worth(config, data.train, learner, say=said.append)
     return learner.forward is not learner.student, said[1:]
 
 

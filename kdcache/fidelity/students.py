@@ -14,8 +14,8 @@ from kdcache.report.progress import Progress
 from kdcache.training.batches import plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
 from kdcache.training.folder import find_identity
+from kdcache.training.learner import build_learner, find_teacher_channels
 from kdcache.training.loop import Learner, train_step
-from kdcache.training.run import build_learner, find_teacher_channels
 
 STEPS = 40  # of training before the gradients that count: a fresh student's are not what it will feel
 FRESH, TRAINED = "fresh", f"after {STEPS} steps"

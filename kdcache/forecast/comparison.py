@@ -10,8 +10,8 @@ from kdcache.cache.pipeline import Plan
 from kdcache.fidelity import students
 from kdcache.fidelity.setting import plan_students
 from kdcache.training.compiling import make_trial_batch
+from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
-from kdcache.training.run import build_learner
 from kdcache.training.targets import Targets
 
 NUM_STUDENTS, NUM_SOURCES = 2, 2  # fresh and trained; cached and live answers

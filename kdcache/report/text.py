@@ -29,6 +29,14 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     )
 
 
+def format_epoch_line(entry: dict, config: Config, *, name: str, best_miou: float) -> str:
+    """One epoch of one of several runs, in one line."""
+    return (
+        f"epoch {entry['epoch']}/{config.train.epochs}  {name}  {entry['time_s']:.1f} s  loss {entry['total']:.4f}  "
+        f"val mIoU {entry['miou']:.4f} (best {best_miou:.4f})"
+    )
+
+
 def format_result(student: dict, baseline: dict | None, teacher_ious: list | None, *, report: Path) -> str:
     """The end report: per-class table, then teacher, baseline, student and the difference."""
     columns = [("teacher", teacher_ious), ("baseline", list(baseline["per_class_iou"].values()) if baseline else None)]

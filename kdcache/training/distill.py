@@ -18,6 +18,7 @@ from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
+from kdcache.training.plan import Plan
 from kdcache.training.processes import Alone, format_processes
 from kdcache.training.run import Data, open_data, train_run
 from kdcache.training.settings import check_batches, resolve_config
@@ -62,12 +63,9 @@ def distill(
         plain = baseline_config(config)
         baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data, count=processes.count)}"
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
-        baseline = train_run(
-            plain, data, folder=baseline_folder, resume=True, wait=True, baseline_miou=None, **together
-        )
+        baseline = train_run(Plan(plain, baseline_folder, resume=True, wait=True), data, **together)
     say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
-    miou = baseline["miou"] if baseline else None
-    student = train_run(config, data, folder=folder, resume=config.run.resume, baseline_miou=miou, **together)
+    student = train_run(Plan(config, folder, resume=config.run.resume, baseline=baseline_folder), data, **together)
     report = processes.lead(write_report, config, data, folder=folder, baseline_folder=baseline_folder, result=student)
     say(format_result(student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report))
     return Outcome(student, baseline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,6 +20,9 @@ from kdcache.settings import flatten
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import LAST, read_checkpoint
 from kdcache.training.compiling import choose_compiling
+
+if TYPE_CHECKING:
+    from kdcache.training.plan import Plan
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
 BEFORE = {"train.compile": "off", "train.views": "cycle", "train.flip": 0.0, "train.crop": None}  # runs that do not say
@@ -86,22 +90,18 @@ def make_folder(config: Config, folder: Path) -> None:
         raise SettingsError(f"{folder}: run.dir is unwritable ({error.strerror}); set another folder") from None
 
 
-def take_folder(
-    config: Config, manifest: Manifest, folder: Path, *, resume: bool, wait: bool, held: ExitStack
-) -> dict | None:
-    """Check the folder, make it where it is not there, and hold it for as long as `held` is open.
-
-    Args:
-        wait: for another process that holds it.
+def take_folder(plan: Plan, manifest: Manifest, *, held: ExitStack) -> dict | None:
+    """Check a run's folder, make it where it is not there, and hold it for as long as `held` is open.
 
     Returns: the result where the run is finished. Raises: as `check_folder` and `make_folder`; FolderInUseError.
     """
-    check_folder(config, manifest, folder, resume=resume)
-    if resume and (folder / RESULT).is_file():
+    config, folder = plan.config, plan.folder
+    check_folder(config, manifest, folder, resume=plan.resume)
+    if plan.resume and (folder / RESULT).is_file():
         return read_result(folder)
     make_folder(config, folder)
-    held.enter_context(hold_folder(folder, wait=wait))
-    return read_result(folder) if resume and (folder / RESULT).is_file() else None
+    held.enter_context(hold_folder(folder, wait=plan.wait))
+    return read_result(folder) if plan.resume and (folder / RESULT).is_file() else None
 
 
 def read_result(folder: Path) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,11 +18,15 @@ from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.processes import Alone
 from kdcache.training.targets import Targets
+from kdcache.training.turn import Turn
 
 
 @dataclass
 class Learner:
-    """What one training changes: student, projections (inside the loss), optimiser, schedule."""
+    """What one training changes: student, projections (inside the loss), optimiser, schedule.
+
+    Learners that share batches take turns: each has its own random state, and an error ends one alone.
+    """
 
     student: nn.Module
     loss: KnowledgeDistillationLoss
@@ -34,6 +38,7 @@ class Learner:
     targets: Targets = field(default_factory=Targets)
     augmentation: Augmentation | None = None  # None: batches are trained on as they are
     processes: Alone = field(default_factory=Alone)  # that train this student together
+    turn: Turn = field(default_factory=Turn)
 
 
 class _Coming:
@@ -82,18 +87,30 @@ class TermTotals:
         return {**means, "total": sum(weights[name] * value for name, value in means.items())}
 
 
-def train_epoch(learner: Learner, reader: BatchReader, batches: list, *, epoch: int, bar: Bar) -> TermTotals:
-    """One pass over `batches`, of which each process takes its rows; the totals are those of all.
+def train_epoch(
+    learners: Sequence[Learner], reader: BatchReader, batches: list, *, epoch: int, bar: Bar
+) -> list[TermTotals]:
+    """One pass over `batches`, each learned by all; of several processes each takes its rows, and the totals are those of all.
+
+    Args:
+        learners: one, or several of this process alone whose augmentations are equal.
 
     Raises: TrainingError at a non-finite loss, before it reaches the weights of the process that has it.
     """
-    learner.student.train()
-    totals, own = TermTotals(), [learner.processes.share(places) for places in batches]
-    for step, batch in enumerate(reader.read(own)):
-        batch = learner.augmentation.apply(batch, epoch=epoch) if learner.augmentation else batch
-        totals.add(train_step(learner, batch, where=f"epoch {epoch} step {step}"))
+    first = learners[0]
+    totals = [TermTotals() for _ in learners]
+    for learner in learners:
+        learner.student.train()
+    for step, batch in enumerate(reader.read([first.processes.share(places) for places in batches])):
+        batch = first.augmentation.apply(batch, epoch=epoch) if first.augmentation else batch
+        for learner, own in zip(learners, totals, strict=True):
+            learner.turn.take(_learn, learner, own, batch, where=f"epoch {epoch} step {step}")
         bar.advance(len(batches[step]))
-    return totals.add_up(learner.processes)
+    return [own.add_up(learner.processes) for learner, own in zip(learners, totals, strict=True)]
+
+
+def _learn(learner: Learner, totals: TermTotals, batch: Batch, *, where: str) -> None:
+    totals.add(train_step(learner, batch, where=where))
 
 
 def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
@@ -135,30 +152,29 @@ def compute_loss(
 
 
 @torch.inference_mode()
-def evaluate(
-    student: nn.Module,
-    reader: BatchReader,
-    *,
-    num_classes: int,
-    batch_size: int,
-    autocast: torch.dtype | None,
-    processes: Alone | None = None,
-) -> Tensor:
-    """Confusion [K, K] (int64, host) of a student over a whole split; each labelled pixel counts once.
+def evaluate(learners: Sequence[Learner], reader: BatchReader, *, num_classes: int, batch_size: int) -> list[Tensor]:
+    """Confusion [K, K] (int64, host) of each student over a whole split; each labelled pixel counts once.
 
     Args:
-        batch_size: of this process. processes: that share the split's samples; the confusion is that of all.
+        learners: whose processes share the split's samples; the confusion is that of all.
+        batch_size: of this process.
     """
-    student.eval()
-    processes = processes or Alone()
-    device = reader.device
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    processes = learners[0].processes
+    zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=learners[0].device)
+    confusions = [zeros.clone() for _ in learners]
+    for learner in learners:
+        learner.student.eval()
     places = processes.share([(0, sample) for sample in range(reader.reader.layout.num_samples)])
     for batch in reader.read(split_batches(places, batch_size)):
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logits = student(normalize_images(batch.arrays["image"]))
-        confusion += count_confusion(logits.argmax(1), batch.arrays["label"], num_classes=num_classes)
-    return processes.add_up(confusion).cpu()
+        for learner, confusion in zip(learners, confusions, strict=True):
+            learner.turn.take(_count_batch, learner, confusion, batch)
+    return [processes.add_up(confusion).cpu() for confusion in confusions]
+
+
+def _count_batch(learner: Learner, confusion_KK: Tensor, batch: Batch) -> None:
+    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
+        logits = learner.student(normalize_images(batch.arrays["image"]))
+    confusion_KK += count_confusion(logits.argmax(1), batch.arrays["label"], num_classes=len(confusion_KK))
 
 
 def _named_terms(terms: LossTerms) -> dict[str, Term]:

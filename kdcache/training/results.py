@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from kdcache.cache.manifest import Manifest
-from kdcache.config import Config
 from kdcache.models.student import count_parameters
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
 from kdcache.training.folder import find_origin, write_history, write_result
 from kdcache.training.loop import Learner
+from kdcache.training.plan import Plan
 
 
 def save_epoch(learner: Learner, *, folder: Path, history: list[dict], facts: dict, confusion: Tensor) -> None:
@@ -37,16 +37,9 @@ def read_state(folder: Path, *, resume: bool) -> dict | None:
     return state
 
 
-def finish(
-    config: Config,
-    manifest: Manifest,
-    learner: Learner,
-    *,
-    folder: Path,
-    history: list[dict],
-    baseline_miou: float | None,
-) -> dict:
+def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]) -> dict:
     """Write result.json, and return its contents."""
+    config, baseline_miou = plan.config, plan.find_baseline_miou()
     best = max(history, key=lambda e: e["miou"])
     gain = None if baseline_miou is None else best["miou"] - baseline_miou
     result = {
@@ -63,5 +56,5 @@ def finish(
         "seconds": sum(e["time_s"] for e in history),
         **find_origin(config, manifest),
     }
-    write_result(folder, result)
+    write_result(plan.folder, result)
     return result

@@ -20,8 +20,8 @@ from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.settings import make_config, merge
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
+from kdcache.training.learner import build_learner, list_arrays
 from kdcache.training.loop import Learner, train_step
-from kdcache.training.run import build_learner, list_arrays
 
 RESIDENCIES = ("disk", "ram")
 WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory
@@ -74,7 +74,7 @@ def make_learner(config: Config) -> Learner:
     if choose_compiling("auto", device=learner.device)[0]:
         targets = {"logits": (config.dataset.num_classes, LOGITS_STRIDE), **LEVELS}
         specs = list_specs(size_hw=config.dataset.size_hw, targets=targets, encodings={}, codecs=dict.fromkeys(DTYPES))
-        specs = [spec for spec in specs if spec.name in list_arrays(config, learner)]
+        specs = [spec for spec in specs if spec.name in list_arrays(learner)]
         compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
     learner.student.train()
     return learner

@@ -18,7 +18,7 @@ from kdcache.fidelity import measure_fidelity
 from kdcache.fidelity.measure import TRAINED
 from kdcache.settings import make_config, merge
 from kdcache.training.batches import BatchReader, plan_epoch
-from kdcache.training.run import build_learner, find_teacher_channels, list_arrays
+from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays
 from kdcache.training.targets import open_targets
 from tests.bench import adapter
 from tests.bench.copying import time_s
@@ -139,9 +139,7 @@ def _make_steps(bench: Bench, config: Config):
     learner.targets = open_targets(reader, learner.device)
     learner.student.train()
     size, num_samples = bench.sizes.batch_size, reader.layout.num_samples
-    batches = BatchReader(
-        reader, arrays=list_arrays(config, learner), batch_size=size, device=learner.device, residency="disk"
-    )
+    batches = BatchReader(reader, arrays=list_arrays(learner), batch_size=size, device=learner.device, residency="disk")
     plan = plan_epoch(num_samples=num_samples, num_views=2, batch_size=size, seed=0, epoch=0)
 
     def run(num_steps: int) -> None:

@@ -18,6 +18,7 @@ from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
+from kdcache.training.epoch import run_epoch
 from kdcache.training.folder import (
     RESULT,
     check_folder,
@@ -27,8 +28,9 @@ from kdcache.training.folder import (
     write_history,
     write_result,
 )
+from kdcache.training.learner import build_learner, find_teacher_channels
 from kdcache.training.loop import Learner
-from kdcache.training.run import Data, build_learner, find_teacher_channels, run_epoch
+from kdcache.training.run import Data
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -84,7 +86,7 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
         stored, val = _make_readers(config, data, device=learner.device)
         for epoch in range(len(history) + 1, config.train.epochs + 1):
             train = LiveReader(teacher, stored, make_augmentation(config), epoch)
-            entry, _ = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
+            ((entry, _),) = run_epoch(config, [learner], train, val, epoch=epoch, progress=progress)
             history.append(entry)
             save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
             write_history(folder, history)

@@ -19,6 +19,7 @@ from kdcache.report.text import Say
 from kdcache.settings import make_config, merge
 from kdcache.training.distill import baseline_config
 from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
+from kdcache.training.plan import Plan
 from kdcache.training.run import open_data, train_run
 from kdcache.training.settings import resolve_config
 from tests.study.live import train_live
@@ -106,7 +107,7 @@ def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progres
     if arm == "live":
         train_live(config, data, folder=folder, progress=progress, say=say)
     else:
-        train_run(config, data, folder=folder, resume=True, baseline_miou=None, progress=progress, say=say)
+        train_run(Plan(config, folder, resume=True), data, progress=progress, say=say)
 
 
 def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Path) -> Config:

@@ -1,0 +1,106 @@
+"""One epoch of one student, or of several that share its batches: trained, evaluated, written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdcache.config import Config
+from kdcache.errors import TrainingError
+from kdcache.metrics import compute_iou_per_class, compute_miou
+from kdcache.report.progress import Progress
+from kdcache.training.batches import BatchReader, plan_epoch
+from kdcache.training.loop import Learner, evaluate, train_epoch
+
+
+def run_epoch(
+    config: Config,
+    learners: Sequence[Learner],
+    train: BatchReader,
+    val: BatchReader,
+    *,
+    epoch: int,
+    progress: Progress,
+) -> list[tuple[dict, Tensor] | None]:
+    """Train and evaluate once; `epoch` counts from 1.
+
+    Args:
+        config: of a learner; what decides the batches is equal in all.
+        learners: one, or several of this process alone, with shared turns.
+
+    Returns: of each the epoch's line for metrics.jsonl and the confusion on val, int64 [K, K]; None where it failed.
+    Raises: TrainingError.
+    """
+    clock, processes = _Clock(learners), learners[0].processes
+    lrs, layout = [learner.scheduler.get_last_lr()[0] for learner in learners], train.reader.layout
+    batches, waited_s = plan_batches(config, layout.num_samples, epoch=epoch), train.wait_s
+    processes.draw_dropout(seed=config.train.seed, epoch=epoch)
+    with progress.start(f"epoch {epoch}", total=layout.num_samples, unit="samples") as bar:
+        totals = train_epoch(learners, train, batches, epoch=epoch, bar=bar)
+    for learner in learners:
+        learner.turn.take(_end_training, learner, epoch)  # waits for the device
+    trained_s, waited_s = clock.lap(), train.wait_s - waited_s
+    size = processes.largest_share(config.train.batch_size)
+    confusions = evaluate(learners, val, num_classes=config.dataset.num_classes, batch_size=size)
+    validated_s = clock.lap()
+    lines = []
+    for place, (learner, confusion) in enumerate(zip(learners, confusions, strict=True)):
+        means = totals[place].means(alpha=learner.loss.alpha, beta=learner.loss.beta, gamma=learner.loss.gamma)
+        entry = {
+            "epoch": epoch,
+            "processes": processes.count,
+            "lr": lrs[place],
+            **means,
+            "miou": compute_miou(confusion),
+        }
+        entry |= {"per_class_iou": compute_iou_per_class(confusion), "validation_s": validated_s[place]}
+        entry |= {"step_s": trained_s[place] / len(batches), "data_wait_s": waited_s / len(learners)}
+        entry |= {"time_s": trained_s[place] + validated_s[place], "together": len(learners)}
+        lines.append(None if learner.turn.error else (entry, confusion))
+    return lines
+
+
+def plan_batches(config: Config, num_samples: int, *, epoch: int) -> list[list[tuple[int, int]]]:
+    """The (view, sample) places of each batch of an epoch, which counts from 1."""
+    return plan_epoch(
+        num_samples=num_samples,
+        num_views=config.augment.views,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        epoch=epoch - 1,
+        views=config.train.views,
+    )
+
+
+class _Clock:
+    """Seconds of each of several learners: its turns, and an equal part of what is nobody's."""
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        self.learners = learners
+        self.began_s, self.turns_s = time.monotonic(), [learner.turn.time_s for learner in learners]
+
+    def lap(self) -> list[float]:
+        """Since the last one."""
+        now_s, turns_s = time.monotonic(), [learner.turn.time_s for learner in self.learners]
+        own_s = [now - before for now, before in zip(turns_s, self.turns_s, strict=True)]
+        rest_s = (now_s - self.began_s - sum(own_s)) / len(own_s)
+        self.began_s, self.turns_s = now_s, turns_s
+        return [own + rest_s for own in own_s]
+
+
+def _end_training(learner: Learner, epoch: int) -> None:
+    learner.processes.agree(_check_finite, learner, epoch)
+    learner.scheduler.step()
+    learner.processes.spread(learner.student.buffers())
+
+
+def _check_finite(learner: Learner, epoch: int) -> None:
+    """A finite loss can have a non-finite gradient; such weights must not replace a good checkpoint."""
+    bad = next((name for name, p in learner.student.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        raise TrainingError(
+            f"epoch {epoch}: weight {bad} is not finite, expected finite numbers; lower train.lr and resume"
+        )
