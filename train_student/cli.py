@@ -5,36 +5,48 @@ from __future__ import annotations
 import logging
 import sys
 
+from jsonargparse import ArgumentParser
+
 from kdcache.cache.place import find_place
 from kdcache.command import run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
-from kdcache.training.processes import join_processes
+from kdcache.training.processes import Alone, join_processes
 from kdcache.training.settings import FROM_CACHE
+from train_student.grid import run_grid, take_grid
 
 PROG = "python -m train_student"
+EPILOG = f"""many students: {PROG} --config FILE --grid loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run]
+trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name)"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train a student; returns the exit code."""
+    """Train a student, or many; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     return run_command("train_student", lambda: _train(argv))
 
 
-def _train(argv: list[str]) -> None:
+def _train(argv: list[str]) -> int | None:
+    parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.", epilog=EPILOG)
+    grid, dry, words = take_grid(argv)
     with join_processes() as processes:
         if not processes.leads:  # what the first one warns of is said
             logging.getLogger("kdcache").setLevel(logging.ERROR)
-        given = processes.agree(_read, argv)
-        root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
-        from kdcache.training.distill import distill
-
-        distill(given, root=root, processes=processes, progress=Console(), say=print)
+        if grid is not None:
+            return run_grid(parser, grid, words, processes, dry=dry)
+        return _train_one(parser, words, processes)
 
 
-def _read(argv: list[str]) -> dict:
-    parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.")
-    given = read_given(parser, argv)
+def _train_one(parser: ArgumentParser, words: list[str], processes: Alone) -> None:
+    given = processes.agree(_read, parser, words)
+    root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
+    from kdcache.training.distill import distill
+
+    distill(given, root=root, processes=processes, progress=Console(), say=print)
+
+
+def _read(parser: ArgumentParser, words: list[str]) -> dict:
+    given = read_given(parser, words)
     make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
     return given

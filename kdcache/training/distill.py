@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from kdcache.cache.manifest import Manifest
 from kdcache.cache.place import Place
 from kdcache.cache.reader import open_cache
 from kdcache.cache.stage import open_stage
@@ -60,8 +62,7 @@ def distill(
     _check_start(config, data, processes, say=say)
     folder, baseline, baseline_folder = config.run.dir, None, None
     if config.run.baseline and (config.loss.beta or config.loss.gamma):
-        plain = baseline_config(config)
-        baseline_folder = folder.parent / f"baseline-{hash_settings(plain, data, count=processes.count)}"
+        plain, baseline_folder = find_baseline(config, data.manifest, beside=folder, count=processes.count)
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
         baseline = train_run(Plan(plain, baseline_folder, resume=True, wait=True), data, **together)
     say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
@@ -109,6 +110,12 @@ def _warn_of_few_rows(batch_size: int, count: int, device: torch.device) -> None
         )  # fmt: skip
 
 
+def find_baseline(config: Config, manifest: Manifest, *, beside: Path, count: int = 1) -> tuple[Config, Path]:
+    """The settings of a run's baseline, and its folder, beside that of the run. Args: count: of processes."""
+    plain = baseline_config(config)
+    return plain, beside.parent / f"baseline-{hash_settings(plain, manifest, count=count)}"
+
+
 def baseline_config(config: Config) -> Config:
     """The same student, seed, data order and epochs, with labels only."""
     loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
@@ -118,10 +125,10 @@ def baseline_config(config: Config) -> Config:
     return replace(config, loss=loss, cache=replace(config.cache, levels=[]))
 
 
-def hash_settings(config: Config, data: Data, *, count: int) -> str:
+def hash_settings(config: Config, manifest: Manifest, *, count: int) -> str:
     """12 hex digits over everything that decides the numbers of a baseline; on a CPU also how many processes train it."""
     facts = hyperparameters(config)
-    identity = find_identity(data.manifest, facts)
+    identity = find_identity(manifest, facts)
     facts = {name: value for name, value in facts.items() if BEFORE.get(name, ...) != value}
     device, _ = choose_arithmetic(config)
     facts |= {"cache": identity, "device": device.type}

@@ -85,7 +85,8 @@ def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say
     Returns: of each the contents of result.json, or what ended it. Raises: CacheError, which ends all.
     """
     with ExitStack() as held:
-        started = [_start_shared(plan, data, held=held, say=say) for plan in plans]
+        say_once = _say_once(say)
+        started = [_start_shared(plan, data, held=held, say=say_once) for plan in plans]
         runs = [run for run in started if isinstance(run, Run)]
         if runs:
             _train_epochs(runs, data, progress=progress, say=say)
@@ -106,6 +107,12 @@ def _start_shared(plan: Plan, data: Data, *, held: ExitStack, say: Say) -> Run |
     if isinstance(run, Run):
         run.learner.turn = SharedTurn(run.learner.device)
     return run
+
+
+def _say_once(say: Say) -> Say:
+    """What all learners have in common, such as whether they are compiled, is said for the first."""
+    said: set[str] = set()
+    return lambda text: None if text in said or said.add(text) else say(text)
 
 
 def _prepare(plan: Plan, data: Data, processes: Alone, *, say: Say) -> tuple[Learner, list[dict]]:

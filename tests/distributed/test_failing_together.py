@@ -100,5 +100,5 @@ def test_few_rows_a_process_on_a_cpu_are_warned_of(caplog):
 def test_a_baseline_on_a_cpu_is_one_of_as_many_processes(given):
     config = make_config(given)
     data = open_data(config.cache.path, read_manifest(config.cache.path), num_views=2)
-    hashes = [hash_settings(baseline_config(config), data, count=count) for count in (1, 2, 4)]
+    hashes = [hash_settings(baseline_config(config), data.manifest, count=count) for count in (1, 2, 4)]
     assert len(set(hashes)) == 3

@@ -1,0 +1,1 @@
+"""Many students from one cache: a grid of settings over seeds, each with its baseline."""
