@@ -62,7 +62,7 @@ def plan_matrix(grid: Grid, ask: Ask, *, root: Place, manifest: Manifest) -> lis
 def name_run(point: Mapping[str, str], seed: int) -> str:
     """Of its folder: `loss.beta=0.5,loss.gamma=0,seed=1`."""
     named = ",".join(f"{name}={value}" for name, value in {**point, "seed": seed}.items())
-    return re.sub(r"[^\w.=,+-]", "_", named)[:200]
+    return re.sub(r"[^\w.=,+-]", "_", re.sub(r"[\s\"'\[\]{}]", "", named))[:200]
 
 
 def run_matrix(
