@@ -107,3 +107,5 @@ class RunConfig:
     """Continue an interrupted run in run.dir."""
     baseline: bool = True
     """Train the same student without the teacher first (equal budget), unless that was done before."""
+    track: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
+    """Where each epoch's numbers are shown besides metrics.jsonl: auto is TensorBoard where it is installed."""

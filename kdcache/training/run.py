@@ -19,13 +19,14 @@ from kdcache.report.text import Say, format_epoch, format_epoch_line
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import restore
 from kdcache.training.epoch import run_epoch
-from kdcache.training.folder import find_origin, take_folder
+from kdcache.training.folder import find_origin, hyperparameters, take_folder
 from kdcache.training.learner import compile_where_worth, list_arrays, open_learner
 from kdcache.training.loop import Learner
 from kdcache.training.plan import Plan
 from kdcache.training.processes import Alone
 from kdcache.training.residency import choose_residency, find_need, format_residency
 from kdcache.training.results import finish, read_state, save_epoch
+from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
 from kdcache.training.turn import FAILURES, SharedTurn
 
 
@@ -45,6 +46,7 @@ class Run:
     plan: Plan
     learner: Learner
     history: list[dict]
+    tracker: Guarded | None
 
     def lacks(self, epoch: int) -> bool:
         """Whether it takes part in this epoch, which counts from 1."""
@@ -96,7 +98,17 @@ def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say
 def _start(plan: Plan, data: Data, processes: Alone, *, held: ExitStack, say: Say) -> Run | dict:
     """The run, in a folder that is ours while `held` is open; or its result where it is finished."""
     result = processes.lead(take_folder, plan, data.manifest, held=held)
-    return Run(plan, *_prepare(plan, data, processes, say=say)) if result is None else result
+    if result is not None:
+        return result
+    learner, history = _prepare(plan, data, processes, say=say)
+    tracker = _open_tracker(plan, first=len(history) + 1) if processes.leads else None
+    if tracker is not None:
+        held.callback(tracker.close)
+    return Run(plan, learner, history, tracker)
+
+
+def _open_tracker(plan: Plan, *, first: int) -> Guarded | None:
+    return choose_tracker(plan.config.run.track, plan.folder, first=first, facts=hyperparameters(plan.config))
 
 
 def _start_shared(plan: Plan, data: Data, *, held: ExitStack, say: Say) -> Run | dict | Exception:
@@ -149,6 +161,8 @@ def _keep_epoch(run: Run, manifest: Manifest, entry: dict, confusion: object) ->
     facts = {"baseline_miou": run.plan.find_baseline_miou(), **find_origin(run.plan.config, manifest)}
     kept = {"folder": run.plan.folder, "history": run.history, "facts": facts, "confusion": confusion}
     run.learner.processes.lead(save_epoch, run.learner, **kept)
+    if run.tracker is not None:
+        run.tracker.log(entry["epoch"], list_numbers(entry, run.plan.config.dataset.names))
 
 
 def _say_epoch(run: Run, say: Say, *, alone: bool) -> None:

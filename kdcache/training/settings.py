@@ -14,6 +14,7 @@ from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, Set
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.settings import drop_unknown, flatten, make_config, merge
 from kdcache.training.batches import find_smallest_batch
+from kdcache.training.tracking import check_tracker
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
 KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")  # as far as the version that wrote it had them
@@ -31,6 +32,7 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     base["cache"] = {name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE}
     config = make_config(base, given)
     check_given(root, manifest, given, cure="change the settings or cache.path")
+    check_tracker(config.run.track)
     _check_uses(root, manifest, config, given_views="views" in given.get("augment", {}))
     views = min(config.augment.views, manifest.layouts["train"].num_views)
     return make_config(base, given, {"augment": {"views": views}})

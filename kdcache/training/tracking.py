@@ -1,0 +1,147 @@
+"""Where a run can be watched: TensorBoard, Weights & Biases. metrics.jsonl is always written, and has everything that they show.
+
+A tracker never ends a run: what it raises is said once, and the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from kdcache.errors import Phrase, SettingsError, describe
+
+log = logging.getLogger("kdcache")
+TIMES = {
+    "step_s": "time/step_s",
+    "data_wait_s": "time/data_wait_s",
+    "validation_s": "time/validation_s",
+    "time_s": "time/epoch_s",
+}
+NAMES = {"miou": "val/miou", "lr": "lr", **{term: f"loss/{term}" for term in ("total", "ce", "kd", "feature")}, **TIMES}
+
+
+class Tracker(Protocol):
+    """Shows the numbers of each epoch somewhere."""
+
+    def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Those of an epoch, which counts from 1, by names like `val/miou`."""
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+
+
+class TensorBoard:
+    """Event files in the run's folder: `tensorboard --logdir runs` finds them.
+
+    Args:
+        folder: of the run. first: the epoch it begins with; what a killed run wrote of it and later ones is hidden.
+    """
+
+    def __init__(self, folder: Path, *, first: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports
+            from torch.utils.tensorboard import SummaryWriter
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, resumed under the same id; WANDB_MODE, WANDB_PROJECT and so on mean what they mean there.
+
+    Args:
+        folder: of the run. facts: its hyperparameters.
+    """
+
+    def __init__(self, folder: Path, *, facts: Mapping[str, object]) -> None:
+        import wandb
+
+        name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+        options = {"dir": str(folder), "name": folder.name, "id": name, "resume": "allow", "reinit": "create_new"}
+        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", "kdcache"), config=dict(facts), **options)
+
+    def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        self.run.log(dict(numbers), step=epoch)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Guarded:
+    """A tracker whose failures are said once and do no harm; `make` makes it at the first epoch."""
+
+    def __init__(self, make: Callable[[], Tracker], name: str) -> None:
+        self.make, self.name = make, name
+        self.tracker: Tracker | None = None
+        self.failed = False
+
+    def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        self._try(lambda: self._open().log(epoch, numbers))
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self._try(lambda: self.tracker.close())
+
+    def _open(self) -> Tracker:
+        self.tracker = self.tracker or self.make()
+        return self.tracker
+
+    def _try(self, act: Callable[[], None]) -> None:
+        if self.failed:
+            return
+        try:
+            act()
+        except Exception as error:  # whatever a tracker meets: its network, its disk, its service
+            self.failed = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            log.warning(
+                "%s: not possible here (%s); the run goes on without, metrics.jsonl has all numbers", self.name, reason
+            )
+
+
+def choose_tracker(kind: str, folder: Path, *, first: int, facts: Mapping[str, object]) -> Guarded | None:
+    """What `run.track` asks for, None where that is nothing.
+
+    Args:
+        first: the epoch it will begin with, from 1. facts: hyperparameters of the run.
+    """
+    if kind == "wandb":
+        return Guarded(lambda: WandB(folder, facts=facts), "W&B")
+    if kind == "tensorboard" or (kind == "auto" and is_installed("tensorboard")):
+        return Guarded(lambda: TensorBoard(folder, first=first), "TensorBoard")
+    return None
+
+
+def check_tracker(kind: str) -> None:
+    """Raises SettingsError where `run.track` names what is not installed."""
+    if kind in ("tensorboard", "wandb") and not is_installed(kind):
+        expected, cure = Phrase(f"{kind} to be installed"), f"`pip install 'kdcache[{kind}]'` or set run.track none"
+        raise SettingsError(describe("settings", field="run.track", found=kind, expected=expected, cure=cure))
+
+
+def is_installed(package: str) -> bool:
+    """Whether it can be imported, without doing so."""
+    return importlib.util.find_spec(package) is not None
+
+
+def list_numbers(entry: Mapping[str, object], class_names: list[str]) -> dict[str, float]:
+    """What is shown of an epoch: name -> number.
+
+    Args:
+        entry: a line of metrics.jsonl.
+    """
+    numbers = {NAMES[name]: value for name, value in entry.items() if name in NAMES}
+    ious = zip(class_names, entry["per_class_iou"], strict=True)
+    return numbers | {f"val_iou/{name}": iou for name, iou in ious if iou is not None}
