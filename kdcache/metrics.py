@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from kdcache.config import VOID
+from kdcache.models.inputs import resize_to
 
 
 def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: int) -> Tensor:
@@ -33,3 +37,41 @@ def compute_miou(confusion_KK: Tensor) -> float:
     """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 where none does."""
     known = [iou for iou in compute_iou_per_class(confusion_KK) if iou is not None]
     return sum(known) / len(known) if known else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a student names the classes of a split.
+
+    confusion_KK: int64, row: label, column: prediction. miou, per_class_iou: fractions of 1 (None: a class that does not occur).
+    """
+
+    confusion_KK: Tensor
+    miou: float
+    per_class_iou: list[float | None]
+
+
+@torch.inference_mode()
+def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: int) -> Evaluation:
+    """mIoU of a student: every labelled pixel counts once, whatever batch and image it is in.
+
+    Args:
+        student: images [N, 3, H, W] -> scores [N, num_classes, h, w] on any grid, or (scores, anything). A module is evaluated in
+            eval mode and left in the mode it was in.
+        batches: of (images, labels [N, H, W]), or with these as attributes, as `kdcache.open_cache(PATH).val.batches()` has them.
+    """
+    training = getattr(student, "training", False)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    try:
+        if training:
+            student.eval()
+        for batch in batches:
+            images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
+            scores = student(images)
+            scores = scores if isinstance(scores, Tensor) else scores[0]
+            classes = resize_to(scores.float(), labels.shape[-2:]).argmax(1)
+            confusion += count_confusion(classes, labels, num_classes=num_classes).cpu()
+    finally:
+        if training:
+            student.train()
+    return Evaluation(confusion, compute_miou(confusion), compute_iou_per_class(confusion))

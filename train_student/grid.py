@@ -55,10 +55,10 @@ def run_grid(parser: ArgumentParser, grid: Grid, words: list[str], processes: Al
         return read_given(parser, [*words, *(word for name, value in point.items() for word in (f"--{name}", value))])
 
     root = find_place(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
-    from kdcache.cache.reader import open_cache
+    from kdcache.cache.manifest import read_manifest
     from kdcache.experiments.matrix import plan_matrix, run_matrix
 
-    manifest = open_cache(root)
+    manifest = read_manifest(root)
     plans = plan_matrix(grid, ask, root=root, manifest=manifest)
     baselines = sum(plan.baseline is None for plan in plans)
     folder = plans[0].config.run.dir

@@ -176,11 +176,6 @@ class CacheReader(SplitIndex):
         return step * make_target(name, arrays, basis).decode()[0].numpy()
 
 
-def open_cache(root: Place) -> Manifest:
-    """The manifest of a cache; see `open_split` for its data. Raises CacheError."""
-    return read_manifest(find_place(root))
-
-
 def open_split(
     root: Place, split: str, *, num_views: int | None = None, check: Check = "first", stage: Stage | None = None
 ) -> CacheReader:

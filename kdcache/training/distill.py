@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from kdcache.cache.manifest import Manifest
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.place import Place
-from kdcache.cache.reader import open_cache
 from kdcache.cache.stage import open_stage
 from kdcache.config import Config, LossConfig
 from kdcache.report.page import write_report
@@ -74,7 +73,7 @@ def distill(
 
 def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:
     """The settings in full and the cache; whatever of them cannot be is refused here."""
-    manifest = open_cache(root)
+    manifest = read_manifest(root)
     config = resolve_config(root, manifest, given)
     device, _ = choose_arithmetic(config)
     num_samples = manifest.layouts["train"].num_samples

@@ -14,8 +14,9 @@ from kinds import check_refused, flip
 from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.build import build_cache
 from kdcache.cache.folder import add_information
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.place import find_place
-from kdcache.cache.reader import open_cache, open_split
+from kdcache.cache.reader import open_split
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import (
     CacheCorruptError,
@@ -34,7 +35,7 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
     for name, data in (("notes.h5", b"hello"), ("empty.hdf5", b""), ("plain", b"x" * 5000)):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(CacheMismatchError) as error:
-            open_cache(tmp_path / name)
+            read_manifest(find_place(tmp_path / name))
         check_one_line(error, name, "file is no HDF5 file, expected a packed cache", "export")
 
 
@@ -42,13 +43,13 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "foreign.h5", "w") as opened:
         opened["train/image"] = np.zeros((2, 3))
     with pytest.raises(CacheMismatchError) as error:
-        open_cache(tmp_path / "foreign.h5")
+        read_manifest(find_place(tmp_path / "foreign.h5"))
     check_one_line(error, "foreign.h5: attribute format is missing, expected a packed cache")
 
 
 def test_a_file_that_is_not_there_is_no_cache(tmp_path):
     with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
-        open_cache(tmp_path / "none.h5")
+        read_manifest(find_place(tmp_path / "none.h5"))
 
 
 def test_a_half_exported_file_is_refused(file, capsys):
@@ -57,7 +58,7 @@ def test_a_half_exported_file_is_refused(file, capsys):
     with pytest.raises(
         CacheIncompleteError, match="export of it is not finished; wait for it, or remove it and export"
     ):
-        open_cache(file)
+        read_manifest(find_place(file))
     check_refused(["info", str(file)], capsys, "is not finished")
 
 
@@ -67,7 +68,7 @@ def test_a_file_that_is_being_written_is_refused(root, tmp_path, monkeypatch):
     def look(*_: object) -> None:
         for path in (tmp_path / "x.h5.partial", shutil.copy(tmp_path / "x.h5.partial", tmp_path / "killed.h5")):
             with pytest.raises(CacheIncompleteError, match="export of it is not finished"):
-                open_cache(path)
+                read_manifest(find_place(path))
             seen.append(path)
 
     monkeypatch.setattr("kdcache.packed.file.PackedFile.put", look)

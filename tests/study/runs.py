@@ -11,7 +11,6 @@ from kdcache.cache.basis import count_basis_bytes
 from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, manifest_path, shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_cache
 from kdcache.cache.shard import sum_sizes
 from kdcache.config import Config
 from kdcache.report.progress import Progress
@@ -103,7 +102,7 @@ def _list_shared(facts: dict) -> dict:
 
 def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say) -> None:
     config = make_run_config(study, arm, views, seed, folder=folder)
-    data = open_data(config.cache.path, open_cache(config.cache.path), num_views=views, check=config.cache.check)
+    data = open_data(config.cache.path, read_manifest(config.cache.path), num_views=views, check=config.cache.check)
     if arm == "live":
         train_live(config, data, folder=folder, progress=progress, say=say)
     else:
@@ -120,7 +119,7 @@ def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Pa
         "run": {"dir": str(folder)},
     }
     of_training = {section: study.given[section] for section in ("student", "loss", "train") if section in study.given}
-    config = resolve_config(root, open_cache(root), merge(of_training, ours))
+    config = resolve_config(root, read_manifest(root), merge(of_training, ours))
     return baseline_config(config) if arm == "none" else config
 
 
