@@ -35,6 +35,7 @@ from tests.bench import (
     scaling,
     staging,
     table,
+    together,
     training,
 )
 from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
@@ -50,6 +51,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "loss": loss.measure,
     "training": training.measure,
     "training_batch32": training.measure_batch32,
+    "together": together.measure,
     "gpu": gpu.measure,
     "phase_one": phase_one.measure,
     "scaling": scaling.measure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from itertools import cycle, islice
+from pathlib import Path
 
 import torch
 
@@ -104,11 +105,14 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
 
 def open_cached(bench: Bench, batch_size: int) -> object:
     """A BatchReader of all arrays, settings as a run has them."""
-    root = make_store(
-        bench.folder / f"train{batch_size}", px=_px(bench), num_samples=NUM_BATCHES * batch_size, shard_samples=8
-    )
-    reader = adapter.open_train(root, check="first")
+    reader = adapter.open_train(open_store(bench, batch_size)[0], check="first")
     return adapter.make_batch_reader(reader, batch_size=batch_size, device=bench.device, residency=adapter.WARM)
+
+
+def open_store(bench: Bench, batch_size: int) -> tuple[Path, int]:
+    """The cache that is trained from, and the height and width of its images."""
+    sizes = {"px": _px(bench), "num_samples": NUM_BATCHES * batch_size, "shard_samples": 8}
+    return make_store(bench.folder / f"train{batch_size}", **sizes), sizes["px"]
 
 
 def _load(images: object, batches: list) -> list:
