@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test nightly bench study lint clean-demo
+.PHONY: demo test nightly readme bench study lint clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -18,6 +18,10 @@ test: $(READY)
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly
+
+# Every command of README.md as it is written, on small data; what cannot be run is listed with its reason.
+readme: $(READY)
+	$(BIN)/python -m tests.readme
 
 # Every figure, about ten minutes on two cores and 2 GB of room (10 with a GPU), into build/bench.json.
 bench: $(READY)

@@ -1,4 +1,4 @@
-"""Time and money past one machine: the tables of README's section of that name, from parameters that you may replace.
+"""Time and money past one machine: the tables of kdcache/forecast/SCALE.md, from parameters that you may replace.
 
 python -m tests.scale [--rate 100] [--student-rate 400] [--bandwidth 10000] [--per-hour 2]
 
@@ -26,7 +26,7 @@ NUM_VIEWS, SHARD_SAMPLES, SIZE_PX = 4, 16, 512
 DATA_SETS = {"VOC trainaug": (10_582, 21), "ADE20K": (20_210, 150), "1.2 M images": (1_200_000, 21)}  # images, classes
 GPUS = (1, 8, 64, 512)
 TARGETS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # FCN-ResNet50's channels, stride
-# Measured (README): a compact sample of 11 classes, what a class adds, reading an image
+# Measured (SCALE.md): a compact sample of 11 classes, what a class adds, reading an image
 COMPACT_BYTES, CLASS_BYTES, READING_S = 0.941e6, 3.04e3, 1.84e-3
 READERS = 4  # threads that read and check the data set
 DOLLARS_PER_PUT, DOLLARS_PER_GET, DOLLARS_PER_GB_MONTH = 0.005 / 1000, 0.0004 / 1000, 0.023

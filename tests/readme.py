@@ -1,0 +1,117 @@
+"""Runs the README's commands as they are written, on small data: `make readme`; some minutes on two cores.
+
+In a temporary folder with the project's packages, the shipped configurations cut to one epoch, data sets generated for demo and
+CamVid, teachers with random weights, and an S3 server on this machine. What cannot be run is listed with its reason; Python
+blocks that begin with `# NAME.py` become files, others are run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+
+from kdcache.data.sample_set import write_sample_set
+from kdcache.models.teacher import build_fcn
+from tests.objects.s3_server import CREDENTIALS, make_bucket, serve_s3
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_RUN = {
+    "make ": "a whole run of the product, made by itself",
+    "pip install": "installs packages",
+    "export AWS_PROFILE": "names an account; here the keys are in the environment",
+    "#!/bin/bash": "needs a SLURM cluster",
+    "COCO_WITH_VOC_LABELS_V1": "downloads weights",
+    "python -m cache_teacher$": "downloads VOC 2012, 2 GB",
+    "python -m train_student$": "needs the cache of VOC 2012",
+}
+INSTEAD = {"s3://BUCKET": "s3://bucket", "/scratch/": "scratch/", "caches/voc2012": "caches/camvid"}
+
+
+def list_blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of each fenced block."""
+    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+
+
+def list_commands(block: str) -> list[str]:
+    """The commands of a bash block, continued lines joined; a script is one."""
+    if block.startswith("#!"):
+        return [block]
+    lines = [line.partition("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def find_reason(command: str) -> str | None:
+    """Why a command is not run, if it is not."""
+    return next((reason for words, reason in NOT_RUN.items() if re.search(words, command)), None)
+
+
+def prepare(folder: Path) -> None:
+    """The project as a user has it, with data and teachers that take no time."""
+    for name in ("kdcache", "cache_teacher", "train_student", "tests", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "configs").mkdir()
+    for path in (ROOT / "configs").glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings["train"] = {**settings["train"], "epochs": 1}
+        (folder / "configs" / path.name).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (folder / "teachers").mkdir()
+    for name, file, num_classes in (("demo", "demo.pth", 8), ("camvid", "fcn_resnet50_camvid.pt", 11)):
+        write_sample_set(folder / "data" / name, num_train=12, num_val=4)
+        teacher = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=True)
+        torch.save(teacher.state_dict(), folder / "teachers" / file)
+
+
+def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float]]:
+    """(command, outcome, seconds) in the README's order; an outcome is "ok", "not run: ..." or what went wrong."""
+    for language, block in list_blocks((ROOT / "README.md").read_text(encoding="utf-8")):
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
+            (folder / name[1]).write_text(block, encoding="utf-8")
+        elif language == "python":
+            yield _run([sys.executable, "-c", block], block.splitlines()[0], folder, env)
+        elif language == "bash":
+            for command in list_commands(block):
+                reason = find_reason(command)
+                yield (command, f"not run: {reason}", 0.0) if reason else _run_command(command, folder, env)
+
+
+def _run_command(command: str, folder: Path, env: dict[str, str]) -> tuple[str, str, float]:
+    words = command
+    for placeholder, ours in INSTEAD.items():
+        words = words.replace(placeholder, ours)
+    return _run(["bash", "-c", words], command, folder, env)
+
+
+def _run(words: list[str], name: str, folder: Path, env: dict[str, str]) -> tuple[str, str, float]:
+    began_s = time.monotonic()
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    outcome = "ok" if done.returncode == 0 else f"exit code {done.returncode}: {''.join(tail)}"
+    return name, outcome, time.monotonic() - began_s
+
+
+def main() -> int:
+    """Print each command with what became of it; 1 where one failed."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as name, serve_s3() as endpoint:
+        folder = Path(name)
+        prepare(folder)
+        make_bucket(endpoint, "bucket")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "PATH": path, "no_proxy": "127.0.0.1"}
+        for command, outcome, took_s in run_all(folder, env):
+            failed += not outcome.startswith(("ok", "not run"))
+            print(f"{took_s:6.1f} s  {outcome:<10}  {command.splitlines()[0]}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
