@@ -15,15 +15,19 @@ from kdcache.settings import build_parser, make_config, read_given
 from kdcache.training.processes import Alone, join_processes
 from kdcache.training.settings import FROM_CACHE
 from train_student.grid import run_grid, take_grid
+from train_student.report import report
 
 PROG = "python -m train_student"
 EPILOG = f"""many students: {PROG} --config FILE --grid loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run]
-trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name)"""
+trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name);
+other commands, as in {PROG} report RUN: report (write a finished run's report again, --panels N)"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train a student, or many; returns the exit code."""
+    """Run a command, else train a student, or many; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return run_command(f"train_student {argv[0]}", lambda: COMMANDS[argv[0]](argv[1:]))
     return run_command("train_student", lambda: _train(argv))
 
 
@@ -50,3 +54,6 @@ def _read(parser: ArgumentParser, words: list[str]) -> dict:
     given = read_given(parser, words)
     make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
     return given
+
+
+COMMANDS = {"report": report}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.data.augment import SCHEME
 from kdcache.data.voc import Split
 from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe
+from kdcache.machine import describe_machine
 from kdcache.settings import drop_unknown, make_config
 
 VAL_VIEW_RULE = {"scheme": "pad"}  # validation samples are padded, and scaled down where they do not fit
@@ -151,10 +150,4 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
 
 
 def _information(config: Config, device: torch.device) -> dict:
-    packages = ("kdcache", "torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
-    return {
-        "settings": config_to_dict(config),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "num_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
+    return {"settings": config_to_dict(config), **describe_machine(device, packages=("zarr", "numcodecs"))}

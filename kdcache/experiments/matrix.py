@@ -84,7 +84,7 @@ def run_matrix(
                 failures.append(Failure(plan.folder, outcome))
                 say(f"{plan.folder.name}: {outcome}")
             elif not (plan.folder / REPORT).is_file():
-                _report(plan, data, outcome)
+                _report(plan, data)
     return failures
 
 
@@ -129,11 +129,9 @@ def _open(config: Config, root: Place, manifest: Manifest) -> Data:
     return open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
 
 
-def _report(plan: Plan, data: Data, result: dict) -> None:
+def _report(plan: Plan, data: Data) -> None:
     there = plan.baseline is not None and (plan.baseline / RESULT).is_file()
     try:
-        write_report(
-            plan.config, data, folder=plan.folder, baseline_folder=plan.baseline if there else None, result=result
-        )
+        write_report(plan.config, data, folder=plan.folder, baseline_folder=plan.baseline if there else None)
     except KdcacheError as error:  # the run is whole all the same
         log.warning("%s: finished, but without report: %s", plan.folder, error)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 MOST_DOTS = 40  # above, single epochs cannot be told apart and only the line is drawn
+MOST_POINTS = 1000  # of a line: no screen shows more, and a page of a million epochs would have no bound
 LEAST_SPAN = 0.05  # of the values: a constant curve is not blown up to its rounding errors
 
 
@@ -35,7 +36,8 @@ def draw_chart(title: str, note: str, curves: list[Curve], *, height_px: int, le
         level: height of a dashed line over all epochs, the teacher's.
     """
     heights = [value for curve in curves for value in curve.values] + ([] if level is None else [level])
-    ticks = find_ticks(min(heights), max(heights), most=5 if height_px > 150 else 3)
+    most = 5 if height_px > 150 else 3
+    ticks = find_ticks(min(heights), max(heights), most=most)
     frame = _Frame(max(len(curve.values) for curve in curves), ticks[0], ticks[-1])
     lines = [f'<path class="grid" d="M0 {frame.y(tick)}H100"/>' for tick in ticks]
     if level is not None:
@@ -46,7 +48,7 @@ def draw_chart(title: str, note: str, curves: list[Curve], *, height_px: int, le
         f'<figure class="chart"><figcaption>{escape(title)} <small>{escape(note)}</small></figcaption>'
         f'<div class="plot" style="height:{height_px}px">{_label_heights(frame, ticks)}'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
-        f"{''.join(lines)}</svg>{_label_epochs(frame)}</div></figure>"
+        f"{''.join(lines)}</svg>{_label_epochs(frame, most)}</div></figure>"
     )
 
 
@@ -88,18 +90,19 @@ def _label_heights(frame: _Frame, ticks: list[float]) -> str:
     return f'<div class="ylabels">{"".join(spans)}</div>'
 
 
-def _label_epochs(frame: _Frame) -> str:
-    """Round numbers, and the first epoch; next to it no other has room."""
+def _label_epochs(frame: _Frame, most: int) -> str:
+    """Round numbers, and the first epoch; next to it no other has room, in a small chart less so."""
     last = frame.num_epochs
-    shown = [1, *(n for n in find_ticks(1, last, most=5, whole=True) if 1 + last / 8 < n <= last)]
+    least = 1 + last * (0.125 if most > 3 else 0.28)
+    shown = [1, *(n for n in find_ticks(1, last, most=most, whole=True) if least < n <= last)]
     spans = (f'<span style="left:{frame.x(n)}%">{"epoch " if n == 1 else ""}{n}</span>' for n in shown)
     return f'<div class="xlabels">{"".join(spans)}</div>'
 
 
 def _draw_curve(curve: Curve, frame: _Frame) -> str:
-    points = [(frame.x(epoch), frame.y(value)) for epoch, value in enumerate(curve.values, 1)]
-    drawn = [f'<path class="line {curve.kind}" d="M' + "L".join(f"{x} {y}" for x, y in points) + '"/>']
-    for epoch, (x, y) in enumerate(points, 1):
+    points = {epoch: (frame.x(epoch), frame.y(curve.values[epoch - 1])) for epoch in _thin_epochs(curve)}
+    drawn = [f'<path class="line {curve.kind}" d="M' + "L".join(f"{x} {y}" for x, y in points.values()) + '"/>']
+    for epoch, (x, y) in points.items():
         if frame.num_epochs <= MOST_DOTS or epoch == curve.best:
             size = " best" if epoch == curve.best else ""
             # a line of no length with round ends: a circle would be stretched with the SVG
@@ -108,3 +111,10 @@ def _draw_curve(curve: Curve, frame: _Frame) -> str:
                 f"<title>{curve.kind}, epoch {epoch}: {curve.values[epoch - 1]:.4f}</title></path>"
             )
     return "".join(drawn)
+
+
+def _thin_epochs(curve: Curve) -> list[int]:
+    """The epochs that are drawn: all, or evenly spaced ones, the best and the last."""
+    last = len(curve.values)
+    step = -(-last // MOST_POINTS)
+    return sorted({*range(1, last + 1, step), last, *([curve.best] if curve.best else [])})

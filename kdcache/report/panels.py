@@ -16,17 +16,19 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.models.arch import build_student
 from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.report.pictures import shrink_photo, thin_classes
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import load_weights, read_checkpoint
 
 NUM_PANELS = 6
-# 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for
+# 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for. Of more panels four times as many
+# are looked at, so that most and least are rare ones.
 NUM_SCANNED = 64
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One validation sample, cropped to its image: every map is uint8 [H, W].
+    """One validation sample, cropped to its image and made small: every map is uint8 [H, W], LONGEST_PX at most.
 
     disagreement: share of pixels on which student and teacher name different classes, 0 to 1.
     maps: title ("label", "teacher", "baseline", "student") -> class numbers.
@@ -61,17 +63,24 @@ class Predictor:
         return _to_classes(logits)
 
 
-def build_panels(reader: CacheReader, *, student: Predictor, baseline: Predictor | None) -> list[Panel]:
-    """Up to NUM_PANELS validation samples: those on which student and teacher differ most, then least.
+def build_panels(
+    reader: CacheReader, *, student: Predictor, baseline: Predictor | None, num_panels: int = NUM_PANELS
+) -> list[Panel]:
+    """Up to `num_panels` validation samples: those on which student and teacher differ most, then least.
 
-    Of a large split NUM_SCANNED evenly spaced samples are looked at. Raises CacheCorruptError.
+    Of a large split `count_scanned` evenly spaced samples are looked at. Raises CacheCorruptError.
     """
-    scanned = space_evenly(reader.layout.num_samples, NUM_SCANNED)
+    scanned = space_evenly(reader.layout.num_samples, count_scanned(num_panels))
     shares = {sample: _disagreement(reader, sample, student) for sample in scanned}
     return [
         _build_panel(reader, sample, shares[sample], student, baseline)
-        for sample in choose_extremes(shares, NUM_PANELS)
+        for sample in choose_extremes(shares, num_panels)
     ]
+
+
+def count_scanned(num_panels: int) -> int:
+    """Among how many samples that many are chosen."""
+    return max(NUM_SCANNED, 4 * num_panels)
 
 
 def space_evenly(total: int, most: int) -> list[int]:
@@ -116,8 +125,8 @@ def _build_panel(
     if baseline:
         maps["baseline"] = baseline.predict(image)
     maps["student"] = student.predict(image)
-    cropped = {title: classes[box] for title, classes in maps.items()}
-    return Panel(reader.sample_ids[sample], disagreement, image[box], cropped)
+    small = {title: thin_classes(classes[box]) for title, classes in maps.items()}  # fifty large ones fill the memory
+    return Panel(reader.sample_ids[sample], disagreement, shrink_photo(image[box]), small)
 
 
 def _to_classes(logits_1KHW: Tensor) -> np.ndarray:

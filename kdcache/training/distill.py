@@ -66,7 +66,7 @@ def distill(
         baseline = train_run(Plan(plain, baseline_folder, resume=True, wait=True), data, **together)
     say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
     student = train_run(Plan(config, folder, resume=config.run.resume, baseline=baseline_folder), data, **together)
-    report = processes.lead(write_report, config, data, folder=folder, baseline_folder=baseline_folder, result=student)
+    report = processes.lead(write_report, config, data, folder=folder, baseline_folder=baseline_folder)
     say(format_result(student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report))
     return Outcome(student, baseline)
 

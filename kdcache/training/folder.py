@@ -111,10 +111,7 @@ def read_result(folder: Path) -> dict:
         dict(result["hyperparameters"]), str(result["cache_identity"]), float(result["miou"])
         return result
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise TrainingError(
-            f"{folder / RESULT}: result is unreadable ({reason}); delete the run folder and start again"
-        ) from None
+        raise _unreadable(folder / RESULT, "result", error) from None
 
 
 def write_result(folder: Path, result: dict) -> None:
@@ -123,8 +120,14 @@ def write_result(folder: Path, result: dict) -> None:
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl, an epoch each."""
-    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    """The lines of metrics.jsonl, an epoch each, at least one. Raises TrainingError where it is missing or damaged."""
+    path = folder / METRICS
+    try:
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        [(float(entry["miou"]), float(entry["total"]), float(entry["time_s"])) for entry in history][0]
+        return history
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise _unreadable(path, "history", error) from None
 
 
 def write_history(folder: Path, history: list[dict]) -> None:
@@ -132,6 +135,11 @@ def write_history(folder: Path, history: list[dict]) -> None:
     partial = folder / f"{METRICS}.partial"
     partial.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
     partial.replace(folder / METRICS)
+
+
+def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:
+    reason = " ".join(str(error).split())[:80]
+    return TrainingError(f"{path}: {field} is unreadable ({reason}); delete the run folder and start again")
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torch import Tensor
 
 from kdcache.cache.manifest import Manifest
+from kdcache.machine import describe_machine
 from kdcache.models.student import count_parameters
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
 from kdcache.training.folder import find_origin, write_history, write_result
@@ -38,13 +40,15 @@ def read_state(folder: Path, *, resume: bool) -> dict | None:
 
 
 def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]) -> dict:
-    """Write result.json, and return its contents."""
+    """Write result.json, and return its contents; device and versions in it are those of the process that ended the run."""
     config, baseline_miou = plan.config, plan.find_baseline_miou()
     best = max(history, key=lambda e: e["miou"])
+    compared = None if baseline_miou is None else os.path.relpath(plan.baseline, plan.folder)
     gain = None if baseline_miou is None else best["miou"] - baseline_miou
     result = {
         "miou": best["miou"],
         "baseline_miou": baseline_miou,
+        "baseline": compared,
         "teacher_miou": manifest.information.get("teacher_miou"),
         "improvement_points": None if gain is None else 100 * gain,
         "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
@@ -54,6 +58,7 @@ def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]
         "best_epoch": best["epoch"],
         "last_miou": history[-1]["miou"],
         "seconds": sum(e["time_s"] for e in history),
+        **describe_machine(learner.device),
         **find_origin(config, manifest),
     }
     write_result(plan.folder, result)
