@@ -20,6 +20,10 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
         num_classes: K.
 
     Returns: int64 [K, K].
+
+    >>> count_confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), num_classes=2)
+    tensor([[1, 1],
+            [0, 1]])
     """
     counted = label_NHW != VOID
     pairs = label_NHW[counted].long() * num_classes + prediction_NHW[counted].long()
@@ -27,14 +31,24 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
 
 
 def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
-    """Intersection over union of each class, 0 to 1; None for a class in neither labels nor predictions."""
+    """Intersection over union of each class, 0 to 1; None for a class in neither labels nor predictions.
+
+    >>> confusion = count_confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), num_classes=3)
+    >>> compute_iou_per_class(confusion)
+    [0.5, 0.5, None]
+    """
     hits = confusion_KK.diagonal()
     union = confusion_KK.sum(0) + confusion_KK.sum(1) - hits
     return [int(h) / int(u) if u else None for h, u in zip(hits, union, strict=True)]
 
 
 def compute_miou(confusion_KK: Tensor) -> float:
-    """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 where none does."""
+    """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 where none does.
+
+    >>> confusion = count_confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), num_classes=3)
+    >>> compute_miou(confusion)  # class 2 does not count
+    0.5
+    """
     known = [iou for iou in compute_iou_per_class(confusion_KK) if iou is not None]
     return sum(known) / len(known) if known else 0.0
 
@@ -59,6 +73,10 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
         student: images [N, 3, H, W] -> scores [N, num_classes, h, w] on any grid, or (scores, anything). A module is evaluated in
             eval mode and left in the mode it was in.
         batches: of (images, labels [N, H, W]), or with these as attributes, as `kdcache.open_cache(PATH).val.batches()` has them.
+
+    >>> images, labels = torch.eye(3).reshape(1, 3, 1, 3), torch.tensor([[[0, 1, 0]]])
+    >>> evaluate_segmentation(lambda images: images, [(images, labels)], num_classes=3).per_class_iou  # it says 0, 1, 2
+    [0.5, 1.0, 0.0]
     """
     training = getattr(student, "training", False)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
