@@ -150,14 +150,17 @@ def test_a_baseline_is_shared_by_caches_of_the_same_images_and_labels(cache, giv
     }
     assert train(given, third, {"train": {"epochs": 1}}).baseline == first.baseline
     assert second.student["cache_identity"] != first.student["cache_identity"]
+    assert second.student["pictures_identity"] == first.student["pictures_identity"] == first.baseline["cache_identity"]
     other = {
         "augment": {"seed": 3},
         "cache": {"path": str(tmp_path / "other")},
         "run": {"dir": str(tmp_path / "runs" / "o")},
     }
     build_cache(make_config(merge(given, other)))
-    train(given, other, {"train": {"epochs": 1}})
+    moved = train(given, other, {"train": {"epochs": 1}}).student
     assert len(list((tmp_path / "runs").glob("baseline-*"))) == 2
+    assert moved["pictures_identity"] != first.student["pictures_identity"]
+    assert moved["validation_identity"] == first.student["validation_identity"]
 
 
 def test_baseline_and_student_start_equal_and_see_the_same_batches(cache, given, tmp_path, monkeypatch):
@@ -185,6 +188,7 @@ def test_checkpoints_hold_what_is_promised_without_code(cache, given, tmp_path):
     for name in ("miou", "baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou",
                  "params", "epochs", "seconds", "cache_identity"):  # fmt: skip
         assert name in result
+    assert (result["device_type"], result["processes"]) == ("cpu", [1])
     assert result["teacher_miou"] == read_manifest(cache.cache.path).information["teacher_miou"]
 
 

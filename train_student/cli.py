@@ -14,13 +14,15 @@ from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
 from kdcache.training.processes import Alone, join_processes
 from kdcache.training.settings import FROM_CACHE
+from train_student.compare import compare
 from train_student.grid import run_grid, take_grid
 from train_student.report import report
 
 PROG = "python -m train_student"
 EPILOG = f"""many students: {PROG} --config FILE --grid loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run]
 trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name);
-other commands, as in {PROG} report RUN: report (write a finished run's report again, --panels N)"""
+other commands, as in {PROG} report RUN: report (write a finished run's report again, --panels N), compare (finished
+runs side by side, over seeds)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,4 +58,4 @@ def _read(parser: ArgumentParser, words: list[str]) -> dict:
     return given
 
 
-COMMANDS = {"report": report}
+COMMANDS = {"report": report, "compare": compare}

@@ -73,13 +73,21 @@ class Manifest:
     @property
     def pictures_hash(self) -> str:
         """sha256 (hex) over what images and labels of both splits are, whatever was asked about them and however it is stored."""
-        return hash_facts(
-            {split: {part: facts[part] for part in ("dataset", "augment")} for split, facts in self.identity.items()}
-        )
+        return hash_facts({split: _pictures(facts) for split, facts in self.identity.items()})
+
+    @property
+    def validation_hash(self) -> str:
+        """The same over the validation split alone: what an mIoU is measured on."""
+        return hash_facts(_pictures(self.identity["val"]))
 
     def split_hash(self, split: str) -> str:
         """sha256 (hex) over one split's identity, which each of its commit records names."""
         return hash_facts(self.identity[split])
+
+
+def _pictures(facts: dict) -> dict:
+    """The part of a split's identity that says what its images and labels are."""
+    return {part: facts[part] for part in ("dataset", "augment")}
 
 
 def write_manifest(root: Place, manifest: Manifest) -> None:

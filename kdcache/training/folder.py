@@ -60,9 +60,15 @@ def find_identity(manifest: Manifest, facts: dict) -> str:
 
 
 def find_origin(config: Config, manifest: Manifest) -> dict:
-    """What makes a checkpoint or a result one of this run: `hyperparameters` and `cache_identity`."""
+    """What makes a checkpoint or a result one of this run: `hyperparameters` and `cache_identity`; and what makes it comparable
+    with another: `pictures_identity` of images and labels, `validation_identity` of those of val alone."""
     facts = hyperparameters(config)
-    return {"hyperparameters": facts, "cache_identity": find_identity(manifest, facts)}
+    origin = {"hyperparameters": facts, "cache_identity": find_identity(manifest, facts)}
+    return {
+        **origin,
+        "pictures_identity": manifest.pictures_hash,
+        "validation_identity": manifest.validation_hash,
+    }
 
 
 def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bool) -> None:

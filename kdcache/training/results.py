@@ -59,6 +59,8 @@ def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]
         "last_miou": history[-1]["miou"],
         "seconds": sum(e["time_s"] for e in history),
         **describe_machine(learner.device),
+        "device_type": learner.device.type,
+        "processes": sorted({e.get("processes", 1) for e in history}),
         **find_origin(config, manifest),
     }
     write_result(plan.folder, result)

@@ -1,0 +1,125 @@
+"""A finished run as a comparison sees it: what decided its numbers, and the numbers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kdcache.errors import TrainingError
+from kdcache.training.folder import BEFORE, METRICS, RESULT, SETTINGS, read_result
+
+SEED = "train.seed"
+TEACHING = ("loss.beta", "loss.gamma")
+CACHE, PICTURES = "cache", "images and labels"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Of one folder.
+
+    Args:
+        facts: all that decided the numbers but the seed, by name; what had no part in them is left out, and what an older kdcache
+            did not write down.
+        ious: best epoch's IoU of each class, 0 to 1, None where it does not occur.
+        miou, last_miou: of the best epoch on val, and of the last one, 0 to 1.
+        validation: identity of the validation data, None of a run that does not say.
+        epoch_s: median of its epochs without validation, None where metrics.jsonl is unreadable.
+    """
+
+    folder: Path
+    seed: int
+    facts: dict
+    names: list[str]
+    ious: list[float | None]
+    miou: float
+    last_miou: float
+    best_epoch: int
+    validation: str | None
+    epoch_s: float | None
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the teacher had a part in it; one without is a baseline."""
+        return any(self.facts[name] for name in TEACHING)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder that has a result.json. Raises TrainingError where that is damaged."""
+    result = read_result(folder)
+    try:
+        return _make_run(folder, result)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:80]
+        raise TrainingError(f"{folder / RESULT}: result is unreadable ({reason}); train that run again") from None
+
+
+def _make_run(folder: Path, result: dict) -> Run:
+    facts = {**BEFORE, **result["hyperparameters"]}
+    facts |= {name: float(facts[name]) for name in ("loss.alpha", *TEACHING)}
+    seed, ious = int(facts.pop(SEED)), [_share(iou) for iou in result["per_class_iou"].values()]
+    return Run(
+        folder=folder,
+        seed=seed,
+        facts=_keep_effective(facts) | _list_origin(facts, result),
+        names=list(result["per_class_iou"]),
+        ious=ious,
+        miou=_share(float(result["miou"])),
+        last_miou=_share(float(result["last_miou"])),
+        best_epoch=int(result["best_epoch"]),
+        validation=_hash(result.get("validation_identity")),
+        epoch_s=_read_epoch_s(folder),
+    )
+
+
+def _keep_effective(facts: dict) -> dict:
+    """Without what had no part in the loss. A term without weight is not computed, whatever its settings."""
+    idle = {"loss.temperature"} if not facts["loss.beta"] else set()
+    idle |= {"cache.levels"} if not facts["loss.gamma"] else set()
+    return {name: value for name, value in facts.items() if name not in idle}
+
+
+def _list_origin(facts: dict, result: dict) -> dict:
+    """Cache, images and labels, device; processes of a CPU alone, where each normalises its own rows."""
+    taught = any(facts[name] for name in TEACHING)
+    cache = _hash(result["cache_identity"])
+    pictures = _hash(result.get("pictures_identity", None if taught else cache))
+    origin = {PICTURES: pictures, "device": result.get("device_type")}
+    origin |= {CACHE: cache} if taught else {}
+    origin |= {"processes": " and ".join(map(str, result["processes"]))} if origin["device"] == "cpu" else {}
+    return {name: value for name, value in origin.items() if value is not None}
+
+
+def _hash(value: str | None) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"{value} is no hash")
+    return value
+
+
+def _share(value: float | None) -> float | None:
+    """Raises ValueError outside 0..1, NaN too."""
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"{value} is no share")
+    return value
+
+
+def read_encoding(folder: Path) -> str | None:
+    """Of the cache a run was trained from, as its settings say it; None where they are unreadable."""
+    try:
+        encoding = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))["cache"]["encoding"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError):
+        return None
+    if isinstance(encoding, dict):
+        return " ".join(f"{name}={kind}" for name, kind in encoding.items())
+    return str(encoding)
+
+
+def _read_epoch_s(folder: Path) -> float | None:
+    try:
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        return statistics.median(entry["time_s"] - entry["validation_s"] for entry in map(json.loads, lines))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # the run is whole all the same
+        return None
