@@ -155,7 +155,7 @@ class Two:
 
 def test_every_point_is_trained_with_every_seed_beside_one_baseline_a_seed(start, tmp_path, capsys):
     assert start(*GRID, "--seeds", "0,1", "--dry-run") == 0
-    assert "8 runs, 2 of them without a teacher" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+    assert "8 runs, 2 of them with labels only" in capsys.readouterr().out and not (tmp_path / "runs").exists()
     assert start(*GRID, "--seeds", "0,1") == 0
     out = capsys.readouterr().out
     runs = list_runs(tmp_path)
@@ -163,6 +163,7 @@ def test_every_point_is_trained_with_every_seed_beside_one_baseline_a_seed(start
     for (beta, gamma, seed), result in runs.items():
         assert result["baseline_miou"] == (runs[0, 0, seed]["miou"] if beta or gamma else None)
     assert "group 1 of 2: 4 runs of the same batches, 0 finished" in out and "8 of 8 runs are finished" in out
+    assert "to baseline, points" in out and "loss.beta 0.5, loss.gamma 0.3       2 " in out
     assert len(list((tmp_path / "runs").glob("*/report.html"))) == 8
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert start(*GRID, "--seeds", "0,1") == 0

@@ -56,18 +56,23 @@ def run_grid(parser: ArgumentParser, grid: Grid, words: list[str], processes: Al
 
     root = find_place(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
     from kdcache.cache.manifest import read_manifest
+    from kdcache.comparison.compare import compare_runs
     from kdcache.experiments.matrix import plan_matrix, run_matrix
+    from kdcache.report.comparison_text import format_comparison
 
     manifest = read_manifest(root)
     plans = plan_matrix(grid, ask, root=root, manifest=manifest)
-    baselines = sum(plan.baseline is None for plan in plans)
+    baselines = sum(not (plan.config.loss.beta or plan.config.loss.gamma) for plan in plans)
     folder = plans[0].config.run.dir
-    print(f"{folder}: {len(plans)} runs, {baselines} of them without a teacher to compare with, from {root}")
+    print(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
     if dry:
         for plan in plans:
             print(f"  {plan.folder.name}")
         return 0
     failures = run_matrix(plans, root=root, manifest=manifest, progress=Console(), say=print)
+    if len(failures) < len(plans):
+        unfinished = {failure.folder for failure in failures}
+        print(format_comparison(compare_runs([plan.folder for plan in plans if plan.folder not in unfinished])))
     return _conclude(failures, len(plans))
 
 
