@@ -16,6 +16,7 @@ from cache_teacher.fidelity import fidelity
 from cache_teacher.options import read_count, take_options
 from cache_teacher.packing import export_cache, import_cache
 from cache_teacher.plan import plan
+from cache_teacher.view import view
 from kdcache.checks import refuse
 from kdcache.command import run_command
 from kdcache.config import Config, config_to_dict
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("kdcache")
 OPTIONS = {"--engine": "processes", "--workers": None}
 PROG = "python -m cache_teacher"
-EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), verify (what is damaged), repair (recompute that),
-gc (remove what killed runs left), export (pack it into one HDF5 file), import (make a folder of that again), fidelity (compare
-with the teacher, asked again), sample-set (write the sample data set);
-{PROG} plan says what all this will take, {PROG} fit fine-tunes a teacher, settings as above"""
+EPILOG = f"""other commands, as in {PROG} info PATH: info (what a cache holds), view (a page to look at it),
+verify (what is damaged), repair (recompute that), gc (remove what killed runs left), export (pack it into one
+HDF5 file), import (make a folder of that again), fidelity (compare with the teacher, asked again), sample-set
+(write the sample data set); {PROG} plan says what all this will take, {PROG} fit fine-tunes a teacher,
+settings as above"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,6 +147,7 @@ def _sample_set(argv: list[str]) -> None:
 COMMANDS = {
     "plan": plan,
     "info": maintain.info,
+    "view": view,
     "verify": maintain.verify,
     "repair": maintain.repair,
     "gc": maintain.gc,

@@ -68,7 +68,7 @@ def test_a_mistyped_command_ends_with_code_2_and_the_nearest_one(capsys, word, c
     code, line = fails(capsys, "cache_teacher", word, "caches/demo")
     assert (
         code == 2
-        and f"command is '{word}', expected plan, info, verify, repair, gc, export, import, fidelity, fit, sample-set"
+        and f"command is '{word}', expected plan, info, view, verify, repair, gc, export, import, fidelity, fit, sample-set"
         in line
         and cure in line
     )

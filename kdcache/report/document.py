@@ -1,7 +1,9 @@
-"""An HTML page that needs nothing else: no script, no network, and a policy that says so."""
+"""An HTML page that needs nothing else: no network, no script but its own, and a policy that says so."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from html import escape
 
@@ -10,13 +12,27 @@ from kdcache.report.style import CSS
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def make_document(title: str, parts: Iterable[str], *, css: str = "") -> str:
-    """The page. Args: title: plain text. parts: HTML. css: beside the style sheet of all pages."""
+def make_document(title: str, parts: Iterable[str], *, css: str = "", script: str = "") -> str:
+    """The page.
+
+    Args: title: plain text. parts: HTML. css: beside the style sheet of all pages.
+    script: run at the end, the only one that the policy lets run.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{_allow(script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} - kdcache</title>\n<style>{CSS}{css}</style></head>\n<body><main>\n"
         + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        + f"\n</main>{_embed(script)}</body></html>\n"
     )
+
+
+def _allow(script: str) -> str:
+    """What the policy says of a script: its hash, so that no other runs, whatever a name may hold."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"; script-src 'sha256-{digest}'" if script else ""
+
+
+def _embed(script: str) -> str:
+    return f"<script>{script}</script>" if script else ""

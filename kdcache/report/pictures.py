@@ -1,4 +1,4 @@
-"""Arrays as small pictures inside a page: photographs, class maps in VOC's colours, maps of errors.
+"""Arrays as small pictures inside a page: photographs, class maps in VOC's colours, maps of errors and of strengths.
 
 Letters: H height, W width.
 """
@@ -21,6 +21,9 @@ DARK_VOID = VOID - 1  # no class has this number: dataset.num_classes ends at 25
 VOID_GREYS = {VOID: (176, 176, 176), DARK_VOID: (120, 120, 120)}
 RIGHT, WRONG = 0, 1
 ERROR_COLOURS = ((236, 236, 232), (200, 30, 60), VOID_GREYS[VOID], VOID_GREYS[DARK_VOID])
+# Points of "magma", from 0 to the most: rising in lightness, so that they are told apart printed in grey and by the colour-blind
+HEAT_POINTS = ((0, 0, 4), (59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
+NUM_HEATS = 64
 
 
 def css_colour(class_number: int) -> str:
@@ -52,9 +55,26 @@ def error_map_uri(classes_HW: np.ndarray, label_HW: np.ndarray, *, longest_px: i
     return _as_png(errors, np.array(ERROR_COLOURS, np.uint8))
 
 
+def heat_map_uri(values_HW: np.ndarray, *, most: float) -> str:
+    """Values from 0 to `most` as a data URI of a palette PNG whose pixel values rise with them, 0 to NUM_HEATS - 1."""
+    return _as_png(np.rint(np.clip(values_HW / most, 0, 1) * (NUM_HEATS - 1)).astype(np.uint8), heat_colours())
+
+
+def heat_colours() -> np.ndarray:
+    """uint8 [NUM_HEATS, 3], evenly between HEAT_POINTS."""
+    places = np.linspace(0, len(HEAT_POINTS) - 1, NUM_HEATS)
+    channels = [np.interp(places, range(len(HEAT_POINTS)), channel) for channel in zip(*HEAT_POINTS, strict=True)]
+    return np.rint(np.stack(channels, 1)).astype(np.uint8)
+
+
 def shrink_photo(image_HW3: np.ndarray, longest_px: int = LONGEST_PX) -> np.ndarray:
     """The image averaged down to `longest_px`."""
     return np.asarray(_shrink(Image.fromarray(image_HW3), longest_px, Image.Resampling.BOX))
+
+
+def shrink_map(values_HW: np.ndarray, longest_px: int = LONGEST_PX) -> np.ndarray:
+    """float32 values averaged down to `longest_px`."""
+    return np.asarray(_shrink(Image.fromarray(values_HW), longest_px, Image.Resampling.BOX))
 
 
 def thin_classes(classes_HW: np.ndarray, longest_px: int = LONGEST_PX) -> np.ndarray:
