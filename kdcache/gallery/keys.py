@@ -25,7 +25,7 @@ def draw_keys(names: list[str], exhibit: Exhibit) -> str:
         what = "share of the features' direction kept (lengths are not)" if kept else "energy of the features"
         scales.append(_draw_scale(f"{level}: {what}", f"{exhibit.mosts[level]:.3g}"))
     classes = "".join(
-        f"<li><bdi>{draw_swatch(number)}{escape(shorten(name))}</bdi></li>" for number, name in enumerate(names)
+        f"<li>{draw_swatch(number)}<bdi>{escape(shorten(name))}</bdi></li>" for number, name in enumerate(names)
     )
     opened = " open" if len(names) <= MOST_OPEN else ""
     return (

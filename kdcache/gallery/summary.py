@@ -101,4 +101,4 @@ def _draw_row(number: int, most: int | None, names: list[str], confusion_KK: np.
 
 
 def _draw_name(names: list[str], number: int) -> str:
-    return f"<bdi>{draw_swatch(number)}{escape(shorten(names[number]))}</bdi>"
+    return f"{draw_swatch(number)}<bdi>{escape(shorten(names[number]))}</bdi>"
