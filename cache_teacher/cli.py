@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from cache_teacher.packing import export_cache, import_cache
 from cache_teacher.plan import plan
 from cache_teacher.view import view
 from kdcache.checks import refuse
-from kdcache.command import run_command
+from kdcache.command import check_command, run_command
 from kdcache.config import Config, config_to_dict
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.report.progress import Console
@@ -47,11 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(argv: list[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        expected = Phrase(", ".join(COMMANDS) + " or --SECTION.NAME VALUE")
-        cure = f"write {near[0]}" if near else f"`{PROG} --help` lists what there is"
-        raise SettingsError(describe(PROG, field="command", found=argv[0], expected=expected, cure=cure))
+    check_command(PROG, argv, COMMANDS)
     options, words = take_options(argv, OPTIONS)
     parser = build_parser(
         prog=f"{PROG} [--engine ray [--workers N]]",

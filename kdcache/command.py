@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from kdcache.errors import KdcacheError, SettingsError, ToldElsewhere
+from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 A_MOMENT_S = 1.0
@@ -26,6 +27,16 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises SettingsError."""
         raise SettingsError(f"{message}; --help explains it")
+
+
+def check_command(prog: str, argv: Sequence[str], commands: Iterable[str]) -> None:
+    """Raises SettingsError where the first word is no setting: a command mistyped, perhaps."""
+    if not argv or argv[0].startswith("-"):
+        return
+    near = difflib.get_close_matches(argv[0], commands, n=1)
+    expected = Phrase(", ".join(commands) + " or --SECTION.NAME VALUE")
+    cure = f"write {near[0]}" if near else f"`{prog} --help` lists what there is"
+    raise SettingsError(describe(prog, field="command", found=argv[0], expected=expected, cure=cure))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from kdcache.config import Config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import build_fcn
 from kdcache.settings import make_config, merge
+from kdcache.training.distill import distill
 
 NUM_CLASSES = len(CLASS_NAMES)
 SIZE_PX = 48
@@ -105,6 +106,21 @@ def cache(built_root, config) -> Config:
     """Settings whose cache is finished."""
     shutil.copytree(built_root, config.cache.path)
     return config
+
+
+@pytest.fixture(scope="session")
+def trained_run(base_given, built_root, tmp_path_factory) -> Path:
+    """The folder of a run of two epochs from `built_root`, without a baseline. Read only; copy it to do anything with."""
+    folder = tmp_path_factory.mktemp("trained") / "kd"
+    run = {"cache": {"path": str(built_root)}, "run": {"dir": str(folder), "baseline": False}}
+    distill(merge(base_given, run), root=built_root)
+    return folder
+
+
+@pytest.fixture
+def run(trained_run, tmp_path) -> Path:
+    """A copy of `trained_run`."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -54,3 +55,14 @@ def too_small(num_classes: int) -> nn.Module:
 def _stage(inputs: int, outputs: int, *, stride: int) -> nn.Module:
     conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), nn.Dropout(0.1))
+
+
+class OneSize(Plain):
+    """Takes images of 48x48 pixels alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, 4)
+        self.place = nn.Parameter(torch.zeros(1, 3, 48, 48))
+
+    def forward(self, image_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().forward(image_NCHW + self.place)

@@ -8,7 +8,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 from kdcache.cache.place import find_place
-from kdcache.command import run_command
+from kdcache.command import check_command, run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
@@ -17,12 +17,13 @@ from kdcache.training.settings import FROM_CACHE
 from train_student.compare import compare
 from train_student.grid import run_grid, take_grid
 from train_student.report import report
+from train_student.takeaway import export, predict
 
 PROG = "python -m train_student"
 EPILOG = f"""many students: {PROG} --config FILE --grid loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run]
 trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name);
 other commands, as in {PROG} report RUN: report (write a finished run's report again, --panels N), compare (finished
-runs side by side, over seeds)"""
+runs side by side, over seeds), export (take the student away: onnx, safetensors, executorch), predict (ask it about images)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int | None:
+    check_command(PROG, argv, COMMANDS)
     parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.", epilog=EPILOG)
     grid, dry, words = take_grid(argv)
     with join_processes() as processes:
@@ -58,4 +60,4 @@ def _read(parser: ArgumentParser, words: list[str]) -> dict:
     return given
 
 
-COMMANDS = {"report": report, "compare": compare}
+COMMANDS = {"report": report, "compare": compare, "export": export, "predict": predict}

@@ -65,7 +65,7 @@ def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool |
         raise
     except Exception as error:  # whatever code of yours meets
         expected = "a function of num_classes and student.options"
-        raise _refuse(config.arch, f"failing ({_first_line(error)})", expected) from None
+        raise _refuse(config.arch, f"failing ({first_line(error)})", expected) from None
     if not isinstance(module, nn.Module):
         raise _refuse(config.arch, f"giving a {type(module).__name__}", "a function that gives a torch.nn.Module")
     return OwnStudent(module)
@@ -86,7 +86,7 @@ def find_function(arch: str) -> Callable:
         return getattr(importlib.import_module(package), name)
     except Exception as error:  # whatever code of yours meets
         expected = "package.module:function that can be imported from here"
-        raise _refuse(arch, f"no such function ({_first_line(error)})", expected) from None
+        raise _refuse(arch, f"no such function ({first_line(error)})", expected) from None
 
 
 def hash_source(arch: str) -> str:
@@ -113,7 +113,7 @@ def find_channels(
     try:
         answer = student.eval()(torch.zeros(1, 3, *hw), return_features=True, full_size=False)
     except Exception as error:  # whatever code of yours meets
-        found = f"failing at an image of {hw[0]}x{hw[1]} ({_first_line(error)})"
+        found = f"failing at an image of {hw[0]}x{hw[1]} ({first_line(error)})"
         raise _refuse(arch, found, f"to return {RETURNS}") from None
     finally:
         student.train(training)
@@ -140,7 +140,8 @@ def _shape(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error of code that is not kdcache's, short."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
