@@ -74,6 +74,15 @@ def test_a_mistyped_command_ends_with_code_2_and_the_nearest_one(capsys, word, c
     )
 
 
+def test_a_mistyped_command_of_phase_two_too(capsys):
+    code, line = fails(capsys, "train_student", "comapre", "runs/demo")
+    assert (
+        code == 2
+        and "command is 'comapre', expected report, compare, export, predict" in line
+        and "write compare" in line
+    )
+
+
 def test_a_missing_teacher_ends_with_code_1_and_the_cure(capsys, config_file):
     code, line = fails(capsys, "cache_teacher", "--config", config_file, "--teacher.weights", "absent.pth")
     assert code == 1 and "absent.pth: teacher.weights is missing" in line

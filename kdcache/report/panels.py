@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
-from kdcache.models.arch import build_student
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.report.pictures import shrink_photo, thin_classes
 from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.checkpoint import load_weights, read_checkpoint
+from kdcache.training.checkpoint import read_student
 
 NUM_PANELS = 6
 # 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for. Of more panels four times as many
@@ -50,9 +49,8 @@ class Predictor:
 
     def __init__(self, config: Config, checkpoint: Path) -> None:
         self.device, self.autocast = choose_arithmetic(config)
-        student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
-        load_weights(student, read_checkpoint(checkpoint), where=checkpoint)
-        self.student: nn.Module = student.to(self.device, memory_format=torch.channels_last).eval()
+        student, _ = read_student(config, checkpoint)
+        self.student: nn.Module = student.to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def predict(self, image_HW3: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from kdcache.config import Config
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
-from kdcache.models.arch import build_student, first_line, hash_source
+from kdcache.models.arch import first_line, hash_source
 from kdcache.models.inputs import normalize_images
 from kdcache.settings import drop_unknown, make_config
 from kdcache.settings_file import check_settings_file
-from kdcache.training.checkpoint import BEST, load_weights, read_checkpoint
+from kdcache.training.checkpoint import BEST, read_student
 from kdcache.training.folder import SETTINGS
 
 log = logging.getLogger("kdcache")
@@ -65,16 +65,15 @@ def load_student(run: Path) -> TrainedStudent:
         if not (run / name).is_file():
             found, expected = Phrase("no run" if run.is_dir() else "missing"), Phrase(f"a run with {name}")
             raise SettingsError(describe(run, field="folder", found=found, expected=expected, cure=_NO_RUN))
-    config, state = _read_config(run / SETTINGS), read_checkpoint(run / BEST)
-    module = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
-    load_weights(module, state, where=run / BEST)
+    config = _read_config(run / SETTINGS)
+    module, state = read_student(config, run / BEST)
     _warn_of_other_source(config, state)
     try:
         best = state["history"][-1]
         facts = int(best["epoch"]), float(best["miou"]), str(state["cache_identity"])
     except (TypeError, KeyError, IndexError, ValueError):
         raise TrainingError(f"{run / BEST}: checkpoint is unreadable (its history); give another run") from None
-    return TrainedStudent(run, config, module.eval(), *facts)
+    return TrainedStudent(run, config, module, *facts)
 
 
 def _read_config(path: Path) -> Config:

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdcache.config import Config
 from kdcache.errors import TrainingError
+from kdcache.models.arch import build_student
 from kdcache.training.loop import Learner
 
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
@@ -54,6 +56,14 @@ def read_checkpoint(path: Path) -> dict:
     if missing:
         raise TrainingError(f"{path}: checkpoint is unreadable (it has no {missing[0]}); {_CURE}")
     return state
+
+
+def read_student(config: Config, checkpoint: Path) -> tuple[nn.Module, dict]:
+    """The student of a checkpoint, in eval mode on the CPU, and the checkpoint. Raises TrainingError, SettingsError."""
+    state = read_checkpoint(checkpoint)
+    student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
+    load_weights(student, state, where=checkpoint)
+    return student.eval(), state
 
 
 def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
