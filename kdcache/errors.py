@@ -28,6 +28,10 @@ class TrainingError(KdcacheError, RuntimeError):
     """Training cannot go on: a non-finite loss, a run folder of another run, a damaged checkpoint."""
 
 
+class OtherRunError(TrainingError):
+    """A run folder holds a run of other settings, or from another cache."""
+
+
 class ToldElsewhere(KdcacheError):
     """Another process of the same run says what is wrong; this one ends with its exit code and says nothing."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -19,5 +19,15 @@ def describe_machine(device: torch.device, *, packages: tuple[str, ...] = ()) ->
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "num_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *packages)}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _find_version(name) for name in (*PACKAGES, *packages)},
+        },
     }
+
+
+def _find_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "not installed"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdcache.checks import refuse
 from kdcache.config import VOID
 from kdcache.models.inputs import resize_to
 
@@ -71,25 +72,27 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
 
     Args:
         student: images [N, 3, H, W] -> scores [N, num_classes, h, w] on any grid, or (scores, anything). A module is evaluated in
-            eval mode and left in the mode it was in.
+            eval mode; it and its parts are left in the modes they were in.
         batches: of (images, labels [N, H, W]), or with these as attributes, as `kdcache.open_cache(PATH).val.batches()` has them.
 
     >>> images, labels = torch.eye(3).reshape(1, 3, 1, 3), torch.tensor([[[0, 1, 0]]])
     >>> evaluate_segmentation(lambda images: images, [(images, labels)], num_classes=3).per_class_iou  # it says 0, 1, 2
     [0.5, 1.0, 0.0]
     """
-    training = getattr(student, "training", False)
+    modes = {module: module.training for module in student.modules()} if isinstance(student, nn.Module) else {}
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     try:
-        if training:
+        if modes:
             student.eval()
         for batch in batches:
             images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
             scores = student(images)
             scores = scores if isinstance(scores, Tensor) else scores[0]
+            if scores.shape[1] != num_classes:
+                raise refuse("num_classes", num_classes, f"{scores.shape[1]}, the channels of the student's scores")
             classes = resize_to(scores.float(), labels.shape[-2:]).argmax(1)
             confusion += count_confusion(classes, labels, num_classes=num_classes).cpu()
     finally:
-        if training:
-            student.train()
+        for module, training in modes.items():
+            module.training = training
     return Evaluation(confusion, compute_miou(confusion), compute_iou_per_class(confusion))

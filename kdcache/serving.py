@@ -15,7 +15,7 @@ from torch import Tensor
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.place import Place, find_place
 from kdcache.cache.reader import CacheReader
-from kdcache.checks import check_range, refuse
+from kdcache.checks import refuse
 from kdcache.config import LEVELS
 from kdcache.devices import choose_device
 from kdcache.losses.target import Target
@@ -94,7 +94,10 @@ class Split:
 
         Raises: SettingsError, CacheCorruptError.
         """
-        check_range("batch_size", batch_size, 1, 65_536)
+        for name, value, least in (("batch_size", batch_size, 1), ("epoch", epoch, 0), ("seed", seed, 0)):
+            if not isinstance(value, int) or not least <= value < 2**63:
+                raise refuse(name, value, f"a whole number, {least} or more")
+        answers = (answers,) if isinstance(answers, str) else answers
         wanted = self.answers if answers is None else tuple(answers)
         unknown = [name for name in wanted if name not in self.answers]
         if unknown:

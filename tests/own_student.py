@@ -66,3 +66,38 @@ class OneSize(Plain):
 
     def forward(self, image_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return super().forward(image_NCHW + self.place)
+
+
+class FrozenAlone(Plain):
+    def forward(self, image_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.training:
+            raise RuntimeError("not like this")
+        return super().forward(image_NCHW)
+
+
+def frozen_alone(num_classes: int) -> nn.Module:
+    return FrozenAlone(num_classes, 8)
+
+
+PATIENCE = 0  # how many times `late` answers
+
+
+class Late(Plain):
+    def forward(self, image_NCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        global PATIENCE
+        PATIENCE -= 1
+        if PATIENCE < 0:
+            raise RuntimeError("boom\nand more")
+        return super().forward(image_NCHW)
+
+
+def late(num_classes: int, width: int = 8) -> nn.Module:
+    return Late(num_classes, width)
+
+
+def empty(num_classes: int) -> nn.Module:
+    return nn.Identity()
+
+
+def leaving(num_classes: int) -> nn.Module:
+    raise SystemExit(3)

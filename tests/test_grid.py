@@ -79,8 +79,8 @@ def test_a_grid_may_stand_in_a_file(tmp_path):
         (["loss.beta="], None, ["loss.beta is empty"]),
         (["loss.beta=0", "loss.beta=1"], None, ["loss.beta is given twice"]),
         (["loss.beta"], None, ["loss.beta is no grid, expected NAME=VALUE,VALUE or a YAML file"]),
-        (["loss.beta=0"], "a", ["--seeds is 'a', expected different whole numbers"]),
-        (["loss.beta=0"], "1,1", ["--seeds is '1,1'"]),
+        (["loss.beta=0"], "a", ["--seeds is a, expected different whole numbers"]),
+        (["loss.beta=0"], "1,1", ["--seeds is 1,1"]),
         (["nowhere.yaml"], None, ["nowhere.yaml"]),
     ],
 )
@@ -115,7 +115,13 @@ def test_names_of_runs_are_plain_words():
         ("--grid loss.beta=0,x", "loss.beta is 'x'"),
         ("--grid augment.views=1,9", "number of cached views (augment.views) is 2, expected 9"),
         ("--grid loss.alpha=0 loss.beta=1,0 loss.gamma=0", "loss.alpha is 0.0"),
+        (
+            "--grid loss.beta=0.5,0.50",
+            "loss.beta=0.50,seed=0 is the same as loss.beta=0.5,seed=0, expected different settings",
+        ),
         ("--grid", "--grid is empty"),
+        ("--dry-run", "--dry-run is given alone, expected a grid to list"),
+        ("--grid none.yaml", "none.yaml is unreadable (No such file or directory), expected a YAML file that is there"),
         ("--seeds", "--seeds is empty"),
         ("--grid student.arch=absent:student", "student.arch absent:student is no such function"),
     ],
@@ -203,3 +209,58 @@ def test_what_another_process_trains_is_left_to_it(start, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 of 3 runs are finished; 1 are left to other processes, 0 failed" in out
     assert set(list_runs(tmp_path)) == {(0, 0, 0), (1, 0.3, 0)}
+
+
+def test_a_grid_over_runs_of_other_settings_is_refused_before_anything_is_trained(start, tmp_path, capsys):
+    assert start("--grid", "loss.beta=0.5", "--seeds", "0") == 0
+    before = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--train.epochs", "2", "--dry-run") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "train.epochs is 1, expected 2; resume with the settings of the run, or choose another run.dir" in line
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "loss.beta: [0", "x" * 9, "\xff"])
+def test_a_file_that_is_no_grid_says_what_one_is(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError) as error:
+        read_grid([str(path)], None)
+    check_one_line(error, str(path), "is no grid", "expected lists of values by name, as in `loss.beta: [0, 0.5]`")
+
+
+def test_a_baseline_that_was_finished_later_is_taken_up(start, tmp_path, monkeypatch):
+    train_step = loop.train_step
+
+    def fail(learner, batch, *, where):
+        if not learner.loss.beta:
+            raise ValueError("Expected more than 1 value per channel when training")  # as torch says it
+        return train_step(learner, batch, where=where)
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    words = ["--grid", "loss.beta=0.5", "loss.gamma=0", "--seeds", "0"]
+    assert start(*words) == 1 and [r["baseline_miou"] for r in list_runs(tmp_path).values()] == [None]
+    monkeypatch.undo()
+    assert start(*words) == 0
+    runs = list_runs(tmp_path)
+    assert (
+        runs[0.5, 0, 0]["baseline_miou"] == runs[0, 0, 0]["miou"] and runs[0.5, 0, 0]["improvement_points"] is not None
+    )
+    (page,) = (tmp_path / "runs").glob("loss.beta*/report.html")
+    assert "No baseline was trained" not in page.read_text()
+
+
+def test_a_group_whose_baseline_another_process_trains_is_left_to_it_whole(start, tmp_path, capsys):
+    assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--dry-run", "--train.epochs", "2") == 0
+    baseline = capsys.readouterr().out.split()[-2]
+    folder = tmp_path / "runs" / baseline
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    with hold_folder(folder, wait=False):
+        assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--train.epochs", "2") == 0
+    assert "0 of 2 runs are finished; 2 are left to other processes" in capsys.readouterr().out
+
+
+def test_words_behind_dry_run_are_no_part_of_it(start, capsys):
+    assert start("--seeds", "0", "--dry-run", "loss.gamma=0") == 2
+    assert "loss.gamma=0" in capsys.readouterr().err

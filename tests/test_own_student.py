@@ -96,6 +96,12 @@ def test_a_checkpoint_of_another_student_is_one_line(built_root, given, monkeypa
         ("own_student:failing", ["failing (ValueError: no such)"]),
         ("own_student:logits_alone", ["failing at an image of 32x32", "to return (logits"]),
         ("own_student:one_class_more", ["returning logits [1, 9, 4, 4]", "expected logits [1, 8,"]),
+        ("own_student:empty", ["without parameters to train", "expected one at least"]),
+        ("own_student:leaving", ["failing (SystemExit: 3)"]),
+        (
+            "own_student:frozen_alone",
+            ["failing at two images in training mode, of 32x32 (RuntimeError: not like this)"],
+        ),
         ("own_student:too_small", ["failing at an image of 32x32 (RuntimeError: the image is too small)"]),
     ],
 )
@@ -111,7 +117,7 @@ def test_a_level_that_it_does_not_return_is_named():
     assert find_channels(student, ["low", "mid"], arch="x:y", num_classes=3, hw=(32, 48)) == {"low": 8, "mid": 16}
     with pytest.raises(SettingsError) as error:
         find_channels(student, ["low", "high"], arch="own_student:plain", num_classes=3, hw=(32, 32))
-    check_one_line(error, "returning nothing as features of level 'high'", "or loss.gamma 0 and cache.levels []")
+    check_one_line(error, "returning nothing as features of level 'high'", "or set cache.levels [low, mid]")
 
 
 @pytest.mark.parametrize(
@@ -139,3 +145,19 @@ def test_the_source_is_the_file_of_the_function():
     assert len(hash_source("own_student:plain")) == 12
     assert hash_source("own_student:plain") != hash_source("torchvision.models:resnet18") != "unknown"
     assert hash_source("math:sqrt") == "unknown" and find_function("own_student:plain") is own_student.plain
+
+
+def test_a_missing_level_is_met_before_the_baseline_is_trained(built_root, given, tmp_path):
+    changes = {"cache": {"levels": ["high"]}, "run": {"baseline": True}}
+    with pytest.raises(SettingsError) as error:
+        distill(merge(own(given), changes), root=built_root)
+    check_one_line(error, "returning nothing as features of level 'high'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_it_raises_in_training_is_one_line_with_the_place(built_root, given, monkeypatch):
+    monkeypatch.setattr(own_student, "PATIENCE", 5)
+    with pytest.raises(TrainingError) as error:
+        distill(own(given, arch="own_student:late"), root=built_root)
+    words = "student.arch own_student:late is failing in training (RuntimeError: boom, own_student.py line"
+    check_one_line(error, words, "--run.resume")

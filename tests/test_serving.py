@@ -102,6 +102,9 @@ def test_epochs_and_seeds_decide_the_order_and_validation_has_one(opened):
     [
         ({"answers": ["depth"]}, "answers is 'depth', expected some of logits, low, mid, high"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"epoch": -1}, "epoch is -1, expected a whole number, 0 or more"),
+        ({"epoch": 0.5}, "epoch is 0.5"),
+        ({"answers": "depth"}, "answers is 'depth'"),
         ({"device": "cuda:99"}, "device is 'cuda:99'"),
     ],
 )
@@ -135,3 +138,18 @@ def test_evaluate_segmentation_counts_every_labelled_pixel_once(opened):
     assert confusion.sum() == (whole.labels != 255).sum() and student.training
     pairs = [(whole.images[:2], whole.labels[:2]), (whole.images[2:], whole.labels[2:])]
     assert kdcache.evaluate_segmentation(lambda x: student(x)[0], pairs, num_classes=8).miou == result.miou
+
+
+def test_evaluate_segmentation_leaves_each_part_in_its_mode():
+    student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    student[1].eval()
+    pairs, before = [(torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long))], student[1].running_mean.clone()
+    kdcache.evaluate_segmentation(student, pairs, num_classes=4)
+    assert student.training and student[0].training and not student[1].training
+    student[1].train()
+    student.training = False  # its parts are not
+    kdcache.evaluate_segmentation(student, pairs, num_classes=4)
+    assert student[1].training and torch.equal(student[1].running_mean, before)
+    with pytest.raises(SettingsError) as error:
+        kdcache.evaluate_segmentation(student, pairs, num_classes=3)
+    check_one_line(error, "num_classes is 3, expected 4, the channels of the student's scores")

@@ -112,6 +112,20 @@ def test_one_that_fails_ends_alone_and_the_others_are_what_they_were(data, plans
     assert first["epochs"] == third["epochs"] == 2
 
 
+def test_whatever_a_student_of_the_users_raises_ends_it_alone(data, plans, monkeypatch):
+    train_step = loop.train_step
+
+    def fail(learner, batch, *, where):
+        if learner.loss.beta:
+            raise ValueError("Expected more than 1 value per channel\nwhen training")
+        return train_step(learner, batch, where=where)
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    first, second, third = train_all(plans("ours", epochs=1), data)
+    assert isinstance(second, TrainingError) and first["epochs"] == third["epochs"] == 1
+    assert "is failing in training (ValueError: Expected more than 1 value per channel); mend it" in str(second)
+
+
 def test_stopped_anywhere_they_go_on_where_each_of_them_was(data, plans):
     ours, alone, said = plans("ours", epochs=3), plans("alone", epochs=3), []
 

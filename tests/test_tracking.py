@@ -135,10 +135,16 @@ def test_wandb_gets_the_numbers_and_goes_on_under_the_same_id(tmp_path, monkeypa
 
     monkeypatch.setitem(sys.modules, "wandb", type("wandb", (), {"init": staticmethod(init)}))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    for first in (1, 2):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for first in (1, 2, 1):
         tracker = choose_tracker("wandb", tmp_path / "runs" / "a", first=first, facts={"loss.beta": 0.5})
         tracker.log(first, {"val/miou": 0.25})
         tracker.close()
-    assert logged == [(1, {"val/miou": 0.25}), (2, {"val/miou": 0.25})] and ended == [True, True]
-    assert made[0] == made[1] and made[0]["resume"] == "allow" and made[0]["reinit"] == "create_new"
+    assert logged == [(first, {"val/miou": 0.25}) for first in (1, 2, 1)] and ended == [True] * 3
+    assert (
+        made[0] == made[1]
+        and made[0]["id"] != made[2]["id"]
+        and made[0]["resume"] == "allow"
+        and made[0]["reinit"] == "create_new"
+    )
     assert made[0]["project"] == "kdcache" and made[0]["name"] == "a" and made[0]["config"] == {"loss.beta": 0.5}

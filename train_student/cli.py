@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -12,7 +13,7 @@ from kdcache.command import check_command, run_command
 from kdcache.config import CacheConfig
 from kdcache.report.progress import Console
 from kdcache.settings import build_parser, make_config, read_given
-from kdcache.training.processes import Alone, join_processes
+from kdcache.training.processes import Alone, end_process, join_processes
 from kdcache.training.settings import FROM_CACHE
 from train_student.compare import compare
 from train_student.grid import run_grid, take_grid
@@ -32,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return run_command(f"train_student {argv[0]}", lambda: COMMANDS[argv[0]](argv[1:]))
     return run_command("train_student", lambda: _train(argv))
+
+
+def command() -> NoReturn:
+    """What the console script runs."""
+    end_process(main())
 
 
 def _train(argv: list[str]) -> int | None:

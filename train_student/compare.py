@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from kdcache.command import OneLineParser
@@ -37,12 +38,15 @@ def _build_parser() -> OneLineParser:
     runs = "folder of a run, or a folder that holds some"
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=runs)
     for name, what in (("--csv", "a line a run"), ("--html", "one page")):
-        parser.add_argument(name, type=_read_out, metavar="FILE", help=f"write {what}; a file of that name is replaced")
+        read = partial(_read_out, ending=f".{name.removeprefix('--')}")
+        parser.add_argument(name, type=read, metavar="FILE", help=f"write {what}; a file of that name is replaced")
     return parser
 
 
-def _read_out(text: str) -> Path:
+def _read_out(text: str, ending: str) -> Path:
     path = Path(text)
+    if path.suffix != ending:  # what is there is replaced: not a checkpoint by mistake
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {ending}")
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is no file name in a folder that is there")
     return path

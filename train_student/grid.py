@@ -26,13 +26,19 @@ def take_grid(argv: list[str]) -> tuple[Grid | None, bool, list[str]]:
         if name in (GRID, SEEDS, DRY):
             current = taken.setdefault(name, [])
             current += [value] if equals else []
+            current = None if name == DRY else current
         elif word.startswith("--") or current is None:
             current = None
             rest.append(word)
         else:
             current.append(word)
-    if GRID not in taken and SEEDS not in taken:
+    if not taken:
         return None, False, argv
+    if set(taken) == {DRY}:
+        found, cure = Phrase("given alone"), "add --grid or --seeds"
+        raise SettingsError(
+            describe("command line", field=DRY, found=found, expected=Phrase("a grid to list"), cure=cure)
+        )
     seeds = taken.get(SEEDS)
     if taken.get(GRID) == [] or seeds == []:
         empty = SEEDS if seeds == [] else GRID

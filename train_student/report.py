@@ -13,7 +13,9 @@ MOST_PANELS = 50
 def report(argv: list[str]) -> None:
     """Write report.html of a run again."""
     parser = OneLineParser(
-        prog="python -m train_student report", description="Write report.html of a finished run again."
+        prog="python -m train_student report",
+        description="Write report.html of a finished run again.",
+        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument(

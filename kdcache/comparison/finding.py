@@ -39,7 +39,10 @@ def _walk(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
     if (path / RESULT).is_file() and (path / SETTINGS).is_file():
         yield path, None
     elif (path / SETTINGS).is_file():
-        yield path, f"{path}: run is not finished (it has no {RESULT}); go on with it by --run.resume"
+        yield (
+            path,
+            f"{path}: run is not finished (it has no {RESULT}); go on with it by --run.resume, or start its grid again",
+        )
     else:
         inner = [pair for folder in _list_folders(path) for pair in _walk(folder, depth - 1)] if depth else []
         of_runs = any((folder / SETTINGS).is_file() for folder, _ in inner)

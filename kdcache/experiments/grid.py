@@ -10,10 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from kdcache.checks import refuse
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.settings import flatten
-from kdcache.settings_file import check_settings_file
 
 VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")  # what needs no other cache
 SEEDS = (0, 1, 2)
@@ -73,8 +71,15 @@ def _read_word(word: str) -> dict[str, tuple[str, ...]]:
 def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
     if path.suffix not in (".yaml", ".yml"):
         raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
-    check_settings_file(path)
-    content = flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    try:
+        content = flatten(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise _refuse(str(path), f"unreadable ({error.strerror})", "a YAML file that is there") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise _refuse(
+            str(path), f"no grid ({reason})", "lists of values by name, as in `loss.beta: [0, 0.5]`"
+        ) from None
     for name, own in content.items():
         if not isinstance(own, list):
             raise SettingsError(
@@ -114,7 +119,9 @@ def _read_seeds(words: tuple[str, ...] | None) -> tuple[int, ...]:
     if words is None:
         return SEEDS
     if not all(word.isdecimal() and int(word) < 2**63 for word in words) or len(set(words)) < len(words):
-        raise refuse("--seeds", ",".join(words), "different whole numbers from 0, with commas between them")
+        found, expected = Phrase(",".join(words)), Phrase("different whole numbers from 0, with commas between them")
+        cure = "as in `--seeds 0,1,2`"
+        raise SettingsError(describe("command line", field="--seeds", found=found, expected=expected, cure=cure))
     return tuple(int(word) for word in words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,20 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.place import Place
 from kdcache.cache.stage import open_stage
 from kdcache.config import Config
-from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
+from kdcache.errors import CacheError, OtherRunError, Phrase, SettingsError, TrainingError, describe
 from kdcache.experiments.grid import Grid
 from kdcache.lock import FolderInUseError
 from kdcache.report.page import REPORT, write_report
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say
 from kdcache.training.distill import find_baseline
-from kdcache.training.folder import RESULT, SETTINGS
+from kdcache.training.folder import RESULT, SETTINGS, check_folder, hyperparameters
+from kdcache.training.learner import check_student
 from kdcache.training.plan import Plan, sharing_key
+from kdcache.training.results import add_baseline
 from kdcache.training.run import Data, open_data, train_together
 from kdcache.training.settings import resolve_config
+from kdcache.training.turn import FAILURES
 
 log = logging.getLogger("kdcache")
 Ask = Callable[[Mapping[str, str]], dict]  # words of settings by dotted name -> all settings that were given
@@ -56,7 +60,11 @@ def plan_matrix(grid: Grid, ask: Ask, *, root: Place, manifest: Manifest) -> lis
             for plan in _plan_point(config, name_run(point, seed), manifest):
                 _check_new(plan, plans)
                 plans[plan.folder] = plan
-    return sorted(plans.values(), key=lambda plan: plan.baseline is not None or _teaches(plan.config))
+    _check_different(list(plans.values()))
+    for plan in plans.values():
+        check_student(plan.config)
+        _check_folder(plan, manifest)
+    return sorted(plans.values(), key=lambda plan: _teaches(plan.config))
 
 
 def name_run(point: Mapping[str, str], seed: int) -> str:
@@ -79,13 +87,23 @@ def run_matrix(
             f"group {number} of {len(groups)}: {len(group)} runs of the same batches, {len(group) - len(waiting)} finished"
         )
         data = _open(group[0].config, root, manifest)
-        for plan, outcome in zip(group, train_together(group, data, progress=progress, say=say), strict=True):
+        for plan, outcome in zip(group, _train(group, data, progress=progress, say=say), strict=True):
             if isinstance(outcome, Exception):
                 failures.append(Failure(plan.folder, outcome))
                 say(f"{plan.folder.name}: {outcome}")
-            elif not (plan.folder / REPORT).is_file():
+            elif add_baseline(plan, outcome) or not (plan.folder / REPORT).is_file():
                 _report(plan, data)
     return failures
+
+
+def _train(group: list[Plan], data: Data, *, progress: Progress, say: Say) -> list[dict | Exception]:
+    """What becomes of each; what ends all of them, but for a damaged cache, leaves the other groups."""
+    try:
+        return train_together(group, data, progress=progress, say=say)
+    except CacheError:
+        raise
+    except FAILURES as error:
+        return [error] * len(group)
 
 
 def _plan_point(config: Config, name: str, manifest: Manifest) -> list[Plan]:
@@ -117,6 +135,29 @@ def _check_new(plan: Plan, plans: Mapping[Path, Plan]) -> None:
         )
 
 
+def _check_folder(plan: Plan, manifest: Manifest) -> None:
+    """Raises SettingsError or OtherRunError where it is in use for something else; damage ends that run alone, later."""
+    try:
+        check_folder(plan.config, manifest, plan.folder, resume=True)
+    except OtherRunError:
+        raise
+    except TrainingError:
+        return
+
+
+def _check_different(plans: Sequence[Plan]) -> None:
+    """Raises SettingsError where one setting is written in two ways, as 0.5 and 0.50 are."""
+    names: dict[str, str] = {}
+    for plan in plans:
+        facts = json.dumps(hyperparameters(plan.config), sort_keys=True)
+        if facts in names:
+            found, expected = Phrase(f"the same as {names[facts]}"), Phrase("different settings")
+            raise SettingsError(
+                describe("--grid", field=plan.folder.name, found=found, expected=expected, cure="give each value once")
+            )
+        names[facts] = plan.folder.name
+
+
 def _group(plans: Sequence[Plan]) -> list[list[Plan]]:
     """Those with the same batches, in the order of their first ones."""
     keys = list(dict.fromkeys(sharing_key(plan.config) for plan in plans))
@@ -133,5 +174,5 @@ def _report(plan: Plan, data: Data) -> None:
     there = plan.baseline is not None and (plan.baseline / RESULT).is_file()
     try:
         write_report(plan.config, data, folder=plan.folder, baseline_folder=plan.baseline if there else None)
-    except KdcacheError as error:  # the run is whole all the same
+    except FAILURES as error:  # the run is whole all the same
         log.warning("%s: finished, but without report: %s", plan.folder, error)

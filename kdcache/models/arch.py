@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -63,11 +65,13 @@ def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool |
         module = function(num_classes=num_classes, **config.options)
     except KdcacheError:
         raise
-    except Exception as error:  # whatever code of yours meets
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
         expected = "a function of num_classes and student.options"
         raise _refuse(config.arch, f"failing ({first_line(error)})", expected) from None
     if not isinstance(module, nn.Module):
         raise _refuse(config.arch, f"giving a {type(module).__name__}", "a function that gives a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise _refuse(config.arch, "without parameters to train", "one at least")
     return OwnStudent(module)
 
 
@@ -82,27 +86,35 @@ def recall_student(facts: Mapping[str, object]) -> StudentConfig:
 def find_function(arch: str) -> Callable:
     """`package.module:function`, imported. Raises SettingsError."""
     package, _, name = arch.partition(":")
+    if not {"", str(Path.cwd())} & set(sys.path):  # as `python -m` has it, the console script has not
+        sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(package), name)
-    except Exception as error:  # whatever code of yours meets
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
         expected = "package.module:function that can be imported from here"
         raise _refuse(arch, f"no such function ({first_line(error)})", expected) from None
 
 
 def hash_source(arch: str) -> str:
     """12 hex digits of the file of `student.arch`: another student may hide behind an old name. What it imports is not seen."""
+    source = find_source(arch)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if source else "unknown"
+
+
+def find_source(arch: str) -> str | None:
+    """The file a function is in; None where it is built into Python, or typed in. Raises SettingsError where it is not there."""
     try:
         source = inspect.getsourcefile(inspect.unwrap(find_function(arch)))
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12]
-    except (TypeError, OSError):  # built into Python, or typed in
-        return "unknown"
+        return source if source and Path(source).is_file() else None
+    except (TypeError, OSError):
+        return None
 
 
-@torch.no_grad()
 def find_channels(
     student: nn.Module, levels: Iterable[str], *, arch: str, num_classes: int, hw: tuple[int, int]
 ) -> dict[str, int]:
-    """level -> channels of the student's features, found by asking it about an empty image.
+    """level -> channels of the student's features, found by asking it about an empty image; a copy of one of yours is also asked
+    about two in training mode.
 
     Args:
         arch: of the student, for messages. hw: height and width of that image in pixels.
@@ -110,15 +122,23 @@ def find_channels(
     Raises: SettingsError where it returns something else than a student must, or lacks a level.
     """
     training = student.training
-    try:
-        answer = student.eval()(torch.zeros(1, 3, *hw), return_features=True, full_size=False)
-    except Exception as error:  # whatever code of yours meets
-        found = f"failing at an image of {hw[0]}x{hw[1]} ({first_line(error)})"
-        raise _refuse(arch, found, f"to return {RETURNS}") from None
-    finally:
-        student.train(training)
+    answer = _ask(student.eval(), 1, hw, arch=arch)
+    student.train(training)
     _check_answer(answer, levels, arch=arch, num_classes=num_classes)
+    if arch != BUILT_IN_STUDENT:
+        with torch.random.fork_rng([]):
+            _ask(copy.deepcopy(student).train(), 2, hw, arch=arch)
     return {level: answer[1][level].shape[1] for level in levels}
+
+
+@torch.no_grad()
+def _ask(student: nn.Module, count: int, hw: tuple[int, int], *, arch: str) -> tuple:
+    try:
+        return student(torch.zeros(count, 3, *hw), return_features=True, full_size=False)
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
+        what = "two images in training mode," if student.training else "an image"
+        found = f"failing at {what} of {hw[0]}x{hw[1]} ({first_line(error)})"
+        raise _refuse(arch, found, f"to return {RETURNS}") from None
 
 
 def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classes: int) -> None:
@@ -130,7 +150,8 @@ def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classe
         there = features.get(level) if isinstance(features, Mapping) else None
         if not isinstance(there, Tensor) or there.ndim != 4:
             found = f"returning {_shape(there)} as features of level {level!r}"
-            need = f"[N, C, H, W] of each of cache.levels {list(levels)} (or loss.gamma 0 and cache.levels [])"
+            given = f"[{', '.join(map(str, features))}]" if isinstance(features, Mapping) else "[]"
+            need = f"[N, C, H, W] of each of cache.levels {list(levels)} (or set cache.levels {given})"
             raise _refuse(arch, found, need)
 
 
@@ -140,7 +161,7 @@ def _shape(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error of code that is not kdcache's, short."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

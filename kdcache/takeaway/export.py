@@ -21,8 +21,8 @@ def import_format(name: str) -> ModuleType:
     """The module that writes a format. Raises SettingsError where its extra is not installed."""
     try:
         return importlib.import_module(f"kdcache.takeaway.{name}")
-    except ModuleNotFoundError as error:
-        found, expected = Phrase(f"{name}, whose {error.name} is missing"), Phrase("a format that is installed")
+    except ImportError as error:  # missing, or of a version that does not fit
+        found, expected = Phrase(f"{name} ({' '.join(str(error).split())[:120]})"), Phrase("a format that is installed")
         cure = f"`pip install 'kdcache[{name}]'`"
         raise SettingsError(describe("export", field="--to", found=found, expected=expected, cure=cure)) from None
 

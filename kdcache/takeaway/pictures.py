@@ -65,7 +65,7 @@ def read_picture(path: Path) -> np.ndarray:
         reason = " ".join(str(error).replace(f" {str(path)!r}", "").split())[:100]
         raise DataError(f"{path}: image is unreadable or truncated ({reason}); give another file") from None
     if mode not in MODES:
-        raise _refuse(path, "mode", f"'{mode}'", "8 bits a channel", "convert it")
+        raise _refuse(path, "mode", f"'{mode}'", "8 bits a channel", "convert it to 8-bit RGB or grey")
     return rgb
 
 

@@ -14,6 +14,7 @@ from kdcache.training.batches import Batch
 from kdcache.training.loop import Learner, compute_step
 
 log = logging.getLogger("kdcache")
+MANY = 256  # students of different shapes in one process; torch goes on uncompiled, and says little, after 8
 
 
 def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
@@ -38,6 +39,7 @@ def compile_learner(learner: Learner, batch: Batch) -> bool:
     """
     plain, works = (learner.forward, learner.loss.compute_band), True
     buffers = {name: value.clone() for name, value in learner.student.named_buffers()}
+    torch._dynamo.config.recompile_limit = MANY
     devices = [learner.device] if learner.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):

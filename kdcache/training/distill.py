@@ -19,6 +19,7 @@ from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
+from kdcache.training.learner import check_student
 from kdcache.training.plan import Plan
 from kdcache.training.processes import Alone, format_processes
 from kdcache.training.run import Data, open_data, train_run
@@ -76,6 +77,7 @@ def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:
     manifest = read_manifest(root)
     config = resolve_config(root, manifest, given)
     device, _ = choose_arithmetic(config)
+    check_student(config)
     num_samples = manifest.layouts["train"].num_samples
     check_batches(config, num_samples=num_samples, count=processes.count, device=device)
     stage = open_stage(config.cache)

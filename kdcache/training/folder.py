@@ -13,7 +13,7 @@ from kdcache.cache import durable
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import Phrase, SettingsError, TrainingError, describe
+from kdcache.errors import OtherRunError, Phrase, SettingsError, TrainingError, describe
 from kdcache.lock import hold_folder, is_empty
 from kdcache.models.arch import hash_source
 from kdcache.settings import flatten
@@ -153,10 +153,10 @@ def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: di
     cure = "resume with the settings of the run, or choose another run.dir"
     for name in {**found, **expected}:
         if found.get(name) != expected.get(name):
-            raise TrainingError(
+            raise OtherRunError(
                 describe(folder, field=name, found=found.get(name), expected=expected.get(name), cure=cure)
             )
     identity = find_identity(manifest, expected)
     if stored["cache_identity"] != identity:
         found, expected = stored["cache_identity"][:12], identity[:12]
-        raise TrainingError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))
+        raise OtherRunError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
@@ -15,16 +16,16 @@ from kdcache.training.compiling import choose_compiling, compile_learner, make_t
 from kdcache.training.loop import Learner
 from kdcache.training.processes import Alone
 from kdcache.training.targets import open_targets
+from kdcache.training.turn import Turn
 
 
 def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learner:
     """Student, loss, optimiser and schedule, initialised from train.seed; dropout's sequence starts from it, too."""
     device, autocast = choose_arithmetic(config)
     torch.manual_seed(config.train.seed)
-    num_classes, levels, hw = config.dataset.num_classes, config.cache.levels, config.train.crop_hw
-    student = build_student(config.student, num_classes=num_classes)
-    shape = {"num_classes": num_classes, "hw": hw or config.dataset.size_hw}
-    own_channels = find_channels(student, levels, arch=config.student.arch, **shape)
+    levels = config.cache.levels
+    student = build_student(config.student, num_classes=config.dataset.num_classes)
+    own_channels = _find_channels(config, student)
     channels = {level: (teacher_channels[level], own_channels[level]) for level in levels}
     weights = config.loss
     loss = KnowledgeDistillationLoss(weights.alpha, weights.beta, weights.gamma, weights.temperature, channels)
@@ -35,11 +36,25 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     return Learner(student, loss, optimizer, scheduler, device, autocast, forward=student)
 
 
+def check_student(config: Config) -> None:
+    """Ask the student about empty images before anything is trained. Raises SettingsError where it is none, or lacks a level."""
+    with torch.random.fork_rng([]):
+        student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
+        _find_channels(config, student)
+
+
+def _find_channels(config: Config, student: nn.Module) -> dict[str, int]:
+    hw = config.train.crop_hw or config.dataset.size_hw
+    shape = {"num_classes": config.dataset.num_classes, "hw": hw}
+    return find_channels(student, config.cache.levels, arch=config.student.arch, **shape)
+
+
 def open_learner(config: Config, train: CacheReader, processes: Alone) -> Learner:
     """A fresh one for what is stored in a training split."""
     learner = build_learner(config, teacher_channels=find_teacher_channels(train))
     learner.targets = open_targets(train, learner.device)
     learner.augmentation, learner.processes = make_augmentation(config), processes
+    learner.turn = Turn(config.student.arch)
     return learner
 
 

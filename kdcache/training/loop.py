@@ -106,6 +106,8 @@ def train_epoch(
         for learner, own in zip(learners, totals, strict=True):
             learner.turn.take(_learn, learner, own, batch, where=f"epoch {epoch} step {step}")
         bar.advance(len(batches[step]))
+        if all(learner.turn.error for learner in learners):
+            break
     return [own.add_up(learner.processes) for learner, own in zip(learners, totals, strict=True)]
 
 

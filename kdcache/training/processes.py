@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdcache.devices import find_gpu
 from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, TrainingError, describe
 from kdcache.training.batches import raw_words
+from kdcache.training.turn import is_lost_process
 from kdcache.workers import find_worker
 
 Item = TypeVar("Item")
@@ -190,7 +191,7 @@ def join_processes() -> Iterator[Alone]:
     try:
         yield processes
     except RuntimeError as error:
-        if isinstance(error, KdcacheError) or not _is_lost_process(error):
+        if isinstance(error, KdcacheError) or not is_lost_process(error):
             raise
         raise TrainingError(
             f"process {worker.rank} of {worker.count}: another process of this run has ended; "
@@ -225,8 +226,3 @@ def _meet(rank: int, count: int) -> Processes:
         raise SettingsError(
             f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); {cure}"
         ) from None
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """gloo has no error of its own."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -41,17 +41,11 @@ def read_state(folder: Path, *, resume: bool) -> dict | None:
 
 def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]) -> dict:
     """Write result.json, and return its contents; device and versions in it are those of the process that ended the run."""
-    config, baseline_miou = plan.config, plan.find_baseline_miou()
-    best = max(history, key=lambda e: e["miou"])
-    compared = None if baseline_miou is None else os.path.relpath(plan.baseline, plan.folder)
-    gain = None if baseline_miou is None else best["miou"] - baseline_miou
+    config, best = plan.config, max(history, key=lambda e: e["miou"])
     result = {
         "miou": best["miou"],
-        "baseline_miou": baseline_miou,
-        "baseline": compared,
+        **_compare(plan, best["miou"]),
         "teacher_miou": manifest.information.get("teacher_miou"),
-        "improvement_points": None if gain is None else 100 * gain,
-        "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
         "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
         "params": count_parameters(learner.student),
         "epochs": len(history),
@@ -65,3 +59,24 @@ def finish(plan: Plan, manifest: Manifest, learner: Learner, history: list[dict]
     }
     write_result(plan.folder, result)
     return result
+
+
+def add_baseline(plan: Plan, result: dict) -> bool:
+    """Write into the result of a finished run what its baseline says, where that was finished later; whether it was."""
+    late = result["baseline_miou"] is None and plan.find_baseline_miou() is not None
+    if late:
+        result |= _compare(plan, result["miou"])
+        write_result(plan.folder, result)
+    return late
+
+
+def _compare(plan: Plan, miou: float) -> dict:
+    """The run beside its baseline; None where there is none, or it is not finished."""
+    baseline_miou = plan.find_baseline_miou()
+    gain = None if baseline_miou is None else miou - baseline_miou
+    return {
+        "baseline_miou": baseline_miou,
+        "baseline": None if gain is None else os.path.relpath(plan.baseline, plan.folder),
+        "improvement_points": None if gain is None else 100 * gain,
+        "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
+    }

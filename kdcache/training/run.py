@@ -14,12 +14,13 @@ from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage
 from kdcache.config import Config
+from kdcache.lock import FolderInUseError
 from kdcache.report.progress import Progress
 from kdcache.report.text import Say, format_epoch, format_epoch_line
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import restore
 from kdcache.training.epoch import run_epoch
-from kdcache.training.folder import find_origin, hyperparameters, take_folder
+from kdcache.training.folder import RESULT, find_origin, hyperparameters, read_result, take_folder
 from kdcache.training.learner import compile_where_worth, list_arrays, open_learner
 from kdcache.training.loop import Learner
 from kdcache.training.plan import Plan
@@ -27,7 +28,7 @@ from kdcache.training.processes import Alone
 from kdcache.training.residency import choose_residency, find_need, format_residency
 from kdcache.training.results import finish, read_state, save_epoch
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
-from kdcache.training.turn import FAILURES, SharedTurn
+from kdcache.training.turn import SharedTurn, as_failure
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,12 @@ def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say
     """
     with ExitStack() as held:
         say_once = _say_once(say)
-        started = [_start_shared(plan, data, held=held, say=say_once) for plan in plans]
+        started: list[Run | dict | Exception] = []
+        for plan in plans:
+            elsewhere = bool(started) and isinstance(
+                started[0], FolderInUseError
+            )  # the first one's process takes the others
+            started.append(_look(plan, started[0]) if elsewhere else _start_shared(plan, data, held=held, say=say_once))
         runs = [run for run in started if isinstance(run, Run)]
         if runs:
             _train_epochs(runs, data, progress=progress, say=say)
@@ -114,11 +120,16 @@ def _open_tracker(plan: Plan, *, first: int) -> Guarded | None:
 def _start_shared(plan: Plan, data: Data, *, held: ExitStack, say: Say) -> Run | dict | Exception:
     try:
         run = _start(plan, data, Alone(), held=held, say=say)
-    except FAILURES as error:
-        return error.with_traceback(None)
+    except (Exception, SystemExit) as error:  # a student of the user's may raise anything
+        return as_failure(error, plan.config.student.arch)
     if isinstance(run, Run):
-        run.learner.turn = SharedTurn(run.learner.device)
+        run.learner.turn = SharedTurn(run.learner.device, plan.config.student.arch)
     return run
+
+
+def _look(plan: Plan, error: Exception) -> dict | Exception:
+    """The result of a run that is left to another process, where there is one already."""
+    return read_result(plan.folder) if (plan.folder / RESULT).is_file() else error
 
 
 def _say_once(say: Say) -> Say:
@@ -153,16 +164,20 @@ def _train_epochs(runs: Sequence[Run], data: Data, *, progress: Progress, say: S
             for run, line in zip(current, lines, strict=True):
                 if line is not None:
                     run.learner.turn.take(_keep_epoch, run, data.manifest, *line)
+                if run.learner.turn.error is None:
                     _say_epoch(run, say, alone=len(runs) == 1)
 
 
 def _keep_epoch(run: Run, manifest: Manifest, entry: dict, confusion: object) -> None:
     run.history.append(entry)
-    facts = {"baseline_miou": run.plan.find_baseline_miou(), **find_origin(run.plan.config, manifest)}
-    kept = {"folder": run.plan.folder, "history": run.history, "facts": facts, "confusion": confusion}
-    run.learner.processes.lead(save_epoch, run.learner, **kept)
+    run.learner.processes.lead(_save, run, manifest, confusion)
     if run.tracker is not None:
         run.tracker.log(entry["epoch"], list_numbers(entry, run.plan.config.dataset.names))
+
+
+def _save(run: Run, manifest: Manifest, confusion: object) -> None:
+    facts = {"baseline_miou": run.plan.find_baseline_miou(), **find_origin(run.plan.config, manifest)}
+    save_epoch(run.learner, folder=run.plan.folder, history=run.history, facts=facts, confusion=confusion)
 
 
 def _say_epoch(run: Run, say: Say, *, alone: bool) -> None:

@@ -5,10 +5,10 @@ A tracker never ends a run: what it raises is said once, and the run goes on wit
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,14 +62,17 @@ class WandB:
     """A run of Weights & Biases, resumed under the same id; WANDB_MODE, WANDB_PROJECT and so on mean what they mean there.
 
     Args:
-        folder: of the run. facts: its hyperparameters.
+        folder: of the run, which keeps the id. first: the epoch it begins with. facts: its hyperparameters.
     """
 
-    def __init__(self, folder: Path, *, facts: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, *, first: int, facts: Mapping[str, object]) -> None:
         import wandb
 
-        name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        options = {"dir": str(folder), "name": folder.name, "id": name, "resume": "allow", "reinit": "create_new"}
+        name = folder / "wandb_id"
+        if first == 1 or not name.is_file():  # a new run is another one, whatever its folder was before
+            name.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        options = {"dir": str(folder), "name": folder.name, "id": name.read_text(encoding="utf-8")}
+        options |= {"resume": "allow", "reinit": "create_new"}
         self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", "kdcache"), config=dict(facts), **options)
 
     def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
@@ -118,7 +121,7 @@ def choose_tracker(kind: str, folder: Path, *, first: int, facts: Mapping[str, o
         first: the epoch it will begin with, from 1. facts: hyperparameters of the run.
     """
     if kind == "wandb":
-        return Guarded(lambda: WandB(folder, facts=facts), "W&B")
+        return Guarded(lambda: WandB(folder, first=first, facts=facts), "W&B")
     if kind == "tensorboard" or (kind == "auto" and is_installed("tensorboard")):
         return Guarded(lambda: TensorBoard(folder, first=first), "TensorBoard")
     return None
