@@ -12,7 +12,6 @@ from pathlib import Path
 
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.place import Place
-from kdcache.cache.stage import open_stage
 from kdcache.config import Config
 from kdcache.errors import CacheError, OtherRunError, Phrase, SettingsError, TrainingError, describe
 from kdcache.experiments.grid import Grid
@@ -25,7 +24,7 @@ from kdcache.training.folder import RESULT, SETTINGS, check_folder, hyperparamet
 from kdcache.training.learner import check_student
 from kdcache.training.plan import Plan, sharing_key
 from kdcache.training.results import add_baseline
-from kdcache.training.run import Data, open_data, train_together
+from kdcache.training.run import Data, open_configured, train_together
 from kdcache.training.settings import resolve_config
 from kdcache.training.turn import FAILURES
 
@@ -86,7 +85,7 @@ def run_matrix(
         say(
             f"group {number} of {len(groups)}: {len(group)} runs of the same batches, {len(group) - len(waiting)} finished"
         )
-        data = _open(group[0].config, root, manifest)
+        data = open_configured(group[0].config, root, manifest)
         for plan, outcome in zip(group, _train(group, data, progress=progress, say=say), strict=True):
             if isinstance(outcome, Exception):
                 failures.append(Failure(plan.folder, outcome))
@@ -163,11 +162,6 @@ def _group(plans: Sequence[Plan]) -> list[list[Plan]]:
     keys = list(dict.fromkeys(sharing_key(plan.config) for plan in plans))
     ordered = sorted(plans, key=lambda plan: keys.index(sharing_key(plan.config)))
     return [list(group) for _, group in groupby(ordered, key=lambda plan: sharing_key(plan.config))]
-
-
-def _open(config: Config, root: Place, manifest: Manifest) -> Data:
-    stage = open_stage(config.cache)
-    return open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
 
 
 def _report(plan: Plan, data: Data) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.place import find_place
-from kdcache.cache.stage import open_stage
 from kdcache.config import Config
 from kdcache.errors import Phrase, TrainingError, describe
 from kdcache.report.page import write_report
 from kdcache.settings import build_parser, make_config, merge, read_given
 from kdcache.training.folder import RESULT, SETTINGS, find_identity, read_result
-from kdcache.training.run import Data, open_data
+from kdcache.training.run import Data, open_configured
 from kdcache.training.settings import resolve_config
 
 
@@ -70,5 +69,4 @@ def _open(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
         raise TrainingError(
             describe(folder / RESULT, field="list of classes", found=found, expected=expected, cure=cure)
         )
-    stage = open_stage(config.cache)
-    return config, open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
+    return config, open_configured(config, root, manifest)

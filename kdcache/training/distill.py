@@ -12,7 +12,6 @@ import torch
 
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.place import Place
-from kdcache.cache.stage import open_stage
 from kdcache.config import Config, LossConfig
 from kdcache.report.page import write_report
 from kdcache.report.progress import Progress, Silent
@@ -22,7 +21,7 @@ from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperpa
 from kdcache.training.learner import check_student
 from kdcache.training.plan import Plan
 from kdcache.training.processes import Alone, format_processes
-from kdcache.training.run import Data, open_data, train_run
+from kdcache.training.run import Data, open_configured, train_run
 from kdcache.training.settings import check_batches, resolve_config
 
 log = logging.getLogger("kdcache")
@@ -80,8 +79,7 @@ def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:
     check_student(config)
     num_samples = manifest.layouts["train"].num_samples
     check_batches(config, num_samples=num_samples, count=processes.count, device=device)
-    stage = open_stage(config.cache)
-    return config, open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
+    return config, open_configured(config, root, manifest)
 
 
 def _check_start(config: Config, data: Data, processes: Alone, *, say: Say) -> None:

@@ -46,21 +46,23 @@ def run_epoch(
     size = processes.largest_share(config.train.batch_size)
     confusions = evaluate(learners, val, num_classes=config.dataset.num_classes, batch_size=size)
     validated_s = clock.lap()
+    together = {"epoch": epoch, "processes": processes.count, "together": len(learners)}
+    waits = {"data_wait_s": waited_s / len(learners)}
     lines = []
-    for place, (learner, confusion) in enumerate(zip(learners, confusions, strict=True)):
+    for place, learner in enumerate(learners):
+        times = _list_times(trained_s[place], validated_s[place], num_steps=len(batches)) | waits
         means = totals[place].means(alpha=learner.loss.alpha, beta=learner.loss.beta, gamma=learner.loss.gamma)
-        entry = {
-            "epoch": epoch,
-            "processes": processes.count,
-            "lr": lrs[place],
-            **means,
-            "miou": compute_miou(confusion),
-        }
-        entry |= {"per_class_iou": compute_iou_per_class(confusion), "validation_s": validated_s[place]}
-        entry |= {"step_s": trained_s[place] / len(batches), "data_wait_s": waited_s / len(learners)}
-        entry |= {"time_s": trained_s[place] + validated_s[place], "together": len(learners)}
-        lines.append(None if learner.turn.error else (entry, confusion))
+        entry = {**together, "lr": lrs[place], **means, **_score(confusions[place]), **times}
+        lines.append(None if learner.turn.error else (entry, confusions[place]))
     return lines
+
+
+def _score(confusion_KK: Tensor) -> dict:
+    return {"miou": compute_miou(confusion_KK), "per_class_iou": compute_iou_per_class(confusion_KK)}
+
+
+def _list_times(trained_s: float, validated_s: float, *, num_steps: int) -> dict:
+    return {"step_s": trained_s / num_steps, "validation_s": validated_s, "time_s": trained_s + validated_s}
 
 
 def plan_batches(config: Config, num_samples: int, *, epoch: int) -> list[list[tuple[int, int]]]:

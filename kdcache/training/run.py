@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, Check
-from kdcache.cache.stage import Stage
+from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
 from kdcache.lock import FolderInUseError
 from kdcache.report.progress import Progress
@@ -60,6 +60,12 @@ def open_data(
     """Open both splits; `num_views` training views must be complete. Raises CacheError."""
     train = CacheReader(root, manifest, "train", num_views=num_views, check=check, stage=stage)
     return Data(manifest, train, CacheReader(root, manifest, "val", check=check, stage=stage))
+
+
+def open_configured(config: Config, root: Place, manifest: Manifest) -> Data:
+    """Both splits as settings say. Raises CacheError, SettingsError."""
+    stage = open_stage(config.cache)
+    return open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
 
 
 def train_run(plan: Plan, data: Data, *, processes: Alone | None = None, progress: Progress, say: Say) -> dict:
