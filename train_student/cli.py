@@ -21,10 +21,11 @@ from train_student.report import report
 from train_student.takeaway import export, predict
 
 PROG = "python -m train_student"
-EPILOG = f"""many students: {PROG} --config FILE --grid loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run]
-trains every combination with every seed, each with its baseline, into run.dir (or --grid FILE.yaml: lists of values by name);
-other commands, as in {PROG} report RUN: report (write a finished run's report again, --panels N), compare (finished
-runs side by side, over seeds), export (take the student away: onnx, safetensors, executorch), predict (ask it about images)"""
+DESCRIPTION = f"""Train a student from a cache, without the teacher. Many students: {PROG} --config FILE --grid
+loss.beta=0,0.5,1 loss.gamma=0,0.3 --seeds 0,1,2 [--dry-run] trains every combination with every seed (0,1,2 where none are
+given), each with its baseline, into run.dir; --grid FILE.yaml has lists of values by name. Other commands, as in {PROG}
+report RUN: report (write a finished run's report again, --panels N), compare (finished runs side by side, over seeds), export
+(take the student away: onnx, safetensors, executorch), predict (ask it about images). Settings of a run:"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def command() -> NoReturn:
 
 def _train(argv: list[str]) -> int | None:
     check_command(PROG, argv, COMMANDS)
-    parser = build_parser(prog=PROG, description="Train a student from a cache, without the teacher.", epilog=EPILOG)
+    parser = build_parser(prog=PROG, description=DESCRIPTION)
     grid, dry, words = take_grid(argv)
     with join_processes() as processes:
         if not processes.leads:  # what the first one warns of is said
