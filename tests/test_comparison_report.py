@@ -192,9 +192,14 @@ def test_files_are_replaced_and_folders_are_not(runs, compare, tmp_path, capsys)
     write_three_seeds(runs)
     (tmp_path / "page.html").write_text("old")
     assert "runs compared" in compare()[1].text and not list(tmp_path.glob("*.partial"))
-    for path in (runs, tmp_path / "nowhere" / "a.csv"):
+    (tmp_path / "folder.csv").mkdir()
+    for path in (tmp_path / "folder.csv", tmp_path / "nowhere" / "a.csv"):
         assert main(["compare", str(runs), "--csv", str(path)]) == 2
         assert "is no file name in a folder that is there" in capsys.readouterr().err
+    checkpoint = tmp_path / "student_kd_best.pth"
+    checkpoint.write_text("weights")
+    assert main(["compare", str(runs), "--html", str(checkpoint)]) == 2
+    assert "does not end in .html" in capsys.readouterr().err and checkpoint.read_text() == "weights"
 
 
 def test_files_are_there_before_the_table_is_read(runs, tmp_path, monkeypatch):

@@ -9,18 +9,19 @@ from html import escape
 
 from kdcache.report.style import CSS
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'"
+BESIDE = "'self' file:"  # pictures in files beside the page
 
 
-def make_document(title: str, parts: Iterable[str], *, css: str = "", script: str = "") -> str:
+def make_document(title: str, parts: Iterable[str], *, css: str = "", script: str = "", images: str = "data:") -> str:
     """The page.
 
     Args: title: plain text. parts: HTML. css: beside the style sheet of all pages.
-    script: run at the end, the only one that the policy lets run.
+    script: run at the end, the only one that the policy lets run. images: where the policy lets pictures come from.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}{_allow(script)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(images=images)}{_allow(script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} - kdcache</title>\n<style>{CSS}{css}</style></head>\n<body><main>\n"
         + "\n".join(parts)

@@ -8,13 +8,12 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from kdcache.report.style import CSS
+from kdcache.report.document import BESIDE, make_document
+from kdcache.report.samples import COARSE_PX
 from kdcache.report.tables import draw_swatch
 from kdcache.takeaway.load import TrainedStudent
 
 MASKS, OVERLAYS, PAGE = "masks", "overlays", "index.html"
-POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
-COARSE_PX = 256  # smaller pictures are enlarged pixel by pixel
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,11 @@ def write_gallery(predictions: list[Prediction], student: TrainedStudent, *, fol
     names = student.config.dataset.names
     title = f"{student.folder.resolve().name}: {len(predictions)} images"
     path = folder / PAGE
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - kdcache</title>\n<style>{CSS}</style></head>\n<body><main>\n"
+    head = (
         f"<h1>{escape(title)}</h1><p class='soft'>The student of epoch {student.epoch}, mIoU {student.miou:.4f} on val. "
-        "Colours lie half over the image; masks hold the class numbers.</p>\n"
-        + "\n".join(_draw(prediction, names) for prediction in predictions)
-        + "\n</main></body></html>\n"
+        "Colours lie half over the image; masks hold the class numbers.</p>"
     )
+    page = make_document(title, [head, *(_draw(prediction, names) for prediction in predictions)], images=BESIDE)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file's name may be no text
     return path
 
