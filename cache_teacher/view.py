@@ -20,6 +20,7 @@ def view(argv: list[str]) -> None:
         "Write a gallery of the cache at PATH, one HTML file: images, labels and what the teacher said of them, for the "
         "samples on which labels and teacher differ most and least; and what the teacher calls each class.",
     )
+    parser.epilog = "for example: python -m cache_teacher view caches/demo --split train --samples 20"
     parser.add_argument(
         "--out", type=_read_out, metavar="FILE.html", help="where (default: PATH's name and the split, in this folder)"
     )
@@ -40,7 +41,7 @@ def view(argv: list[str]) -> None:
         raise KeyboardInterrupt("nothing is kept") from None
     misnamed = f"; mostly called something else: {_list_names(done.misnamed)}" if done.misnamed else ""
     print(
-        f"{out}: {done.num_shown} samples of {done.num_looked_at} looked at, of {done.num_samples}, "
+        f"{out}: {done.num_shown} samples shown, {done.num_looked_at} of {done.num_samples} looked at, "
         f"{done.size_bytes / 1e6:.1f} MB{misnamed}"
     )
 

@@ -45,9 +45,9 @@ def list_all(folder):
 def test_the_name_is_that_of_the_cache_and_split_in_this_folder(root, tmp_path, capsys):
     before = list_all(root)
     assert cache_teacher(["view", str(root)]) == 0
-    assert capsys.readouterr().out.startswith("seen-val.html: 2 samples of 2 looked at, of 2, 0.")
+    assert capsys.readouterr().out.startswith("seen-val.html: 2 samples shown, 2 of 2 looked at, 0.")
     assert cache_teacher(["view", str(root), "--split", "train", "--samples", "2"]) == 0
-    assert capsys.readouterr().out.startswith("seen-train.html: 2 samples of 3 looked at, of 3, 0.")
+    assert capsys.readouterr().out.startswith("seen-train.html: 2 samples shown, 3 of 3 looked at, 0.")
     pack_cache(root, tmp_path / "packed.v2.h5")
     assert cache_teacher(["view", str(tmp_path / "packed.v2.h5")]) == 0
     assert {path.name for path in (tmp_path / "here").iterdir()} == {

@@ -30,6 +30,7 @@ def compare(argv: list[str]) -> None:
 def _build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=PROG,
+        epilog=f"for example: {PROG} runs/grid --csv runs/grid.csv --html runs/grid.html",
         description="Compare finished runs: those with the same settings but the seed are a row, with mean and deviation; each "
         "has its difference from the baseline with the same settings, seed by seed, with a 95 % interval. Runs that are not "
         "finished and other folders are named and left out; runs of different validation data are refused (exit code 2).",

@@ -14,6 +14,7 @@ def report(argv: list[str]) -> None:
     """Write report.html of a run again."""
     parser = OneLineParser(
         prog="python -m train_student report",
+        epilog="for example: python -m train_student report runs/student_kd --panels 50",
         description="Write report.html of a finished run again.",
         allow_abbrev=False,
     )

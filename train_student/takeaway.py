@@ -17,6 +17,7 @@ def export(argv: list[str]) -> None:
     """Write a run's student in another format."""
     parser = OneLineParser(
         prog=f"{PROG} export",
+        epilog=f"for example: {PROG} export runs/student_kd --to onnx",
         description="Write the best student of the run in RUN as student.onnx, student.safetensors or student.pte beside its "
         "checkpoint. onnx and executorch take bytes (uint8 RGB [N, H, W, 3]), normalise inside, give logits [N, K, H, W], and "
         "keep their name only where they say what PyTorch says, on up to 100 images.",
@@ -42,6 +43,7 @@ def predict(argv: list[str]) -> int:
     """Ask a run's student about images; exit code 1 where one of them could not be read."""
     parser = OneLineParser(
         prog=f"{PROG} predict",
+        epilog=f"for example: {PROG} predict runs/student_kd photos --out predictions",
         description="Ask the best student of the run in RUN for the classes of images, or of folders of them. Writes "
         "masks/NAME.png (class numbers in VOC's colours, as large as the image), overlays/NAME.png and index.html. Pixels are "
         "taken as they are stored: EXIF orientation is not applied, transparency left out, of several frames the first taken. "

@@ -17,7 +17,7 @@ def test_the_gallery_of_a_bucket_is_that_of_a_folder(quick_data, bucket, tmp_pat
         quick.build_quick(quick_data, root)
     write_gallery(tmp_path / "one", tmp_path / "folder.html", split="train", num_samples=2)
     assert cache_teacher(["view", str(bucket), "--split", "train", "--samples", "2"]) == 0
-    assert capsys.readouterr().out.startswith("one-train.html: 2 samples of 3 looked at, of 3")
+    assert capsys.readouterr().out.startswith("one-train.html: 2 samples shown, 3 of 3 looked at")
     pages = [
         path.read_text().split("<h2>The cache</h2>")[0]
         for path in (tmp_path / "one-train.html", tmp_path / "folder.html")
