@@ -139,7 +139,12 @@ def test_a_format_that_is_not_installed_names_its_extra_before_anything_is_read(
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["export", "no such run", "--to", name]) == 2
     error = capsys.readouterr().err
-    assert f"whose {package}" in error and f"`pip install 'kdcache[{name}]'`" in error and error.count("\n") == 1
+    assert (
+        f"is {name} (" in error
+        and package in error
+        and f"`pip install 'kdcache[{name}]'`" in error
+        and error.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(
