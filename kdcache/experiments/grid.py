@@ -14,6 +14,7 @@ from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.settings import flatten
 
 VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")  # what needs no other cache
+FIXED = ("run", "cache", "dataset", "augment", "teacher", "fit")
 SEEDS = (0, 1, 2)
 
 
@@ -65,7 +66,7 @@ def split_list(text: str) -> list[str]:
 
 def _read_word(word: str) -> dict[str, tuple[str, ...]]:
     name, _, text = word.partition("=")
-    return {name.removeprefix("--"): tuple(split_list(text))}
+    return {name: tuple(split_list(text))}
 
 
 def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
@@ -95,14 +96,7 @@ def _as_word(value: object) -> str:
 def _check_name(name: str) -> None:
     if name == "train.seed":
         raise _refuse(name, "part of the grid", "--seeds")
-    if not name.startswith(VARIED) and name.partition(".")[0] in (
-        "run",
-        "cache",
-        "dataset",
-        "augment",
-        "teacher",
-        "fit",
-    ):
+    if not name.startswith(VARIED) and name.partition(".")[0] in FIXED:
         raise _refuse(
             name, "part of the grid", "what one cache can vary: student, loss, train, augment.views, cache.levels"
         )

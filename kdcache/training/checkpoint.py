@@ -70,10 +70,7 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
     """Give a student the weights of a checkpoint. Raises TrainingError where they are another student's."""
     try:
         student.load_state_dict(state["model_state_dict"])
-    except (
-        RuntimeError,
-        AttributeError,
-    ) as error:  # a student of the user's that has been changed; AttributeError: damage
+    except (RuntimeError, AttributeError) as error:  # a student that has been changed; AttributeError: damage
         reason = " ".join(str(error).split())[:120]
         cure = "make student.arch what it was, or start a new run"
         raise TrainingError(f"{where}: checkpoint is of another student ({reason}); {cure}") from None

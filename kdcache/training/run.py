@@ -97,9 +97,7 @@ def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say
         say_once = _say_once(say)
         started: list[Run | dict | Exception] = []
         for plan in plans:
-            elsewhere = bool(started) and isinstance(
-                started[0], FolderInUseError
-            )  # the first one's process takes the others
+            elsewhere = bool(started) and isinstance(started[0], FolderInUseError)  # whoever has it takes the others
             started.append(_look(plan, started[0]) if elsewhere else _start_shared(plan, data, held=held, say=say_once))
         runs = [run for run in started if isinstance(run, Run)]
         if runs:

@@ -68,10 +68,10 @@ class WandB:
     def __init__(self, folder: Path, *, first: int, facts: Mapping[str, object]) -> None:
         import wandb
 
-        name = folder / "wandb_id"
-        if first == 1 or not name.is_file():  # a new run is another one, whatever its folder was before
-            name.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
-        options = {"dir": str(folder), "name": folder.name, "id": name.read_text(encoding="utf-8")}
+        file = folder / "wandb_id"
+        if first == 1 or not file.is_file():  # a new run is another one, whatever its folder was before
+            file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        options = {"dir": str(folder), "name": folder.name, "id": file.read_text(encoding="utf-8")}
         options |= {"resume": "allow", "reinit": "create_new"}
         self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", "kdcache"), config=dict(facts), **options)
 
