@@ -16,16 +16,15 @@ from cache_teacher.options import read_count, take_options
 from cache_teacher.packing import export_cache, import_cache
 from cache_teacher.plan import plan
 from cache_teacher.view import view
-from kdcache.checks import refuse
 from kdcache.command import check_command, run_command
 from kdcache.config import Config, config_to_dict
-from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, make_config, read_given
-from kdcache.workers import find_worker
+from kdcache.config.parser import build_parser, make_config, read_given
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, refuse
+from kdcache.machine.workers import find_worker
+from kdcache.progress import Console
 
 if TYPE_CHECKING:
-    from kdcache.cache.build import BuildSummary
+    from kdcache.precompute.build import BuildSummary
 
 log = logging.getLogger("kdcache")
 OPTIONS = {"--engine": "processes", "--workers": None}
@@ -70,12 +69,14 @@ def _build(argv: list[str]) -> None:
     print(f"{config.cache.path}: {written}; {score}")
     manifest = read_manifest(config.cache.path)
     compared = manifest.information.get("fidelity", {}).get("views")
-    if summary.num_samples or compared != manifest.complete_views["train"]:  # or it was interrupted, or others wrote
+    if (
+        summary.num_samples or compared != manifest.complete_views["train"]
+    ):  # or it was interrupted, or others wrote
         _say_fidelity(config)
 
 
 def _choose_engine(options: dict[str, str | None]) -> Callable[..., BuildSummary]:
-    """What builds: this process, perhaps one of several (`kdcache.workers`), or Ray. Raises SettingsError."""
+    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray. Raises SettingsError."""
     engine, workers = options["--engine"], options["--workers"]
     if engine not in ("processes", "ray"):
         raise refuse("--engine", engine, "processes or ray")
@@ -87,20 +88,24 @@ def _choose_engine(options: dict[str, str | None]) -> Callable[..., BuildSummary
             Phrase("nothing without --engine ray"),
             "add --engine ray; torchrun and SLURM have numbers of their own",
         )
-        raise SettingsError(describe("command line", field="--workers", found=workers, expected=expected, cure=cure))
-    from kdcache.cache.build import build_cache
+        raise SettingsError(
+            describe("command line", field="--workers", found=workers, expected=expected, cure=cure)
+        )
+    from kdcache.precompute.build import build_cache
 
     return build_cache
 
 
 def _import_ray_engine() -> Callable[..., BuildSummary]:
     try:
-        from kdcache.cache.ray_engine import build_with_ray
+        from kdcache.precompute.ray_engine import build_with_ray
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         expected, cure = Phrase("Ray to be installed"), "`pip install 'kdcache[ray]'`"
-        raise SettingsError(describe(PROG, field="--engine", found="ray", expected=expected, cure=cure)) from None
+        raise SettingsError(
+            describe(PROG, field="--engine", found="ray", expected=expected, cure=cure)
+        ) from None
     return build_with_ray
 
 
@@ -110,9 +115,13 @@ def _say_fidelity(config: Config) -> None:
     from kdcache.report.fidelity import format_fidelity_line
 
     given = config_to_dict(config)
-    here = {"teacher": {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}}
+    here = {
+        "teacher": {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}
+    }
     try:
-        result = measure_fidelity(config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console())
+        result = measure_fidelity(
+            config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console()
+        )
     except KdcacheError as error:  # the cache is whole all the same
         log.warning("the cache is complete, but was not compared with the teacher: %s", error)
         return
@@ -122,15 +131,19 @@ def _say_fidelity(config: Config) -> None:
 
 
 def _fit(argv: list[str]) -> None:
-    parser = build_parser(prog=f"{PROG} fit", description="Fine-tune a teacher on the configured data set.")
+    parser = build_parser(
+        prog=f"{PROG} fit", description="Fine-tune a teacher on the configured data set."
+    )
     config = make_config(read_given(parser, argv))
-    from kdcache.training.fit import fit_teacher
+    from kdcache.models.fit import fit_teacher
 
     fit_teacher(config, progress=Console(), say=print)
 
 
 def _sample_set(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"{PROG} sample-set", description="Write the sample data set in VOC layout.")
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} sample-set", description="Write the sample data set in VOC layout."
+    )
     parser.add_argument("path", type=Path, metavar="PATH", help="folder to write VOCdevkit/ into")
     args = parser.parse_args(argv)
     from kdcache.data.sample_set import write_sample_set

@@ -8,8 +8,8 @@ from pathlib import Path
 from cache_teacher.maintain import PROG, split_path
 from cache_teacher.options import read_count, take_options
 from kdcache.command import DAMAGED, cannot_run_as_2
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, read_given
+from kdcache.config.parser import build_parser, read_given
+from kdcache.progress import Console
 
 OPTIONS = {"--samples": "32", "--seed": "0", "--run": ""}
 
@@ -30,9 +30,14 @@ def fidelity(argv: list[str]) -> int:
     from kdcache.fidelity import measure_fidelity
     from kdcache.report.fidelity import format_fidelity
 
-    num_samples, seed = read_count(options, "--samples", least=1), read_count(options, "--seed", least=0)
+    num_samples, seed = (
+        read_count(options, "--samples", least=1),
+        read_count(options, "--seed", least=0),
+    )
     run = Path(options["--run"]) if options["--run"] else None
     with cannot_run_as_2(root, doing="compared"):
-        result = measure_fidelity(root, given, num_samples=num_samples, seed=seed, run=run, progress=Console())
+        result = measure_fidelity(
+            root, given, num_samples=num_samples, seed=seed, run=run, progress=Console()
+        )
     print(json.dumps(result, indent=2) if "--json" in argv else format_fidelity(result, root))
     return DAMAGED if result["failures"] else 0

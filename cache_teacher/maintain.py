@@ -7,11 +7,11 @@ import json
 import sys
 from contextlib import suppress
 
-from kdcache.cache.place import Place, find_place
 from kdcache.command import DAMAGED, OneLineParser, cannot_run_as_2
+from kdcache.config.parser import build_parser, read_given
 from kdcache.errors import CacheCorruptError, Phrase, SettingsError, describe
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, read_given
+from kdcache.progress import Console
+from kdcache.storage.place import Place, find_place
 
 PROG = "python -m cache_teacher"
 WATCH_EVERY_S = 5.0
@@ -33,7 +33,12 @@ def info(argv: list[str]) -> None:
     from kdcache.report.watch import watch_cache
 
     if args.watch:
-        watch_cache(args.path, every_s=args.watch, progress=Console(), say=lambda text: print(text, file=sys.stderr))
+        watch_cache(
+            args.path,
+            every_s=args.watch,
+            progress=Console(),
+            say=lambda text: print(text, file=sys.stderr),
+        )
 
     facts = describe_cache(args.path)
     print(json.dumps(facts, indent=2) if args.json else format_info(facts))
@@ -48,8 +53,12 @@ def _read_seconds(text: str) -> float:
 
 def verify(argv: list[str]) -> int:
     """Exit code 0 sound, 1 damaged, 2 cannot run."""
-    parser = path_parser("verify", "Find what is damaged. Exit code 0: sound, 1: damaged, 2: cannot run.", json=True)
-    parser.add_argument("--data", action="store_true", help="read and check every byte, not only the structure")
+    parser = path_parser(
+        "verify", "Find what is damaged. Exit code 0: sound, 1: damaged, 2: cannot run.", json=True
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="read and check every byte, not only the structure"
+    )
     parser.add_argument(
         "--subset",
         metavar="P%|N/T",
@@ -90,7 +99,7 @@ def repair(argv: list[str]) -> None:
         parser.parse_args(["--help"])
     root, rest = split_path([word for word in argv if word != "--dry-run"], "repair")
     given = read_given(parser, rest)
-    from kdcache.cache.repair import repair_cache
+    from kdcache.precompute.repair import repair_cache
     from kdcache.report.damage import format_repair
 
     done = repair_cache(root, given, dry_run="--dry-run" in argv, progress=Console())
@@ -100,7 +109,8 @@ def repair(argv: list[str]) -> None:
 def gc(argv: list[str]) -> None:
     """Remove what killed runs left."""
     parser = path_parser(
-        "gc", "Remove what killed runs left: unfinished files, shards without commit record, dead leases."
+        "gc",
+        "Remove what killed runs left: unfinished files, shards without commit record, dead leases.",
     )
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
     args = parser.parse_args(argv)
@@ -110,14 +120,19 @@ def gc(argv: list[str]) -> None:
     for leftover in found:
         print(f"{leftover.path}: {leftover.what}, {leftover.size_bytes} bytes")
     verb = "would be removed" if args.dry_run else "removed"
-    print(f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}")
+    print(
+        f"{args.path}: {len(found)} files, {sum(leftover.size_bytes for leftover in found) / 1e6:.1f} MB {verb}"
+    )
 
 
 def path_parser(name: str, description: str, *, json: bool = False) -> argparse.ArgumentParser:
     """Of a command whose first word is a cache."""
     parser = OneLineParser(prog=f"{PROG} {name}", description=description, allow_abbrev=False)
     parser.add_argument(
-        "path", type=_read_place, metavar="PATH", help="the cache: a folder, s3://BUCKET/KEY or a packed file"
+        "path",
+        type=_read_place,
+        metavar="PATH",
+        help="the cache: a folder, s3://BUCKET/KEY or a packed file",
     )
     if json:
         parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -136,5 +151,7 @@ def split_path(words: list[str], command: str) -> tuple[Place, list[str]]:
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
         cure = f"write `{PROG} {command} PATH`, settings behind it"
-        raise SettingsError(describe("command line", field="PATH", found=found, expected=expected, cure=cure))
+        raise SettingsError(
+            describe("command line", field="PATH", found=found, expected=expected, cure=cure)
+        )
     return find_place(words[0]), words[1:]

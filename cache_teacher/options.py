@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from kdcache.checks import refuse
+from kdcache.errors import refuse
 
 LEAST, MOST = 0.001, 1_000_000_000  # of a number with a unit
 
 
-def take_options(argv: list[str], known: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
+def take_options(
+    argv: list[str], known: Mapping[str, str | None]
+) -> tuple[dict[str, str | None], list[str]]:
     """The options, `--name VALUE` or `--name=VALUE`, and the other words.
 
     Args:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cache_teacher.maintain import PROG, path_parser
-from kdcache.report.progress import Console
+from kdcache.progress import Console
 
 
 def export_cache(argv: list[str]) -> None:
@@ -23,12 +23,18 @@ def export_cache(argv: list[str]) -> None:
         metavar="LEVEL,...",
         help="some of low,mid,high, or none (default: all that are cached)",
     )
-    parser.add_argument("--views", type=_read_count, metavar="N", help="the first N training views (default: all)")
+    parser.add_argument(
+        "--views", type=_read_count, metavar="N", help="the first N training views (default: all)"
+    )
     args = parser.parse_args(argv)
     from kdcache.packed.pack import pack_cache
 
-    packed = pack_cache(args.path, args.out, levels=args.levels, num_views=args.views, progress=Console())
-    print(f"{args.out}: {packed.num_samples} samples, {packed.size_bytes / 1e6:.1f} MB written and read back")
+    packed = pack_cache(
+        args.path, args.out, levels=args.levels, num_views=args.views, progress=Console()
+    )
+    print(
+        f"{args.out}: {packed.num_samples} samples, {packed.size_bytes / 1e6:.1f} MB written and read back"
+    )
 
 
 def import_cache(argv: list[str]) -> None:
@@ -49,7 +55,9 @@ def import_cache(argv: list[str]) -> None:
 
 def _read_out(text: str) -> Path:
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no path of this machine; write there, then copy it")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no path of this machine; write there, then copy it"
+        )
     return Path(text)
 
 

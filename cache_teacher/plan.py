@@ -7,8 +7,8 @@ import signal
 
 from cache_teacher.maintain import PROG
 from cache_teacher.options import read_count, read_number, take_options
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, make_config, read_given
+from kdcache.config.parser import build_parser, make_config, read_given
+from kdcache.progress import Console
 
 OPTIONS = {"--workers": None, "--bandwidth": None, "--per-hour": None}
 
@@ -30,7 +30,9 @@ def plan(argv: list[str]) -> None:
     from kdcache.forecast.fleet import Fleet, find_work, spread
     from kdcache.report.forecast import format_forecast
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was made is removed
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: what was made is removed
     try:
         facts = forecast_cache(config, num_compared=FEW_SAMPLES, progress=Console())
     except KeyboardInterrupt:

@@ -8,4 +8,4 @@ from kdcache.metrics import compute_miou as compute_miou
 from kdcache.metrics import count_confusion as count_confusion
 from kdcache.metrics import evaluate_segmentation as evaluate_segmentation
 from kdcache.models.student import LightweightSegmentationModel as LightweightSegmentationModel
-from kdcache.serving import open_cache as open_cache
+from kdcache.training.serving import open_cache as open_cache

@@ -36,7 +36,9 @@ def check_command(prog: str, argv: Sequence[str], commands: Iterable[str]) -> No
     near = difflib.get_close_matches(argv[0], commands, n=1)
     expected = Phrase(", ".join(commands) + " or --SECTION.NAME VALUE")
     cure = f"write {near[0]}" if near else f"`{prog} --help` lists what there is"
-    raise SettingsError(describe(prog, field="command", found=argv[0], expected=expected, cure=cure))
+    raise SettingsError(
+        describe(prog, field="command", found=argv[0], expected=expected, cure=cure)
+    )
 
 
 @contextmanager
@@ -70,7 +72,9 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except ToldElsewhere as error:
-        time.sleep(A_MOMENT_S)  # a launcher ends all when one has ended, and so may end the one that is about to say it
+        time.sleep(
+            A_MOMENT_S
+        )  # a launcher ends all when one has ended, and so may end the one that is about to say it
         return error.exit_code
     except KdcacheError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -101,7 +105,9 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """torch's allocator for CPUs has no error of its own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "can't allocate memory" in str(error)
 
 
 def _show_warnings() -> None:

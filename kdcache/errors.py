@@ -85,6 +85,19 @@ def describe(where: object, *, field: str, found: object, expected: object, cure
     return f"{where}: {field} is {_show(found)}, expected {_show(expected)}; {cure}"
 
 
+def refuse(field_name: str, found: object, expected: str) -> SettingsError:
+    """The error for a setting whose value is not what `expected` says."""
+    return SettingsError(
+        describe(
+            "settings",
+            field=field_name,
+            found=found,
+            expected=Phrase(expected),
+            cure=f"change {field_name}",
+        )
+    )
+
+
 class Phrase(str):
     """A found or expected fact that is a description, shown without quotes."""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdcache.checks import refuse
 from kdcache.config import VOID
+from kdcache.errors import refuse
 from kdcache.models.inputs import resize_to
 
 
@@ -79,17 +79,27 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
     >>> evaluate_segmentation(lambda images: images, [(images, labels)], num_classes=3).per_class_iou  # it says 0, 1, 2
     [0.5, 1.0, 0.0]
     """
-    modes = {module: module.training for module in student.modules()} if isinstance(student, nn.Module) else {}
+    modes = (
+        {module: module.training for module in student.modules()}
+        if isinstance(student, nn.Module)
+        else {}
+    )
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     try:
         if modes:
             student.eval()
         for batch in batches:
-            images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
+            images, labels = (
+                batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
+            )
             scores = student(images)
             scores = scores if isinstance(scores, Tensor) else scores[0]
             if scores.shape[1] != num_classes:
-                raise refuse("num_classes", num_classes, f"{scores.shape[1]}, the channels of the student's scores")
+                raise refuse(
+                    "num_classes",
+                    num_classes,
+                    f"{scores.shape[1]}, the channels of the student's scores",
+                )
             classes = resize_to(scores.float(), labels.shape[-2:]).argmax(1)
             confusion += count_confusion(classes, labels, num_classes=num_classes).cpu()
     finally:

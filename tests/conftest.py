@@ -5,15 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import quick
 import torch
 
-from kdcache.cache.build import build_cache
 from kdcache.config import Config
+from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import build_fcn
-from kdcache.settings import make_config, merge
+from kdcache.precompute.build import build_cache
 from kdcache.training.distill import distill
+from tests.support import quick
 
 NUM_CLASSES = len(CLASS_NAMES)
 SIZE_PX = 48
@@ -84,7 +84,8 @@ def base_given(voc_root, teacher_file) -> dict:
 def given(base_given, tmp_path) -> dict:
     """`base_given` with folders of this test alone."""
     return merge(
-        base_given, {"cache": {"path": str(tmp_path / "cache")}, "run": {"dir": str(tmp_path / "runs" / "kd")}}
+        base_given,
+        {"cache": {"path": str(tmp_path / "cache")}, "run": {"dir": str(tmp_path / "runs" / "kd")}},
     )
 
 
@@ -132,4 +133,4 @@ def quick_data(tmp_path_factory) -> Path:
 @pytest.fixture
 def quick_teacher(monkeypatch):
     """The stand-in teacher of `quick` in place of the real one."""
-    monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+    monkeypatch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)

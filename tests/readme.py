@@ -21,7 +21,7 @@ import yaml
 
 from kdcache.data.sample_set import write_sample_set
 from kdcache.models.teacher import build_fcn
-from tests.objects.s3_server import CREDENTIALS, make_bucket, serve_s3
+from tests.support.s3_server import CREDENTIALS, make_bucket, serve_s3
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_RUN = {
@@ -70,7 +70,10 @@ def prepare(folder: Path) -> None:
         settings["train"] = {**settings["train"], "epochs": 1}
         (folder / "configs" / path.name).write_text(yaml.safe_dump(settings), encoding="utf-8")
     (folder / "teachers").mkdir()
-    for name, file, num_classes in (("demo", "demo.pth", 8), ("camvid", "fcn_resnet50_camvid.pt", 11)):
+    for name, file, num_classes in (
+        ("demo", "demo.pth", 8),
+        ("camvid", "fcn_resnet50_camvid.pt", 11),
+    ):
         write_sample_set(folder / "data" / name, num_train=12, num_val=4)
         teacher = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=True)
         torch.save(teacher.state_dict(), folder / "teachers" / file)
@@ -86,7 +89,11 @@ def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float
         elif language == "bash":
             for command in list_commands(block):
                 reason = find_reason(command)
-                yield (command, f"not run: {reason}", 0.0) if reason else _run_command(command, folder, env)
+                yield (
+                    (command, f"not run: {reason}", 0.0)
+                    if reason
+                    else _run_command(command, folder, env)
+                )
 
 
 def _run_command(command: str, folder: Path, env: dict[str, str]) -> tuple[str, str, float]:
@@ -112,7 +119,13 @@ def main() -> int:
         prepare(folder)
         make_bucket(endpoint, "bucket")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "PATH": path, "no_proxy": "127.0.0.1"}
+        env = {
+            **os.environ,
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL": endpoint,
+            "PATH": path,
+            "no_proxy": "127.0.0.1",
+        }
         for command, outcome, took_s in run_all(folder, env):
             failed += not outcome.startswith(("ok", "not run"))
             print(f"{took_s:6.1f} s  {outcome:<10}  {command.splitlines()[0]}", flush=True)

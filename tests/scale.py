@@ -23,7 +23,11 @@ from kdcache.forecast.fleet import Fleet, Work, spread
 from kdcache.report.forecast import format_bytes, format_time
 
 NUM_VIEWS, SHARD_SAMPLES, SIZE_PX = 4, 16, 512
-DATA_SETS = {"VOC trainaug": (10_582, 21), "ADE20K": (20_210, 150), "1.2 M images": (1_200_000, 21)}  # images, classes
+DATA_SETS = {
+    "VOC trainaug": (10_582, 21),
+    "ADE20K": (20_210, 150),
+    "1.2 M images": (1_200_000, 21),
+}  # images, classes
 GPUS = (1, 8, 64, 512)
 TARGETS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # FCN-ResNet50's channels, stride
 # Measured (SCALE.md): a compact sample of 11 classes, what a class adds, reading an image
@@ -61,7 +65,14 @@ class Cache:
         """For GPUs whose teacher answers `rate` images a second; scoring at the end is left out."""
         num_views = self.layout.num_views * self.layout.num_samples
         alone_s = self.layout.num_samples * READING_S / READERS
-        return Work(self.layout.num_groups, num_views / rate, SHARD_SAMPLES / rate, self.size_bytes, alone_s, 0.0)
+        return Work(
+            self.layout.num_groups,
+            num_views / rate,
+            SHARD_SAMPLES / rate,
+            self.size_bytes,
+            alone_s,
+            0.0,
+        )
 
 
 def list_caches() -> list[Cache]:
@@ -76,9 +87,14 @@ def list_caches() -> list[Cache]:
 def _plan(name: str, encoding: str, num_samples: int, num_classes: int) -> Cache:
     exact, targets = encoding == "exact", {"logits": (num_classes, 8), **TARGETS}
     codecs = {dtype: choose_codec("raw" if exact else "blosc-zstd", dtype) for dtype in DTYPES}
-    lowrank = {k: Encoding("lowrank", c, getattr(RankConfig(), k), STEPS[k], "") for k, (c, _) in TARGETS.items()}
+    lowrank = {
+        k: Encoding("lowrank", c, getattr(RankConfig(), k), STEPS[k], "")
+        for k, (c, _) in TARGETS.items()
+    }
     encodings = {} if exact else {"logits": Encoding("int8"), **lowrank}
-    arrays = list_specs(size_hw=(SIZE_PX, SIZE_PX), targets=targets, encodings=encodings, codecs=codecs)
+    arrays = list_specs(
+        size_hw=(SIZE_PX, SIZE_PX), targets=targets, encodings=encodings, codecs=codecs
+    )
     layout = SplitLayout("train", NUM_VIEWS, num_samples, SHARD_SAMPLES, arrays)
     compact_bytes = COMPACT_BYTES + (num_classes - 11) * CLASS_BYTES
     return Cache(name, encoding, layout, layout.item_bytes if exact else compact_bytes)
@@ -86,7 +102,10 @@ def _plan(name: str, encoding: str, num_samples: int, num_classes: int) -> Cache
 
 def render_costs(caches: list[Cache], options: argparse.Namespace) -> list[str]:
     """What does not depend on the number of GPUs."""
-    rows = ["| four views, 512x512 | a sample | in all, a month | asking | PUTs | GETs an epoch |", "|" + "---|" * 6]
+    rows = [
+        "| four views, 512x512 | a sample | in all, a month | asking | PUTs | GETs an epoch |",
+        "|" + "---|" * 6,
+    ]
     for cache in caches:
         asking_s = cache.work(options.rate).asking_s
         cells = [
@@ -103,24 +122,37 @@ def render_costs(caches: list[Cache], options: argparse.Namespace) -> list[str]:
 
 def render_times(caches: list[Cache], options: argparse.Namespace) -> list[str]:
     """Phase one: wall time, money of all GPUs to the end, and what takes longest."""
-    rows = ["| phase one on | " + " | ".join(f"{n} GPU{'s'[: n > 1]}" for n in GPUS) + " |", "|" + "---|" * 5]
+    rows = [
+        "| phase one on | " + " | ".join(f"{n} GPU{'s'[: n > 1]}" for n in GPUS) + " |",
+        "|" + "---|" * 5,
+    ]
     for cache in caches:
         cells = [f"{cache.name}, `{cache.encoding}`"]
         for workers in GPUS:
-            fleet = Fleet(workers=workers, bandwidth_mb_s=options.bandwidth, per_hour=options.per_hour)
+            fleet = Fleet(
+                workers=workers, bandwidth_mb_s=options.bandwidth, per_hour=options.per_hour
+            )
             facts = spread(cache.work(options.rate), fleet)
-            cells.append(f"{format_time(facts['time_s'])}, {format_money(facts['cost'])}, {NAMES[facts['bottleneck']]}")
+            cells.append(
+                f"{format_time(facts['time_s'])}, {format_money(facts['cost'])}, {NAMES[facts['bottleneck']]}"
+            )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def render_students(caches: list[Cache], options: argparse.Namespace) -> list[str]:
     """Phase two: what students on so many GPUs read, of 21 classes."""
-    rows = ["| phase two on | " + " | ".join(f"{n} GPU{'s'[: n > 1]}" for n in GPUS) + " |", "|" + "---|" * 5]
+    rows = [
+        "| phase two on | " + " | ".join(f"{n} GPU{'s'[: n > 1]}" for n in GPUS) + " |",
+        "|" + "---|" * 5,
+    ]
     for cache in caches[:2]:
         samples = [n * options.student_rate for n in GPUS]
         arrays = len(cache.layout.arrays)
-        reads = [f"{format_bytes(rate * cache.sample_bytes)}/s, {rate * arrays:,.0f} GET/s" for rate in samples]
+        reads = [
+            f"{format_bytes(rate * cache.sample_bytes)}/s, {rate * arrays:,.0f} GET/s"
+            for rate in samples
+        ]
         rows.append(f"| {' | '.join([f'`{cache.encoding}`', *reads])} |")
     return rows
 
@@ -138,12 +170,22 @@ def main(argv: list[str]) -> int:
 def render_tables(argv: list[str]) -> list[str]:
     """The three tables as Markdown."""
     parser = OneLineParser(
-        prog="python -m tests.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, value in (("--rate", 100.0), ("--student-rate", 400.0), ("--bandwidth", 10_000.0), ("--per-hour", 2.0)):
+    for name, value in (
+        ("--rate", 100.0),
+        ("--student-rate", 400.0),
+        ("--bandwidth", 10_000.0),
+        ("--per-hour", 2.0),
+    ):
         parser.add_argument(name, type=_read_number, default=value, metavar="NUMBER")
     options, caches = parser.parse_args(argv), list_caches()
-    return ["\n".join(render(caches, options)) for render in (render_costs, render_times, render_students)]
+    return [
+        "\n".join(render(caches, options))
+        for render in (render_costs, render_times, render_students)
+    ]
 
 
 def _read_number(text: str) -> float:

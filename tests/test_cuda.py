@@ -4,31 +4,38 @@ import json
 
 import numpy as np
 import pytest
-import together
 import torch
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.reader import open_split
-from kdcache.settings import make_config, merge
+from kdcache.config.parser import make_config, merge
+from kdcache.models.fit import fit_teacher
+from kdcache.precompute.build import build_cache
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.distill import distill
-from kdcache.training.fit import fit_teacher
+from tests.support import together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def on_cuda(given: dict, **changes: dict) -> dict:
-    return merge(merge(given, {"teacher": {"device": "cuda"}, "train": {"device": "cuda"}}), changes)
+    return merge(
+        merge(given, {"teacher": {"device": "cuda"}, "train": {"device": "cuda"}}), changes
+    )
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 0.1), ("float16", 0.02)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 0.1), ("float16", 0.02)]
+)
 def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision, tolerance):
     change = {"teacher": {"precision": precision}, "cache": {"path": str(tmp_path / "gpu")}}
     other = make_config(on_cuda(given, **change))
     build_cache(other)
     ours, theirs = (open_split(c.cache.path, "train") for c in (cache, other))
     for name in ("logits", "low", "mid", "high"):
-        expected, found = ours.read(name, 1, 9).astype(np.float32), theirs.read(name, 1, 9).astype(np.float32)
+        expected, found = (
+            ours.read(name, 1, 9).astype(np.float32),
+            theirs.read(name, 1, 9).astype(np.float32),
+        )
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
     assert np.array_equal(ours.read("image", 1, 9), theirs.read("image", 1, 9))
 
@@ -39,7 +46,9 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(cache, residency):
     plan = plan_epoch(num_samples=10, num_views=2, batch_size=3, seed=0, epoch=0) * 5
     arrays = ["image", "logits", "high"]
     cpu = BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device("cpu"))
-    gpu = BatchReader(reader, arrays=arrays, batch_size=3, device=torch.device("cuda"), residency=residency)
+    gpu = BatchReader(
+        reader, arrays=arrays, batch_size=3, device=torch.device("cuda"), residency=residency
+    )
     for expected, found in zip(cpu.read(plan), gpu.read(plan), strict=True):
         assert all(torch.equal(expected.arrays[name], found.arrays[name].cpu()) for name in arrays)
 
@@ -57,7 +66,9 @@ def test_a_teacher_is_fitted_on_a_gpu(given, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-def test_two_processes_on_two_gpus_train_one_compiled_student_with_synchronised_batchnorm(cache, given):
+def test_two_processes_on_two_gpus_train_one_compiled_student_with_synchronised_batchnorm(
+    cache, given
+):
     """Over NCCL; a batch has rows for both."""
     settings = on_cuda(given, train={"device": "auto", "compile": "on"}, run={"baseline": False})
     one, two = together.run_together(2, together.train_whole, settings)

@@ -10,7 +10,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 
 
-def draw_pair(num_classes: int, *, seed: int, absent: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+def draw_pair(
+    num_classes: int, *, seed: int, absent: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Predictions and labels [4, 9, 11]; labels have void pixels, `absent` classes occur in neither."""
     generator = torch.Generator().manual_seed(seed)
     present = torch.tensor([k for k in range(num_classes) if k not in absent])
@@ -70,11 +72,15 @@ def test_example_by_hand():
 
 def test_perfect_prediction_is_one():
     label = torch.tensor([[0, 1], [2, 255]])
-    assert compute_miou(count_confusion(torch.tensor([[0, 1], [2, 0]]), label, num_classes=3)) == 1.0
+    assert (
+        compute_miou(count_confusion(torch.tensor([[0, 1], [2, 0]]), label, num_classes=3)) == 1.0
+    )
 
 
 def test_all_void_counts_nothing_and_has_no_iou():
-    confusion = count_confusion(torch.ones(2, 3, 3, dtype=torch.int64), torch.full((2, 3, 3), 255), num_classes=3)
+    confusion = count_confusion(
+        torch.ones(2, 3, 3, dtype=torch.int64), torch.full((2, 3, 3), 255), num_classes=3
+    )
     assert confusion.tolist() == [[0] * 3] * 3
     assert compute_iou_per_class(confusion) == [None] * 3
     assert compute_miou(confusion) == 0.0
@@ -82,7 +88,9 @@ def test_all_void_counts_nothing_and_has_no_iou():
 
 def test_uint8_labels_of_many_classes_do_not_wrap_around():
     label = torch.tensor([199, 0, 255], dtype=torch.uint8)
-    confusion = count_confusion(torch.tensor([198, 0, 7], dtype=torch.uint8), label, num_classes=200)
+    confusion = count_confusion(
+        torch.tensor([198, 0, 7], dtype=torch.uint8), label, num_classes=200
+    )
     assert confusion[199, 198] == 1 and confusion[0, 0] == 1 and confusion.sum() == 2
 
 

@@ -8,11 +8,11 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
-from kdcache.cache.place import find_place
 from kdcache.command import check_command, run_command
 from kdcache.config import CacheConfig
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, make_config, read_given
+from kdcache.config.parser import build_parser, make_config, read_given
+from kdcache.progress import Console
+from kdcache.storage.place import find_place
 from kdcache.training.processes import Alone, end_process, join_processes
 from kdcache.training.settings import FROM_CACHE
 from train_student.compare import compare
@@ -63,7 +63,9 @@ def _train_one(parser: ArgumentParser, words: list[str], processes: Alone) -> No
 
 def _read(parser: ArgumentParser, words: list[str]) -> dict:
     given = read_given(parser, words)
-    make_config({section: values for section, values in given.items() if section not in FROM_CACHE})  # ranges
+    make_config(
+        {section: values for section, values in given.items() if section not in FROM_CACHE}
+    )  # ranges
     return given
 
 

@@ -14,14 +14,18 @@ PROG = "python -m train_student compare"
 def compare(argv: list[str]) -> None:
     """Print the table, and write it where that is asked for. Raises SettingsError."""
     args = _build_parser().parse_args(argv)
-    from kdcache.cache import durable
+    from kdcache import durable
     from kdcache.comparison.compare import compare_runs
     from kdcache.report.comparison_csv import format_csv
     from kdcache.report.comparison_page import format_page
     from kdcache.report.comparison_text import format_comparison
 
     comparison = compare_runs(args.paths)
-    asked = [(path, form) for path, form in ((args.csv, format_csv), (args.html, format_page)) if path is not None]
+    asked = [
+        (path, form)
+        for path, form in ((args.csv, format_csv), (args.html, format_page))
+        if path is not None
+    ]
     for path, form in asked:  # before a word: who reads our words may stop early, as `| head` does
         durable.replace_file(path, form(comparison).encode("utf-8", "backslashreplace"))
     print("\n\n".join([format_comparison(comparison), *(f"{path}: written" for path, _ in asked)]))
@@ -40,7 +44,9 @@ def _build_parser() -> OneLineParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=runs)
     for name, what in (("--csv", "a line a run"), ("--html", "one page")):
         read = partial(_read_out, ending=f".{name.removeprefix('--')}")
-        parser.add_argument(name, type=read, metavar="FILE", help=f"write {what}; a file of that name is replaced")
+        parser.add_argument(
+            name, type=read, metavar="FILE", help=f"write {what}; a file of that name is replaced"
+        )
     return parser
 
 

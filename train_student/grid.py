@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from jsonargparse import ArgumentParser
 
-from kdcache.cache.place import find_place
 from kdcache.config import CacheConfig
+from kdcache.config.parser import read_given
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
-from kdcache.experiments.grid import Grid, read_grid
-from kdcache.report.progress import Console
-from kdcache.settings import read_given
+from kdcache.progress import Console
+from kdcache.storage.place import find_place
+from kdcache.training.grid import Grid, read_grid
 from kdcache.training.processes import Alone
 
 GRID, SEEDS, DRY = "--grid", "--seeds", "--dry-run"
@@ -37,34 +37,52 @@ def take_grid(argv: list[str]) -> tuple[Grid | None, bool, list[str]]:
     if set(taken) == {DRY}:
         found, cure = Phrase("given alone"), "add --grid or --seeds"
         raise SettingsError(
-            describe("command line", field=DRY, found=found, expected=Phrase("a grid to list"), cure=cure)
+            describe(
+                "command line", field=DRY, found=found, expected=Phrase("a grid to list"), cure=cure
+            )
         )
     seeds = taken.get(SEEDS)
     if taken.get(GRID) == [] or seeds == []:
         empty = SEEDS if seeds == [] else GRID
         cure = "as in `--grid loss.beta=0,0.5 loss.gamma=0,0.3 --seeds 0,1,2`"
         raise SettingsError(
-            describe("command line", field=empty, found=Phrase("empty"), expected=Phrase("values"), cure=cure)
+            describe(
+                "command line",
+                field=empty,
+                found=Phrase("empty"),
+                expected=Phrase("values"),
+                cure=cure,
+            )
         )
     return read_grid(taken.get(GRID, []), ",".join(seeds) if seeds else None), DRY in taken, rest
 
 
-def run_grid(parser: ArgumentParser, grid: Grid, words: list[str], processes: Alone, *, dry: bool) -> int:
+def run_grid(
+    parser: ArgumentParser, grid: Grid, words: list[str], processes: Alone, *, dry: bool
+) -> int:
     """Train every run of the grid that is not finished; returns the exit code. Raises KdcacheError."""
     if processes.count > 1:
-        found, cure = Phrase(f"given to {processes.count} processes"), "start it without torchrun, once for each GPU"
+        found, cure = (
+            Phrase(f"given to {processes.count} processes"),
+            "start it without torchrun, once for each GPU",
+        )
         raise SettingsError(
-            describe("command line", field=GRID, found=found, expected=Phrase("one process"), cure=cure)
+            describe(
+                "command line", field=GRID, found=found, expected=Phrase("one process"), cure=cure
+            )
         )
 
     def ask(point: Mapping[str, str]) -> dict:
-        return read_given(parser, [*words, *(word for name, value in point.items() for word in (f"--{name}", value))])
+        return read_given(
+            parser,
+            [*words, *(word for name, value in point.items() for word in (f"--{name}", value))],
+        )
 
     root = find_place(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
     from kdcache.cache.manifest import read_manifest
     from kdcache.comparison.compare import compare_runs
-    from kdcache.experiments.matrix import plan_matrix, run_matrix
     from kdcache.report.comparison_text import format_comparison
+    from kdcache.training.matrix import plan_matrix, run_matrix
 
     manifest = read_manifest(root)
     plans = plan_matrix(grid, ask, root=root, manifest=manifest)
@@ -78,7 +96,11 @@ def run_grid(parser: ArgumentParser, grid: Grid, words: list[str], processes: Al
     failures = run_matrix(plans, root=root, manifest=manifest, progress=Console(), say=print)
     if len(failures) < len(plans):
         unfinished = {failure.folder for failure in failures}
-        print(format_comparison(compare_runs([plan.folder for plan in plans if plan.folder not in unfinished])))
+        print(
+            format_comparison(
+                compare_runs([plan.folder for plan in plans if plan.folder not in unfinished])
+            )
+        )
     return _conclude(failures, len(plans))
 
 

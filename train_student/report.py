@@ -26,10 +26,16 @@ def report(argv: list[str]) -> None:
         help=f"validation samples to show, 1 to {MOST_PANELS} (default: as many as at a run's end)",
     )
     parser.add_argument(
-        "--cache.path", dest="path", metavar="PATH", help="where its cache is now (default: where it was)"
+        "--cache.path",
+        dest="path",
+        metavar="PATH",
+        help="where its cache is now (default: where it was)",
     )
     parser.add_argument(
-        "--train.device", dest="device", metavar="DEVICE", help="that answers (default: the one that trained)"
+        "--train.device",
+        dest="device",
+        metavar="DEVICE",
+        help="that answers (default: the one that trained)",
     )
     args = parser.parse_args(argv)
     from kdcache.report.again import rewrite_report

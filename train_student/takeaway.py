@@ -23,20 +23,29 @@ def export(argv: list[str]) -> None:
         "keep their name only where they say what PyTorch says, on up to 100 images.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="each is an extra: `pip install 'kdcache[onnx]'`")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=FORMATS,
+        help="each is an extra: `pip install 'kdcache[onnx]'`",
+    )
     parser.add_argument(
         "--images", nargs="+", type=Path, default=[], metavar="PATH",
         help="images, or folders of them, to compare on (default: the validation images of the run's cache)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from kdcache.takeaway.export import export_student, import_format
-    from kdcache.takeaway.load import load_student
-    from kdcache.takeaway.samples import find_samples
+    from kdcache.deploy.export import export_student, import_format
+    from kdcache.deploy.load import load_student
+    from kdcache.deploy.samples import find_samples
 
     import_format(args.to)  # what is missing is said before anything takes time
     student = load_student(args.run)
-    export_student(student, to=args.to, find_images=partial(find_samples, student, args.images), say=print)
+    export_student(
+        student, to=args.to, find_images=partial(find_samples, student, args.images), say=print
+    )
 
 
 def predict(argv: list[str]) -> int:
@@ -50,20 +59,28 @@ def predict(argv: list[str]) -> int:
         "Images of more than 89,478,485 pixels are refused.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image, or folder of images")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: RUN/predictions)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done"
+    )
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image, or folder of images"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write into (default: RUN/predictions)"
+    )
     parser.add_argument(
         "--size", type=_read_size, metavar="N|original",
         help="what the student sees: larger images are shrunk to fit N x N pixels, smaller ones padded; original shrinks none "
         "(default: the size of the run's validation, at which it was scored)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from kdcache.takeaway.load import load_student
-    from kdcache.takeaway.predict import predict_pictures
+    from kdcache.deploy.load import load_student
+    from kdcache.deploy.predict import predict_pictures
 
     student, out = load_student(args.run), args.out or args.run / "predictions"
-    errors = predict_pictures(student, args.images, out=out, size=args.size, say=print, complain=_complain)
+    errors = predict_pictures(
+        student, args.images, out=out, size=args.size, say=print, complain=_complain
+    )
     return DAMAGED if errors else 0
 
 
@@ -72,6 +89,10 @@ def _complain(error: Exception) -> None:
 
 
 def _read_size(text: str) -> int | str:
-    if text == "original" or (text.isdecimal() and int(text) % 16 == 0 and 32 <= int(text) <= 16384):
+    if text == "original" or (
+        text.isdecimal() and int(text) % 16 == 0 and 32 <= int(text) <= 16384
+    ):
         return text if text == "original" else int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither original nor a multiple of 16 from 32 to 16384")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither original nor a multiple of 16 from 32 to 16384"
+    )

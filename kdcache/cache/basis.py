@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.documents import read_bytes
 from kdcache.cache.encodings import Encoding, find_directions
 from kdcache.cache.layout import CRC_BYTES
 from kdcache.cache.shard import check_inside, crc32c
 from kdcache.errors import CacheCorruptError, repair_cure
 
-BASIS_SAMPLES = 48  # measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md)
+BASIS_SAMPLES = (
+    48  # measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md)
+)
 
 
 class BasisLearner:
@@ -56,8 +58,13 @@ def hash_basis(basis_CR: np.ndarray) -> str:
 
 def count_basis_bytes(encodings: Mapping[str, Encoding]) -> dict[str, int]:
     """Lowrank level -> size of its basis on the disk, checksum included."""
-    lowrank = {level: encoding for level, encoding in encodings.items() if encoding.kind == "lowrank"}
-    return {level: 4 * encoding.channels * encoding.rank + CRC_BYTES for level, encoding in lowrank.items()}
+    lowrank = {
+        level: encoding for level, encoding in encodings.items() if encoding.kind == "lowrank"
+    }
+    return {
+        level: 4 * encoding.channels * encoding.rank + CRC_BYTES
+        for level, encoding in lowrank.items()
+    }
 
 
 def basis_name(level: str) -> str:
@@ -96,7 +103,9 @@ def read_any_basis(root: Path, level: str, shape: tuple[int, int]) -> np.ndarray
     """float32 [C, R], whatever cache it is of. Raises CacheCorruptError where its checksum says that it is damaged."""
     body, crc = _read_chunk(root, level, shape)
     if crc != crc32c(np.frombuffer(body, np.uint8)):
-        raise CacheCorruptError(basis_path(root, level), "stored checksum of the basis differs", cure=repair_cure(root))
+        raise CacheCorruptError(
+            basis_path(root, level), "stored checksum of the basis differs", cure=repair_cure(root)
+        )
     return np.frombuffer(body, "<f4").astype(np.float32).reshape(shape)
 
 
@@ -106,13 +115,19 @@ def _read_chunk(root: Path, level: str, shape: tuple[int, int]) -> tuple[bytes, 
     check_inside(root, path, cure=cure)
     data = read_bytes(path, cure=cure)
     if len(data) != size + CRC_BYTES:
-        raise CacheCorruptError(path, f"basis is {len(data)} bytes, expected {size + CRC_BYTES}", cure=cure)
+        raise CacheCorruptError(
+            path, f"basis is {len(data)} bytes, expected {size + CRC_BYTES}", cure=cure
+        )
     return data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
 
 
 def read_bases(root: Path, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:
     """The basis of every lowrank level. Raises CacheCorruptError."""
-    return {level: read_basis(root, level, enc) for level, enc in encodings.items() if enc.kind == "lowrank"}
+    return {
+        level: read_basis(root, level, enc)
+        for level, enc in encodings.items()
+        if enc.kind == "lowrank"
+    }
 
 
 def choose_samples(count: int) -> list[int]:

@@ -11,8 +11,8 @@ from functools import singledispatch
 import numpy as np
 
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, shard_path
-from kdcache.cache.place import Place
 from kdcache.cache.shard import ShardFile, check_inside, read_index
+from kdcache.storage.place import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,22 @@ from typing import Protocol
 import numpy as np
 from numcodecs import blosc, zstd
 
-from kdcache.checks import refuse
+from kdcache.errors import refuse
 
 # In the main thread numcodecs would use several of c-blosc's own, which write blocks in the order they finish: the same numbers
 # would have other bytes each time.
 blosc.use_threads = False
 
 RAW = "raw"
-_BLOSC_HEADER_BYTES = 16  # version, flags, then decoded size, block size, coded size as little-endian uint32
+_BLOSC_HEADER_BYTES = (
+    16  # version, flags, then decoded size, block size, coded size as little-endian uint32
+)
 _ZSTD_HEADER_BYTES, _ZSTD_MAGIC = 18, b"\x28\xb5\x2f\xfd"
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
-_BLOSC_LEVELS = {"blosc-lz4": ("lz4", 5), "blosc-zstd": ("zstd", 1)}  # higher ones gain a hundredth and take a multiple
+_BLOSC_LEVELS = {
+    "blosc-lz4": ("lz4", 5),
+    "blosc-zstd": ("zstd", 1),
+}  # higher ones gain a hundredth and take a multiple
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Codec:
     def to_dict(self) -> dict:
         """As in zarr.json."""
         return (
-            {"name": self.name} if self.settings is None else {"name": self.name, "configuration": dict(self.settings)}
+            {"name": self.name}
+            if self.settings is None
+            else {"name": self.name, "configuration": dict(self.settings)}
         )
 
     @classmethod
@@ -44,7 +51,11 @@ class Codec:
         """The inverse of `to_dict`. Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
         settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
         plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
-        if type(stored["name"]) is not str or not plain or not set(stored) <= {"name", "configuration"}:
+        if (
+            type(stored["name"]) is not str
+            or not plain
+            or not set(stored) <= {"name", "configuration"}
+        ):
             raise ValueError(f"codec is {json.dumps(stored)[:80]}")
         return cls(stored["name"], settings)
 
@@ -73,7 +84,13 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
         cname, level = _BLOSC_LEVELS[name]
         size = np.dtype(dtype).itemsize
         shuffle = "shuffle" if size > 1 else "bitshuffle" if dtype == "int8" else "noshuffle"
-        settings = {"typesize": size, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
+        settings = {
+            "typesize": size,
+            "cname": cname,
+            "clevel": level,
+            "shuffle": shuffle,
+            "blocksize": 0,
+        }
         return Codec("blosc", tuple(settings.items()))
     from kdcache.cache.zarr_codecs import ZarrCoder
 
@@ -89,7 +106,12 @@ def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
     settings = dict(codec.settings or ())
     try:
         if codec.name == "blosc":
-            return _Blosc(settings["cname"].encode(), settings["clevel"], _SHUFFLES[settings["shuffle"]], settings)
+            return _Blosc(
+                settings["cname"].encode(),
+                settings["clevel"],
+                _SHUFFLES[settings["shuffle"]],
+                settings,
+            )
         if codec.name == "zstd":
             return _Zstd(settings["level"], settings["checksum"])
     except (KeyError, AttributeError) as error:
@@ -105,12 +127,17 @@ class _Blosc:
         self.block_bytes, self.type_bytes = settings["blocksize"], settings["typesize"]
 
     def encode(self, item: np.ndarray) -> bytes:
-        return blosc.compress(as_bytes(item), self.cname, self.level, self.shuffle, self.block_bytes, self.type_bytes)
+        return blosc.compress(
+            as_bytes(item), self.cname, self.level, self.shuffle, self.block_bytes, self.type_bytes
+        )
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
         header = chunk[:_BLOSC_HEADER_BYTES].tobytes()
         sizes = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:], "little")
-        if sizes != (slot.nbytes, chunk.size):  # numcodecs believes the header: it would read past the end
+        if sizes != (
+            slot.nbytes,
+            chunk.size,
+        ):  # numcodecs believes the header: it would read past the end
             raise ValueError("its blosc header speaks of another size")
         try:
             blosc.decompress(chunk, as_bytes(slot))
@@ -127,7 +154,9 @@ class _Zstd:
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
         found = _read_zstd_size(chunk[:_ZSTD_HEADER_BYTES].tobytes())
-        if found != slot.nbytes:  # numcodecs would leave the rest of the slot as it was, or make room for terabytes
+        if (
+            found != slot.nbytes
+        ):  # numcodecs would leave the rest of the slot as it was, or make room for terabytes
             raise ValueError(f"its zstd frame holds {found} bytes")
         try:
             zstd.decompress(chunk, as_bytes(slot))

@@ -9,9 +9,9 @@ import hashlib
 import json
 from functools import singledispatch
 
-from kdcache.cache import durable
-from kdcache.cache.place import Place
+from kdcache import durable
 from kdcache.errors import CacheCorruptError
+from kdcache.storage.place import Place
 
 MOST_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample; more than this is another file
 MOST_DEPTH = 64  # of what is compared, hashed and shown: Python's recursion ends near 1000
@@ -26,7 +26,10 @@ def write_sealed(path: Place, document: dict) -> None:
 
 def seal(document: dict) -> bytes:
     """The bytes of a sealed document."""
-    body = json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode() + b"\n"
+    body = (
+        json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode()
+        + b"\n"
+    )
     return _put_seal(body, hashlib.sha256(body).hexdigest().encode())
 
 
@@ -34,8 +37,13 @@ def read_sealed(path: Place, *, cure: str) -> dict:
     """The document at `path`. Raises CacheCorruptError where it is unreadable or its bytes are not those written."""
     data = read_bytes(path, cure=cure)
     found = data[-len(_TAIL) - 64 : -len(_TAIL)]
-    if not data.endswith(_TAIL) or found != hashlib.sha256(_put_seal(data, _ZEROS)).hexdigest().encode():
-        raise CacheCorruptError(path, "file is damaged, its sha256 is not that of its contents", cure=cure)
+    if (
+        not data.endswith(_TAIL)
+        or found != hashlib.sha256(_put_seal(data, _ZEROS)).hexdigest().encode()
+    ):
+        raise CacheCorruptError(
+            path, "file is damaged, its sha256 is not that of its contents", cure=cure
+        )
     return parse_json(path, data, cure=cure)
 
 
@@ -70,7 +78,9 @@ def parse_json(path: Place, data: bytes, *, cure: str) -> dict:
         reason = " ".join(str(error).split())[:80]
         raise CacheCorruptError(path, f"file is no JSON ({reason})", cure=cure) from None
     if not isinstance(document, dict):
-        raise CacheCorruptError(path, f"content is a {type(document).__name__}, expected an object", cure=cure)
+        raise CacheCorruptError(
+            path, f"content is a {type(document).__name__}, expected an object", cure=cure
+        )
     return document
 
 

@@ -47,7 +47,10 @@ class Encoding:
         encoding = cls(**facts)
         kinds = {"channels": int, "rank": int, "step": float, "basis_sha256": str}
         wanted = kinds if encoding.kind == "lowrank" else {}
-        if encoding.kind not in KINDS or {name: type(facts[name]) for name in facts if name != "kind"} != wanted:
+        if (
+            encoding.kind not in KINDS
+            or {name: type(facts[name]) for name in facts if name != "kind"} != wanted
+        ):
             raise ValueError(f"encoding is {str(dict(facts))[:80]}")
         return encoding
 
@@ -62,7 +65,9 @@ def scale_name(name: str) -> str:
     return f"{name}_scale"
 
 
-def list_shapes(name: str, shape: tuple[int, int, int], encoding: Encoding) -> list[tuple[str, tuple[int, ...], str]]:
+def list_shapes(
+    name: str, shape: tuple[int, int, int], encoding: Encoding
+) -> list[tuple[str, tuple[int, ...], str]]:
     """(array, shape of a sample, dtype) of what a target [C, H, W] is stored in."""
     if encoding.kind == "float16":
         return [(name, shape, "float16")]
@@ -71,7 +76,9 @@ def list_shapes(name: str, shape: tuple[int, int, int], encoding: Encoding) -> l
     return [(name, (encoding.rank, *shape[1:]), "int8")]
 
 
-def encode(name: str, values_NCHW: Tensor, encoding: Encoding, basis_CR: Tensor | None) -> dict[str, Tensor]:
+def encode(
+    name: str, values_NCHW: Tensor, encoding: Encoding, basis_CR: Tensor | None
+) -> dict[str, Tensor]:
     """What is stored of float32 answers, on their device.
 
     int8: q = round(x / s), s = max |x| / 127 of each sample and channel (0 where the channel is 0).
@@ -83,7 +90,11 @@ def encode(name: str, values_NCHW: Tensor, encoding: Encoding, basis_CR: Tensor 
         scale_NC = values_NCHW.abs().amax((2, 3)) / INT8_MOST
         divisor = torch.where(scale_NC > 0, scale_NC, 1.0)[:, :, None, None]
         return {name: _round(values_NCHW / divisor), scale_name(name): scale_NC}
-    return {name: _round(torch.einsum("cr,nchw->nrhw", basis_CR, find_directions(values_NCHW)) / encoding.step)}
+    return {
+        name: _round(
+            torch.einsum("cr,nchw->nrhw", basis_CR, find_directions(values_NCHW)) / encoding.step
+        )
+    }
 
 
 def find_directions(values_NCHW: Tensor) -> Tensor:
@@ -103,7 +114,9 @@ def _to_half(values_NCHW: Tensor) -> Tensor:
     """On a GPU cast and brought into NCHW order by one kernel; on a CPU that takes half as long again as one by one."""
     if not values_NCHW.is_cuda:
         return values_NCHW.half()
-    return torch.empty(values_NCHW.shape, dtype=torch.float16, device=values_NCHW.device).copy_(values_NCHW)
+    return torch.empty(values_NCHW.shape, dtype=torch.float16, device=values_NCHW.device).copy_(
+        values_NCHW
+    )
 
 
 def _round(x: Tensor) -> Tensor:

@@ -13,21 +13,30 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.basis import read_bases, write_bases
 from kdcache.cache.identity import check_identity
 from kdcache.cache.layout import COMMITS, LEASES, Group, SplitLayout, manifest_path, record_name
 from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
 from kdcache.cache.metadata import check_document, list_metadata, write_metadata
-from kdcache.cache.place import Place, is_far
 from kdcache.cache.records import find_committed, list_records, read_record
-from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, OtherCacheError, Phrase, describe
-from kdcache.lock import LOCK, hold_folder
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    OtherCacheError,
+    Phrase,
+    describe,
+)
+from kdcache.storage.lock import LOCK, hold_folder
+from kdcache.storage.place import Place, is_far
 
 log = logging.getLogger("kdcache")
 
 
-def open_for_writing(root: Place, manifest: Manifest, bases: dict[str, np.ndarray] | None = None) -> Manifest:
+def open_for_writing(
+    root: Place, manifest: Manifest, bases: dict[str, np.ndarray] | None = None
+) -> Manifest:
     """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
 
     A manifest that was moved away is made anew: committed groups of the same identity are kept.
@@ -47,7 +56,9 @@ def open_for_writing(root: Place, manifest: Manifest, bases: dict[str, np.ndarra
             grows = manifest_path(root).exists()
             manifest = check_same_cache(root, manifest)
             durable.make_folders(root / COMMITS, below=root)
-            durable.sync_folder(root / COMMITS)  # a commit may have been killed between its rename and this
+            durable.sync_folder(
+                root / COMMITS
+            )  # a commit may have been killed between its rename and this
             write_bases(root, bases or {})
             if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
                 write_manifest(root, manifest)
@@ -88,7 +99,9 @@ def find_folder(root: Path) -> Path:
     """`root`, or the nearest folder above it that is there. Raises CacheError where a file is in the way."""
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise CacheError(f"{existing}: folder is unwritable (it is a file); set cache.path to another place")
+        raise CacheError(
+            f"{existing}: folder is unwritable (it is a file); set cache.path to another place"
+        )
     return existing
 
 
@@ -127,9 +140,14 @@ def check_free_space(root: Place, *, needed_bytes: int, free_bytes: int, at_most
             "ends in a line, and what is committed by then is kept", root, needed_bytes / 1e9, free_bytes / 1e9,
         )  # fmt: skip
     elif needed_bytes > free_bytes:
-        found, expected = Phrase(f"{free_bytes / 1e9:.2f} GB"), Phrase(f"{needed_bytes / 1e9:.2f} GB or more")
+        found, expected = (
+            Phrase(f"{free_bytes / 1e9:.2f} GB"),
+            Phrase(f"{needed_bytes / 1e9:.2f} GB or more"),
+        )
         cure = "make room, set cache.path to another disk or cache.encoding compact, or lower augment.views or cache.levels"
-        raise CacheError(describe(root, field="free disk space", found=found, expected=expected, cure=cure))
+        raise CacheError(
+            describe(root, field="free disk space", found=found, expected=expected, cure=cure)
+        )
 
 
 @contextmanager
@@ -162,10 +180,14 @@ def _check_kept_record(root: Place, manifest: Manifest, group: Group) -> None:
     """A record that outlived its manifest must belong to the cache of these settings. Raises CacheError."""
     layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
     try:
-        read_record(root, layout, group, identity=identity, cure="move it away: its group is computed again")
+        read_record(
+            root, layout, group, identity=identity, cure="move it away: its group is computed again"
+        )
     except OtherCacheError as error:
         cure = "use the settings it was built with (config.yaml of a run has them), or set cache.path to another folder"
-        raise CacheMismatchError(f"{error.where}: its identity is not that of these settings; {cure}") from None
+        raise CacheMismatchError(
+            f"{error.where}: its identity is not that of these settings; {cure}"
+        ) from None
 
 
 def _is_begun(root: Place, manifest: Manifest) -> bool:
@@ -173,7 +195,9 @@ def _is_begun(root: Place, manifest: Manifest) -> bool:
     if not root.is_dir():
         return False
     names = {entry.name for entry in root.iterdir()}
-    partials = {durable.partial_path(path).name for path in (manifest_path(root), root / "zarr.json")}
+    partials = {
+        durable.partial_path(path).name for path in (manifest_path(root), root / "zarr.json")
+    }
     ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
     return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
 
@@ -189,7 +213,9 @@ def _merge(root: Place, existing: Manifest, wanted: Manifest) -> Manifest:
         if old.shard_samples != layout.shard_samples:
             found, expected = old.shard_samples, layout.shard_samples
             raise CacheMismatchError(
-                describe(root, field="cache.shard_samples", found=found, expected=expected, cure=cure)
+                describe(
+                    root, field="cache.shard_samples", found=found, expected=expected, cure=cure
+                )
             )
         layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
     information = {**existing.information, **wanted.information}
@@ -200,9 +226,14 @@ def _count_complete(root: Place, manifest: Manifest) -> dict[str, int]:
     """Views of each split that are complete, or have been once."""
 
     def count(layout: SplitLayout) -> int:
-        return min((group.view for group in find_missing_groups(root, layout)), default=layout.num_views)
+        return min(
+            (group.view for group in find_missing_groups(root, layout)), default=layout.num_views
+        )
 
-    return {split: max(manifest.complete_views[split], count(layout)) for split, layout in manifest.layouts.items()}
+    return {
+        split: max(manifest.complete_views[split], count(layout))
+        for split, layout in manifest.layouts.items()
+    }
 
 
 def _find_ready(root: Place, manifest: Manifest) -> Manifest | None:

@@ -9,15 +9,24 @@ from pathlib import Path
 
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import ArraySpec, find_version
+from kdcache.config.parser import flatten
 from kdcache.errors import CacheMismatchError
-from kdcache.settings import flatten
 
 
 def build_identity(
-    *, dataset: dict, augment: dict, teacher: dict, arrays: tuple[ArraySpec, ...], encodings: Mapping[str, Encoding]
+    *,
+    dataset: dict,
+    augment: dict,
+    teacher: dict,
+    arrays: tuple[ArraySpec, ...],
+    encodings: Mapping[str, Encoding],
 ) -> dict:
     """The identity of one split. Each of the first three parts is a dict of JSON values; float16 is not worth a word."""
-    encoded = {name: encoding.to_dict() for name, encoding in encodings.items() if encoding.kind != "float16"}
+    encoded = {
+        name: encoding.to_dict()
+        for name, encoding in encodings.items()
+        if encoding.kind != "float16"
+    }
     return {
         "format_version": find_version(arrays),
         "dataset": dataset,
@@ -31,7 +40,10 @@ def describe_array(array: ArraySpec) -> str:
     """float16 21x64x64, and the codec, if there is one: blosc blocksize=0 clevel=1 ..."""
     words = [array.dtype, "x".join(map(str, array.item_shape))]
     if array.codec:
-        words += [array.codec.name, *(f"{name}={value}" for name, value in sorted(array.codec.settings or ()))]
+        words += [
+            array.codec.name,
+            *(f"{name}={value}" for name, value in sorted(array.codec.settings or ())),
+        ]
     return " ".join(words)
 
 
@@ -49,7 +61,9 @@ def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str)
     differences = find_differences(found, expected)
     if not differences:
         return
-    facts = "; ".join(f"{name} is {_short(old)!r}, expected {_short(new)!r}" for name, old, new in differences)
+    facts = "; ".join(
+        f"{name} is {_short(old)!r}, expected {_short(new)!r}" for name, old, new in differences
+    )
     raise CacheMismatchError(f"{where}: {facts}; {cure}")
 
 

@@ -12,11 +12,11 @@ from kdcache.cache.chunks import Chunks, find_chunks, read_chunks
 from kdcache.cache.layout import ArraySpec, Group, commit_path, shard_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.metadata import check_document, list_metadata
-from kdcache.cache.place import Place, is_far
 from kdcache.cache.records import CommitRecord, list_records, read_record
 from kdcache.cache.shard import ShardFile, check_inside
 from kdcache.cache.stage import Stage
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, repair_cure
+from kdcache.storage.place import Place, is_far
 
 FAR_THREADS = 16  # that ask a store at once: each waits for its answer most of the time
 
@@ -51,14 +51,22 @@ class SplitIndex:
     """
 
     def __init__(
-        self, root: Place, manifest: Manifest, split: str, *, num_views: int | None = None, stage: Stage | None = None
+        self,
+        root: Place,
+        manifest: Manifest,
+        split: str,
+        *,
+        num_views: int | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.root, self.layout, self.stage = root, manifest.layouts[split], stage
         self.num_views = self.layout.num_views if num_views is None else num_views
         self._manifest = manifest
         for document in list_metadata(root, manifest, splits=(split,)):
             check_document(root, document)
-        _check_complete(root, manifest, [group for group in self.layout.groups() if group.view < self.num_views])
+        _check_complete(
+            root, manifest, [group for group in self.layout.groups() if group.view < self.num_views]
+        )
         self._specs = {spec.name: spec for spec in self.layout.arrays}
         self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self._files: dict[tuple[int, int], dict[str, ShardFile]] = {}
@@ -93,7 +101,9 @@ class SplitIndex:
 
     def stored_bytes(self, array: str) -> int:
         """Bytes of an array's shard files in all views, from those of view 0."""
-        return self.num_views * sum(files[array].size_bytes for (view, _), files in self._files.items() if view == 0)
+        return self.num_views * sum(
+            files[array].size_bytes for (view, _), files in self._files.items() if view == 0
+        )
 
     def _shard_of(self, array: str, view: int, sample: int) -> _Shard:
         shard = self._shards.get((array, view, sample // self.layout.shard_samples))
@@ -102,7 +112,9 @@ class SplitIndex:
     def _place(self, shard: _Shard, sample: int) -> Location:
         row = sample % self.layout.shard_samples
         offset, size = shard.chunks.places[row].tolist()
-        return Location(shard.chunks.path, offset, size, int(shard.crcs[row]), shard.chunks.checksums)
+        return Location(
+            shard.chunks.path, offset, size, int(shard.crcs[row]), shard.chunks.checksums
+        )
 
     def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
         """Where the chunks of a group's array are, found once. Raises CacheCorruptError."""
@@ -112,11 +124,15 @@ class SplitIndex:
         file, cure = self._files[view, group.index][spec.name], repair_cure(self.root)
         try:
             copied = self._find_copy(spec, group, file) if self.stage else None
-            chunks = copied or find_chunks(self.root, self.layout, spec, group, file=file, cure=cure)
+            chunks = copied or find_chunks(
+                self.root, self.layout, spec, group, file=file, cure=cure
+            )
         except CacheCorruptError as error:
             raise self.describe_damage(spec.name, view, sample, error.what) from None
         except OSError as error:
-            raise self.describe_damage(spec.name, view, sample, f"it cannot be fetched ({error.strerror})") from None
+            raise self.describe_damage(
+                spec.name, view, sample, f"it cannot be fetched ({error.strerror})"
+            ) from None
         shard = _Shard(chunks, self._crcs[view, group.index][spec.name], staged=copied is not None)
         self._shards[spec.name, view, group.index] = shard
         return shard
@@ -139,7 +155,9 @@ class SplitIndex:
         index = sample // self.layout.shard_samples
         with self.stage.hold(shard.chunks.path):
             if self._shards.get((array, view, index)) is shard:
-                self.stage.remove(shard.chunks.path, size_bytes=self._files[view, index][array].size_bytes)
+                self.stage.remove(
+                    shard.chunks.path, size_bytes=self._files[view, index][array].size_bytes
+                )
                 del self._shards[array, view, index]
 
     def describe_damage(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
@@ -153,16 +171,26 @@ class SplitIndex:
 
     def _learn(self, group: Group, record: CommitRecord) -> None:
         """Keep checksums and files, nothing else: parameters of views would fill the memory. Raises CacheCorruptError."""
-        if record.sample_ids != self.sample_ids[group.start : group.stop]:  # the order of samples is taken from view 0
+        if (
+            record.sample_ids != self.sample_ids[group.start : group.stop]
+        ):  # the order of samples is taken from view 0
             path = commit_path(self.root, group)
-            raise CacheCorruptError(path, "sample ids are not those of view 0", cure=repair_cure(self.root))
-        self._crcs[group.view, group.index] = {name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()}
+            raise CacheCorruptError(
+                path, "sample ids are not those of view 0", cure=repair_cure(self.root)
+            )
+        self._crcs[group.view, group.index] = {
+            name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()
+        }
         self._files[group.view, group.index] = record.files
 
 
 def read_group_record(root: Place, manifest: Manifest, group: Group) -> CommitRecord:
     """A group's commit record, held against this cache's identity. Raises CacheCorruptError."""
-    layout, identity, cure = manifest.layouts[group.split], manifest.split_hash(group.split), repair_cure(root)
+    layout, identity, cure = (
+        manifest.layouts[group.split],
+        manifest.split_hash(group.split),
+        repair_cure(root),
+    )
     check_inside(root, commit_path(root, group), cure=cure)
     return read_record(root, layout, group, identity=identity, cure=cure)
 
@@ -175,7 +203,11 @@ def _check_complete(root: Place, manifest: Manifest, groups: list[Group]) -> Non
     first = missing[0]
     lost = first.view < manifest.complete_views[first.split]
     state = "has lost shard groups" if lost else "is half-built"
-    cure = repair_cure(root) if lost else "run `python -m cache_teacher` with its settings again to finish it"
+    cure = (
+        repair_cure(root)
+        if lost
+        else "run `python -m cache_teacher` with its settings again to finish it"
+    )
     raise CacheIncompleteError(
         f"{root}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of {first.split} "
         f"are there (first missing: {first.name}); {cure}"

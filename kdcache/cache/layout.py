@@ -16,14 +16,19 @@ import numpy as np
 from kdcache.cache.codecs import Codec
 from kdcache.cache.encodings import Encoding, list_shapes
 
-FORMAT_VERSION, RAW_VERSION = 3, 2  # the newest, and that of caches of raw float16, which older kdcaches read as well
+FORMAT_VERSION, RAW_VERSION = (
+    3,
+    2,
+)  # the newest, and that of caches of raw float16, which older kdcaches read as well
 DTYPES = ("uint8", "float16", "int8", "float32")
 LOGITS_STRIDE = 8  # of the teacher's scores before its upsampling, pixels
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
 SPLITS = ("train", "val")
-MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: what blosc can code, and more than any picture
+MOST_ITEM_BYTES = (
+    2**31 - 1
+)  # of one sample of one array: what blosc can code, and more than any picture
 COMMITS, LEASES = "commits", "leases"  # folders beside the splits
 
 
@@ -47,7 +52,11 @@ class ArraySpec:
     @property
     def most_chunk_bytes(self) -> int:
         """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much longer."""
-        return self.item_bytes if self.codec is None else self.item_bytes + self.item_bytes // 100 + 1024
+        return (
+            self.item_bytes
+            if self.codec is None
+            else self.item_bytes + self.item_bytes // 100 + 1024
+        )
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +105,9 @@ class SplitLayout:
 
     def shard_bytes(self, array: ArraySpec, group: Group) -> int:
         """Size of one array's shard file of a group, checksums and index included; with a codec the most it can be."""
-        return (group.stop - group.start) * (array.most_chunk_bytes + CRC_BYTES) + index_bytes(self.shard_samples)
+        return (group.stop - group.start) * (array.most_chunk_bytes + CRC_BYTES) + index_bytes(
+            self.shard_samples
+        )
 
     def group_bytes(self, group: Group) -> int:
         """Size of all shard files of a group; with a codec the most it can be."""
@@ -105,16 +116,25 @@ class SplitLayout:
     def sum_bytes(self, groups: Iterable[Group]) -> int:
         """`group_bytes` of all of these; of a hundred thousand groups only two differ."""
         counts = Counter(group.stop - group.start for group in groups)
-        return sum(count * self.group_bytes(Group(self.split, 0, 0, 0, size)) for size, count in counts.items())
+        return sum(
+            count * self.group_bytes(Group(self.split, 0, 0, 0, size))
+            for size, count in counts.items()
+        )
 
     def group(self, view: int, index: int) -> Group:
         """Shard group `index` of `view`."""
         start = index * self.shard_samples
-        return Group(self.split, view, index, start, min(start + self.shard_samples, self.num_samples))
+        return Group(
+            self.split, view, index, start, min(start + self.shard_samples, self.num_samples)
+        )
 
     def groups(self) -> Iterator[Group]:
         """All shard groups, view by view."""
-        return (self.group(view, index) for view in range(self.num_views) for index in range(self.groups_per_view))
+        return (
+            self.group(view, index)
+            for view in range(self.num_views)
+            for index in range(self.groups_per_view)
+        )
 
     def array(self, name: str) -> ArraySpec:
         """The array of that name; KeyError where the split has none."""

@@ -15,9 +15,9 @@ from functools import singledispatch
 from pathlib import Path
 
 from kdcache.cache.layout import LEASES
-from kdcache.cache.place import Place
 from kdcache.cache.shard import check_inside
 from kdcache.errors import CacheError
+from kdcache.storage.place import Place
 
 SCORE = "score"  # of the teacher: what several workers do once
 
@@ -85,7 +85,9 @@ def is_held(root: Path, name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # exclusive ones need a file open for writing on NFS
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # exclusive ones need a file open for writing on NFS
     except BlockingIOError:
         return True
     finally:
@@ -97,7 +99,10 @@ def is_held(root: Path, name: str) -> bool:
 def read_holder(root: Path, name: str) -> str:
     """Who says to hold a lease, for a message."""
     try:
-        return lease_path(root, name).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        return (
+            lease_path(root, name).read_text(encoding="utf-8", errors="replace").strip()
+            or "another process"
+        )
     except OSError:
         return "another process"
 

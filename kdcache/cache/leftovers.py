@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.basis import basis_name, basis_path
 from kdcache.cache.layout import Group, commit_path, metadata_path, shard_path
 from kdcache.cache.lease import SCORE, Lease, is_held, lease_path, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.shard import check_inside
-from kdcache.lock import hold_folder
+from kdcache.storage.lock import hold_folder
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,25 @@ def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
     return found
 
 
-def _collect_group(root: Path, manifest: Manifest, group: Group, *, dry_run: bool) -> list[Leftover]:
+def _collect_group(
+    root: Path, manifest: Manifest, group: Group, *, dry_run: bool
+) -> list[Leftover]:
     stale = _find_lease(root, group.name)
     if not stale and not list(_find_group_files(root, manifest, group)):
         return []
     if dry_run:
         held = is_held(root, group.name)
-        return [] if held else stale + _collect(root, _find_group_files(root, manifest, group), dry_run=True)
+        return (
+            []
+            if held
+            else stale + _collect(root, _find_group_files(root, manifest, group), dry_run=True)
+        )
     with take_lease(root, group.name) as lease:  # which removes its file in the end
         if lease is None:
             return []
-        return stale + _collect(root, _find_group_files(root, manifest, group), dry_run=False, lease=lease)
+        return stale + _collect(
+            root, _find_group_files(root, manifest, group), dry_run=False, lease=lease
+        )
 
 
 def _collect_score_lease(root: Path, *, dry_run: bool) -> list[Leftover]:
@@ -90,10 +98,19 @@ def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[
 def _find_document_partials(root: Path, manifest: Manifest) -> Iterator[Leftover]:
     """Of the manifest, every zarr.json and every basis."""
     folders = {root, *(metadata_path(root, split).parent for split in manifest.layouts)}
-    folders |= {root / split / spec.name for split, layout in manifest.layouts.items() for spec in layout.arrays}
+    folders |= {
+        root / split / spec.name
+        for split, layout in manifest.layouts.items()
+        for spec in layout.arrays
+    }
     bases = [basis_path(root, level) for level in manifest.encodings]
-    folders |= {metadata_path(root, "train", basis_name(level)).parent for level in manifest.encodings}
-    for path in [*(folder / name for folder in sorted(folders) for name in ("manifest.json", "zarr.json")), *bases]:
+    folders |= {
+        metadata_path(root, "train", basis_name(level)).parent for level in manifest.encodings
+    }
+    for path in [
+        *(folder / name for folder in sorted(folders) for name in ("manifest.json", "zarr.json")),
+        *bases,
+    ]:
         yield from _find_partials(path)
 
 
@@ -107,7 +124,9 @@ def _describe(path: Path, what: str) -> Iterator[Leftover]:
             yield Leftover(path, path.lstat().st_size, what)
 
 
-def _collect(root: Path, leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None) -> list[Leftover]:
+def _collect(
+    root: Path, leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None
+) -> list[Leftover]:
     found = list(leftovers)
     for leftover in found:
         check_inside(root, leftover.path.parent, cure="remove the link")

@@ -25,10 +25,17 @@ from kdcache.cache.layout import (
     find_version,
     manifest_path,
 )
-from kdcache.cache.place import Place
 from kdcache.config import LEVELS
-from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, Phrase, SettingsError, describe
-from kdcache.settings import drop_unknown, make_config
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    Phrase,
+    SettingsError,
+    describe,
+)
+from kdcache.storage.place import Place
 
 _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
@@ -118,9 +125,13 @@ def read_manifest(root: Place) -> Manifest:
     path = manifest_path(root)
     there, begun = look_for_manifest(root)
     if not there:
-        cure = _CURE if begun else "give the path of one, or build one with `python -m cache_teacher`"
+        cure = (
+            _CURE if begun else "give the path of one, or build one with `python -m cache_teacher`"
+        )
         found, expected = Phrase("missing"), Phrase("a kdcache cache")
-        raise CacheMismatchError(describe(root, field="manifest.json", found=found, expected=expected, cure=cure))
+        raise CacheMismatchError(
+            describe(root, field="manifest.json", found=found, expected=expected, cure=cure)
+        )
     _check_version(path, read_json(path, cure=_CURE))
     document = read_sealed(path, cure=_CURE)
     try:
@@ -133,7 +144,9 @@ def read_manifest(root: Place) -> Manifest:
         manifest = Manifest(identity, layouts, complete, dict(document["information"]))
         _check_encodings(manifest)
         for split, layout in layouts.items():
-            if identity[split]["arrays"] != {array.name: describe_array(array) for array in layout.arrays}:
+            if identity[split]["arrays"] != {
+                array.name: describe_array(array) for array in layout.arrays
+            }:
                 raise ValueError(f"arrays of {split} are not those of its identity")
         if document["format_version"] < manifest.format_version:
             raise ValueError(
@@ -165,13 +178,17 @@ def _check_version(path: Place, document: dict) -> None:
     if type(version) is not int or not RAW_VERSION <= version <= FORMAT_VERSION:
         cure = "use the kdcache version that wrote it, or rebuild it in another folder"
         expected = Phrase(f"{RAW_VERSION} to {FORMAT_VERSION}")
-        raise CacheMismatchError(describe(path, field="format_version", found=version, expected=expected, cure=cure))
+        raise CacheMismatchError(
+            describe(path, field="format_version", found=version, expected=expected, cure=cure)
+        )
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
     """Raises KeyError or TypeError where a part is missing that later commands count on."""
     for facts in identity.values():
-        if not all(isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")):
+        if not all(
+            isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")
+        ):
             raise TypeError("a part of the identity is no object")
     dict(identity["train"]["teacher"]["layers"])
     for section in ("dataset", "augment", "teacher", "cache"):
@@ -188,20 +205,32 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
     arrays = tuple(_read_array(array) for array in stored["arrays"])
     names = [array.name for array in arrays]
     known = {*LEVELS, *(scale_name(target) for target in TARGETS)}
-    if names[:3] != ["image", "label", "logits"] or len(set(names)) < len(names) or not set(names[3:]) <= known:
+    if (
+        names[:3] != ["image", "label", "logits"]
+        or len(set(names)) < len(names)
+        or not set(names[3:]) <= known
+    ):
         raise ValueError(f"arrays of {split} are {str(names)[:80]}")
     layout = SplitLayout(split, arrays=arrays, **counts)
     if layout.num_groups > MOST_GROUPS:
-        raise ValueError(f"{split} has {layout.num_groups} shard groups, expected {MOST_GROUPS} at most")
+        raise ValueError(
+            f"{split} has {layout.num_groups} shard groups, expected {MOST_GROUPS} at most"
+        )
     return layout
 
 
 def _read_array(stored: dict) -> ArraySpec:
-    shape = tuple(_read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"])
+    shape = tuple(
+        _read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"]
+    )
     if stored["dtype"] not in DTYPES or not 1 <= len(shape) <= 3:
-        raise ValueError(f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides")
+        raise ValueError(
+            f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides"
+        )
     if ArraySpec(stored["name"], shape, stored["dtype"]).item_bytes > MOST_ITEM_BYTES:
-        raise ValueError(f"a sample of {repr(stored['name'])[:20]} has more than {MOST_ITEM_BYTES} bytes")
+        raise ValueError(
+            f"a sample of {repr(stored['name'])[:20]} has more than {MOST_ITEM_BYTES} bytes"
+        )
     if not isinstance(stored.get("codec", {}), dict):
         raise ValueError(f"codec of {stored['name'][:20]} is {repr(stored['codec'])[:40]}")
     codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
@@ -217,12 +246,16 @@ def _array_to_dict(array: ArraySpec) -> dict:
 
 def _check_encodings(manifest: Manifest) -> None:
     """Raises ValueError where the training arrays are not those that the encodings have."""
-    found = [(array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays]
+    found = [
+        (array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays
+    ]
     expected, shapes = found[:2], {name: shape for name, shape, _ in found}
     for name, encoding in manifest.encodings.items():
         expected += list_shapes(name, shapes[name], encoding)
         if encoding.kind == "lowrank" and encoding.rank > encoding.channels:
-            raise ValueError(f"{name} has {encoding.rank} coefficients of {encoding.channels} channels")
+            raise ValueError(
+                f"{name} has {encoding.rank} coefficients of {encoding.channels} channels"
+            )
     if found != expected or any(len(shapes[name]) != 3 for name in manifest.encodings):
         raise ValueError("its arrays are not those of its encodings")
 

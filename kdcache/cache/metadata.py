@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.basis import basis_name
 from kdcache.cache.documents import read_json
 from kdcache.cache.encodings import Encoding
@@ -22,7 +22,10 @@ from kdcache.errors import CacheCorruptError, repair_cure
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-_OTHERS = ("attributes", "consolidated_metadata")  # what users and other tools may add; our reader looks at neither
+_OTHERS = (
+    "attributes",
+    "consolidated_metadata",
+)  # what users and other tools may add; our reader looks at neither
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Document:
     least_views: int = 0
 
 
-def list_metadata(root: Path, manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> Iterator[Document]:
+def list_metadata(
+    root: Path, manifest: Manifest, *, splits: tuple[str, ...] = SPLITS
+) -> Iterator[Document]:
     """Every zarr.json of a cache, or of some splits."""
     yield Document(metadata_path(root), _GROUP)
     for split in splits:
@@ -46,7 +51,9 @@ def list_metadata(root: Path, manifest: Manifest, *, splits: tuple[str, ...] = S
         for level, encoding in manifest.encodings.items() if split == "train" else ():
             if encoding.kind == "lowrank":
                 contents = _basis_document(encoding)
-                yield Document(metadata_path(root, split, basis_name(level)), contents, encoding.channels)
+                yield Document(
+                    metadata_path(root, split, basis_name(level)), contents, encoding.channels
+                )
 
 
 def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> None:
@@ -72,8 +79,12 @@ def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> 
 def check_document(root: Path, document: Document) -> None:
     """Raises CacheCorruptError where a zarr.json is missing or differs in anything that could matter to a reader."""
     found, most = _read_views(root, document), _num_views(document.contents)
-    if not document.least_views <= found <= most and most:  # fewer are right while views are being added
-        raise CacheCorruptError(document.path, f"it has {found} views, expected {most}", cure=repair_cure(root))
+    if (
+        not document.least_views <= found <= most and most
+    ):  # fewer are right while views are being added
+        raise CacheCorruptError(
+            document.path, f"it has {found} views, expected {most}", cure=repair_cure(root)
+        )
 
 
 def _read_views(root: Path, document: Document) -> int:
@@ -86,9 +97,13 @@ def _read_views(root: Path, document: Document) -> int:
         if name == "shape" and _is_same_but_views(found.get(name), expected.get(name)):
             continue
         if found.get(name) != expected.get(name):
-            where, ours, theirs = _find_difference(name, found.get(name, "absent"), expected.get(name, "absent"))
+            where, ours, theirs = _find_difference(
+                name, found.get(name, "absent"), expected.get(name, "absent")
+            )
             shown = json.dumps(ours)[:120], json.dumps(theirs)[:120]
-            raise CacheCorruptError(path, f"{where} is {shown[0]}, expected {shown[1]}", cure=repair_cure(root))
+            raise CacheCorruptError(
+                path, f"{where} is {shown[0]}, expected {shown[1]}", cure=repair_cure(root)
+            )
     return _num_views(found)
 
 
@@ -106,7 +121,9 @@ def _find_difference(where: str, found: object, expected: object) -> tuple[str, 
 
 
 def _is_same_but_views(found: object, expected: list[int] | None) -> bool:
-    lists = isinstance(found, list) and isinstance(expected, list)  # the zarr.json of a group has no shape
+    lists = isinstance(found, list) and isinstance(
+        expected, list
+    )  # the zarr.json of a group has no shape
     return lists and found[1:] == expected[1:] and type(found[0]) is int
 
 
@@ -134,7 +151,9 @@ def _basis_document(encoding: Encoding) -> dict:
 
 
 def _array_document(layout: SplitLayout, spec: ArraySpec) -> dict:
-    plain = {"name": "bytes"} if spec.dtype in ("uint8", "int8") else _LITTLE  # one byte has no order
+    plain = (
+        {"name": "bytes"} if spec.dtype in ("uint8", "int8") else _LITTLE
+    )  # one byte has no order
     sharding = {
         "chunk_shape": [1, 1, *spec.item_shape],
         "codecs": [plain, *([spec.codec.to_dict()] if spec.codec else []), _CRC],

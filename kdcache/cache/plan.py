@@ -12,15 +12,16 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.identity import build_identity
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs
 from kdcache.cache.manifest import Manifest, look_for_manifest, read_manifest
-from kdcache.checks import refuse
 from kdcache.config import STRIDE, Config, config_to_dict
-from kdcache.data.augment import SCHEME
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.data.views import SCHEME
 from kdcache.data.voc import Split
-from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe
-from kdcache.machine import describe_machine
-from kdcache.settings import drop_unknown, make_config
+from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe, refuse
+from kdcache.machine.versions import describe_machine
 
-VAL_VIEW_RULE = {"scheme": "pad"}  # validation samples are padded, and scaled down where they do not fit
+VAL_VIEW_RULE = {
+    "scheme": "pad"
+}  # validation samples are padded, and scaled down where they do not fit
 
 
 def plan_cache(
@@ -43,14 +44,25 @@ def plan_cache(
         codecs: as `choose_codecs` finds them.
         device: kept as information.
     """
-    num_samples, codecs = {name: len(split.samples) for name, split in splits.items()}, codecs or choose_codecs(config)
-    layouts = plan_layouts(config, num_samples=num_samples, levels=levels, encodings=encodings or {}, codecs=codecs)
+    num_samples, codecs = (
+        {name: len(split.samples) for name, split in splits.items()},
+        codecs or choose_codecs(config),
+    )
+    layouts = plan_layouts(
+        config, num_samples=num_samples, levels=levels, encodings=encodings or {}, codecs=codecs
+    )
     rules = {"train": train_view_rule(config), "val": VAL_VIEW_RULE}
     identity = {
         name: build_identity(
-            dataset={**dataset_facts(config, train=name == "train"), "sha256": splits[name].fingerprint},
+            dataset={
+                **dataset_facts(config, train=name == "train"),
+                "sha256": splits[name].fingerprint,
+            },
             augment=rules[name],
-            teacher={**teacher_facts(config, train=name == "train"), "weights_sha256": weights_sha256},
+            teacher={
+                **teacher_facts(config, train=name == "train"),
+                "weights_sha256": weights_sha256,
+            },
             arrays=layouts[name].arrays,
             encodings=(encodings or {}) if name == "train" else {},
         )
@@ -66,10 +78,19 @@ def choose_codecs(config: Config) -> dict[str, Codec | None]:
     Raises: SettingsError for an unknown codec.
     """
     chosen = {dtype: choose_codec(config.cache.codec_name, dtype) for dtype in DTYPES}
-    with suppress(CacheError, SettingsError):  # whatever is wrong with it is said where it is opened
+    with suppress(
+        CacheError, SettingsError
+    ):  # whatever is wrong with it is said where it is opened
         manifest = read_manifest(config.cache.path)
-        if make_config(drop_unknown(manifest.information["settings"])).cache.codec_name == config.cache.codec_name:
-            chosen |= {array.dtype: array.codec for layout in manifest.layouts.values() for array in layout.arrays}
+        if (
+            make_config(drop_unknown(manifest.information["settings"])).cache.codec_name
+            == config.cache.codec_name
+        ):
+            chosen |= {
+                array.dtype: array.codec
+                for layout in manifest.layouts.values()
+                for array in layout.arrays
+            }
     return chosen
 
 
@@ -91,7 +112,9 @@ def check_storage(root: Path, cached: Config, config: Config, *, cure: str) -> N
     }
     for name, fact in facts.items():
         if fact(cached) != fact(config):
-            raise CacheMismatchError(describe(root, field=name, found=fact(cached), expected=fact(config), cure=cure))
+            raise CacheMismatchError(
+                describe(root, field=name, found=fact(cached), expected=fact(config), cure=cure)
+            )
 
 
 def check_stored(config: Config) -> None:
@@ -112,8 +135,16 @@ def plan_layouts(
     codecs: Codecs,
 ) -> dict[str, SplitLayout]:
     """The grid of both splits. The teacher's answers about val only score it: they stay float16."""
-    logits, shard = {"logits": (config.dataset.num_classes, LOGITS_STRIDE)}, config.cache.shard_samples
-    train = list_specs(size_hw=config.dataset.size_hw, targets={**logits, **levels}, encodings=encodings, codecs=codecs)
+    logits, shard = (
+        {"logits": (config.dataset.num_classes, LOGITS_STRIDE)},
+        config.cache.shard_samples,
+    )
+    train = list_specs(
+        size_hw=config.dataset.size_hw,
+        targets={**logits, **levels},
+        encodings=encodings,
+        codecs=codecs,
+    )
     val = list_specs(size_hw=config.dataset.val_hw, targets=logits, encodings={}, codecs=codecs)
     layouts = {
         "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
@@ -121,14 +152,26 @@ def plan_layouts(
     }
     largest = max(layout.num_groups for layout in layouts.values())
     if largest > MOST_GROUPS:
-        raise refuse("cache.shard_samples", shard, f"more: {largest} shard groups are too many, {MOST_GROUPS} the most")
+        raise refuse(
+            "cache.shard_samples",
+            shard,
+            f"more: {largest} shard groups are too many, {MOST_GROUPS} the most",
+        )
     return layouts
 
 
 def dataset_facts(config: Config, *, train: bool) -> dict:
     """What the labels mean and how large samples are."""
-    size = {"size": list(config.dataset.size_hw)} if train else {"val_size": list(config.dataset.val_hw)}
-    return {"num_classes": config.dataset.num_classes, "ignore_index": config.dataset.ignore_index, **size}
+    size = (
+        {"size": list(config.dataset.size_hw)}
+        if train
+        else {"val_size": list(config.dataset.val_hw)}
+    )
+    return {
+        "num_classes": config.dataset.num_classes,
+        "ignore_index": config.dataset.ignore_index,
+        **size,
+    }
 
 
 def train_view_rule(config: Config) -> dict:
@@ -144,10 +187,15 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
     layers = config_to_dict(config)["teacher"]["layers"]
     if not train:
         return facts
-    if "high" in config.cache.levels and config.teacher.high_stride != STRIDE:  # the usual one is not worth a word
+    if (
+        "high" in config.cache.levels and config.teacher.high_stride != STRIDE
+    ):  # the usual one is not worth a word
         facts["high_stride"] = config.teacher.high_stride
     return {**facts, "layers": {level: layers[level] for level in config.cache.levels}}
 
 
 def _information(config: Config, device: torch.device) -> dict:
-    return {"settings": config_to_dict(config), **describe_machine(device, packages=("zarr", "numcodecs"))}
+    return {
+        "settings": config_to_dict(config),
+        **describe_machine(device, packages=("zarr", "numcodecs")),
+    }

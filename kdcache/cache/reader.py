@@ -18,10 +18,10 @@ from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.index import Location, SplitIndex
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.place import Place, find_place
 from kdcache.cache.shard import MappedFiles, copy_into, crc32c, open_plain, read_at
 from kdcache.cache.stage import Stage
 from kdcache.errors import CacheCorruptError
+from kdcache.storage.place import Place, find_place
 
 Check = Literal["always", "first", "never"]
 
@@ -69,7 +69,10 @@ class CacheReader(SplitIndex):
         super().__init__(root, manifest, split, num_views=num_views, stage=stage)
         self.check = check
         coded = [spec for spec in self.layout.arrays if spec.codec]
-        self._coders = {spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype) for spec in coded}
+        self._coders = {
+            spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
+            for spec in coded
+        }
         self._room = _Room()
         self.encodings = manifest.encodings if split == "train" else {"logits": Encoding()}
         """How logits and each level are stored."""
@@ -80,7 +83,13 @@ class CacheReader(SplitIndex):
         self._checked = {name: np.zeros(shape, bool) for name in self._specs}
 
     def read_into(
-        self, slot: np.ndarray, *, array: str, view: int, sample: int, maps: MappedFiles | None = None
+        self,
+        slot: np.ndarray,
+        *,
+        array: str,
+        view: int,
+        sample: int,
+        maps: MappedFiles | None = None,
     ) -> None:
         """Fill a contiguous array of the item's shape and dtype.
 
@@ -104,7 +113,11 @@ class CacheReader(SplitIndex):
             self._read_into(slot, item, self.locate(*item), maps)
 
     def _read_into(
-        self, slot: np.ndarray, item: tuple[str, int, int], place: Location, maps: MappedFiles | None
+        self,
+        slot: np.ndarray,
+        item: tuple[str, int, int],
+        place: Location,
+        maps: MappedFiles | None,
     ) -> None:
         array, view, sample = item
         coder = self._coders.get(array)
@@ -114,7 +127,9 @@ class CacheReader(SplitIndex):
             try:
                 coder.decode_into(chunk, slot)
             except ValueError as error:
-                raise self.describe_damage(array, view, sample, f"it cannot be decoded ({error})") from None
+                raise self.describe_damage(
+                    array, view, sample, f"it cannot be decoded ({error})"
+                ) from None
 
     def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
         """A chunk as it is stored, coded or not, uint8 [size], in memory of this thread: valid until its next reading.
@@ -127,31 +142,51 @@ class CacheReader(SplitIndex):
         return chunk
 
     def _fetch_checked(
-        self, place: Location, chunk: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None
+        self,
+        place: Location,
+        chunk: np.ndarray,
+        item: tuple[str, int, int],
+        maps: MappedFiles | None,
     ) -> None:
         """Fill `chunk` with stored bytes, compared with the commit record as `check` says."""
         array, view, sample = item
         follower = self._fetch(place, chunk, item, maps)
         self._read[array][view, sample] = True
-        if self.check == "always" or (self.check == "first" and not self._checked[array][view, sample]):
+        if self.check == "always" or (
+            self.check == "first" and not self._checked[array][view, sample]
+        ):
             if crc32c(chunk) != place.crc32c or follower != place.crc32c:
-                raise self.describe_damage(array, view, sample, "its checksum differs from the commit record")
+                raise self.describe_damage(
+                    array, view, sample, "its checksum differs from the commit record"
+                )
             self._checked[array][view, sample] = True
 
-    def _fetch(self, place: Location, chunk: np.ndarray, item: tuple[str, int, int], maps: MappedFiles | None) -> int:
+    def _fetch(
+        self,
+        place: Location,
+        chunk: np.ndarray,
+        item: tuple[str, int, int],
+        maps: MappedFiles | None,
+    ) -> int:
         """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum behind them, or what it must be."""
         array, view, sample = item
         follower = np.array([place.crc32c], "<u4")
         slots = [chunk, follower] if place.followed else [chunk]
         try:
-            mapped = maps.open(place.path) if maps is not None and self._read[array][view, sample] else None
+            mapped = (
+                maps.open(place.path)
+                if maps is not None and self._read[array][view, sample]
+                else None
+            )
             if mapped is not None:
                 count = copy_into(slots, mapped, place.offset)
             else:
                 with open_plain(place.path) as descriptor:
                     count = read_at(descriptor, place.offset, slots)
         except OSError as error:
-            raise self.describe_damage(*item, f"the file is unreadable ({error.strerror})") from None
+            raise self.describe_damage(
+                *item, f"the file is unreadable ({error.strerror})"
+            ) from None
         if count != sum(slot.nbytes for slot in slots):
             raise self.describe_damage(*item, "the file is too short")
         return int(follower[0])
@@ -159,7 +194,9 @@ class CacheReader(SplitIndex):
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """One sample of one array, freshly allocated."""
         spec = self._specs[array]
-        self.locate(array, view, sample)  # a size that no file has is met before its slot is allocated
+        self.locate(
+            array, view, sample
+        )  # a size that no file has is met before its slot is allocated
         slot = np.empty(spec.item_shape, spec.dtype)
         self.read_into(slot, array=array, view=view, sample=sample)
         return slot
@@ -177,8 +214,15 @@ class CacheReader(SplitIndex):
 
 
 def open_split(
-    root: Place, split: str, *, num_views: int | None = None, check: Check = "first", stage: Stage | None = None
+    root: Place,
+    split: str,
+    *,
+    num_views: int | None = None,
+    check: Check = "first",
+    stage: Stage | None = None,
 ) -> CacheReader:
     """A reader of "train" or "val"; see `CacheReader`. Raises CacheError."""
     root = find_place(root)
-    return CacheReader(root, read_manifest(root), split, num_views=num_views, check=check, stage=stage)
+    return CacheReader(
+        root, read_manifest(root), split, num_views=num_views, check=check, stage=stage
+    )

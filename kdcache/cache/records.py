@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.documents import read_sealed, seal
-from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path, index_bytes, record_name
-from kdcache.cache.place import Place
+from kdcache.cache.layout import (
+    COMMITS,
+    ArraySpec,
+    Group,
+    SplitLayout,
+    commit_path,
+    index_bytes,
+    record_name,
+)
 from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
+from kdcache.storage.place import Place
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -50,7 +58,10 @@ def write_record(root: Place, group: Group, record: CommitRecord) -> None:
 
 def seal_record(group: Group, record: CommitRecord) -> bytes:
     """The bytes of a record's file."""
-    files = {name: {"size_bytes": file.size_bytes, "sha256": file.sha256} for name, file in record.files.items()}
+    files = {
+        name: {"size_bytes": file.size_bytes, "sha256": file.sha256}
+        for name, file in record.files.items()
+    }
     document = {
         "group": group.name,
         "identity": record.identity,
@@ -76,7 +87,9 @@ def has_record(root: Path, group: Group) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise CacheError(f"{path}: commit record cannot be looked for ({error.strerror}); mend that first") from None
+        raise CacheError(
+            f"{path}: commit record cannot be looked for ({error.strerror}); mend that first"
+        ) from None
     return True
 
 
@@ -108,7 +121,9 @@ def find_committed(root: Path, groups: Iterable[Group]) -> list[Group]:
     return [group for group in groups if record_name(group) in there]
 
 
-def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str) -> CommitRecord:
+def read_record(
+    root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str
+) -> CommitRecord:
     """The record of a committed group.
 
     Args:
@@ -120,12 +135,21 @@ def read_record(root: Path, layout: SplitLayout, group: Group, *, identity: str,
     document = read_sealed(path, cure=cure)
     if document.get("identity") != identity:
         found = repr(document.get("identity"))[:13]
-        raise OtherCacheError(path, f"commit record is of another cache (identity {found}...)", cure=cure)
+        raise OtherCacheError(
+            path, f"commit record is of another cache (identity {found}...)", cure=cure
+        )
     try:
         _check_place(document, group)
-        files = {name: ShardFile(file["size_bytes"], file["sha256"]) for name, file in document["files"].items()}
+        files = {
+            name: ShardFile(file["size_bytes"], file["sha256"])
+            for name, file in document["files"].items()
+        }
         record = CommitRecord(
-            document["identity"], document["sample_ids"], files, document["crc32c"], document["views"]
+            document["identity"],
+            document["sample_ids"],
+            files,
+            document["crc32c"],
+            document["views"],
         )
         _check_contents(record, layout, group)
         return record
@@ -145,10 +169,14 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
     if set(record.crcs) != names or set(record.files) != names:
         raise ValueError("its arrays are not the manifest's")
     lists = {"sample_ids": record.sample_ids, "views": record.views, **record.crcs}
-    wrong = next((name for name, v in lists.items() if not isinstance(v, list) or len(v) != count), None)
+    wrong = next(
+        (name for name, v in lists.items() if not isinstance(v, list) or len(v) != count), None
+    )
     if wrong:
         raise ValueError(f"{wrong} is no list of {count}")
-    if not all(type(crc) is int and 0 <= crc < 2**32 for crcs in record.crcs.values() for crc in crcs):
+    if not all(
+        type(crc) is int and 0 <= crc < 2**32 for crcs in record.crcs.values() for crc in crcs
+    ):
         raise ValueError("a checksum is no number of 32 bits")
     if not all(isinstance(id, str) and SAMPLE_ID.fullmatch(id) for id in record.sample_ids):
         raise ValueError("a sample id is not letters, digits, _ - .")

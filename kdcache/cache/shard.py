@@ -20,7 +20,7 @@ from pathlib import Path
 import crc32c as crc32c_library
 import numpy as np
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.layout import CRC_BYTES, index_bytes
 from kdcache.errors import CacheCorruptError
 
@@ -50,7 +50,9 @@ def crc32c(array: np.ndarray) -> int:
     return crc32c_library.crc32c(array.reshape(-1).view(np.uint8))
 
 
-def write_shard(path: Path, chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int) -> ShardFile:
+def write_shard(
+    path: Path, chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int
+) -> ShardFile:
     """Write a shard, flush it, read it back from the disk and hash it.
 
     Args:
@@ -63,7 +65,9 @@ def write_shard(path: Path, chunks: list[np.ndarray], crcs: list[int], *, shard_
     return _read_back(path, parts)
 
 
-def list_parts(chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int) -> list[memoryview | bytes]:
+def list_parts(
+    chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int
+) -> list[memoryview | bytes]:
     """The bytes of a shard file, one part after the other; arguments as of `write_shard`."""
     parts: list[memoryview | bytes] = []
     for chunk, crc in zip(chunks, crcs, strict=True):
@@ -87,7 +91,13 @@ def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
 
 
 def read_index(
-    path: Path, *, count: int, shard_samples: int, size_bytes: int, chunk_bytes: int | None, cure: str
+    path: Path,
+    *,
+    count: int,
+    shard_samples: int,
+    size_bytes: int,
+    chunk_bytes: int | None,
+    cure: str,
 ) -> np.ndarray:
     """The index of a shard file, as `build_index` makes it.
 
@@ -105,10 +115,14 @@ def read_index(
         raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
     if found != size_bytes:
         raise CacheCorruptError(path, f"size is {found} bytes, expected {size_bytes}", cure=cure)
-    if got != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:].tobytes(), "little"):
+    if got != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(
+        tail[-CRC_BYTES:].tobytes(), "little"
+    ):
         raise CacheCorruptError(path, "shard index is damaged, its checksum differs", cure=cure)
     index = tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)
-    sizes = [chunk_bytes + CRC_BYTES] * count if chunk_bytes is not None else index[:count, 1].tolist()
+    sizes = (
+        [chunk_bytes + CRC_BYTES] * count if chunk_bytes is not None else index[:count, 1].tolist()
+    )
     plausible = sum(sizes) == size_bytes - tail.size and min(sizes) > CRC_BYTES
     if not plausible or not np.array_equal(
         index, build_index([size - CRC_BYTES for size in sizes], shard_samples=shard_samples)
@@ -122,7 +136,9 @@ def check_inside(root: Path, path: Path, *, cure: str) -> None:
     """Raises CacheCorruptError where a link leads from the cache at `root` to a place outside."""
     base = os.path.realpath(root)
     if os.path.commonpath([base, os.path.realpath(path)]) != base:
-        raise CacheCorruptError(path, f"it is outside of the cache, at {os.path.realpath(path)}", cure=cure)
+        raise CacheCorruptError(
+            path, f"it is outside of the cache, at {os.path.realpath(path)}", cure=cure
+        )
 
 
 @singledispatch

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.durable import PARTIAL
-from kdcache.cache.place import Place, is_far
 from kdcache.cache.shard import ShardFile, open_plain, read_at
 from kdcache.config import CacheConfig
+from kdcache.durable import PARTIAL
 from kdcache.errors import SettingsError
+from kdcache.storage.place import Place, is_far
 
 log = logging.getLogger("kdcache")
 PART_BYTES = 8 << 20  # of a file, in memory at once
@@ -137,7 +137,9 @@ class Stage:
     def _say_full(self, why: str) -> None:
         """Once; from then on nothing is fetched."""
         if not self._full:
-            log.warning("%s: stage is full (%s); what is not in it is read where it is", self.folder, why)
+            log.warning(
+                "%s: stage is full (%s); what is not in it is read where it is", self.folder, why
+            )
         self._full = True
 
 

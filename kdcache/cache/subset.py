@@ -8,7 +8,7 @@ import re
 
 from kdcache.cache.layout import Group
 from kdcache.cache.verify import Choose
-from kdcache.checks import refuse
+from kdcache.errors import refuse
 
 
 def choose_subset(text: str | None) -> Choose:
@@ -18,7 +18,10 @@ def choose_subset(text: str | None) -> Choose:
     """
     if text is None:
         return lambda groups: groups
-    share, part = re.fullmatch(r"(\d+(?:\.\d+)?)%", text), re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    share, part = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)%", text),
+        re.fullmatch(r"(\d{1,9})/(\d{1,9})", text),
+    )
     if share and 0 < float(share[1]) <= 100:
         return lambda groups: _draw(groups, float(share[1]) / 100)
     if part and 1 <= int(part[1]) <= int(part[2]):

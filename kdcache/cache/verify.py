@@ -20,11 +20,11 @@ from kdcache.cache.index import FAR_THREADS, read_group_record
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.metadata import check_document, list_metadata
-from kdcache.cache.place import is_far
 from kdcache.cache.records import CommitRecord, find_committed
 from kdcache.cache.shard import crc32c, list_tail, open_plain, read_at
 from kdcache.errors import CacheCorruptError
-from kdcache.report.progress import Progress, Silent
+from kdcache.progress import Progress, Silent
+from kdcache.storage.place import is_far
 
 VERIFY_THREADS = 2
 Choose = Callable[[list[Group]], list[Group]]
@@ -62,7 +62,11 @@ class Findings:
 
 
 def verify_cache(
-    root: Path, *, data: bool = False, choose: Choose = lambda groups: groups, progress: Progress | None = None
+    root: Path,
+    *,
+    data: bool = False,
+    choose: Choose = lambda groups: groups,
+    progress: Progress | None = None,
 ) -> Findings:
     """Look at a whole cache.
 
@@ -73,7 +77,9 @@ def verify_cache(
     Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
     """
     manifest, findings = read_manifest(root), Findings(data=data)
-    if list(_find_metadata_damage(root, manifest)):  # or views were added between reading the one and the other
+    if list(
+        _find_metadata_damage(root, manifest)
+    ):  # or views were added between reading the one and the other
         manifest = read_manifest(root)
         findings.damage += _find_metadata_damage(root, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
@@ -84,13 +90,17 @@ def verify_cache(
         (progress or Silent()).start("verifying", total=len(committed), unit="groups") as bar,
         ThreadPoolExecutor(FAR_THREADS if is_far(root) else VERIFY_THREADS) as pool,
     ):
-        checks = pool.map(lambda group: check_group(root, manifest, group, data=group in chosen), committed)
+        checks = pool.map(
+            lambda group: check_group(root, manifest, group, data=group in chosen), committed
+        )
         first_ids: dict[tuple[str, int], list[str]] = {}
         for group, (damage, num_bytes, ids) in zip(committed, checks, strict=True):
             findings.damage += damage
             if ids and first_ids.setdefault((group.split, group.index), ids) != ids:
                 findings.damage.append(
-                    Damage(commit_path(root, group), "sample ids are not those of other views", group)
+                    Damage(
+                        commit_path(root, group), "sample ids are not those of other views", group
+                    )
                 )
             findings.num_groups += 1
             findings.num_bytes += num_bytes
@@ -115,12 +125,16 @@ def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings:
     """A record that is not there is a loss in views that were complete once, else work to do."""
     for group in sorted(missing):
         if group.view < manifest.complete_views[group.split]:
-            findings.damage.append(Damage(commit_path(root, group), "commit record is missing", group))
+            findings.damage.append(
+                Damage(commit_path(root, group), "commit record is missing", group)
+            )
         else:
             findings.unwritten.append(group)
 
 
-def check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> tuple[list[Damage], int, list[str]]:
+def check_group(
+    root: Path, manifest: Manifest, group: Group, *, data: bool
+) -> tuple[list[Damage], int, list[str]]:
     """Damage of one committed group, how many bytes of data were read, and its sample ids."""
     layout = manifest.layouts[group.split]
     try:
@@ -137,7 +151,13 @@ def check_group(root: Path, manifest: Manifest, group: Group, *, data: bool) -> 
 
 
 def _check_shard(
-    root: Path, layout: SplitLayout, spec: ArraySpec, group: Group, record: CommitRecord, *, data: bool
+    root: Path,
+    layout: SplitLayout,
+    spec: ArraySpec,
+    group: Group,
+    record: CommitRecord,
+    *,
+    data: bool,
 ) -> list[tuple[str, str | None]]:
     """What is wrong with one shard file, and with which sample (None: the whole file)."""
     file, total = record.files[spec.name], hashlib.sha256()
@@ -155,17 +175,26 @@ def _check_shard(
     return flaws
 
 
-def _compare_stored_checksums(chunks: Chunks, spec: ArraySpec, record: CommitRecord) -> Iterator[tuple[str, str]]:
+def _compare_stored_checksums(
+    chunks: Chunks, spec: ArraySpec, record: CommitRecord
+) -> Iterator[tuple[str, str]]:
     """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
     stored = np.empty(1, "<u4")
     with open_plain(chunks.path) as descriptor:
-        for id, crc, (offset, size) in _zip_chunks(spec, record, chunks) if chunks.checksums else ():
+        for id, crc, (offset, size) in (
+            _zip_chunks(spec, record, chunks) if chunks.checksums else ()
+        ):
             if read_at(descriptor, offset + size, [stored]) != CRC_BYTES or stored[0] != crc:
                 yield "stored checksum differs from the commit record", id
 
 
 def _compare_data(
-    chunks: Chunks, spec: ArraySpec, record: CommitRecord, total: hashlib._Hash, *, shard_samples: int
+    chunks: Chunks,
+    spec: ArraySpec,
+    record: CommitRecord,
+    total: hashlib._Hash,
+    *,
+    shard_samples: int,
 ) -> Iterator[tuple[str, str]]:
     """Every chunk against the record, every byte of the shard file into `total`; what a packed cache leaves out is made."""
     room = np.empty(max(chunks.places[:, 1].tolist()), np.uint8)
@@ -184,6 +213,8 @@ def _compare_data(
         total.update(part)
 
 
-def _zip_chunks(spec: ArraySpec, record: CommitRecord, chunks: Chunks) -> Iterator[tuple[str, int, list[int]]]:
+def _zip_chunks(
+    spec: ArraySpec, record: CommitRecord, chunks: Chunks
+) -> Iterator[tuple[str, int, list[int]]]:
     """Id, committed checksum, (offset, size) of each chunk."""
     return zip(record.sample_ids, record.crcs[spec.name], chunks.places.tolist(), strict=True)

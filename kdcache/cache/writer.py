@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.lease import Lease
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.place import Place
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile, check_inside, crc32c, write_shard
 from kdcache.errors import CacheError
+from kdcache.storage.place import Place
 
 Files = dict[str, ShardFile]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,13 +58,20 @@ def write_group(
     """
 
     def make_record(files: Files, crcs: dict[str, list[int]]) -> CommitRecord:
-        return CommitRecord(manifest.split_hash(group.split), contents.ids, files, crcs, contents.views)
+        return CommitRecord(
+            manifest.split_hash(group.split), contents.ids, files, crcs, contents.views
+        )
 
     def encode_array(spec: ArraySpec) -> list[np.ndarray]:
         return encode_samples(spec, contents.arrays[spec.name])
 
     return write_chunks(
-        root, manifest.layouts[group.split], group, chunks=encode_array, record=make_record, lease=lease
+        root,
+        manifest.layouts[group.split],
+        group,
+        chunks=encode_array,
+        record=make_record,
+        lease=lease,
     )
 
 
@@ -104,10 +111,15 @@ def refuse_coding(root: Place, group: Group, error: ValueError) -> CacheError:
 @singledispatch
 def check_targets(root: Path, layout: SplitLayout, group: Group) -> None:
     """Raises CacheError where a folder, or a way out of the cache, stands where a file of the group belongs."""
-    for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:
+    for path in [
+        commit_path(root, group),
+        *(shard_path(root, spec, group) for spec in layout.arrays),
+    ]:
         check_inside(root, path.parent, cure="remove the link")
         if path.is_dir() and not path.is_symlink():
-            raise CacheError(f"{path}: it is a folder, expected a file of the cache; move it away and run again")
+            raise CacheError(
+                f"{path}: it is a folder, expected a file of the cache; move it away and run again"
+            )
 
 
 def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
@@ -125,7 +137,11 @@ def retract_group(root: Path, group: Group, *, lease: Lease) -> None:
 
 
 def _write_partials(
-    root: Path, layout: SplitLayout, group: Group, make_chunks: Callable[[ArraySpec], list[np.ndarray]], lease: Lease
+    root: Path,
+    layout: SplitLayout,
+    group: Group,
+    make_chunks: Callable[[ArraySpec], list[np.ndarray]],
+    lease: Lease,
 ) -> tuple[Files, dict[str, list[int]]]:
     """Every shard under its `.partial` name, flushed and read back; and the checksum of each sample."""
     files, crcs = {}, {}
@@ -135,7 +151,9 @@ def _write_partials(
         lease.check()
         durable.make_folders(path.parent, below=root)
         partial = durable.partial_path(path)
-        files[spec.name] = write_shard(partial, chunks, crcs[spec.name], shard_samples=layout.shard_samples)
+        files[spec.name] = write_shard(
+            partial, chunks, crcs[spec.name], shard_samples=layout.shard_samples
+        )
     return files, crcs
 
 
@@ -147,13 +165,18 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
     if spec.codec is None:
         return [as_bytes(item) for item in block]
     coder = make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
-    chunks, decoded = [np.frombuffer(coder.encode(item), np.uint8) for item in block], np.empty_like(block[0])
+    chunks, decoded = (
+        [np.frombuffer(coder.encode(item), np.uint8) for item in block],
+        np.empty_like(block[0]),
+    )
     for item, chunk in zip(block, chunks, strict=True):
         coder.decode_into(chunk, decoded)
         if not np.array_equal(as_bytes(decoded), as_bytes(item)):
             raise ValueError(f"codec {spec.codec.name} changes {spec.name}")
         if chunk.size > spec.most_chunk_bytes:
-            raise ValueError(f"codec {spec.codec.name} makes {chunk.size} bytes of {spec.item_bytes} of {spec.name}")
+            raise ValueError(
+                f"codec {spec.codec.name} makes {chunk.size} bytes of {spec.item_bytes} of {spec.name}"
+            )
     return chunks
 
 
@@ -165,13 +188,18 @@ def _give_names(root: Path, layout: SplitLayout, group: Group, files: Files, lea
         files[spec.name].check_unchanged(durable.partial_path(path))
         durable.rename(durable.partial_path(path), path)
         array = root / group.split / spec.name
-        for folder in path.relative_to(array).parents:  # each may be new, made by a process now dead
+        for folder in path.relative_to(
+            array
+        ).parents:  # each may be new, made by a process now dead
             durable.sync_folder(array / folder)
 
 
 def _remove_partials(root: Path, layout: SplitLayout, group: Group) -> None:
     """What a full disk did not hold must not fill it further."""
-    for path in [commit_path(root, group), *(shard_path(root, spec, group) for spec in layout.arrays)]:
+    for path in [
+        commit_path(root, group),
+        *(shard_path(root, spec, group) for spec in layout.arrays),
+    ]:
         with suppress(OSError):
             durable.remove(durable.partial_path(path))
 
@@ -187,4 +215,6 @@ def _explain(root: Path, layout: SplitLayout, group: Group, error: OSError) -> C
 def refuse_writing(root: Place, group: Group, error: OSError, *, lack: str = "") -> CacheError:
     """What to raise where the disk or the store refuses a group."""
     what = f"{root}: shard group {group.name} cannot be written ({error.strerror}){lack}"
-    return CacheError(f"{what}; mend that and run the same command again, what is committed is kept")
+    return CacheError(
+        f"{what}; mend that and run the same command again, what is committed is kept"
+    )

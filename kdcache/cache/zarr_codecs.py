@@ -22,10 +22,14 @@ class ZarrCoder:
     Raises: ValueError where zarr-python knows no such codec from bytes to bytes, or not with these settings.
     """
 
-    def __init__(self, name: str, document: dict | None, *, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(
+        self, name: str, document: dict | None, *, shape: tuple[int, ...], dtype: str
+    ) -> None:
         kind = _find_class(name)
         # Not for a moment but for good: a filter of one thread is in all of them
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
         self.key, self.shape, self.dtype = "/".join(["c", *("0" for _ in shape)]), shape, dtype
         try:
             self.codec = kind() if document is None else kind.from_dict(document)

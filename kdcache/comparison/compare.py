@@ -62,20 +62,31 @@ def _check_any(runs: list[Run], paths: Sequence[Path]) -> None:
     if not runs:
         where, found, expected = ", ".join(map(str, paths)), Phrase("none"), Phrase("one or more")
         cure = "give folders of runs with a result.json"
-        raise SettingsError(describe(where, field="finished runs", found=found, expected=expected, cure=cure))
+        raise SettingsError(
+            describe(where, field="finished runs", found=found, expected=expected, cure=cure)
+        )
 
 
 def check_validation(runs: list[Run]) -> None:
     """Raises SettingsError unless all runs were measured on the same images and labels."""
     first = runs[0]
     for run in runs:
-        where, cure = run.folder, f"compare runs of the same validation images, labels and size, as {first.folder}"
+        where, cure = (
+            run.folder,
+            f"compare runs of the same validation images, labels and size, as {first.folder}",
+        )
         if run.validation != first.validation:
             found, expected = run.validation[:12], first.validation[:12]
-            raise SettingsError(describe(where, field="validation data", found=found, expected=expected, cure=cure))
+            raise SettingsError(
+                describe(where, field="validation data", found=found, expected=expected, cure=cure)
+            )
         if len(run.ious) != len(first.ious):
             found, expected = len(run.ious), len(first.ious)
-            raise SettingsError(describe(where, field="number of classes", found=found, expected=expected, cure=cure))
+            raise SettingsError(
+                describe(
+                    where, field="number of classes", found=found, expected=expected, cure=cure
+                )
+            )
 
 
 def _keep_known(runs: list[Run]) -> tuple[list[Run], list[str]]:

@@ -22,7 +22,13 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not path.exists():
             found, expected = Phrase("missing"), Phrase("a run folder, or a folder of runs")
             raise SettingsError(
-                describe(path, field="path", found=found, expected=expected, cure="give one that is there")
+                describe(
+                    path,
+                    field="path",
+                    found=found,
+                    expected=expected,
+                    cure="give one that is there",
+                )
             )
         for folder, reason in _walk(path, DEPTH):
             try:
@@ -44,7 +50,11 @@ def _walk(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
             f"{path}: run is not finished (it has no {RESULT}); go on with it by --run.resume, or start its grid again",
         )
     else:
-        inner = [pair for folder in _list_folders(path) for pair in _walk(folder, depth - 1)] if depth else []
+        inner = (
+            [pair for folder in _list_folders(path) for pair in _walk(folder, depth - 1)]
+            if depth
+            else []
+        )
         of_runs = any((folder / SETTINGS).is_file() for folder, _ in inner)
         yield from inner if of_runs else [(path, f"{path}: no run folder (it has no {SETTINGS})")]
 

@@ -14,17 +14,25 @@ def name_rows(rows: list[Row]) -> list[Row]:
     """Give each row its name; returns them with baselines first, then by the values of what differs."""
     varied = find_varied(rows)
     for row in rows:
-        names = [name for name in varied if name in row.facts and (row.teaches or name not in TEACHING)]
+        names = [
+            name for name in varied if name in row.facts and (row.teaches or name not in TEACHING)
+        ]
         if row.teaches:
             names = names or list(TEACHING)
         words = [format_fact(name, row) for name in names]
         row.name = ", ".join(words if row.teaches else ["baseline", *words])
-    return sorted(rows, key=lambda row: (row.teaches, [_order(row.facts.get(name)) for name in varied]))
+    return sorted(
+        rows, key=lambda row: (row.teaches, [_order(row.facts.get(name)) for name in varied])
+    )
 
 
 def find_varied(rows: Iterable[Row]) -> list[str]:
     """Names of the facts that two rows have with different values, those of the loss first."""
-    differing = [name for name, values in _list_values(rows).items() if any(value != values[0] for value in values)]
+    differing = [
+        name
+        for name, values in _list_values(rows).items()
+        if any(value != values[0] for value in values)
+    ]
     return sorted(differing, key=lambda name: (not name.startswith("loss."), name))
 
 
@@ -34,13 +42,20 @@ def list_shared(rows: list[Row]) -> list[str]:
     for row in rows:
         for name in row.facts:
             first.setdefault(name, row)
-    return [format_fact(name, row) for name, row in sorted(first.items(), key=itemgetter(0)) if name not in varied]
+    return [
+        format_fact(name, row)
+        for name, row in sorted(first.items(), key=itemgetter(0))
+        if name not in varied
+    ]
 
 
 def list_beyond_loss(rows: list[Row]) -> dict[str, list[str]]:
     """name -> its values, as text, of each fact but the loss's in which rows differ."""
     names = [name for name in find_varied(rows) if not name.startswith("loss.")]
-    return {name: list(dict.fromkeys(_say(name, row) for row in rows if name in row.facts)) for name in names}
+    return {
+        name: list(dict.fromkeys(_say(name, row) for row in rows if name in row.facts))
+        for name in names
+    }
 
 
 def format_fact(name: str, row: Row) -> str:

@@ -99,7 +99,9 @@ def build_rows(runs: Iterable[Run]) -> tuple[list[Row], list[str]]:
 def _find_baseline(row: Row, rows: list[Row]) -> Row | None:
     """None where none has the same settings, and where several have, of images that a run of an older kdcache does not name."""
     wanted = _without_teacher(row.facts)
-    fitting = [other for other in rows if not other.teaches and {**other.facts, **wanted} == other.facts]
+    fitting = [
+        other for other in rows if not other.teaches and {**other.facts, **wanted} == other.facts
+    ]
     return fitting[0] if row.teaches and len(fitting) == 1 else None
 
 

@@ -53,8 +53,14 @@ def read_run(folder: Path) -> Run:
     try:
         return _make_run(folder, result)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:80]
-        raise TrainingError(f"{folder / RESULT}: result is unreadable ({reason}); train that run again") from None
+        reason = (
+            f"{error} is missing"
+            if isinstance(error, KeyError)
+            else " ".join(str(error).split())[:80]
+        )
+        raise TrainingError(
+            f"{folder / RESULT}: result is unreadable ({reason}); train that run again"
+        ) from None
 
 
 def _make_run(folder: Path, result: dict) -> Run:
@@ -89,7 +95,11 @@ def _list_origin(facts: dict, result: dict) -> dict:
     pictures = _hash(result.get("pictures_identity", None if taught else cache))
     origin = {PICTURES: pictures, "device": result.get("device_type")}
     origin |= {CACHE: cache} if taught else {}
-    origin |= {"processes": " and ".join(map(str, result["processes"]))} if origin["device"] == "cpu" else {}
+    origin |= (
+        {"processes": " and ".join(map(str, result["processes"]))}
+        if origin["device"] == "cpu"
+        else {}
+    )
     return {name: value for name, value in origin.items() if value is not None}
 
 
@@ -109,7 +119,9 @@ def _share(value: float | None) -> float | None:
 def read_encoding(folder: Path) -> str | None:
     """Of the cache a run was trained from, as its settings say it; None where they are unreadable."""
     try:
-        encoding = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))["cache"]["encoding"]
+        encoding = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))["cache"][
+            "encoding"
+        ]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError):
         return None
     if isinstance(encoding, dict):
@@ -120,6 +132,14 @@ def read_encoding(folder: Path) -> str | None:
 def _read_epoch_s(folder: Path) -> float | None:
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return statistics.median(entry["time_s"] - entry["validation_s"] for entry in map(json.loads, lines))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # the run is whole all the same
+        return statistics.median(
+            entry["time_s"] - entry["validation_s"] for entry in map(json.loads, lines)
+        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):  # the run is whole all the same
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from kdcache.cache.place import Place
 from kdcache.config.cache import CacheConfig as CacheConfig
 from kdcache.config.cache import RankConfig as RankConfig
 from kdcache.config.data import VOC_CLASSES as VOC_CLASSES
@@ -26,6 +25,7 @@ from kdcache.config.training import LossConfig as LossConfig
 from kdcache.config.training import RunConfig as RunConfig
 from kdcache.config.training import StudentConfig as StudentConfig
 from kdcache.config.training import TrainConfig as TrainConfig
+from kdcache.storage.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,12 @@ def config_to_dict(config: object) -> dict:
 
 def config_from_dict(values: dict, *, section: type = Config) -> object:
     """The inverse of `config_to_dict`; missing fields take their defaults. Raises SettingsError on bad values."""
-    types = {"root": Path, "out": Path, "dir": Path, "stage_dir": Path}  # cache.path may be more than that
+    types = {
+        "root": Path,
+        "out": Path,
+        "dir": Path,
+        "stage_dir": Path,
+    }  # cache.path may be more than that
     nested = {f.name: f.default_factory for f in fields(section) if is_dataclass(f.default_factory)}
     made = {}
     for name, value in values.items():

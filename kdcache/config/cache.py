@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.cache.place import find_place
-from kdcache.checks import check_positive, check_range, refuse
+from kdcache.config.checks import check_positive, check_range
 from kdcache.config.names import KINDS, LEVELS, PRESETS
+from kdcache.errors import refuse
+from kdcache.storage.place import find_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +61,25 @@ class CacheConfig:
         named = self.encoding if isinstance(self.encoding, dict) else {"logits": self.encoding}
         known = all(isinstance(kind, str) and kind in (*KINDS, *PRESETS) for kind in named.values())
         if not set(named) <= {"logits", *LEVELS} or not known:
-            expected = (
-                "float16, int8, lowrank, exact, half or compact, or one of them for each of logits, low, mid, high"
-            )
+            expected = "float16, int8, lowrank, exact, half or compact, or one of them for each of logits, low, mid, high"
             raise refuse("cache.encoding", self.encoding, expected)
         if isinstance(self.encoding, dict) and self.kinds["logits"] == "lowrank":
-            raise refuse("cache.encoding", self.encoding, "float16 or int8 for logits, which have no basis")
+            raise refuse(
+                "cache.encoding", self.encoding, "float16 or int8 for logits, which have no basis"
+            )
 
     @property
     def kinds(self) -> dict[str, str]:
         """Encoding of logits and of each cached level: float16, int8 or lowrank; "lowrank" for all is int8 for logits."""
-        named = self.encoding if isinstance(self.encoding, dict) else dict.fromkeys(("logits", *LEVELS), self.encoding)
-        kinds = {name: PRESETS.get(named.get(name), named.get(name, "float16")) for name in ("logits", *self.levels)}
+        named = (
+            self.encoding
+            if isinstance(self.encoding, dict)
+            else dict.fromkeys(("logits", *LEVELS), self.encoding)
+        )
+        kinds = {
+            name: PRESETS.get(named.get(name), named.get(name, "float16"))
+            for name in ("logits", *self.levels)
+        }
         if not isinstance(self.encoding, dict) and kinds["logits"] == "lowrank":
             kinds["logits"] = "int8"
         return kinds

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.checks import as_hw, check_range, check_size, refuse
+from kdcache.config.checks import as_hw, check_range, check_size
 from kdcache.config.names import STRIDE, SizePx
+from kdcache.errors import refuse
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -61,7 +62,11 @@ class DatasetConfig:
         """One name a class."""
         if self.class_names is not None:
             return list(self.class_names)
-        return VOC_CLASSES if self.num_classes == 21 else [f"class {k}" for k in range(self.num_classes)]
+        return (
+            VOC_CLASSES
+            if self.num_classes == 21
+            else [f"class {k}" for k in range(self.num_classes)]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.checks import check_positive, check_range
+from kdcache.config.checks import check_positive, check_range
 from kdcache.config.names import Precision
 
 

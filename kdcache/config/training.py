@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.checks import as_hw, check_positive, check_range, check_size, refuse
+from kdcache.config.checks import as_hw, check_positive, check_range, check_size
 from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, SizePx
+from kdcache.errors import refuse
 
 Option = bool | int | float | str | list | None
 
@@ -30,7 +31,9 @@ class StudentConfig:
         check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
         own = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", self.arch)
         if self.arch != BUILT_IN_STUDENT and not own:
-            raise refuse("student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function")
+            raise refuse(
+                "student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function"
+            )
         if self.options and not own:
             raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
 

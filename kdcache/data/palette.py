@@ -9,5 +9,7 @@ def voc_palette() -> np.ndarray:
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= ((number >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+            colours[:, channel] |= ((number >> (3 * bit + channel) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
     return colours

@@ -25,7 +25,9 @@ _JPEG_QUALITY = 92
 _MIN_SIZE_PX = 48
 
 
-def write_sample_set(root: Path, *, num_train: int = 320, num_val: int = 80, size_px: int = 96, seed: int = 0) -> None:
+def write_sample_set(
+    root: Path, *, num_train: int = 320, num_val: int = 80, size_px: int = 96, seed: int = 0
+) -> None:
     """Write the set under `root` as VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}.
 
     Every image is a pure function of (seed, split, index, size_px): writing again changes nothing, a longer
@@ -46,17 +48,28 @@ def write_sample_set(root: Path, *, num_train: int = 320, num_val: int = 80, siz
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
     nums = {"train": num_train, "val": num_val}
-    ids = {split: [f"sample_{split}_{index:04d}" for index in range(num)] for split, num in nums.items()}
+    ids = {
+        split: [f"sample_{split}_{index:04d}" for index in range(num)]
+        for split, num in nums.items()
+    }
     for split in ids:
         for index, sample_id in enumerate(ids[split]):
-            _write_sample(voc, sample_id, *draw_scene(_build_generator(seed, split, index), size_px=size_px))
+            _write_sample(
+                voc, sample_id, *draw_scene(_build_generator(seed, split, index), size_px=size_px)
+            )
     for split in ids:
-        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(ids[split]) + "\n")
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(
+            "\n".join(ids[split]) + "\n"
+        )
 
 
 def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -> None:
     """Raise ValueError for the first argument out of range."""
-    least_of = {"num_train": (num_train, 1), "num_val": (num_val, 1), "size_px": (size_px, _MIN_SIZE_PX)}
+    least_of = {
+        "num_train": (num_train, 1),
+        "num_val": (num_val, 1),
+        "size_px": (size_px, _MIN_SIZE_PX),
+    }
     for name, (found, least) in least_of.items():
         if found < least:
             raise ValueError(f"sample set: {name} is {found!r}, expected {least} or more; raise it")
@@ -67,9 +80,13 @@ def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -
 def _check_lists_are_ours(folder: Path) -> None:
     """Raise DataError before overwriting a list that is not a sample set's, such as the real VOC's."""
     for path in filter(Path.exists, (folder / f"{split}.txt" for split in _SPLIT_CODES)):
-        foreign = [i for i in path.read_text().split() if not re.fullmatch(r"sample_(train|val)_\d+", i)]
+        foreign = [
+            i for i in path.read_text().split() if not re.fullmatch(r"sample_(train|val)_\d+", i)
+        ]
         if foreign:
-            raise DataError(f"{path}: first id is {foreign[0]!r}, expected 'sample_...'; choose another root")
+            raise DataError(
+                f"{path}: first id is {foreign[0]!r}, expected 'sample_...'; choose another root"
+            )
 
 
 def _build_generator(seed: int, split: str, index: int) -> Generator:

@@ -11,7 +11,16 @@ from numpy.random import Generator
 
 from kdcache.config import VOID
 
-CLASS_NAMES = ("background", "horizontal", "vertical", "diagonal", "checker", "dots", "rings", "speckle")
+CLASS_NAMES = (
+    "background",
+    "horizontal",
+    "vertical",
+    "diagonal",
+    "checker",
+    "dots",
+    "rings",
+    "speckle",
+)
 
 _NUM_OBJECTS = (2, 5)
 # Shares of the image's side: 26 to 60 px of 96, so that even a small object spans three cells at stride 8.
@@ -28,17 +37,23 @@ _LIGHT_SWING = 0.25
 def draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 HWC and label uint8 HW; painted from large to small, so none is hidden by a larger one."""
     yx_2HW = np.mgrid[0.0:size_px, 0.0:size_px]
-    image_HWC = _mix(*_draw_colours(rng), 0.5 + 0.5 * _speckle(yx_2HW, rng, period_px=0.5 * size_px))
+    image_HWC = _mix(
+        *_draw_colours(rng), 0.5 + 0.5 * _speckle(yx_2HW, rng, period_px=0.5 * size_px)
+    )
     label_HW = np.zeros((size_px, size_px), dtype=np.uint8)
     num = rng.integers(*_NUM_OBJECTS, endpoint=True)
     diameters_px = size_px * np.sort(rng.uniform(*_DIAMETER, size=num))[::-1]
     # Each class at most once a scene: two touching objects never merge into one region.
     class_indices = rng.permutation(np.arange(1, len(CLASS_NAMES)))[:num]
     centres_px = size_px * _draw_centres(rng, num)
-    for class_index, diameter_px, centre_px in zip(class_indices, diameters_px, centres_px, strict=True):
+    for class_index, diameter_px, centre_px in zip(
+        class_indices, diameters_px, centres_px, strict=True
+    ):
         at_2HW = yx_2HW - centre_px[:, None, None]
         cover_HW = _draw_cover(at_2HW, rng, radius_px=diameter_px / 2.0)
-        image_HWC = _mix(image_HWC, _draw_paint(at_2HW, rng, class_name=CLASS_NAMES[class_index]), cover_HW)
+        image_HWC = _mix(
+            image_HWC, _draw_paint(at_2HW, rng, class_name=CLASS_NAMES[class_index]), cover_HW
+        )
         _label_object(label_HW, cover_HW > 0.5, class_index)
     return _light(image_HWC, rng), label_HW
 
@@ -140,7 +155,9 @@ def _project(at_2HW: np.ndarray, angle_deg: float) -> np.ndarray:
     return np.cos(np.deg2rad(angle_deg)) * at_2HW[1] + np.sin(np.deg2rad(angle_deg)) * at_2HW[0]
 
 
-def _stripes(at_2HW: np.ndarray, rng: Generator, *, period_px: float, angle_deg: float) -> np.ndarray:
+def _stripes(
+    at_2HW: np.ndarray, rng: Generator, *, period_px: float, angle_deg: float
+) -> np.ndarray:
     """Stripes across `angle_deg`, or its mirror image, tilted by up to 10 degrees."""
     angle_deg = angle_deg * rng.choice((-1.0, 1.0)) + rng.uniform(-_TILT_DEG, _TILT_DEG)
     return _wave(_project(at_2HW, angle_deg), rng, period_px=period_px)
@@ -150,7 +167,9 @@ def _checker(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndar
     """Squares at any angle; 1.4 times the period brings their diagonal rows to the stripes' period."""
     angle_deg = rng.uniform(0.0, 90.0)
     first_HW = _wave(_project(at_2HW, angle_deg), rng, period_px=1.4 * period_px)
-    return 1.5 * first_HW * _wave(_project(at_2HW, angle_deg + 90.0), rng, period_px=1.4 * period_px)
+    return (
+        1.5 * first_HW * _wave(_project(at_2HW, angle_deg + 90.0), rng, period_px=1.4 * period_px)
+    )
 
 
 def _dots(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarray:

@@ -19,13 +19,15 @@ import numpy as np
 from PIL import Image
 
 from kdcache.config import DatasetConfig
-from kdcache.data.augment import VOID
+from kdcache.data.views import VOID
 from kdcache.errors import DataError, Phrase, describe
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
-SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")  # no separators, no leading dot: an id can never leave its folder
+SAMPLE_ID = re.compile(
+    r"(?!\.)[\w.\-]+"
+)  # no separators, no leading dot: an id can never leave its folder
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
     return [Sample(id, base / "JPEGImages" / f"{id}.jpg", labels / f"{id}.png") for id in ids]
 
 
-def read_split(config: DatasetConfig, split: str, *, advance: Callable[[int], None] = lambda n: None) -> Split:
+def read_split(
+    config: DatasetConfig, split: str, *, advance: Callable[[int], None] = lambda n: None
+) -> Split:
     """Find, decode and hash every file of a split, so that a bad one is met before the first batch.
 
     Args:
@@ -69,7 +73,9 @@ def read_split(config: DatasetConfig, split: str, *, advance: Callable[[int], No
     samples = find_samples(config, split)
     total = hashlib.sha256()
     with ThreadPoolExecutor(4) as pool:
-        for sample, digest in zip(samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True):
+        for sample, digest in zip(
+            samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
+        ):
             total.update(f"{sample.id} {digest}\n".encode())
             advance(1)
     return Split(split, tuple(samples), total.hexdigest())
@@ -105,7 +111,11 @@ def _missing_data_set(config: DatasetConfig) -> str:
             "or set dataset.root; `make demo` needs no network"
         )
     return describe(
-        config.root / VOC_DIR, field="folder", found=Phrase("missing"), expected=Phrase("VOC layout"), cure=cure
+        config.root / VOC_DIR,
+        field="folder",
+        found=Phrase("missing"),
+        expected=Phrase("VOC layout"),
+        cure=cure,
     )
 
 
@@ -113,23 +123,41 @@ def _read_ids(path: Path) -> list[str]:
     if not path.is_file():
         cure = "choose another dataset.train_split or dataset.val_split, or put the list there, an id a line"
         raise DataError(
-            describe(path, field="split list", found=Phrase("missing"), expected=Phrase("a file"), cure=cure)
+            describe(
+                path,
+                field="split list",
+                found=Phrase("missing"),
+                expected=Phrase("a file"),
+                cure=cure,
+            )
         )
     try:
         ids = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: split list is unreadable ({error}); write an id a line, UTF-8") from None
+        raise DataError(
+            f"{path}: split list is unreadable ({error}); write an id a line, UTF-8"
+        ) from None
     bad = next((id for id in ids if not SAMPLE_ID.fullmatch(id)), None)
     if bad is not None:
         raise DataError(
             describe(
-                path, field="sample id", found=bad, expected=Phrase("letters, digits, _ - ."), cure="one id a line"
+                path,
+                field="sample id",
+                found=bad,
+                expected=Phrase("letters, digits, _ - ."),
+                cure="one id a line",
             )
         )
     if len(ids) < 2 or len(set(ids)) < len(ids):
         found = Phrase(f"{len(ids)} ids, {len(set(ids))} different")
         raise DataError(
-            describe(path, field="list", found=found, expected=Phrase("two or more, all different"), cure="mend it")
+            describe(
+                path,
+                field="list",
+                found=found,
+                expected=Phrase("two or more, all different"),
+                cure="mend it",
+            )
         )
     return ids
 
@@ -149,10 +177,14 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         cure = "restore the file (after an interrupted download: delete VOCdevkit) or take its id out of the split list"
         raise DataError(
-            describe(path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure)
+            describe(
+                path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure
+            )
         ) from None
     except OSError as error:
-        raise DataError(f"{path}: file is unreadable ({error.strerror}); check its permissions") from None
+        raise DataError(
+            f"{path}: file is unreadable ({error.strerror}); check its permissions"
+        ) from None
 
 
 def _decode_image(path: Path, data: bytes) -> np.ndarray:
@@ -163,7 +195,11 @@ def _decode_label(path: Path, data: bytes) -> np.ndarray:
     picture = _decode(path, data)
     if picture.mode not in ("P", "L"):
         cure = "store class numbers as 8-bit palette or grey PNG"
-        raise DataError(describe(path, field="mode", found=picture.mode, expected=Phrase("'P' or 'L'"), cure=cure))
+        raise DataError(
+            describe(
+                path, field="mode", found=picture.mode, expected=Phrase("'P' or 'L'"), cure=cure
+            )
+        )
     return np.asarray(picture)
 
 
@@ -173,20 +209,34 @@ def _decode(path: Path, data: bytes) -> Image.Image:
         picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).replace(repr(data[:1]), "").split())[:100]
-        raise DataError(f"{path}: image is unreadable or truncated ({reason}); restore the file") from None
+        raise DataError(
+            f"{path}: image is unreadable or truncated ({reason}); restore the file"
+        ) from None
     return picture
 
 
-def _check_label(config: DatasetConfig, sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
+def _check_label(
+    config: DatasetConfig, sample: Sample, image: np.ndarray, label: np.ndarray
+) -> None:
     if image.shape[:2] != label.shape:
         found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
         expected = Phrase(f"{image.shape[1]}x{image.shape[0]} as {sample.image_path.name}")
         raise DataError(
-            describe(sample.label_path, field="size", found=found, expected=expected, cure="restore the file")
+            describe(
+                sample.label_path,
+                field="size",
+                found=found,
+                expected=expected,
+                cure="restore the file",
+            )
         )
     classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
-    bad = [int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)]
+    bad = [
+        int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)
+    ]
     if bad:
         expected = Phrase(f"0 to {config.num_classes - 1} or {config.ignore_index}")
         cure = "set dataset.num_classes or mend the label"
-        raise DataError(describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure))
+        raise DataError(
+            describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure)
+        )

@@ -55,7 +55,9 @@ class ScoreErrors:
 
     def add(self, cached_NKHW: Tensor, live_NKHW: Tensor) -> None:
         """Compare a batch of scores, both float32."""
-        cached, live = (torch.log_softmax(x.double() / self.temperature, 1) for x in (cached_NKHW, live_NKHW))
+        cached, live = (
+            torch.log_softmax(x.double() / self.temperature, 1) for x in (cached_NKHW, live_NKHW)
+        )
         self.divergence_sum += F.kl_div(cached, live, reduction="sum", log_target=True).item()
         self.agreed += int((cached_NKHW.argmax(1) == live_NKHW.argmax(1)).sum())
         self.positions += live_NKHW[:, 0].numel()

@@ -28,11 +28,15 @@ class Felt:
         """Relative change of the loss, and the lowest cosines: over all student parameters, over all projections."""
         facts = {
             "loss_live": self.live / len(self.student_cosines),
-            "loss_rel": abs(self.cached - self.live) / abs(self.live) if self.live else abs(self.cached),
+            "loss_rel": abs(self.cached - self.live) / abs(self.live)
+            if self.live
+            else abs(self.cached),
             "grad_cos": float(np.min(self.student_cosines)),  # NaN, too
             "grad_cos_mean": sum(self.student_cosines) / len(self.student_cosines),
         }
-        return facts | ({"align_grad_cos": float(np.min(self.align_cosines))} if self.align_cosines else {})
+        return facts | (
+            {"align_grad_cos": float(np.min(self.align_cosines))} if self.align_cosines else {}
+        )
 
 
 class Probe:
@@ -74,7 +78,10 @@ class Probe:
 def _make_loss(learner: Learner, term: str, temperature: float) -> KnowledgeDistillationLoss:
     """One term alone, with the learner's projections."""
     weights = {"kd": (0.0, 1.0, 0.0), "feature": (0.0, 0.0, 1.0)}[term]
-    shapes = {level: (align.in_channels, align.out_channels) for level, align in learner.loss.align.items()}
+    shapes = {
+        level: (align.in_channels, align.out_channels)
+        for level, align in learner.loss.align.items()
+    }
     loss = KnowledgeDistillationLoss(*weights, temperature, shapes)
     if term == "feature":
         loss.align = learner.loss.align
@@ -83,7 +90,11 @@ def _make_loss(learner: Learner, term: str, temperature: float) -> KnowledgeDist
 
 def _flatten(module: nn.Module) -> Tensor:
     grads = [p.grad for p in module.parameters() if p.grad is not None]
-    return torch.cat([grad.flatten() for grad in grads]).double() if grads else torch.zeros(0, dtype=torch.float64)
+    return (
+        torch.cat([grad.flatten() for grad in grads]).double()
+        if grads
+        else torch.zeros(0, dtype=torch.float64)
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

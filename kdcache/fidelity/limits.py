@@ -18,7 +18,9 @@ class Limit:
 EXACT = Limit(
     grad_cos=0.999999, loss_rel=1e-4
 )  # the smaller a loss, the more of it rounding is: 1e-7 to 2e-5 were seen
-EXACT_NOT_FLOAT32 = Limit(grad_cos=0.999, loss_rel=1e-2)  # autocast, or a GPU: asked again, the teacher itself differs
+EXACT_NOT_FLOAT32 = Limit(
+    grad_cos=0.999, loss_rel=1e-2
+)  # autocast, or a GPU: asked again, the teacher itself differs
 LIMITS = {
     "kd": {"float16": EXACT, "int8": Limit(0.9999), "lowrank": Limit(0.9999)},
     "feature": {"float16": EXACT, "int8": Limit(0.9999), "lowrank": Limit(0.995)},
@@ -36,7 +38,10 @@ def find_limits(kinds: dict[str, str], *, exact: bool) -> dict[str, Limit]:
     Args:
         kinds: logits and levels -> kind of encoding. exact: whether the same question gets the same answer (float32 on a CPU).
     """
-    used = {"kd": [kinds["logits"]], "feature": [kind for name, kind in kinds.items() if name != "logits"]}
+    used = {
+        "kd": [kinds["logits"]],
+        "feature": [kind for name, kind in kinds.items() if name != "logits"],
+    }
     limits = {}
     for term, found in used.items():
         if found:
@@ -48,7 +53,11 @@ def find_limits(kinds: dict[str, str], *, exact: bool) -> dict[str, Limit]:
 def find_least_cosines(kinds: dict[str, str], *, exact: bool) -> dict[str, float]:
     """Of logits and each level."""
     least = {name: LEAST_COSINES[kind] for name, kind in kinds.items()}
-    return least if exact else {name: min(cosine, NOT_FLOAT32_COSINE) for name, cosine in least.items()}
+    return (
+        least
+        if exact
+        else {name: min(cosine, NOT_FLOAT32_COSINE) for name, cosine in least.items()}
+    )
 
 
 def find_blurred(answers: dict[str, dict], least: dict[str, float]) -> list[str]:
@@ -72,7 +81,9 @@ def find_failures(felt: dict[str, dict], limits: dict[str, Limit]) -> list[str]:
     for term, limit in limits.items():
         facts = felt[term]
         if not facts["grad_cos"] >= limit.grad_cos:
-            failures.append(f"{term} gradient's cosine is {facts['grad_cos']:.7f}, expected {limit.grad_cos} or more")
+            failures.append(
+                f"{term} gradient's cosine is {facts['grad_cos']:.7f}, expected {limit.grad_cos} or more"
+            )
         if limit.loss_rel is not None and not facts["loss_rel"] <= limit.loss_rel:
             failures.append(
                 f"{term} loss differs by {facts['loss_rel']:.1e} of itself, expected {limit.loss_rel} or less"

@@ -17,7 +17,7 @@ from kdcache.fidelity.gradients import Probe
 from kdcache.fidelity.limits import find_blurred, find_failures, find_least_cosines, find_limits
 from kdcache.fidelity.setting import Setting, choose_places, make_batches, open_setting
 from kdcache.fidelity.students import TRAINED, make_students
-from kdcache.report.progress import Progress, Silent
+from kdcache.progress import Progress, Silent
 from kdcache.training.batches import Batch, split_batches
 
 log = logging.getLogger("kdcache")
@@ -50,7 +50,9 @@ def measure_fidelity(
     students = make_students(setting, run=run, progress=progress)
     probes = {
         name: Probe(
-            learner, terms=[t for t in setting.terms if t == "kd" or learner.loss.align], temperature=temperature
+            learner,
+            terms=[t for t in setting.terms if t == "kd" or learner.loss.align],
+            temperature=temperature,
         )
         for name, learner in students.items()
     }
@@ -68,7 +70,10 @@ def measure_fidelity(
             bar.advance(len(cached.sample_ids))
     answers = {name: error.to_dict() for name, error in errors.items()}
     answers["logits"] |= scores.to_dict()
-    felt = {name: {term: f.to_dict() for term, f in probe.felt.items()} for name, probe in probes.items()}
+    felt = {
+        name: {term: f.to_dict() for term, f in probe.felt.items()}
+        for name, probe in probes.items()
+    }
     result = {"samples": len(places), "seed": seed, **_describe(setting, answers, felt)}
     _keep(root, result)
     return result
@@ -78,7 +83,9 @@ def _ask_again(setting: Setting, places: list[tuple[int, int]]) -> Iterator[tupl
     """Batches as cached, and the same with live float32 answers. Raises TeacherError where those are not finite."""
     size = max(setting.config.teacher.batch_size, 2)  # BatchNorm cannot do with one
     for cached in make_batches(setting, size).read(split_batches(places, size, join_single=True)):
-        answer = {name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()}
+        answer = {
+            name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()
+        }
         for name, value in answer.items():
             if not torch.isfinite(value).all():
                 samples = ", ".join(cached.sample_ids)
@@ -114,4 +121,6 @@ def _keep(root: Path, result: dict) -> None:
     try:
         add_information(root, {"fidelity": result})
     except (CacheError, ValueError) as error:
-        log.warning("%s: the result is not kept in the cache (%s)", root, " ".join(str(error).split())[:120])
+        log.warning(
+            "%s: the result is not kept in the cache (%s)", root, " ".join(str(error).split())[:120]
+        )

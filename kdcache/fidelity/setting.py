@@ -12,11 +12,11 @@ from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.plan import teacher_facts
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.repair import stored_config
 from kdcache.config import Config, LossConfig
-from kdcache.devices import check_precision, choose_device
+from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
+from kdcache.precompute.repair import stored_config
 from kdcache.training.batches import BatchReader
 from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets
@@ -52,10 +52,15 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     Raises: CacheMismatchError where the teacher is not the one that was asked, or a setting is not the cache's, SettingsError,
         TeacherError, CacheError.
     """
-    others = {section: values for section, values in given.items() if section != "teacher"}  # compared below
+    others = {
+        section: values for section, values in given.items() if section != "teacher"
+    }  # compared below
     check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
     config = stored_config(root, manifest, given)
-    device, levels = choose_device(config.teacher.device, field="teacher.device"), list(manifest.encodings)[1:]
+    device, levels = (
+        choose_device(config.teacher.device, field="teacher.device"),
+        list(manifest.encodings)[1:],
+    )
     check_precision(config.teacher.precision, device, field="teacher.precision")
     config = plan_students(config, levels=levels, device=device)
     teacher, weights = build_teacher(
@@ -65,13 +70,17 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     facts = {**teacher_facts(config, train=True), "weights_sha256": hash_weights(weights)}
     cure = "give the teacher the cache was built with (teacher.weights says where it is)"
     check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
-    reader = CacheReader(root, manifest, "train", num_views=max(manifest.complete_views["train"], 1))
+    reader = CacheReader(
+        root, manifest, "train", num_views=max(manifest.complete_views["train"], 1)
+    )
     return Setting(manifest, config, reader, teacher, open_targets(reader, device))
 
 
 def plan_students(config: Config, *, levels: list[str], device: torch.device) -> Config:
     """Settings of the students that are asked: all levels, default weights of the loss, float32, not compiled, no download."""
-    loss = LossConfig(gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature)
+    loss = LossConfig(
+        gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature
+    )
     train = replace(config.train, device=str(device), precision="float32", compile="off")
     student, cache = replace(config.student, pretrained=False), replace(config.cache, levels=levels)
     return replace(config, train=train, cache=cache, loss=loss, student=student)
@@ -79,8 +88,14 @@ def plan_students(config: Config, *, levels: list[str], device: torch.device) ->
 
 def make_batches(setting: Setting, batch_size: int) -> BatchReader:
     """Reads image, label and every answer."""
-    names = ["image", "label", *(array for name in setting.names for array in setting.targets.list_arrays(name))]
-    return BatchReader(setting.reader, arrays=names, batch_size=batch_size, device=setting.teacher.device)
+    names = [
+        "image",
+        "label",
+        *(array for name in setting.names for array in setting.targets.list_arrays(name)),
+    ]
+    return BatchReader(
+        setting.reader, arrays=names, batch_size=batch_size, device=setting.teacher.device
+    )
 
 
 def choose_places(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:

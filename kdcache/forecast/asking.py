@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.answers import draw_view, refuse_answer
-from kdcache.cache.pipeline import Plan
 from kdcache.data.voc import Sample
 from kdcache.forecast.views import pick_samples
-from kdcache.report.progress import Progress
+from kdcache.precompute.answers import draw_view, refuse_answer
+from kdcache.precompute.pipeline import Plan
+from kdcache.progress import Progress
 
 MOST_KEPT = 16  # samples whose answers are kept
-MOST_KEPT_BYTES = 1 << 29  # of them as float32: 16 samples at 512x512 are 475 MB; fewer are kept of larger ones
+MOST_KEPT_BYTES = (
+    1 << 29
+)  # of them as float32: 16 samples at 512x512 are 475 MB; fewer are kept of larger ones
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,17 @@ def ask_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> As
     samples, num_batches = plan.splits[split].samples, max(-(-least // size), min(least, 2))
     chosen = [samples[index] for index in pick_samples(len(samples), num_batches * size)]
     names, encoder = list(plan.manifest.encodings) if split == "train" else ["logits"], plan.encoder
-    limits, kept, times = {name: encoder.find_limit(name, split=split) for name in names}, _Kept(), []
+    limits, kept, times = (
+        {name: encoder.find_limit(name, split=split) for name in names},
+        _Kept(),
+        [],
+    )
     with progress.start(f"asking about {split}", total=len(chosen), unit="samples") as bar:
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
-            image_NHWC = np.stack([draw_view(plan.config, sample, split=split, view=0)[0] for sample in batch])
+            image_NHWC = np.stack(
+                [draw_view(plan.config, sample, split=split, view=0)[0] for sample in batch]
+            )
             answer, time_s = _ask(plan, image_NHWC)
             times.append(time_s / len(batch))
             kept.add(image_NHWC, answer, _find_peaks(answer, batch, limits=limits))
@@ -68,7 +76,9 @@ class _Kept:
         self.peaks: dict[str, float] = {}
         self.count = 0
 
-    def add(self, image_NHWC: np.ndarray, answer: Mapping[str, Tensor], peaks: Mapping[str, float]) -> None:
+    def add(
+        self, image_NHWC: np.ndarray, answer: Mapping[str, Tensor], peaks: Mapping[str, float]
+    ) -> None:
         """Of a batch; `peaks` says by its names which answers are wanted."""
         sample_bytes = sum(4 * answer[name][0].numel() for name in peaks)
         most = min(MOST_KEPT, max(MOST_KEPT_BYTES // sample_bytes, 1))
@@ -76,7 +86,9 @@ class _Kept:
         self.count += len(image_NHWC[taken])
         self.images.append(image_NHWC[taken])
         for name, peak in peaks.items():  # copied: a slice would keep all of its batch
-            self.answers.setdefault(name, []).append(answer[name][taken].float().to("cpu", copy=True))
+            self.answers.setdefault(name, []).append(
+                answer[name][taken].float().to("cpu", copy=True)
+            )
             self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
 
     def finish(self, *, sample_s: float) -> Asked:

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from kdcache.cache.pipeline import Plan
 from kdcache.fidelity import students
 from kdcache.fidelity.setting import plan_students
+from kdcache.precompute.pipeline import Plan
 from kdcache.training.compiling import make_trial_batch
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
@@ -35,11 +35,15 @@ def _time_step(plan: Plan, batch_size: int) -> float:
     device = plan.teacher.device
     config = plan_students(plan.config, levels=plan.config.cache.levels, device=device)
     shapes = plan.teacher.probe_levels()
-    learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in shapes.items()})
+    learner = build_learner(
+        config, teacher_channels={level: channels for level, (channels, _) in shapes.items()}
+    )
     bases = {level: torch.from_numpy(basis).to(device) for level, basis in plan.bases.items()}
     learner.targets = Targets(plan.manifest.encodings, bases)
     learner.student.train()
-    batch = make_trial_batch(plan.manifest.layouts["train"].arrays, batch_size=batch_size, device=device)
+    batch = make_trial_batch(
+        plan.manifest.layouts["train"].arrays, batch_size=batch_size, device=device
+    )
     for step in range(2):
         began_s = time.monotonic()
         train_step(learner, batch, where=f"step {step} of a trial")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from kdcache.cache.layout import CRC_BYTES, Group, SplitLayout
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pipeline import Plan
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.forecast.estimate import add_shards
+from kdcache.precompute.pipeline import Plan
 from kdcache.report.forecast import format_bytes
 
 LEAST_GROUPS, LEAST_SAMPLES = 2, 16  # of train
@@ -37,8 +37,12 @@ def count_least(layout: SplitLayout) -> int:
 def count_fitting(manifest: Manifest, folder: Path) -> int:
     """Training groups of a probe that our share of the disk of `folder` holds beside its other groups."""
     layout = manifest.layouts["train"]
-    val_bytes = sum(manifest.layouts["val"].group_bytes(group) for group in manifest.layouts["val"].groups())
-    return (int(SHARE * shutil.disk_usage(folder).free) - val_bytes) // layout.group_bytes(layout.group(0, 0))
+    val_bytes = sum(
+        manifest.layouts["val"].group_bytes(group) for group in manifest.layouts["val"].groups()
+    )
+    return (int(SHARE * shutil.disk_usage(folder).free) - val_bytes) // layout.group_bytes(
+        layout.group(0, 0)
+    )
 
 
 def _measure_least(manifest: Manifest) -> int:
@@ -61,7 +65,9 @@ def say_what_is_lacking(plan: Plan, manifest: Manifest, folder: Path) -> Iterato
     try:
         yield
     except CacheError as error:
-        refusal = error.__context__  # of the disk, in whose words it would ask to go on with phase one
+        refusal = (
+            error.__context__
+        )  # of the disk, in whose words it would ask to go on with phase one
         if isinstance(refusal, OSError) and refusal.errno in _FULL:
             raise _explain(plan, needed, f"used up ({refusal.strerror})") from None
         raise
@@ -69,10 +75,14 @@ def say_what_is_lacking(plan: Plan, manifest: Manifest, folder: Path) -> Iterato
 
 def _explain(plan: Plan, needed: int, found: str) -> CacheError:
     layouts = plan.manifest.layouts.values()
-    whole = sum(add_shards(x, sum(spec.most_chunk_bytes + CRC_BYTES for spec in x.arrays)) for x in layouts)
+    whole = sum(
+        add_shards(x, sum(spec.most_chunk_bytes + CRC_BYTES for spec in x.arrays)) for x in layouts
+    )
     expected = f"{format_bytes(needed)} or more for the samples that plan makes and removes again"
     cure = f"make room or set cache.path to another disk; the whole cache takes up to {format_bytes(whole)}"
     root = plan.config.cache.path
     return CacheError(
-        describe(root, field="free disk space", found=Phrase(found), expected=Phrase(expected), cure=cure)
+        describe(
+            root, field="free disk space", found=Phrase(found), expected=Phrase(expected), cure=cure
+        )
     )

@@ -9,7 +9,9 @@ from kdcache.cache.layout import CRC_BYTES, ArraySpec, SplitLayout, index_bytes
 LEAST_POINTS = 8  # for a slope
 
 
-def expect_chunk(spec: ArraySpec, found: np.ndarray, *, images: np.ndarray, image_mean: float) -> float:
+def expect_chunk(
+    spec: ArraySpec, found: np.ndarray, *, images: np.ndarray, image_mean: float
+) -> float:
     """Mean bytes of an array's chunk and its checksum over a whole split.
 
     The answers about a rich image code worse, too. So the mean of a few is moved along their line of regression, from their
@@ -31,4 +33,6 @@ def expect_chunk(spec: ArraySpec, found: np.ndarray, *, images: np.ndarray, imag
 def add_shards(layout: SplitLayout, sample_bytes: float) -> float:
     """Bytes of all shard files, given those of a sample's chunks with their checksums."""
     count = layout.num_views * layout.num_samples
-    return count * sample_bytes + len(layout.arrays) * layout.num_groups * index_bytes(layout.shard_samples)
+    return count * sample_bytes + len(layout.arrays) * layout.num_groups * index_bytes(
+        layout.shard_samples
+    )

@@ -67,7 +67,9 @@ def _list_parts(work: Work, fleet: Fleet) -> dict[str, float]:
     return {
         "alone": work.alone_s,
         "asking": work.asking_s * share,
-        "bandwidth": work.size_bytes / (fleet.bandwidth_mb_s * 1e6) if fleet.bandwidth_mb_s else 0.0,
+        "bandwidth": work.size_bytes / (fleet.bandwidth_mb_s * 1e6)
+        if fleet.bandwidth_mb_s
+        else 0.0,
         "group": work.group_s,
         "once": work.once_s,
     }

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kdcache.cache.folder import find_folder
-from kdcache.lock import LOCK, FolderInUseError, hold_folder
+from kdcache.storage.lock import LOCK, FolderInUseError, hold_folder
 
 DOCUMENTS, CACHE = "documents", "cache"  # what is made in it
 

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdcache.cache.build import make_plan
-from kdcache.cache.folder import check_changeable, check_same_cache, find_folder, find_missing_groups
+from kdcache.cache.folder import (
+    check_changeable,
+    check_same_cache,
+    find_folder,
+    find_missing_groups,
+)
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pipeline import Plan
-from kdcache.cache.place import Place, is_far
-from kdcache.cache.score import choose_samples
 from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.forecast.asking import MOST_KEPT, ask_teacher
@@ -23,7 +24,11 @@ from kdcache.forecast.estimate import expect_chunk
 from kdcache.forecast.probe import Probe, probe_cache
 from kdcache.forecast.variants import CODECS, Variants, measure_variants
 from kdcache.forecast.views import DRAWN, ViewBytes, measure_views
-from kdcache.report.progress import Progress, Silent
+from kdcache.precompute.build import make_plan
+from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.score import choose_samples
+from kdcache.progress import Progress, Silent
+from kdcache.storage.place import Place, is_far
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class _Measured:
     rest_s: float
 
 
-def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress | None = None) -> dict:
+def forecast_cache(
+    config: Config, *, num_compared: int = 0, progress: Progress | None = None
+) -> dict:
     """Bytes, seconds, free disk and worth of the cache of these settings, as JSON values; nothing stays on the disk but what
     the settings let it download.
 
@@ -68,7 +75,9 @@ def forecast_cache(config: Config, *, num_compared: int = 0, progress: Progress 
         "size": size,
         "disk": _describe_disk(folder, size["missing_bytes"]),
         "time": times,
-        "break_even": _break_even(layouts["train"], teacher_s=measured.teacher_s, build_s=times["all_s"]),
+        "break_even": _break_even(
+            layouts["train"], teacher_s=measured.teacher_s, build_s=times["all_s"]
+        ),
         "others": [asdict(variant) for variant in variants.others],
         "compared": {
             "num_samples": variants.num_samples,
@@ -88,7 +97,9 @@ def _refuse_bucket(root: Place) -> None:
     if is_far(root):
         expected = Phrase("a folder, where plan makes a few samples")
         cure = "give a local --cache.path, and with --bandwidth what the bucket takes"
-        raise SettingsError(describe("settings", field="cache.path", found=str(root), expected=expected, cure=cure))
+        raise SettingsError(
+            describe("settings", field="cache.path", found=str(root), expected=expected, cure=cure)
+        )
 
 
 def _measure(plan: Plan, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:
@@ -101,7 +112,9 @@ def _measure(plan: Plan, *, num_compared: int, setup_s: float, progress: Progres
     variants = measure_variants(plan, asked, views, progress=progress)
     teacher_s = asked["train"].sample_s
     comparison_s = expect_comparison(plan, num_samples=num_compared, teacher_s=teacher_s)
-    return _Measured(probe, views, variants, teacher_s, comparison_s, setup_s, time.monotonic() - began_s)
+    return _Measured(
+        probe, views, variants, teacher_s, comparison_s, setup_s, time.monotonic() - began_s
+    )
 
 
 def _plan_for_disk(plan: Plan) -> Plan:
@@ -121,7 +134,10 @@ def _describe_split(root: Path, layout: SplitLayout, measured: _Measured) -> dic
         "groups": layout.num_groups,
         "groups_committed": layout.num_groups - len(missing),
         "num_missing": _count(missing),
-        "arrays": {spec.name: _describe_array(spec, layout, missing, chunks[spec.name]) for spec in layout.arrays},
+        "arrays": {
+            spec.name: _describe_array(spec, layout, missing, chunks[spec.name])
+            for spec in layout.arrays
+        },
     }
 
 
@@ -138,7 +154,9 @@ def _expect_chunks(layout: SplitLayout, measured: _Measured) -> dict[str, float]
     }
 
 
-def _describe_array(spec: ArraySpec, layout: SplitLayout, missing: list[Group], chunk_bytes: float) -> dict:
+def _describe_array(
+    spec: ArraySpec, layout: SplitLayout, missing: list[Group], chunk_bytes: float
+) -> dict:
     """Bytes of an array's shard files, checksums and indices included: exact without a codec, else as samples were coded."""
     index, num_all = index_bytes(layout.shard_samples), layout.num_views * layout.num_samples
     return {
@@ -156,13 +174,19 @@ def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
     """Of all arrays and documents; `missing_bytes`: of those that are still to be written."""
     arrays = [array for split in splits.values() for array in split["arrays"].values()]
     records = sum(
-        probe.record_bytes[name] * split["num_samples"] * split["num_views"] for name, split in splits.items()
+        probe.record_bytes[name] * split["num_samples"] * split["num_views"]
+        for name, split in splits.items()
     )
     missing = sum(probe.record_bytes[name] * split["num_missing"] for name, split in splits.items())
     begun = any(split["groups_committed"] for split in splits.values())
-    array_bytes, document_bytes = sum(array["bytes"] for array in arrays), probe.document_bytes + round(records)
+    array_bytes, document_bytes = (
+        sum(array["bytes"] for array in arrays),
+        probe.document_bytes + round(records),
+    )
     missing_bytes = (
-        sum(array["missing_bytes"] for array in arrays) + round(missing) + (0 if begun else probe.document_bytes)
+        sum(array["missing_bytes"] for array in arrays)
+        + round(missing)
+        + (0 if begun else probe.document_bytes)
     )
     return {
         "array_bytes": array_bytes,
@@ -175,8 +199,15 @@ def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
 
 def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manifest) -> dict:
     """Seconds of each part of phase one for what is missing, their sum, and that of the whole cache."""
-    sample_s, setup_s, comparison_s = measured.probe.sample_s, measured.setup_s, measured.comparison_s
-    whole_s = sum(facts["num_samples"] * facts["num_views"] * sample_s[split] for split, facts in splits.items())
+    sample_s, setup_s, comparison_s = (
+        measured.probe.sample_s,
+        measured.setup_s,
+        measured.comparison_s,
+    )
+    whole_s = sum(
+        facts["num_samples"] * facts["num_views"] * sample_s[split]
+        for split, facts in splits.items()
+    )
     score_s = _expect_score(manifest, measured.probe)
     missing = any(facts["num_missing"] for facts in splits.values())
     parts = {
@@ -186,13 +217,20 @@ def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manife
         "score_s": score_s,
         "comparison_s": comparison_s if missing else 0.0,  # once built, a cache is compared once
     }
-    return {**parts, "missing_s": sum(parts.values()), "all_s": setup_s + whole_s + score_s + comparison_s}
+    return {
+        **parts,
+        "missing_s": sum(parts.values()),
+        "all_s": setup_s + whole_s + score_s + comparison_s,
+    }
 
 
 def _expect_score(manifest: Manifest, probe: Probe) -> float:
     """Seconds to compare what was cached with labels, in proportion to their pixels."""
     pixels = {split: layout.array("label").item_bytes for split, layout in manifest.layouts.items()}
-    looked = {split: len(choose_samples(split, layout.num_samples)) for split, layout in manifest.layouts.items()}
+    looked = {
+        split: len(choose_samples(split, layout.num_samples))
+        for split, layout in manifest.layouts.items()
+    }
     return sum(probe.score_s * looked[split] * pixels[split] / pixels["val"] for split in pixels)
 
 

@@ -12,16 +12,16 @@ import numpy as np
 from kdcache.cache.folder import open_for_writing
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pipeline import Pipeline, Plan
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.score import count_answers
 from kdcache.cache.shard import read_index
 from kdcache.data.voc import Split
 from kdcache.forecast.disk import count_fitting, count_least, list_groups, say_what_is_lacking
 from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
 from kdcache.forecast.rates import Clock, find_rates, stop_in_time
 from kdcache.forecast.views import pick_samples
-from kdcache.report.progress import Progress, Silent
+from kdcache.precompute.pipeline import Pipeline, Plan
+from kdcache.precompute.score import count_answers
+from kdcache.progress import Progress, Silent
 
 LEAST_VAL_SAMPLES = 4  # behind the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
@@ -75,7 +75,10 @@ def _shrink(plan: Plan, root: Path) -> Plan:
     config, batch = plan.config, plan.config.teacher.batch_size
     shard = min(config.cache.shard_samples, max(SHARD_SAMPLES // batch, 1) * batch)
     shards = {"val": min(batch, shard), "train": shard}
-    most = {"val": shards["val"] * (1 + -(-LEAST_VAL_SAMPLES // shards["val"])), "train": shard * 64}
+    most = {
+        "val": shards["val"] * (1 + -(-LEAST_VAL_SAMPLES // shards["val"])),
+        "train": shard * 64,
+    }
     splits = {name: _choose(split, most[name]) for name, split in plan.splits.items()}
     layouts = {
         name: replace(layout, num_samples=len(splits[name].samples), shard_samples=shards[name])
@@ -83,7 +86,10 @@ def _shrink(plan: Plan, root: Path) -> Plan:
     }
     manifest = replace(plan.manifest, layouts=layouts)
     return replace(
-        plan, config=replace(config, cache=replace(config.cache, path=root)), manifest=manifest, splits=splits
+        plan,
+        config=replace(config, cache=replace(config.cache, path=root)),
+        manifest=manifest,
+        splits=splits,
     )
 
 
@@ -97,12 +103,20 @@ def _write_groups(plan: Plan, progress: Progress) -> tuple[list[Group], dict[str
     layouts, root = plan.manifest.layouts, plan.config.cache.path
     val, train = list(layouts["val"].groups()), list_groups(layouts["train"])
     least, fitting = count_least(layouts["train"]), count_fitting(plan.manifest, root)
-    with progress.start("probing", total=None, unit="samples") as bar, Pipeline(plan, Clock(bar)) as pipeline:
+    with (
+        progress.start("probing", total=None, unit="samples") as bar,
+        Pipeline(plan, Clock(bar)) as pipeline,
+    ):
         clock, crew = pipeline.bar, pipeline.crew
         most = max(min(2 * crew.most_groups, fitting), least)
         pipeline.write(chain(val, stop_in_time(train[:most], least=least, ahead=crew.ahead)))
-    counts = {split: [_count(group) for group in pipeline.written if group.split == split] for split in layouts}
-    return pipeline.written, find_rates(clock.times, began_s=clock.began_s, writers=crew.writers, **counts)
+    counts = {
+        split: [_count(group) for group in pipeline.written if group.split == split]
+        for split in layouts
+    }
+    return pipeline.written, find_rates(
+        clock.times, began_s=clock.began_s, writers=crew.writers, **counts
+    )
 
 
 def _count(group: Group) -> int:
@@ -127,7 +141,12 @@ def _read_sizes(root: Path, layout: SplitLayout, spec: ArraySpec, group: Group) 
     path, count = shard_path(root, spec, group), _count(group)
     size_bytes, shard = path.stat().st_size, layout.shard_samples
     index = read_index(
-        path, count=count, shard_samples=shard, size_bytes=size_bytes, chunk_bytes=None, cure="plan again"
+        path,
+        count=count,
+        shard_samples=shard,
+        size_bytes=size_bytes,
+        chunk_bytes=None,
+        cure="plan again",
     )
     return index[:count, 1].astype(np.float64)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from kdcache.cache.layout import Group
-from kdcache.report.progress import Bar
+from kdcache.progress import Bar
 
 MOST_PROBING_S = 25.0  # no group is begun that would end later, but for the least
 
@@ -48,7 +48,9 @@ def find_rates(
     num_val = len(val)
     return {
         "val": _find_rate([began_s, *ends_s[:num_val]], val, skipped=min(num_val - 1, 1)),
-        "train": _find_rate(ends_s[num_val - 1 :], train, skipped=1 if len(train) > 2 * writers else 0),
+        "train": _find_rate(
+            ends_s[num_val - 1 :], train, skipped=1 if len(train) > 2 * writers else 0
+        ),
     }
 
 

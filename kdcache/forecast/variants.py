@@ -9,15 +9,15 @@ import numpy as np
 
 from kdcache.cache.basis import BasisLearner, count_basis_bytes
 from kdcache.cache.codecs import choose_codec
-from kdcache.cache.encoder import LARGEST, Encoder, choose_encodings
 from kdcache.cache.layout import DTYPES, ArraySpec, SplitLayout
-from kdcache.cache.pipeline import Plan
 from kdcache.cache.plan import plan_layouts
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.forecast.asking import Asked
 from kdcache.forecast.estimate import add_shards, expect_chunk
 from kdcache.forecast.views import DRAWN, ViewBytes, measure_chunks
-from kdcache.report.progress import Progress
+from kdcache.precompute.encoder import LARGEST, Encoder, choose_encodings
+from kdcache.precompute.pipeline import Plan
+from kdcache.progress import Progress
 
 CODECS = ("raw", "blosc-zstd")
 ENCODED_AT_ONCE = 4  # samples: what is encoded of them is not kept
@@ -48,7 +48,9 @@ class Variants:
     num_samples: int
 
 
-def measure_variants(plan: Plan, asked: Mapping[str, Asked], views: ViewBytes, *, progress: Progress) -> Variants:
+def measure_variants(
+    plan: Plan, asked: Mapping[str, Asked], views: ViewBytes, *, progress: Progress
+) -> Variants:
     """Weigh what the teacher said about a few samples of both splits; bases that the settings do not ask for are learned from
     that.
 
@@ -62,12 +64,22 @@ def measure_variants(plan: Plan, asked: Mapping[str, Asked], views: ViewBytes, *
         for preset in fitting:
             config = replace(plan.config, cache=replace(plan.config.cache, encoding=preset))
             encodings = choose_encodings(config.cache, bases)
-            grids = {codec: _plan_layouts(config, plan, encodings=encodings, codec=codec) for codec in CODECS}
-            grids = {codec: layouts for codec, layouts in grids.items() if layouts["train"].arrays not in seen}
+            grids = {
+                codec: _plan_layouts(config, plan, encodings=encodings, codec=codec)
+                for codec in CODECS
+            }
+            grids = {
+                codec: layouts
+                for codec, layouts in grids.items()
+                if layouts["train"].arrays not in seen
+            }
             seen += [layouts["train"].arrays for layouts in grids.values()]
             encoder = Encoder(encodings, bases, plan.teacher.device)
             weights = _weigh(plan, list(grids.values()), encoder, asked=asked, views=views)
-            others += [Variant(preset, codec, *weight) for codec, weight in zip(grids, weights, strict=True)]
+            others += [
+                Variant(preset, codec, *weight)
+                for codec, weight in zip(grids, weights, strict=True)
+            ]
             bar.advance(1)
     left_out = [preset for preset in PRESETS if preset not in fitting]
     return Variants(here_bytes, others, left_out, len(asked["train"].image_NHWC))
@@ -93,11 +105,15 @@ def _find_bases(plan: Plan, asked: Asked) -> dict[str, np.ndarray]:
     return {**learner.finish(ranks), **plan.bases}
 
 
-def _plan_layouts(config: Config, plan: Plan, *, encodings: Mapping, codec: str) -> dict[str, SplitLayout]:
+def _plan_layouts(
+    config: Config, plan: Plan, *, encodings: Mapping, codec: str
+) -> dict[str, SplitLayout]:
     num_samples = {split: layout.num_samples for split, layout in plan.manifest.layouts.items()}
     codecs = {dtype: choose_codec(codec, dtype) for dtype in DTYPES}
     levels = plan.teacher.probe_levels()
-    return plan_layouts(config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs)
+    return plan_layouts(
+        config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs
+    )
 
 
 def _weigh(
@@ -111,13 +127,18 @@ def _weigh(
     """Bytes of a training sample and of all arrays and bases, in each of the layouts of one encoding."""
     weights = [{} for _ in grids]
     for split, answered in asked.items():
-        specs = {spec for layouts in grids for spec in layouts[split].arrays if spec.name not in DRAWN}
+        specs = {
+            spec for layouts in grids for spec in layouts[split].arrays if spec.name not in DRAWN
+        }
         found = _encode_and_code(plan, encoder, answered, specs, split=split)
         for sample_bytes, layouts in zip(weights, grids, strict=True):
             sample_bytes[split] = _add_chunks(layouts[split], found, answered, views)
     bases = sum(count_basis_bytes(encoder.encodings).values())
     return [
-        (sizes["train"], bases + sum(add_shards(layouts[split], size) for split, size in sizes.items()))
+        (
+            sizes["train"],
+            bases + sum(add_shards(layouts[split], size) for split, size in sizes.items()),
+        )
         for sizes, layouts in zip(weights, grids, strict=True)
     ]
 
@@ -129,17 +150,24 @@ def _encode_and_code(
     found = {spec: [] for spec in specs}
     for start in range(0, len(asked.image_NHWC), ENCODED_AT_ONCE):
         rows = slice(start, start + ENCODED_AT_ONCE)
-        answer = {name: values[rows].to(plan.teacher.device) for name, values in asked.answers.items()}
+        answer = {
+            name: values[rows].to(plan.teacher.device) for name, values in asked.answers.items()
+        }
         arrays = encoder.encode(answer, split=split)
         for spec in specs:
             found[spec].append(measure_chunks(spec, arrays[spec.name].cpu().contiguous().numpy()))
     return {spec: np.concatenate(parts) for spec, parts in found.items()}
 
 
-def _add_chunks(layout: SplitLayout, found: Mapping[ArraySpec, np.ndarray], asked: Asked, views: ViewBytes) -> float:
+def _add_chunks(
+    layout: SplitLayout, found: Mapping[ArraySpec, np.ndarray], asked: Asked, views: ViewBytes
+) -> float:
     """Expected bytes of a sample over all arrays."""
     image = layout.array("image")
-    images, image_mean = measure_chunks(image, asked.image_NHWC), views.chunk_bytes[layout.split, image]
+    images, image_mean = (
+        measure_chunks(image, asked.image_NHWC),
+        views.chunk_bytes[layout.split, image],
+    )
     return sum(
         views.chunk_bytes[layout.split, spec]
         if spec.name in DRAWN

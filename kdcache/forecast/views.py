@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdcache.cache.answers import draw_view
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, SplitLayout
-from kdcache.cache.pipeline import Plan
 from kdcache.cache.writer import encode_samples
-from kdcache.report.progress import Progress
+from kdcache.precompute.answers import draw_view
+from kdcache.precompute.pipeline import Plan
+from kdcache.progress import Progress
 
 MOST_VIEWS = 400  # of a split; of CamVid's 734 views the error of their mean is 0.4 %, that of 48 is 1.7 % (rms)
 MOST_DRAWING_S = 6.0  # for each split
@@ -39,14 +39,21 @@ def measure_views(plan: Plan, codecs: Iterable[str], *, progress: Progress) -> V
     sizes, num_views = {}, {}
     for split, layout in plan.manifest.layouts.items():
         specs = {spec for name in DRAWN for spec in _list_specs(layout.array(name), codecs)}
-        sizes |= {(split, spec): float(spec.item_bytes + CRC_BYTES) for spec in specs if spec.codec is None}
+        sizes |= {
+            (split, spec): float(spec.item_bytes + CRC_BYTES)
+            for spec in specs
+            if spec.codec is None
+        }
         coded = [spec for spec in specs if spec.codec]
         with progress.start(f"coding images of {split}", total=None, unit="samples") as bar:
             rows = []
             for arrays in _draw(plan, layout):
                 rows.append([measure_chunks(spec, arrays[spec.name][None])[0] for spec in coded])
                 bar.advance(1)
-        sizes |= {(split, spec): float(size) for spec, size in zip(coded, np.mean(rows, axis=0), strict=True)}
+        sizes |= {
+            (split, spec): float(size)
+            for spec, size in zip(coded, np.mean(rows, axis=0), strict=True)
+        }
         num_views[split] = len(rows)
     return ViewBytes(sizes, num_views)
 

@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 
 from kdcache.gallery.exhibit import Exhibit
-from kdcache.gallery.scan import Look, Sample, find_classes, find_entropy, find_share, read_view, work_through
+from kdcache.gallery.scan import (
+    Look,
+    Sample,
+    find_classes,
+    find_entropy,
+    find_share,
+    read_view,
+    work_through,
+)
 from kdcache.metrics import VOID
+from kdcache.progress import Progress
 from kdcache.report.pictures import class_map_uri, heat_map_uri, photo_uri, shrink_map
-from kdcache.report.progress import Progress
 
 
 def draw_cards(exhibit: Exhibit, *, progress: Progress) -> str:
@@ -52,14 +60,20 @@ def _draw_view(exhibit: Exhibit, sample: Sample, view: int) -> str:
     """One view; its photograph is in the page once and lies under both class maps."""
     reader, number = exhibit.reader, sample.number
     name = escape(reader.sample_ids[number]) + (f", view {view}" if reader.num_views > 1 else "")
-    facts, logits = read_view(reader, number, view), torch.from_numpy(reader.decode("logits", view, number))
+    facts, logits = (
+        read_view(reader, number, view),
+        torch.from_numpy(reader.decode("logits", view, number)),
+    )
     figures = {"image": f'<div class="photo" role="img" aria-label="image of {name}"></div>'}
     for title, classes in _find_layers(exhibit, logits, number, view, facts["image_box"]).items():
         uri = class_map_uri(classes, longest_px=exhibit.longest_px)
         figures[title] = f'<div class="photo"><img alt="{title} of {name}" src="{uri}"></div>'
     for title, uri in _draw_heats(exhibit, logits, number, view).items():
         figures[title] = f'<img alt="{title} of {name}" src="{uri}">'
-    shown = (f"<figure>{figure}<figcaption>{title}</figcaption></figure>" for title, figure in figures.items())
+    shown = (
+        f"<figure>{figure}<figcaption>{title}</figcaption></figure>"
+        for title, figure in figures.items()
+    )
     photo = photo_uri(reader.read("image", view, number), longest_px=exhibit.longest_px)
     return (
         f'<div class="view" style="--photo:url({photo})"><div class="pics">{"".join(shown)}</div>'
@@ -73,7 +87,9 @@ def _find_layers(
     """Title -> classes uint8 [H, W]; of the padding nothing."""
     top, left, bottom, right = box
     inside = np.full(exhibit.size_hw, VOID, np.uint8)
-    inside[top:bottom, left:right] = find_classes(logits_Khw, exhibit.size_hw)[top:bottom, left:right]
+    inside[top:bottom, left:right] = find_classes(logits_Khw, exhibit.size_hw)[
+        top:bottom, left:right
+    ]
     return {"label": exhibit.reader.read("label", view, number), "teacher": inside}
 
 
@@ -96,7 +112,9 @@ def _describe_view(facts: dict, look: Look, view: int, size_hw: tuple[int, int])
     error = format_error(find_share(look.num_wrong, look.num_labelled))
     resized, (top, left) = _show_size(facts["resized_hw"]), facts["crop_tl"]
     flipped = ", flipped" if facts["flip"] else ""
-    colours = ", ".join(f"{name} {facts[name]:.2f}" for name in ("brightness", "contrast", "saturation"))
+    colours = ", ".join(
+        f"{name} {facts[name]:.2f}" for name in ("brightness", "contrast", "saturation")
+    )
     return f"view {view}: {error}; resized to {resized}, crop at {left}, {top}{flipped}{padded}; {colours}"
 
 

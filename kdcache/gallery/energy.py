@@ -19,7 +19,9 @@ def read_energy(reader: CacheReader, level: str, view: int, number: int) -> np.n
     Of lowrank, which keeps directions alone, how much of the direction the basis holds: the length that is left of 1.
     """
     squares_Chw = np.square(reader.decode(level, view, number))
-    return np.sqrt(squares_Chw.sum(0) if holds_directions(reader.encodings[level]) else squares_Chw.mean(0))
+    return np.sqrt(
+        squares_Chw.sum(0) if holds_directions(reader.encodings[level]) else squares_Chw.mean(0)
+    )
 
 
 def holds_directions(encoding: Encoding) -> bool:
@@ -31,4 +33,7 @@ def find_most(energies: list[np.ndarray], encoding: Encoding) -> float:
     """What has the brightest colour in all pictures of a level, above 0."""
     if holds_directions(encoding):
         return 1.0
-    return float(np.quantile(np.concatenate([energy.ravel() for energy in energies]), BRIGHTEST_SHARE)) or 1.0
+    return (
+        float(np.quantile(np.concatenate([energy.ravel() for energy in energies]), BRIGHTEST_SHARE))
+        or 1.0
+    )

@@ -10,8 +10,8 @@ import numpy as np
 from kdcache.cache.reader import CacheReader
 from kdcache.gallery.energy import find_most, read_energy
 from kdcache.gallery.scan import Sample, work_through
+from kdcache.progress import Progress
 from kdcache.report.pictures import LONGEST_PX, shrink_map
-from kdcache.report.progress import Progress
 
 # So many pictures of LONGEST_PX stay below 5 MB with room; of more views they are smaller, but not too small to be seen.
 NUM_LARGE, LEAST_PX = 50, 160
@@ -53,16 +53,23 @@ def open_exhibit(reader: CacheReader, samples: list[Sample], *, progress: Progre
     levels = [name for name in reader.encodings if name != "logits"]
     longest_px = choose_size(len(samples) * reader.num_views)
     places = [
-        (level, view, sample.number) for sample in samples for view in range(reader.num_views) for level in levels
+        (level, view, sample.number)
+        for sample in samples
+        for view in range(reader.num_views)
+        for level in levels
     ]
     energies = {}
     with progress.start("reading features", total=len(places), unit="maps") as bar:
-        maps = work_through(reader, places, lambda place: shrink_map(read_energy(reader, *place), longest_px // 2))
+        maps = work_through(
+            reader, places, lambda place: shrink_map(read_energy(reader, *place), longest_px // 2)
+        )
         for place, energy in zip(places, maps, strict=True):
             energies[place] = energy
             bar.advance(1)
     mosts = {
-        level: find_most([energies[place] for place in places if place[0] == level], reader.encodings[level])
+        level: find_most(
+            [energies[place] for place in places if place[0] == level], reader.encodings[level]
+        )
         for level in levels
     }
     return Exhibit(reader, samples, longest_px, energies, mosts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcache.cache.durable import partial_path
 from kdcache.cache.layout import COMMITS, manifest_path
-from kdcache.cache.place import Place, is_one_file
+from kdcache.durable import partial_path
 from kdcache.errors import CacheError
+from kdcache.storage.place import Place, is_one_file
 
 MARK = '<header id="kdcache-gallery">'
 HEAD_BYTES = 64_000  # the mark stands behind the style sheets
@@ -23,10 +23,14 @@ def check_out(out: Path) -> None:
     """Before anything is read. Raises CacheError."""
     folder = out.parent.resolve()
     if not folder.is_dir():
-        raise CacheError(f"{out}: folder {out.parent} is missing, expected one to write into; make it first")
+        raise CacheError(
+            f"{out}: folder {out.parent} is missing, expected one to write into; make it first"
+        )
     cache = next((above for above in (folder, *folder.parents) if _is_cache(above)), None)
     if cache:
-        raise CacheError(f"{out}: folder is inside the cache {cache}, expected another; choose it with --out")
+        raise CacheError(
+            f"{out}: folder is inside the cache {cache}, expected another; choose it with --out"
+        )
     if out.exists() and not _is_gallery(out):
         raise CacheError(
             f"{out}: file is there and no gallery, expected a new name; choose it with --out, or remove it first"
@@ -35,7 +39,10 @@ def check_out(out: Path) -> None:
 
 def write_page(out: Path, html: str) -> int:
     """Returns the size in bytes; the name is taken once all is written. Raises CacheError."""
-    partial, data = partial_path(out), html.encode(errors="backslashreplace")  # paths may hold bytes that are no text
+    partial, data = (
+        partial_path(out),
+        html.encode(errors="backslashreplace"),
+    )  # paths may hold bytes that are no text
     try:
         partial.write_bytes(data)
         partial.replace(out)

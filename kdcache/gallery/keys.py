@@ -22,10 +22,15 @@ def draw_keys(names: list[str], exhibit: Exhibit) -> str:
     scales = [_draw_scale("entropy", f"{exhibit.most_entropy:.2f} (log K)")]
     for level in exhibit.levels:
         kept = holds_directions(exhibit.reader.encodings[level])
-        what = "share of the features' direction kept (lengths are not)" if kept else "energy of the features"
+        what = (
+            "share of the features' direction kept (lengths are not)"
+            if kept
+            else "energy of the features"
+        )
         scales.append(_draw_scale(f"{level}: {what}", f"{exhibit.mosts[level]:.3g}"))
     classes = "".join(
-        f"<li>{draw_swatch(number)}<bdi>{escape(shorten(name))}</bdi></li>" for number, name in enumerate(names)
+        f"<li>{draw_swatch(number)}<bdi>{escape(shorten(name))}</bdi></li>"
+        for number, name in enumerate(names)
     )
     opened = " open" if len(names) <= MOST_OPEN else ""
     return (
@@ -37,7 +42,9 @@ def draw_keys(names: list[str], exhibit: Exhibit) -> str:
 def draw_controls(names: list[str], exhibit: Exhibit) -> str:
     """Hidden until the script runs."""
     there = sorted({number for sample in exhibit.samples for number in sample.classes})
-    classes = "".join(f'<option value="{number}">{escape(shorten(names[number]))}</option>' for number in there)
+    classes = "".join(
+        f'<option value="{number}">{escape(shorten(names[number]))}</option>' for number in there
+    )
     orders = "".join(f'<option value="{name}">{text}</option>' for name, text in ORDERS.items())
     return (
         '<form id="controls" hidden autocomplete="off">'

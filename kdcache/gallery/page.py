@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader
+from kdcache.config.parser import drop_unknown, flatten, make_config
 from kdcache.gallery import style
 from kdcache.gallery.cards import draw_cards
 from kdcache.gallery.exhibit import Exhibit, open_exhibit
@@ -17,10 +17,10 @@ from kdcache.gallery.keys import draw_controls, draw_keys
 from kdcache.gallery.scan import MOST_VIEWS, Scan, find_share, scan_split
 from kdcache.gallery.script import SCRIPT
 from kdcache.gallery.summary import draw_summary, find_misnamed
+from kdcache.progress import Progress, Silent
 from kdcache.report.document import make_document
-from kdcache.report.progress import Progress, Silent
 from kdcache.report.tables import draw_facts
-from kdcache.settings import drop_unknown, flatten, make_config
+from kdcache.storage.place import Place
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Gallery:
     size_bytes: int
 
 
-def write_gallery(root: Place, out: Path, *, split: str, num_samples: int, progress: Progress | None = None) -> Gallery:
+def write_gallery(
+    root: Place, out: Path, *, split: str, num_samples: int, progress: Progress | None = None
+) -> Gallery:
     """Write the gallery of one split of the cache at `root` into the file `out`, in place of an older gallery.
 
     Args:
@@ -49,7 +51,10 @@ def write_gallery(root: Place, out: Path, *, split: str, num_samples: int, progr
     """
     check_out(out)
     progress, manifest = progress or Silent(), read_manifest(root)
-    layout, names = manifest.layouts[split], make_config(drop_unknown(manifest.information["settings"])).dataset.names
+    layout, names = (
+        manifest.layouts[split],
+        make_config(drop_unknown(manifest.information["settings"])).dataset.names,
+    )
     reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
     scan = scan_split(reader, num_classes=len(names), at_least=num_samples, progress=progress)
     exhibit = open_exhibit(reader, scan.choose(num_samples), progress=progress)
@@ -62,7 +67,9 @@ def write_gallery(root: Place, out: Path, *, split: str, num_samples: int, progr
     ]
     size_bytes = write_page(out, make_document(title, parts, css=style.CSS, script=SCRIPT))
     misnamed = [names[number] for number in find_misnamed(scan.confusion_KK)]
-    return Gallery(len(exhibit.samples), len(scan.samples), layout.num_samples, misnamed, size_bytes)
+    return Gallery(
+        len(exhibit.samples), len(scan.samples), layout.num_samples, misnamed, size_bytes
+    )
 
 
 def _draw_head(title: str, manifest: Manifest, exhibit: Exhibit, scan: Scan) -> str:
@@ -72,8 +79,16 @@ def _draw_head(title: str, manifest: Manifest, exhibit: Exhibit, scan: Scan) -> 
     miou = manifest.information.get("teacher_miou")
     views = f" x {reader.num_views} views" if reader.num_views > 1 else ""
     tiles = [
-        ("teacher error", "-" if error is None else f"{100 * error:.1f} %", "of the labelled pixels looked at"),
-        ("entropy", f"{entropy:.2f}", f"nats, mean; 0 is certain, {exhibit.most_entropy:.2f} knows nothing"),
+        (
+            "teacher error",
+            "-" if error is None else f"{100 * error:.1f} %",
+            "of the labelled pixels looked at",
+        ),
+        (
+            "entropy",
+            f"{entropy:.2f}",
+            f"nats, mean; 0 is certain, {exhibit.most_entropy:.2f} knows nothing",
+        ),
         (
             "shown",
             f"{len(exhibit.samples)}",
@@ -81,7 +96,10 @@ def _draw_head(title: str, manifest: Manifest, exhibit: Exhibit, scan: Scan) -> 
         ),
         ("teacher mIoU on val", "-" if miou is None else f"{miou:.4f}", "when the cache was built"),
     ]
-    drawn = "".join(f'<div class="tile">{name}<b>{value}</b><small>{note}</small></div>' for name, value, note in tiles)
+    drawn = "".join(
+        f'<div class="tile">{name}<b>{value}</b><small>{note}</small></div>'
+        for name, value, note in tiles
+    )
     return (
         f'{MARK}<h1>{escape(title)}</h1><div class="soft">{escape(_describe_cache(manifest, reader))}</div>'
         f'<div class="tiles">{drawn}</div></header>'

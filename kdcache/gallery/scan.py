@@ -18,8 +18,8 @@ from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.reader import CacheReader
 from kdcache.metrics import VOID, count_confusion
 from kdcache.models.inputs import resize_to
+from kdcache.progress import Progress
 from kdcache.report.panels import choose_extremes, space_evenly
-from kdcache.report.progress import Progress
 
 MOST_VIEWS = 4  # shown of a training sample: as many as fit beside each other
 # Looked at, in all: scores after the upsampling (400 views of 512x512 with 21 classes, about a minute on one core), and views,
@@ -55,7 +55,10 @@ class Sample:
     @property
     def error(self) -> float | None:
         """Share of the labelled pixels to which the teacher gives another class, over the views; None where none is labelled."""
-        return find_share(sum(look.num_wrong for look in self.looks), sum(look.num_labelled for look in self.looks))
+        return find_share(
+            sum(look.num_wrong for look in self.looks),
+            sum(look.num_labelled for look in self.looks),
+        )
 
     @property
     def entropy(self) -> float:
@@ -65,7 +68,9 @@ class Sample:
     @property
     def classes(self) -> list[int]:
         """Those that occur in a label or in an answer, rising."""
-        return sorted(frozenset().union(*(look.label_classes | look.teacher_classes for look in self.looks)))
+        return sorted(
+            frozenset().union(*(look.label_classes | look.teacher_classes for look in self.looks))
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,10 @@ class Scan:
         Samples without any labelled pixel count as the worst: something is wrong with them.
         """
         by_number = {sample.number: sample for sample in self.samples}
-        errors = {number: 2.0 if sample.error is None else sample.error for number, sample in by_number.items()}
+        errors = {
+            number: 2.0 if sample.error is None else sample.error
+            for number, sample in by_number.items()
+        }
         return [by_number[number] for number in choose_extremes(errors, count)]
 
 
@@ -93,10 +101,14 @@ def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress
 
     Raises: CacheCorruptError naming the sample.
     """
-    chosen = space_evenly(reader.layout.num_samples, max(at_least, count_affordable(reader, num_classes)))
+    chosen = space_evenly(
+        reader.layout.num_samples, max(at_least, count_affordable(reader, num_classes))
+    )
     samples, confusion = [], np.zeros((num_classes, num_classes), np.int64)
     with progress.start("looking at the cache", total=len(chosen), unit="samples") as bar:
-        all_looked = work_through(reader, chosen, lambda number: _look_at(reader, number, num_classes))
+        all_looked = work_through(
+            reader, chosen, lambda number: _look_at(reader, number, num_classes)
+        )
         for number, looked in zip(chosen, all_looked, strict=True):
             samples.append(Sample(number, [look for look, _ in looked]))
             confusion += sum(counts for _, counts in looked)
@@ -104,7 +116,9 @@ def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress
     return Scan(samples, confusion)
 
 
-def work_through(reader: CacheReader, items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+def work_through(
+    reader: CacheReader, items: Sequence[Item], work: Callable[[Item], Result]
+) -> Iterator[Result]:
     """In order; of a bucket many at once, of a disk one by one: torch's threads are there for that."""
     if not reader.is_far:
         yield from map(work, items)
@@ -149,13 +163,17 @@ def _look_at(reader: CacheReader, number: int, num_classes: int) -> list[tuple[L
     return [_look_at_view(reader, number, view, num_classes) for view in range(reader.num_views)]
 
 
-def _look_at_view(reader: CacheReader, number: int, view: int, num_classes: int) -> tuple[Look, np.ndarray]:
+def _look_at_view(
+    reader: CacheReader, number: int, view: int, num_classes: int
+) -> tuple[Look, np.ndarray]:
     """A look, and its confusion."""
     top, left, bottom, right = read_view(reader, number, view)["image_box"]
     label = reader.read("label", view, number)[top:bottom, left:right]
     logits = torch.from_numpy(reader.decode("logits", view, number))
     answer = find_classes(logits, reader.layout.array("label").item_shape)[top:bottom, left:right]
-    confusion = count_confusion(torch.tensor(answer), torch.tensor(label), num_classes=num_classes).numpy()
+    confusion = count_confusion(
+        torch.tensor(answer), torch.tensor(label), num_classes=num_classes
+    ).numpy()
     stride = reader.layout.array("label").item_shape[0] // logits.shape[1]
     cells = slice(top // stride, -(-bottom // stride)), slice(left // stride, -(-right // stride))
     look = Look(

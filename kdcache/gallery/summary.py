@@ -21,13 +21,19 @@ def find_called(confusion_KK: np.ndarray) -> list[int | None]:
     called = []
     for number, counts in enumerate(confusion_KK):
         most = int(counts.argmax())
-        called.append(None if not counts.any() else number if counts[number] == counts[most] else most)
+        called.append(
+            None if not counts.any() else number if counts[number] == counts[most] else most
+        )
     return called
 
 
 def find_misnamed(confusion_KK: np.ndarray) -> list[int]:
     """Labels most of whose pixels the teacher gives one other class."""
-    return [number for number, most in enumerate(find_called(confusion_KK)) if most not in (None, number)]
+    return [
+        number
+        for number, most in enumerate(find_called(confusion_KK))
+        if most not in (None, number)
+    ]
 
 
 def is_exchanged(confusion_KK: np.ndarray) -> bool:
@@ -79,7 +85,9 @@ def _draw_verdict(names: list[str], confusion_KK: np.ndarray) -> str:
 def _draw_table(names: list[str], confusion_KK: np.ndarray) -> str:
     titles = ("class", "% of labels", "% of answers", "% right", "mostly called")
     called = find_called(confusion_KK)
-    rows = "".join(_draw_row(number, most, names, confusion_KK) for number, most in enumerate(called))
+    rows = "".join(
+        _draw_row(number, most, names, confusion_KK) for number, most in enumerate(called)
+    )
     head = "".join(f"<th>{title}</th>" for title in titles)
     return f'<table class="classes"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
@@ -90,7 +98,10 @@ def _draw_row(number: int, most: int | None, names: list[str], confusion_KK: np.
     if most is None:
         right, mostly = "-", "-"
     else:
-        right, mostly = f"{100 * confusion_KK[number, number] / labels:.1f}", _draw_name(names, most)
+        right, mostly = (
+            f"{100 * confusion_KK[number, number] / labels:.1f}",
+            _draw_name(names, most),
+        )
         mostly += f", {100 * confusion_KK[number, most] / labels:.1f} %"
     mark = ' class="warn"' if most not in (None, number) else ""
     wrong = "≠ " if mark else ""

@@ -42,16 +42,22 @@ class KnowledgeDistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not (alpha or beta or gamma):
-            raise ValueError("loss: alpha, beta and gamma are 0, expected one of them above 0; set alpha=1")
+            raise ValueError(
+                "loss: alpha, beta and gamma are 0, expected one of them above 0; set alpha=1"
+            )
         if gamma and not channels:
             raise ValueError(
                 f"loss: channels is {channels!r}, expected level -> (teacher, student) with gamma > 0; set gamma=0"
             )
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         pairs = channels.items() if channels and gamma else ()
-        self.align = nn.ModuleDict({level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs})
+        self.align = nn.ModuleDict(
+            {level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs}
+        )
         self.compute_band: Callable = compute_band  # a compiled one may take its place
-        self.add_up: Callable[[Tensor], Tensor] = torch.clone  # sums counts over all processes where there are several
+        self.add_up: Callable[[Tensor], Tensor] = (
+            torch.clone
+        )  # sums counts over all processes where there are several
 
     def forward(
         self,
@@ -76,8 +82,12 @@ class KnowledgeDistillationLoss(nn.Module):
 
         Raises: ValueError where a target is missing or its shape is not the student's.
         """
-        with torch.autocast(student_NKHW.device.type, enabled=False):  # matrix products would be of half precision
-            return self._compute(student_NKHW, student_features, label_NHW, teacher_NKHW, teacher_features, hw)
+        with torch.autocast(
+            student_NKHW.device.type, enabled=False
+        ):  # matrix products would be of half precision
+            return self._compute(
+                student_NKHW, student_features, label_NHW, teacher_NKHW, teacher_features, hw
+            )
 
     def _compute(
         self,
@@ -95,23 +105,38 @@ class KnowledgeDistillationLoss(nn.Module):
             _check_shape("label_NHW", label_NHW, (num, *hw))
         if self.beta:
             _check_shape("teacher_NKHW", teacher_NKHW, (num, classes, ...))
-            teacher_NKHW = teacher_NKHW.decode() if isinstance(teacher_NKHW, Target) else teacher_NKHW
+            teacher_NKHW = (
+                teacher_NKHW.decode() if isinstance(teacher_NKHW, Target) else teacher_NKHW
+            )
         for level, align in self.align.items():
             _check_shape(level, teacher_features[level], (num, align.in_channels, ...))
         counts = self._count(student_NKHW, student_features, label_NHW, hw)
-        divisors = dict(zip(counts, self.add_up(torch.stack([*counts.values()])).clamp(min=1), strict=True))
-        total, ce, kd = self._pixel_terms(student_NKHW, label_NHW, teacher_NKHW, hw, counts, divisors)
+        divisors = dict(
+            zip(counts, self.add_up(torch.stack([*counts.values()])).clamp(min=1), strict=True)
+        )
+        total, ce, kd = self._pixel_terms(
+            student_NKHW, label_NHW, teacher_NKHW, hw, counts, divisors
+        )
         sums = {
-            level: feature_loss(student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1))
+            level: feature_loss(
+                student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1)
+            )
             for level, align in self.align.items()
         }
         if sums:
-            total = total + self.gamma * torch.stack([sums[level] / divisors[level] for level in sums]).mean()
+            total = (
+                total
+                + self.gamma * torch.stack([sums[level] / divisors[level] for level in sums]).mean()
+            )
         feature = {level: Term(sum_.detach(), counts[level]) for level, sum_ in sums.items()}
         return LossTerms(total, ce, kd, feature or None)
 
     def _count(
-        self, student: Tensor, features: Mapping[str, Tensor], label: Tensor | None, hw: tuple[int, int]
+        self,
+        student: Tensor,
+        features: Mapping[str, Tensor],
+        label: Tensor | None,
+        hw: tuple[int, int],
     ) -> dict[str, Tensor]:
         """Positions of each term in use: ce, kd and the levels; scalar float32 tensors."""
         counts = {"ce": (label != VOID).sum().float()} if self.alpha else {}
@@ -141,13 +166,23 @@ class KnowledgeDistillationLoss(nn.Module):
             weights=weights,
             compute=self.compute_band,
         )
-        return total, Term(ce, counts["ce"]) if self.alpha else None, Term(kd, counts["kd"]) if self.beta else None
+        return (
+            total,
+            Term(ce, counts["ce"]) if self.alpha else None,
+            Term(kd, counts["kd"]) if self.beta else None,
+        )
 
 
 def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:
     """`...` at the end stands for any grid. A target of another batch would be broadcast without a word."""
     found = None if target is None else tuple(target.shape)
     fixed = tuple(size for size in expected if size is not ...)
-    if found is None or found[: len(fixed)] != fixed or (... not in expected and len(found) != len(fixed)):
+    if (
+        found is None
+        or found[: len(fixed)] != fixed
+        or (... not in expected and len(found) != len(fixed))
+    ):
         shape = ", ".join("any grid" if size is ... else str(size) for size in expected)
-        raise ValueError(f"loss: {name} has shape {found}, expected ({shape}); give the targets of this batch")
+        raise ValueError(
+            f"loss: {name} has shape {found}, expected ({shape}); give the targets of this batch"
+        )

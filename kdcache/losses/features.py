@@ -12,7 +12,10 @@ from kdcache.losses.target import Target, as_target
 from kdcache.models.inputs import resize_to
 
 SMALLEST_NORM = 1e-8  # as in torch.nn.functional.cosine_similarity
-TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 28}  # teacher's numbers that are float32 at the same time
+TILE_NUMBERS = {
+    "cpu": 1 << 20,
+    "cuda": 1 << 28,
+}  # teacher's numbers that are float32 at the same time
 
 
 class _FeatureLoss(torch.autograd.Function):
@@ -47,7 +50,9 @@ class _FeatureLoss(torch.autograd.Function):
         return (by_student * grad).to(ctx.dtype), by_weight * grad, None, None
 
 
-def feature_loss(student_NSHW: Tensor, teacher_NChw: Tensor | Target, *, weight_SC: Tensor) -> Tensor:
+def feature_loss(
+    student_NSHW: Tensor, teacher_NChw: Tensor | Target, *, weight_SC: Tensor
+) -> Tensor:
     """Sum over positions of `terms.feature_distance` between the student and the projected teacher.
 
     Args:
@@ -58,7 +63,9 @@ def feature_loss(student_NSHW: Tensor, teacher_NChw: Tensor | Target, *, weight_
     Returns: float32 scalar, differentiable once by student and weight.
     """
     target = as_target(teacher_NChw)
-    return _FeatureLoss.apply(student_NSHW, target.project(weight_SC), target.values_NRHW.detach(), target.scale_NR)
+    return _FeatureLoss.apply(
+        student_NSHW, target.project(weight_SC), target.values_NRHW.detach(), target.scale_NR
+    )
 
 
 def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +76,9 @@ def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, 
     inverse = product.reciprocal()
 
     def slope(own: Tensor, other: Tensor, norm: Tensor) -> Tensor:
-        bent = torch.where(norm > SMALLEST_NORM, cosine / norm.square(), 0.0)  # a clamped norm does not turn
+        bent = torch.where(
+            norm > SMALLEST_NORM, cosine / norm.square(), 0.0
+        )  # a clamped norm does not turn
         return (own * bent).addcmul_(other, inverse, value=-1)
 
     by_student = slope(student_NSP, target_NSP, student_norm)

@@ -41,12 +41,20 @@ class _PixelLoss(torch.autograd.Function):
         for images, rows in _bands(student_NKhw, hw):
             student = Upsampled(student_NKhw[images].float(), hw)
             teacher = (
-                None if teacher_NKhw is None else Upsampled(teacher_NKhw[images].float() / weights.temperature, hw)
+                None
+                if teacher_NKhw is None
+                else Upsampled(teacher_NKhw[images].float() / weights.temperature, hw)
             )
             for start, stop in rows:
-                label = None if label_NHW is None else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
+                label = (
+                    None
+                    if label_NHW is None
+                    else label_NHW[images, start:stop].transpose(0, 1).unsqueeze(2)
+                )
                 answer = None if teacher is None else teacher.band(start, stop)
-                band_sums, band_gradient = compute(student.band(start, stop), label, answer, weights)
+                band_sums, band_gradient = compute(
+                    student.band(start, stop), label, answer, weights
+                )
                 sums += band_sums
                 student.add_gradient(start, stop, band_gradient)
             gradient[images] = student.gradient()
@@ -104,7 +112,9 @@ def compute_band(
     return torch.stack([zero if term is None else term.double() for term in (ce, kd)]), gradient
 
 
-def _cross_entropy_band(scores: Tensor, label: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+def _cross_entropy_band(
+    scores: Tensor, label: Tensor, weight: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """Sum of -log softmax at the label, and weight times its gradient; `scores` have maximum 0."""
     valid = label != VOID
     known = torch.where(valid, label, 0).long()
@@ -116,7 +126,9 @@ def _cross_entropy_band(scores: Tensor, label: Tensor, weight: Tensor | float) -
     return cost, share.scatter_add_(2, known, -scale)
 
 
-def _divergence_band(student: Tensor, teacher: Tensor, weights: PixelWeights, gradient: Tensor) -> Tensor:
+def _divergence_band(
+    student: Tensor, teacher: Tensor, weights: PixelWeights, gradient: Tensor
+) -> Tensor:
     """T^2 times the summed KL(teacher || student); adds its weighted gradient, and overwrites both scores."""
     student *= 1 / weights.temperature  # maximum 0
     teacher -= teacher.amax(2, keepdim=True)  # divided by T already, on its coarse grid

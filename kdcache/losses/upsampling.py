@@ -59,4 +59,8 @@ def _matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
     """Weights [size_out, size_in] of linear interpolation, align_corners off, taken from torch itself."""
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(size_in)[None]
-        return F.interpolate(unit, size=size_out, mode="linear", align_corners=False)[0].T.contiguous().to(device)
+        return (
+            F.interpolate(unit, size=size_out, mode="linear", align_corners=False)[0]
+            .T.contiguous()
+            .to(device)
+        )

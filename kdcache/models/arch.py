@@ -49,7 +49,9 @@ class OwnStudent(nn.Module):
         return self.module.load_state_dict(state_dict, *args, **options)
 
 
-def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool | None = None) -> nn.Module:
+def build_student(
+    config: StudentConfig, *, num_classes: int, pretrained: bool | None = None
+) -> nn.Module:
     """The student, initialised from torch's random state, on the CPU.
 
     Args:
@@ -59,7 +61,9 @@ def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool |
     """
     if config.arch == BUILT_IN_STUDENT:
         pretrained = config.pretrained if pretrained is None else pretrained
-        return LightweightSegmentationModel(num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels)
+        return LightweightSegmentationModel(
+            num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels
+        )
     function = find_function(config.arch)
     try:
         module = function(num_classes=num_classes, **config.options)
@@ -69,7 +73,11 @@ def build_student(config: StudentConfig, *, num_classes: int, pretrained: bool |
         expected = "a function of num_classes and student.options"
         raise _refuse(config.arch, f"failing ({first_line(error)})", expected) from None
     if not isinstance(module, nn.Module):
-        raise _refuse(config.arch, f"giving a {type(module).__name__}", "a function that gives a torch.nn.Module")
+        raise _refuse(
+            config.arch,
+            f"giving a {type(module).__name__}",
+            "a function that gives a torch.nn.Module",
+        )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise _refuse(config.arch, "without parameters to train", "one at least")
     return OwnStudent(module)
@@ -86,7 +94,9 @@ def recall_student(facts: Mapping[str, object]) -> StudentConfig:
 def find_function(arch: str) -> Callable:
     """`package.module:function`, imported. Raises SettingsError."""
     package, _, name = arch.partition(":")
-    if not {"", str(Path.cwd())} & set(sys.path):  # as `python -m` has it, the console script has not
+    if not {"", str(Path.cwd())} & set(
+        sys.path
+    ):  # as `python -m` has it, the console script has not
         sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(package), name)
@@ -145,13 +155,19 @@ def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classe
     logits, features = answer
     if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[:2] != (1, num_classes):
         found = f"returning logits {_shape(logits)} for one image"
-        raise _refuse(arch, found, f"logits [1, {num_classes}, height, width], dataset.num_classes {num_classes}")
+        raise _refuse(
+            arch,
+            found,
+            f"logits [1, {num_classes}, height, width], dataset.num_classes {num_classes}",
+        )
     for level in levels:
         there = features.get(level) if isinstance(features, Mapping) else None
         if not isinstance(there, Tensor) or there.ndim != 4:
             found = f"returning {_shape(there)} as features of level {level!r}"
             given = f"[{', '.join(map(str, features))}]" if isinstance(features, Mapping) else "[]"
-            need = f"[N, C, H, W] of each of cache.levels {list(levels)} (or set cache.levels {given})"
+            need = (
+                f"[N, C, H, W] of each of cache.levels {list(levels)} (or set cache.levels {given})"
+            )
             raise _refuse(arch, found, need)
 
 
@@ -169,4 +185,6 @@ def first_line(error: BaseException) -> str:
 
 def _refuse(arch: str, found: str, expected: str) -> SettingsError:
     field, cure = f"student.arch {arch}", "mend it or change student.arch"
-    return SettingsError(describe("settings", field=field, found=Phrase(found), expected=Phrase(expected), cure=cure))
+    return SettingsError(
+        describe("settings", field=field, found=Phrase(found), expected=Phrase(expected), cure=cure)
+    )

@@ -23,7 +23,9 @@ def normalize_images(image_NHWC: Tensor) -> Tensor:
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """On the scale of bytes; made once, since bringing them to a GPU would wait for all it has been asked before."""
     with torch.inference_mode(False):
-        return tuple((torch.tensor(values) * 255).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return tuple(
+            (torch.tensor(values) * 255).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
 
 def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:

@@ -30,7 +30,9 @@ class LightweightSegmentationModel(nn.Module):
         aspp_channels: channels of each ASPP branch.
     """
 
-    def __init__(self, num_classes: int = 21, *, pretrained: bool = True, aspp_channels: int = 96) -> None:
+    def __init__(
+        self, num_classes: int = 21, *, pretrained: bool = True, aspp_channels: int = 96
+    ) -> None:
         super().__init__()
         backbone = mobilenet_v3_small(weights=None, dilated=True)
         if pretrained:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
-from kdcache.devices import use_exact_float32
 from kdcache.errors import Phrase, SettingsError, TeacherError, describe
+from kdcache.machine.devices import use_exact_float32
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.models.weights import read_teacher_weights
 
@@ -37,7 +37,9 @@ class Teacher:
     ) -> None:
         check_taps(model, taps)
         self.high_stride = high_stride
-        self.model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.model = (
+            model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        )
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
         if self.dtype is None:
             use_exact_float32()
@@ -53,14 +55,18 @@ class Teacher:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             answer = self._forward(x)
         if "high" in answer:
-            answer["high"] = resize_to(answer["high"].float(), tuple(px // self.high_stride for px in hw))
+            answer["high"] = resize_to(
+                answer["high"].float(), tuple(px // self.high_stride for px in hw)
+            )
         return {name: value.float() for name, value in answer.items()}
 
     def probe_levels(self) -> dict[str, tuple[int, int]]:
         """level -> (channels, stride in pixels), found by asking about a small grey image."""
         px = 4 * STRIDE
         answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
-        return {level: (answer[level].shape[1], px // answer[level].shape[2]) for level in self.taps}
+        return {
+            level: (answer[level].shape[1], px // answer[level].shape[2]) for level in self.taps
+        }
 
     def _upload(self, image_NHWC: Tensor) -> Tensor:
         """To the device, from pinned memory: from other memory a GPU would first end all it has been asked before."""
@@ -77,7 +83,9 @@ class Teacher:
         return answer
 
 
-def build_teacher(config: TeacherConfig, *, num_classes: int, levels: list[str], device: torch.device):
+def build_teacher(
+    config: TeacherConfig, *, num_classes: int, levels: list[str], device: torch.device
+):
     """The teacher of the settings, and its state dict (for `hash_weights`).
 
     Raises: TeacherError where weights are unreadable or for another number of classes; SettingsError for an unknown tap.
@@ -92,16 +100,26 @@ def build_teacher(config: TeacherConfig, *, num_classes: int, levels: list[str],
 
 def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
     """torchvision's FCN with fresh weights; fcn_resnet50 has 35,322,218 parameters at 21 classes with the aux head."""
-    return get_model(arch, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_head)
+    return get_model(
+        arch, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_head
+    )
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], *, where: str, num_classes: int) -> None:
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], *, where: str, num_classes: int
+) -> None:
     """Load all of `state`; raises TeacherError naming the class count or the first name or shape that differs."""
     head = state.get("classifier.4.weight")
     if head is not None and head.shape[0] != num_classes:
         cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
         raise TeacherError(
-            describe(where, field="number of classes", found=head.shape[0], expected=num_classes, cure=cure)
+            describe(
+                where,
+                field="number of classes",
+                found=head.shape[0],
+                expected=num_classes,
+                cure=cure,
+            )
         )
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
@@ -109,7 +127,13 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, where: str, num_
         if expected.get(name) != found.get(name):
             cure = "use weights of teacher.arch"
             raise TeacherError(
-                describe(where, field=f"tensor {name}", found=found.get(name), expected=expected.get(name), cure=cure)
+                describe(
+                    where,
+                    field=f"tensor {name}",
+                    found=found.get(name),
+                    expected=expected.get(name),
+                    cure=cure,
+                )
             )
     model.load_state_dict(state)
 
@@ -123,5 +147,11 @@ def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
         if tap not in known:
             expected = Phrase("one of " + ", ".join(known))
             raise SettingsError(
-                describe("settings", field=f"teacher.layers.{level}", found=tap, expected=expected, cure="choose one")
+                describe(
+                    "settings",
+                    field=f"teacher.layers.{level}",
+                    found=tap,
+                    expected=expected,
+                    cure="choose one",
+                )
             )

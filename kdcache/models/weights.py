@@ -33,7 +33,9 @@ def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
     Raises: TeacherError where the file is missing, damaged, holds code, or cannot be downloaded.
     """
     enum = find_weights_enum(arch, weights)
-    state = download_weights(enum) if enum else read_state_dict(Path(weights), field="teacher.weights")
+    state = (
+        download_weights(enum) if enum else read_state_dict(Path(weights), field="teacher.weights")
+    )
     return {name: value.float() if value.is_floating_point() else value for name, value in sorted(state.items())
             if not name.startswith(AUX_PREFIX)}  # fmt: skip
 
@@ -82,14 +84,22 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
     if not path.is_file():
         cure = f"set {field} to a checkpoint or to a torchvision weights name; `make demo` needs no network"
         raise WeightsAbsentError(
-            describe(path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure)
+            describe(
+                path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure
+            )
         )
     stored = _load_tensors(path, field=field)
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
-    if not isinstance(stored, dict) or not stored or not all(isinstance(v, Tensor) for v in stored.values()):
+    if (
+        not isinstance(stored, dict)
+        or not stored
+        or not all(isinstance(v, Tensor) for v in stored.values())
+    ):
         found, expected = Phrase(f"a {type(stored).__name__}"), Phrase("a state dict of tensors")
-        raise TeacherError(describe(path, field=field, found=found, expected=expected, cure="re-save it"))
+        raise TeacherError(
+            describe(path, field=field, found=found, expected=expected, cure="re-save it")
+        )
     return stored
 
 
@@ -98,10 +108,14 @@ def _load_tensors(path: Path, *, field: str) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+    except (
+        Exception
+    ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
         reason = " ".join(str(error).split())[:80]
         cure = "write it with torch.save or fetch it again"
-        raise TeacherError(f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}") from None
+        raise TeacherError(
+            f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}"
+        ) from None
 
 
 def _download(enum: WeightsEnum, path: Path) -> None:
@@ -124,7 +138,9 @@ def _check_prefix(enum: WeightsEnum, path: Path) -> None:
     expected = _hash_prefix(path)
     if not found.startswith(expected):
         cure = f"delete it and fetch it again from {enum.url}"
-        raise TeacherError(describe(path, field="sha256", found=found[:8], expected=expected, cure=cure))
+        raise TeacherError(
+            describe(path, field="sha256", found=found[:8], expected=expected, cure=cure)
+        )
 
 
 def _hash_prefix(path: Path) -> str:

@@ -47,11 +47,15 @@ def open_bucket(address: str) -> object:
         from obstore.store import from_url
     except ImportError:
         raise _refuse_missing(address, "obstore") from None
-    options = {"credential_provider": _find_credentials(address)} if address.startswith("s3:") else {}
+    options = (
+        {"credential_provider": _find_credentials(address)} if address.startswith("s3:") else {}
+    )
     try:
         return from_url(address, client_options=_LIMITS, retry_config=_RETRIES, **options)
     except Exception as error:  # of obstore's own kinds, which have no common name for this
-        raise SettingsError(f"{address}: bucket cannot be opened ({_shorten(error)}); mend cache.path") from None
+        raise SettingsError(
+            f"{address}: bucket cannot be opened ({_shorten(error)}); mend cache.path"
+        ) from None
 
 
 def _refuse_missing(address: str, package: str) -> SettingsError:
@@ -73,10 +77,17 @@ def _find_credentials(address: str) -> object | None:
         session = Session()
         return Boto3CredentialProvider(session) if session.get_credentials() else None
     except BotoCoreError as error:
-        raise SettingsError(f"credentials: {_shorten(error)}; mend AWS_PROFILE or the files it names") from None
+        raise SettingsError(
+            f"credentials: {_shorten(error)}; mend AWS_PROFILE or the files it names"
+        ) from None
 
 
-def ask(path: ObjectPath, question: Callable[[object], Result], *, conflict: type[OSError] = FileExistsError) -> Result:
+def ask(
+    path: ObjectPath,
+    question: Callable[[object], Result],
+    *,
+    conflict: type[OSError] = FileExistsError,
+) -> Result:
     """What the bucket of `path` answers; obstore's errors become an OSError with words of its own.
 
     Where the store does not answer in spite of obstore's retries, it is asked again, with a warning: the first answer may have
@@ -116,7 +127,9 @@ def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[N
     except exceptions.BaseError as error:
         if "NoSuchBucket" in str(error):
             raise _lost_bucket(path) from None
-        if re.search(r"status code: 40[13]\b", str(error)):  # of a list, or of whoever gives credentials
+        if re.search(
+            r"status code: 40[13]\b", str(error)
+        ):  # of a list, or of whoever gives credentials
             raise _refuse_access(path, error) from None
         kind = NoAnswerError if _may_change(error) else OSError
         where = os.environ.get("AWS_ENDPOINT_URL", "") if "status code" not in str(error) else ""
@@ -130,7 +143,9 @@ def _may_change(error: Exception) -> bool:
     status = re.search(r"status code: (\d+)", str(error))
     if status is None:
         return "redirect without LOCATION" not in str(error)  # of another region
-    return bool(re.match("408|429|5(?!01)", status[1])) or "<Code>RequestTimeout</Code>" in str(error)
+    return bool(re.match("408|429|5(?!01)", status[1])) or "<Code>RequestTimeout</Code>" in str(
+        error
+    )
 
 
 def check_size(path: ObjectPath, data: bytes) -> None:

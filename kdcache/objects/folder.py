@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kdcache.cache import documents, durable, folder, lease, records, shard
+from kdcache import durable
+from kdcache.cache import documents, folder, lease, records, shard
 from kdcache.cache.layout import COMMITS, LEASES, Group, commit_path
 from kdcache.cache.lease import LeaseLostError
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.lock import FolderInUseError, hold_folder
 from kdcache.objects.lease import ObjectLease, is_alive, take_object_lease
 from kdcache.objects.path import AlreadyThereError, ObjectPath, Tag, fill
+from kdcache.storage.lock import FolderInUseError, hold_folder
 
 DOCUMENTS = "documents"  # the lease under which they change
 FEW = 20  # sizes that are asked for one by one
@@ -59,7 +60,9 @@ def replace_document(path: ObjectPath, data: bytes) -> None:
     except (AlreadyThereError, FileNotFoundError):
         hold.tags[path] = path.find_tag()
         if path.read_bytes() != data:  # else only the answer was lost
-            raise LeaseLostError(f"{path}: document was changed by another process meanwhile; run this again") from None
+            raise LeaseLostError(
+                f"{path}: document was changed by another process meanwhile; run this again"
+            ) from None
 
 
 @durable.remove.register(ObjectPath)
@@ -89,7 +92,9 @@ def has_record(root: ObjectPath, group: Group) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise CacheError(f"{path}: commit record cannot be looked for ({error.strerror}); mend that first") from None
+        raise CacheError(
+            f"{path}: commit record cannot be looked for ({error.strerror}); mend that first"
+        ) from None
 
 
 @records.list_records.register(ObjectPath)
@@ -99,7 +104,9 @@ def list_records(root: ObjectPath) -> set[str]:
         return {path.name for path, _ in (root / COMMITS).walk()}
     except OSError as error:
         where = root / COMMITS
-        raise CacheError(f"{where}: commit records cannot be looked for ({error.strerror}); mend that first") from None
+        raise CacheError(
+            f"{where}: commit records cannot be looked for ({error.strerror}); mend that first"
+        ) from None
 
 
 @records.look_again.register(ObjectPath)
@@ -228,6 +235,10 @@ def sum_sizes(root: ObjectPath, files: list[ObjectPath]) -> int:
     total = 0
     for place, paths in places.items():
         few = len(paths) < FEW
-        sizes = {path: path.size() for path in paths if path.exists()} if few else dict((root / place).walk())
+        sizes = (
+            {path: path.size() for path in paths if path.exists()}
+            if few
+            else dict((root / place).walk())
+        )
         total += sum(sizes.get(path, 0) for path in paths)
     return total

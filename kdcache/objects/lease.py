@@ -22,8 +22,12 @@ RENEW_S = 15.0  # between two puts of a holder
 LOST_S = 90.0  # without one, as a watcher sees it
 POLL_S = 2.0
 
-_claims: dict[tuple[ObjectPath, int], bytes] = {}  # of a thread, what it may have put without hearing of it
-_seen: dict[ObjectPath, tuple[Tag, float]] = {}  # tag of another's lease, and when it was seen first
+_claims: dict[
+    tuple[ObjectPath, int], bytes
+] = {}  # of a thread, what it may have put without hearing of it
+_seen: dict[
+    ObjectPath, tuple[Tag, float]
+] = {}  # tag of another's lease, and when it was seen first
 
 
 class ObjectLease:
@@ -73,7 +77,9 @@ class ObjectLease:
     def _find_own(self) -> bool:
         """Whether it is what this process was writing, and only the answer was lost."""
         with suppress(FileNotFoundError):
-            tag = self.path.find_tag()  # before the look at what it holds, which then is at least as new
+            tag = (
+                self.path.find_tag()
+            )  # before the look at what it holds, which then is at least as new
             if tag is not None and self.path.read_bytes() == self._next:
                 self.tag = tag
                 return True
@@ -81,7 +87,9 @@ class ObjectLease:
 
 
 @contextmanager
-def take_object_lease(root: ObjectPath, name: str, *, wait: bool = False) -> Iterator[ObjectLease | None]:
+def take_object_lease(
+    root: ObjectPath, name: str, *, wait: bool = False
+) -> Iterator[ObjectLease | None]:
     """As `kdcache.cache.lease.take_lease`."""
     path, holder = lease_path(root, name), f"process {os.getpid()} on {socket.gethostname()}"
     lease = _claim(path, holder)

@@ -22,7 +22,11 @@ def collect_from_bucket(root: ObjectPath, *, dry_run: bool = False) -> list[Left
     manifest, sizes = read_manifest(root), dict(root.walk())
     leases = [path for path in sizes if path.parent == root / LEASES]
     alive = _watch(leases)
-    found = [Leftover(path, sizes[path], "lease of a dead process") for path in leases if path not in alive]
+    found = [
+        Leftover(path, sizes[path], "lease of a dead process")
+        for path in leases
+        if path not in alive
+    ]
     for group in _find_unwritten(root, manifest, sizes):
         if lease_path(root, group.name) not in alive:
             found += _collect_group(root, manifest, group, sizes, dry_run=dry_run)
@@ -36,24 +40,42 @@ def _watch(leases: list[ObjectPath]) -> set[ObjectPath]:
     """Those whose holders live: their tags change."""
     if not [path for path in leases if is_alive(path)]:
         return set()
-    log.warning("%d leases are looked at for %g s: those that do not change are of dead processes", len(leases), LOST_S)
+    log.warning(
+        "%d leases are looked at for %g s: those that do not change are of dead processes",
+        len(leases),
+        LOST_S,
+    )
     time.sleep(LOST_S)
     return {path for path in leases if is_alive(path)}
 
 
-def _find_unwritten(root: ObjectPath, manifest: Manifest, sizes: dict[ObjectPath, int]) -> Iterator[Group]:
+def _find_unwritten(
+    root: ObjectPath, manifest: Manifest, sizes: dict[ObjectPath, int]
+) -> Iterator[Group]:
     """Groups without record that were never complete: what is there of them is garbage."""
     for split, layout in manifest.layouts.items():
         for group in layout.groups():
-            if group.view >= manifest.complete_views[split] and commit_path(root, group) not in sizes:
+            if (
+                group.view >= manifest.complete_views[split]
+                and commit_path(root, group) not in sizes
+            ):
                 yield group
 
 
 def _collect_group(
-    root: ObjectPath, manifest: Manifest, group: Group, sizes: dict[ObjectPath, int], *, dry_run: bool
+    root: ObjectPath,
+    manifest: Manifest,
+    group: Group,
+    sizes: dict[ObjectPath, int],
+    *,
+    dry_run: bool,
 ) -> list[Leftover]:
     paths = [shard_path(root, spec, group) for spec in manifest.layouts[group.split].arrays]
-    found = [Leftover(path, sizes[path], "shard without commit record") for path in paths if path in sizes]
+    found = [
+        Leftover(path, sizes[path], "shard without commit record")
+        for path in paths
+        if path in sizes
+    ]
     if dry_run or not found:
         return found
     with take_lease(root, group.name) as lease:

@@ -35,7 +35,7 @@ class ObjectPath:
 
     def __reduce__(self) -> tuple:
         """In another process, too, a place is found, and with it what can be done there."""
-        from kdcache.cache.place import find_place
+        from kdcache.storage.place import find_place
 
         return find_place, (str(self),)
 
@@ -69,7 +69,10 @@ class ObjectPath:
     def is_dir(self) -> bool:
         """Whether there are keys below this one. Raises OSError, also for a bucket that is not there."""
         prefix = f"{self.key}/" if self.key else None
-        return ask(self, lambda bucket: any(len(batch) for batch in bucket.list(prefix=prefix, chunk_size=1)))
+        return ask(
+            self,
+            lambda bucket: any(len(batch) for batch in bucket.list(prefix=prefix, chunk_size=1)),
+        )
 
     def is_symlink(self) -> bool:
         """There are no links in a bucket."""
@@ -88,7 +91,9 @@ class ObjectPath:
 
     def read_into(self, offset: int, room: memoryview) -> int:
         """Fill `room` from a position; returns the number of bytes got. Raises FileNotFoundError, OSError."""
-        data = memoryview(ask(self, lambda bucket: bucket.get_range(self.key, start=offset, length=len(room))))
+        data = memoryview(
+            ask(self, lambda bucket: bucket.get_range(self.key, start=offset, length=len(room)))
+        )
         room[: len(data)] = data
         return len(data)
 
@@ -108,7 +113,9 @@ class ObjectPath:
     def walk(self) -> list[tuple[ObjectPath, int]]:
         """Every object below this key with its size, as the store lists them. Raises OSError."""
         prefix = f"{self.key}/" if self.key else None
-        found = ask(self, lambda bucket: [one for batch in bucket.list(prefix=prefix) for one in batch])
+        found = ask(
+            self, lambda bucket: [one for batch in bucket.list(prefix=prefix) for one in batch]
+        )
         return [(ObjectPath(self.bucket, one["path"]), one["size"]) for one in found]
 
     # --- writing
@@ -124,7 +131,11 @@ class ObjectPath:
 
     def replace(self, data: bytes, *, tag: Tag) -> Tag:
         """Write it where that version still is; returns the new tag. Raises AlreadyThereError, OSError."""
-        known = {name: part for name, part in zip(("e_tag", "version"), tag, strict=True) if part is not None}
+        known = {
+            name: part
+            for name, part in zip(("e_tag", "version"), tag, strict=True)
+            if part is not None
+        }
         return self._put_if(data, known)
 
     def _put_if(self, data: bytes, mode: str | dict) -> Tag:

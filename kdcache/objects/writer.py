@@ -31,7 +31,12 @@ def check_nothing(root: ObjectPath, *_: object) -> None:
 
 @write_group.register(ObjectPath)
 def put_group(
-    root: ObjectPath, manifest: Manifest, group: Group, *, contents: GroupContents, lease: ObjectLease
+    root: ObjectPath,
+    manifest: Manifest,
+    group: Group,
+    *,
+    contents: GroupContents,
+    lease: ObjectLease,
 ) -> int:
     """As `kdcache.cache.writer.write_group`."""
     layout = manifest.layouts[group.split]
@@ -43,7 +48,9 @@ def put_group(
             data = b"".join(list_parts(chunks, crcs[spec.name], shard_samples=layout.shard_samples))
             put_own(shard_path(root, spec, group), data, lease=lease)
             files[spec.name] = ShardFile(len(data), hashlib.sha256(data).hexdigest())
-        record = CommitRecord(manifest.split_hash(group.split), contents.ids, files, crcs, contents.views)
+        record = CommitRecord(
+            manifest.split_hash(group.split), contents.ids, files, crcs, contents.views
+        )
         put_own(commit_path(root, group), seal_record(group, record), lease=lease)
     except ValueError as error:
         raise refuse_coding(root, group, error) from None

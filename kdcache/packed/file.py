@@ -23,12 +23,17 @@ from kdcache.packed.table import DOCUMENTS, FORMAT
 if TYPE_CHECKING:
     import h5py
 
-_SHARED = {"libver": ("v110", "v110"), "locking": False}  # the oldest version that has checksums of its whole structure
+_SHARED = {
+    "libver": ("v110", "v110"),
+    "locking": False,
+}  # the oldest version that has checksums of its whole structure
 _ALIGN_FROM, _ALIGN = 1 << 20, 4096  # arrays of a megabyte and more begin on a page
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _STEP = 16 << 20  # bytes reserved at once
-_OVERHEAD = 4096  # of a document or chunk, at most: its header, its place in an index, its alignment
+_OVERHEAD = (
+    4096  # of a document or chunk, at most: its header, its place in an index, its alignment
+)
 _INDEX_ENTRY = 20  # bytes of a chunk in HDF5's index, at most: offset, size, mask
 _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 
@@ -65,7 +70,10 @@ class PackedFile:
             self._reserve(chunk.size)
             array.write_direct_chunk((view, sample, *(0 for _ in array.shape[2:])), chunk.tobytes())
             return
-        left, offset = memoryview(chunk), self.offsets[name] + (view * array.shape[1] + sample) * chunk.size
+        left, offset = (
+            memoryview(chunk),
+            self.offsets[name] + (view * array.shape[1] + sample) * chunk.size,
+        )
         while left:
             count = os.pwrite(self.descriptor, left, offset)
             left, offset = left[count:], offset + count
@@ -98,8 +106,12 @@ def create_file(
     """
     import h5py
 
-    reserve(descriptor, 0, count_fixed_bytes(manifest) + _STEP)  # refused now, where HDF5 has nothing to close yet
-    with h5py.File(path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED) as opened:
+    reserve(
+        descriptor, 0, count_fixed_bytes(manifest) + _STEP
+    )  # refused now, where HDF5 has nothing to close yet
+    with h5py.File(
+        path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED
+    ) as opened:
         opened.attrs["format"] = FORMAT
         opened.attrs["format_version"] = np.uint8(manifest.format_version)
         opened.attrs["complete"] = np.uint8(0)
@@ -121,7 +133,8 @@ def reserve(descriptor: int, offset: int, size_bytes: int) -> None:
 def count_fixed_bytes(manifest: Manifest) -> int:
     """Of what no codec decides: raw arrays, and the index of coded ones, which HDF5 writes at once with their first chunk."""
     return sum(
-        (_INDEX_ENTRY if spec.codec else spec.item_bytes) * layout.num_views * layout.num_samples + _OVERHEAD
+        (_INDEX_ENTRY if spec.codec else spec.item_bytes) * layout.num_views * layout.num_samples
+        + _OVERHEAD
         for layout in manifest.layouts.values()
         for spec in layout.arrays
     )
@@ -131,7 +144,11 @@ def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:
     """Number and values of the HDF5 filter that reads an array's chunks. Raises CacheError for a codec that has none."""
     settings = dict(spec.codec.settings or ())
     if spec.codec.name == "blosc" and settings["cname"] in _COMPRESSORS:
-        numbers = (settings["clevel"], _SHUFFLES[settings["shuffle"]], _COMPRESSORS.index(settings["cname"]))
+        numbers = (
+            settings["clevel"],
+            _SHUFFLES[settings["shuffle"]],
+            _COMPRESSORS.index(settings["cname"]),
+        )
         return _BLOSC, (2, 2, settings["typesize"], spec.item_bytes, *numbers)
     if spec.codec.name == "zstd":
         return _ZSTD, (max(settings["level"], 0),)

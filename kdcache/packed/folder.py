@@ -14,9 +14,9 @@ from kdcache.cache.chunks import Chunks
 from kdcache.cache.layout import COMMITS, ArraySpec, Group, SplitLayout, commit_path
 from kdcache.cache.shard import ShardFile, read_at
 from kdcache.errors import CacheCorruptError, CacheError, repair_command, repair_cure
-from kdcache.lock import hold_folder
 from kdcache.packed.path import PackedPath
 from kdcache.packed.table import CURE, read_table
+from kdcache.storage.lock import hold_folder
 
 
 @repair_command.register(PackedPath)
@@ -38,7 +38,9 @@ def read_bytes(path: PackedPath, *, cure: str) -> bytes:
         raise CacheCorruptError(path, "file is missing, expected a plain file", cure=cure)
     offset, size = table.documents[path.inner]
     if size > documents.MOST_BYTES:
-        raise CacheCorruptError(path, f"size is {size} bytes, expected {documents.MOST_BYTES} at most", cure=cure)
+        raise CacheCorruptError(
+            path, f"size is {size} bytes, expected {documents.MOST_BYTES} at most", cure=cure
+        )
     room = np.empty(size, np.uint8)
     try:
         with shard.open_plain(table.file) as descriptor:
@@ -52,7 +54,13 @@ def read_bytes(path: PackedPath, *, cure: str) -> bytes:
 
 @chunks.find_chunks.register(PackedPath)
 def find_chunks(
-    root: PackedPath, layout: SplitLayout, spec: ArraySpec, group: Group, *, file: ShardFile, cure: str
+    root: PackedPath,
+    layout: SplitLayout,
+    spec: ArraySpec,
+    group: Group,
+    *,
+    file: ShardFile,
+    cure: str,
 ) -> Chunks:
     """As in a folder, from the table; no checksum stands behind a chunk."""
     table = root.table
@@ -63,13 +71,17 @@ def find_chunks(
     if array is None or (array.shape, array.dtype) != (shape, spec.dtype):
         found = "missing" if array is None else f"{array.dtype} {array.shape}"
         raise CacheCorruptError(
-            root, f"dataset {layout.split}/{spec.name} is {found}, expected {spec.dtype} {shape}", cure=cure
+            root,
+            f"dataset {layout.split}/{spec.name} is {found}, expected {spec.dtype} {shape}",
+            cure=cure,
         )
     places = array.places[group.view, group.start : group.stop]
     least, most = (1, spec.most_chunk_bytes) if spec.codec else (spec.item_bytes, spec.item_bytes)
     if not ((least <= places[:, 1]) & (places[:, 1] <= most)).all():
         raise CacheCorruptError(
-            root, f"chunks of {layout.split}/{spec.name} have another size than their array", cure=cure
+            root,
+            f"chunks of {layout.split}/{spec.name} have another size than their array",
+            cure=cure,
         )
     return Chunks(table.file, places, checksums=False)
 

@@ -14,23 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.basis import basis_path
 from kdcache.cache.documents import read_bytes, seal
 from kdcache.cache.index import FAR_THREADS, read_group_record
 from kdcache.cache.layout import Group, commit_path, manifest_path
 from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
 from kdcache.cache.metadata import list_metadata
-from kdcache.cache.place import Place, find_place
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import seal_record
 from kdcache.errors import CacheError, repair_cure
 from kdcache.packed.file import count_fixed_bytes, create_file, find_filter
 from kdcache.packed.subset import cut_record, take_subset
-from kdcache.report.progress import Progress, Silent
+from kdcache.progress import Progress, Silent
+from kdcache.storage.place import Place, find_place
 
 PACK_THREADS = 2
-Put = Callable[[str, int, int, np.ndarray], None]  # (array as "train/low", view, sample, stored bytes)
+Put = Callable[
+    [str, int, int, np.ndarray], None
+]  # (array as "train/low", view, sample, stored bytes)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ def _check_new(out: Path) -> None:
     if os.path.lexists(out):
         raise _refuse_old(out)
     if not out.parent.is_dir():
-        raise CacheError(f"{out}: folder {out.parent} is missing, expected one to write into; make it first")
+        raise CacheError(
+            f"{out}: folder {out.parent} is missing, expected one to write into; make it first"
+        )
 
 
 def _refuse_old(out: Path) -> CacheError:
-    return CacheError(f"{out}: file is there already, expected a new name; choose another, or remove it first")
+    return CacheError(
+        f"{out}: file is there already, expected a new name; choose another, or remove it first"
+    )
 
 
 def _check_free(out: Path, manifest: Manifest) -> None:
@@ -114,11 +120,16 @@ def _open(root: Place, source: Manifest, manifest: Manifest) -> dict[str, CacheR
     }
 
 
-def _list_documents(root: Place, source: Manifest, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+def _list_documents(
+    root: Place, source: Manifest, manifest: Manifest
+) -> Iterator[tuple[str, bytes]]:
     """Path and contents of each; of the whole cache those that are there, byte for byte."""
     whole = manifest is source
     path = manifest_path(root)
-    yield path.name, read_bytes(path, cure=repair_cure(root)) if whole else seal(describe_manifest(manifest))
+    yield (
+        path.name,
+        read_bytes(path, cure=repair_cure(root)) if whole else seal(describe_manifest(manifest)),
+    )
     for document in list_metadata(root, manifest):
         path = document.path
         made = None if whole else json.dumps(document.contents, indent=2).encode()
@@ -130,13 +141,21 @@ def _list_documents(root: Place, source: Manifest, manifest: Manifest) -> Iterat
     for group in (group for layout in manifest.layouts.values() for group in layout.groups()):
         path = commit_path(root, group)
         made = (
-            None if whole else seal_record(group, cut_record(read_group_record(root, source, group), manifest, group))
+            None
+            if whole
+            else seal_record(
+                group, cut_record(read_group_record(root, source, group), manifest, group)
+            )
         )
         yield str(path.relative_to(root)), made or read_bytes(path, cure=repair_cure(root))
 
 
 def _walk(
-    readers: dict[str, CacheReader], manifest: Manifest, title: str, progress: Progress, put: Put | None = None
+    readers: dict[str, CacheReader],
+    manifest: Manifest,
+    title: str,
+    progress: Progress,
+    put: Put | None = None,
 ) -> None:
     """Read and check every chunk that the manifest names, group by group, and put it where it goes."""
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
@@ -152,7 +171,10 @@ def _walk(
                     put(f"{group.split}/{spec.name}", group.view, sample, chunk)
         return size_bytes
 
-    with progress.start(title, total=len(groups), unit="groups") as bar, ThreadPoolExecutor(num_threads) as pool:
+    with (
+        progress.start(title, total=len(groups), unit="groups") as bar,
+        ThreadPoolExecutor(num_threads) as pool,
+    ):
         for size_bytes in pool.map(walk_group, groups):
             bar.advance(1, size_bytes=size_bytes)
 
@@ -175,7 +197,9 @@ def _hold(partial: Path) -> Iterator[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), partial.stat()):
             raise BlockingIOError  # who held it has given the file its name meanwhile
-        if os.fstat(descriptor).st_nlink > 1:  # killed between `rename_new`'s two steps: it is a finished file's
+        if (
+            os.fstat(descriptor).st_nlink > 1
+        ):  # killed between `rename_new`'s two steps: it is a finished file's
             raise CacheError(
                 f"{partial}: file is another name of a finished file, expected an unfinished one; remove this name"
             )
@@ -202,4 +226,6 @@ def _explain_refusal(out: Path) -> Iterator[None]:
         reason = (
             os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:120]
         )  # HDF5's are a page long
-        raise CacheError(f"{out}: file cannot be written ({reason}); make room or choose another place") from None
+        raise CacheError(
+            f"{out}: file cannot be written ({reason}); make room or choose another place"
+        ) from None

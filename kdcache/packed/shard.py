@@ -16,7 +16,9 @@ from kdcache.cache.shard import list_tail, read_at
 from kdcache.packed.path import PackedPath
 from kdcache.packed.table import CURE
 
-Piece = tuple[int, int] | bytes  # (offset, size) in the file, or bytes that a packed cache leaves out
+Piece = (
+    tuple[int, int] | bytes
+)  # (offset, size) in the file, or bytes that a packed cache leaves out
 
 
 class PackedShard:
@@ -53,7 +55,9 @@ def open_shard(path: PackedPath) -> Iterator[PackedShard]:
     layout = manifest.layouts[split]
     group = layout.group(int(view), int(index))
     record = read_group_record(root, manifest, group)
-    chunks = find_chunks(root, layout, layout.array(name), group, file=record.files[name], cure=CURE)
+    chunks = find_chunks(
+        root, layout, layout.array(name), group, file=record.files[name], cure=CURE
+    )
     pieces: list[Piece] = []
     for (offset, size), crc in zip(chunks.places.tolist(), record.crcs[name], strict=True):
         pieces += [(offset, size), crc.to_bytes(CRC_BYTES, "little")]

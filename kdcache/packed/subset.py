@@ -11,8 +11,8 @@ from kdcache.cache.layout import Group, find_version
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord
 from kdcache.config import LEVELS
+from kdcache.config.parser import drop_unknown, make_config
 from kdcache.errors import Phrase, SettingsError, describe
-from kdcache.settings import drop_unknown, make_config
 
 
 def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int | None) -> Manifest:
@@ -28,7 +28,9 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
     levels, num_views = cached if levels is None else levels, num_views or layout.num_views
     lost = next((level for level in levels if level not in cached), None)
     if lost is not None:
-        raise _refuse("--levels", lost, f"some of the cached levels ({', '.join(cached) or 'none'})")
+        raise _refuse(
+            "--levels", lost, f"some of the cached levels ({', '.join(cached) or 'none'})"
+        )
     if num_views > layout.num_views:
         raise _refuse("--views", num_views, f"1 to {layout.num_views}, the views of the cache")
     if set(levels) == set(cached) and num_views == layout.num_views:
@@ -42,7 +44,10 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
     }
     kept = tuple(spec for spec in layout.arrays if spec.name in arrays)
     return Manifest(
-        identity={**manifest.identity, "train": _cut_identity(manifest.identity["train"], kept, names)},
+        identity={
+            **manifest.identity,
+            "train": _cut_identity(manifest.identity["train"], kept, names),
+        },
         layouts={**manifest.layouts, "train": replace(layout, num_views=num_views, arrays=kept)},
         complete_views={**manifest.complete_views, "train": num_views},
         information=_cut_information(manifest.information, names, num_views),
@@ -52,7 +57,10 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
 def cut_record(record: CommitRecord, manifest: Manifest, group: Group) -> CommitRecord:
     """A group's record with the arrays and the identity of the subset's manifest."""
     names = [spec.name for spec in manifest.layouts[group.split].arrays]
-    files, crcs = ({name: facts[name] for name in facts if name in names} for facts in (record.files, record.crcs))
+    files, crcs = (
+        {name: facts[name] for name in facts if name in names}
+        for facts in (record.files, record.crcs)
+    )
     return replace(record, identity=manifest.split_hash(group.split), files=files, crcs=crcs)
 
 
@@ -87,10 +95,20 @@ def _cut_information(information: dict, names: set[str], num_views: int) -> dict
 
 
 def _keep(facts: dict, names: set[str]) -> dict:
-    return {name: value for name, value in facts.items() if name in names or name not in (*LEVELS, "logits")}
+    return {
+        name: value
+        for name, value in facts.items()
+        if name in names or name not in (*LEVELS, "logits")
+    }
 
 
 def _refuse(option: str, found: object, expected: str) -> SettingsError:
     return SettingsError(
-        describe("command line", field=option, found=found, expected=Phrase(expected), cure=f"change {option}")
+        describe(
+            "command line",
+            field=option,
+            found=found,
+            expected=Phrase(expected),
+            cure=f"change {option}",
+        )
     )

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcache.errors import CacheCorruptError, CacheError, CacheIncompleteError, CacheMismatchError, Phrase, describe
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    Phrase,
+    describe,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -28,7 +35,16 @@ _SPLITS = (
 )  # as `kdcache.cache.layout` has them, which cannot be imported here: it needs the settings, and they this
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CURE = "copy it again from where it was made, or export it again"
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, MemoryError)
+_DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -76,14 +92,20 @@ def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
             file, locking=False
         ) as opened:  # a finished file never changes, and some file systems have no locks
             _check_kind(file, opened)
-            return Table(Path(os.path.realpath(file)), _list_documents(opened), _list_arrays(opened, mark[1]))
+            return Table(
+                Path(os.path.realpath(file)), _list_documents(opened), _list_arrays(opened, mark[1])
+            )
     except CacheError:
         raise
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         if "already open for write" in reason:
             raise _say_unfinished(file) from None
-        what = "is cut short" if "truncated file" in reason else f"has a damaged structure ({reason[:80]})"
+        what = (
+            "is cut short"
+            if "truncated file" in reason
+            else f"has a damaged structure ({reason[:80]})"
+        )
         raise CacheCorruptError(file, f"file {what}", cure=CURE) from None
 
 
@@ -96,13 +118,17 @@ def _check_kind(file: Path, opened: h5py.File) -> None:
 
 
 def _say_unfinished(file: Path) -> CacheIncompleteError:
-    return CacheIncompleteError(f"{file}: export of it is not finished; wait for it, or remove it and export again")
+    return CacheIncompleteError(
+        f"{file}: export of it is not finished; wait for it, or remove it and export again"
+    )
 
 
 def _refuse(file: Path, field: str, found: str) -> CacheMismatchError:
     cure = "give the folder of a cache, or a file that `python -m cache_teacher export` has written"
     return CacheMismatchError(
-        describe(file, field=field, found=Phrase(found), expected=Phrase("a packed cache"), cure=cure)
+        describe(
+            file, field=field, found=Phrase(found), expected=Phrase("a packed cache"), cure=cure
+        )
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.basis import basis_path
 from kdcache.cache.documents import read_bytes
 from kdcache.cache.folder import check_same_cache, explain_refusal, make_root
@@ -17,16 +17,16 @@ from kdcache.cache.layout import COMMITS, ArraySpec, Group, commit_path, manifes
 from kdcache.cache.lease import take_lease
 from kdcache.cache.manifest import Manifest, look_for_manifest, read_manifest
 from kdcache.cache.metadata import list_metadata
-from kdcache.cache.place import Place, is_far
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import CommitRecord, has_record
 from kdcache.cache.shard import check_inside
 from kdcache.cache.writer import Files, retract_group, write_chunks
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.lock import hold_folder
 from kdcache.packed.path import PackedPath
 from kdcache.packed.table import CURE
-from kdcache.report.progress import Progress, Silent
+from kdcache.progress import Progress, Silent
+from kdcache.storage.lock import hold_folder
+from kdcache.storage.place import Place, is_far
 
 UNPACK_THREADS = 2
 
@@ -39,7 +39,9 @@ def unpack_cache(root: Place, out: Path, *, progress: Progress | None = None) ->
     """
     _check_packed(root)
     manifest = read_manifest(root)
-    readers = {split: CacheReader(root, manifest, split, check="always") for split in manifest.layouts}
+    readers = {
+        split: CacheReader(root, manifest, split, check="always") for split in manifest.layouts
+    }
     _begin(root, out, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
     written = size_bytes = 0
@@ -47,7 +49,9 @@ def unpack_cache(root: Place, out: Path, *, progress: Progress | None = None) ->
         (progress or Silent()).start("unpacking", total=len(groups), unit="groups") as bar,
         ThreadPoolExecutor(UNPACK_THREADS) as pool,
     ):
-        for count in pool.map(lambda group: _write_group(root, out, manifest, readers[group.split], group), groups):
+        for count in pool.map(
+            lambda group: _write_group(root, out, manifest, readers[group.split], group), groups
+        ):
             written, size_bytes = written + (count > 0), size_bytes + count
             bar.advance(1, size_bytes=count)
     with explain_refusal(out), hold_folder(out, wait=True):
@@ -58,7 +62,9 @@ def unpack_cache(root: Place, out: Path, *, progress: Progress | None = None) ->
 def _check_packed(root: Place) -> None:
     if not isinstance(root, PackedPath) or not root.exists():
         found = "a folder or bucket" if is_far(root) or root.exists() else "missing"
-        raise CacheError(f"{root}: it is {found}, expected a packed cache; give the file that `export` has written")
+        raise CacheError(
+            f"{root}: it is {found}, expected a packed cache; give the file that `export` has written"
+        )
 
 
 def _begin(root: PackedPath, out: Path, manifest: Manifest) -> None:
@@ -67,7 +73,9 @@ def _begin(root: PackedPath, out: Path, manifest: Manifest) -> None:
         make_root(out)
         with hold_folder(out, wait=True):
             if look_for_manifest(out)[0]:
-                raise CacheError(f"{out}: it is a cache already, expected a new folder; choose another")
+                raise CacheError(
+                    f"{out}: it is a cache already, expected a new folder; choose another"
+                )
             check_same_cache(out, manifest)
             durable.make_folders(out / COMMITS, below=out)
             for path in _list_documents(root, manifest):
@@ -80,10 +88,16 @@ def _begin(root: PackedPath, out: Path, manifest: Manifest) -> None:
 def _list_documents(root: PackedPath, manifest: Manifest) -> Iterator[PackedPath]:
     """Those that the manifest implies, whatever else the file may name."""
     yield from (document.path for document in list_metadata(root, manifest))
-    yield from (basis_path(root, level) for level, one in manifest.encodings.items() if one.kind == "lowrank")
+    yield from (
+        basis_path(root, level)
+        for level, one in manifest.encodings.items()
+        if one.kind == "lowrank"
+    )
 
 
-def _write_group(root: PackedPath, out: Path, manifest: Manifest, reader: CacheReader, group: Group) -> int:
+def _write_group(
+    root: PackedPath, out: Path, manifest: Manifest, reader: CacheReader, group: Group
+) -> int:
     """Bytes of the group's shard files; 0 where it was there."""
     stored, layout = read_group_record(root, manifest, group), manifest.layouts[group.split]
 
@@ -95,7 +109,9 @@ def _write_group(root: PackedPath, out: Path, manifest: Manifest, reader: CacheR
         for name, file in stored.files.items():
             if (files[name].size_bytes, files[name].sha256) != (file.size_bytes, file.sha256):
                 path = shard_path(root, layout.array(name), group)
-                raise CacheCorruptError(path, "its sha256 differs from the commit record", cure=CURE)
+                raise CacheCorruptError(
+                    path, "its sha256 differs from the commit record", cure=CURE
+                )
         return stored
 
     with take_lease(out, group.name, wait=True) as lease:
@@ -103,7 +119,9 @@ def _write_group(root: PackedPath, out: Path, manifest: Manifest, reader: CacheR
             if commit_path(out, group).read_bytes() == _read(root, commit_path(root, group)):
                 return 0
             retract_group(out, group, lease=lease)
-        return write_chunks(out, layout, group, chunks=read_chunks, record=check_record, lease=lease)
+        return write_chunks(
+            out, layout, group, chunks=read_chunks, record=check_record, lease=lease
+        )
 
 
 def _read(root: PackedPath, path: PackedPath) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.place import find_place
 from kdcache.config import Config
+from kdcache.config.parser import build_parser, make_config, merge, read_given
 from kdcache.errors import Phrase, TrainingError, describe
 from kdcache.report.page import write_report
-from kdcache.settings import build_parser, make_config, merge, read_given
+from kdcache.storage.place import find_place
 from kdcache.training.folder import RESULT, SETTINGS, find_identity, read_result
 from kdcache.training.run import Data, open_configured
 from kdcache.training.settings import resolve_config
@@ -30,7 +30,11 @@ def rewrite_report(folder: Path, given: dict | None = None, *, num_panels: int) 
     result = read_result(folder)
     config, data = _open(folder, given or {}, result)
     return write_report(
-        config, data, folder=folder, baseline_folder=recall_baseline(folder, result), num_panels=num_panels
+        config,
+        data,
+        folder=folder,
+        baseline_folder=recall_baseline(folder, result),
+        num_panels=num_panels,
     )
 
 
@@ -38,11 +42,18 @@ def check_finished(folder: Path) -> None:
     """Raises TrainingError where the folder is not that of a finished run."""
     field, expected = "run folder", Phrase("the folder of a finished run")
     if not (folder / SETTINGS).is_file():
-        found, cure = Phrase("of no run" if folder.exists() else "missing"), "give run.dir of a training"
-        raise TrainingError(describe(folder, field=field, found=found, expected=expected, cure=cure))
+        found, cure = (
+            Phrase("of no run" if folder.exists() else "missing"),
+            "give run.dir of a training",
+        )
+        raise TrainingError(
+            describe(folder, field=field, found=found, expected=expected, cure=cure)
+        )
     if not (folder / RESULT).is_file():
         found, cure = Phrase("unfinished"), "finish it with --run.resume, or wait for its end"
-        raise TrainingError(describe(folder, field=field, found=found, expected=expected, cure=cure))
+        raise TrainingError(
+            describe(folder, field=field, found=found, expected=expected, cure=cure)
+        )
 
 
 def recall_baseline(folder: Path, result: dict) -> Path | None:
@@ -62,11 +73,17 @@ def _open(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
     found, expected = find_identity(manifest, result["hyperparameters"]), result["cache_identity"]
     if found != expected:
         cure = "give the cache of this run by --cache.path"
-        raise TrainingError(describe(root, field="cache identity", found=found[:12], expected=expected[:12], cure=cure))
+        raise TrainingError(
+            describe(
+                root, field="cache identity", found=found[:12], expected=expected[:12], cure=cure
+            )
+        )
     if list(result.get("per_class_iou", config.dataset.names)) != config.dataset.names:
         found, expected = Phrase("another one"), Phrase(f"that of {SETTINGS}")
         cure = f"make {SETTINGS} what it was"
         raise TrainingError(
-            describe(folder / RESULT, field="list of classes", found=found, expected=expected, cure=cure)
+            describe(
+                folder / RESULT, field="list of classes", found=found, expected=expected, cure=cure
+            )
         )
     return config, open_configured(config, root, manifest)

@@ -34,7 +34,9 @@ def measure_budget(history: list[dict], *, num_samples: int) -> Budget | None:
     Args:
         num_samples: seen in an epoch.
     """
-    if not all(name in entry for entry in history for name in ("validation_s", "data_wait_s", "step_s")):
+    if not all(
+        name in entry for entry in history for name in ("validation_s", "data_wait_s", "step_s")
+    ):
         return None
     training_s = [entry["time_s"] - entry["validation_s"] for entry in history]
     waited_s = sum(entry["data_wait_s"] for entry in history)
@@ -76,7 +78,10 @@ def _draw_bar(who: str, budget: Budget, longest_s: float) -> str:
 
 
 def _draw_table(budgets: dict[str, Budget]) -> str:
-    rows = [[name, *(_tell_part(budget, part) for budget in budgets.values())] for part, name in PARTS.items()]
+    rows = [
+        [name, *(_tell_part(budget, part) for budget in budgets.values())]
+        for part, name in PARTS.items()
+    ]
     rows.append(["all epochs", *(f"{budget.total_s:.1f} s" for budget in budgets.values())])
     rows.append(["a step", *(f"{budget.step_ms:.1f} ms" for budget in budgets.values())])
     rows.append(["pace", *(f"{budget.samples_per_s:.1f} samples/s" for budget in budgets.values())])

@@ -17,7 +17,10 @@ def describe_cache(root: Path) -> dict:
     return {
         "path": str(root),
         "identity_sha256": manifest.identity_hash,
-        "splits": {split: _describe_split(root, manifest, layout) for split, layout in manifest.layouts.items()},
+        "splits": {
+            split: _describe_split(root, manifest, layout)
+            for split, layout in manifest.layouts.items()
+        },
         "information": manifest.information,
     }
 
@@ -34,12 +37,23 @@ def format_info(info: dict) -> str:
         for array, facts in split["arrays"].items():
             shape = "x".join(map(str, facts["item_shape"]))
             coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
-            lines.append(f"  {array:<12} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}")
-        lines += [f"  {basis_name(level):<12} {size / 1e6:>36.1f} MB" for level, size in split["bases"].items()]
-        lines += [f"  {key}: {_flat(value)}" for key, value in split["identity"].items() if key != "arrays"]
+            lines.append(
+                f"  {array:<12} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}"
+            )
+        lines += [
+            f"  {basis_name(level):<12} {size / 1e6:>36.1f} MB"
+            for level, size in split["bases"].items()
+        ]
+        lines += [
+            f"  {key}: {_flat(value)}"
+            for key, value in split["identity"].items()
+            if key != "arrays"
+        ]
     for where, name in (("val", "teacher_miou"), ("training views", "teacher_train_miou")):
         miou = info["information"].get(name)
-        lines.append(f"teacher's mIoU on {where}: {'not measured yet' if miou is None else f'{miou:.4f}'}")
+        lines.append(
+            f"teacher's mIoU on {where}: {'not measured yet' if miou is None else f'{miou:.4f}'}"
+        )
     return "\n".join(lines)
 
 
@@ -74,4 +88,6 @@ def _name_codec(codec: dict) -> str:
 def _flat(value: object) -> str:
     if not isinstance(value, dict):
         return str(value)
-    return ", ".join(f"{key} {inner[:12] if isinstance(inner, str) else inner}" for key, inner in value.items())
+    return ", ".join(
+        f"{key} {inner[:12] if isinstance(inner, str) else inner}" for key, inner in value.items()
+    )

@@ -33,7 +33,10 @@ def lay_out(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
         for cell, width in zip(cells, widths, strict=True)
     ]
     lines = zip_longest(*columns, fillvalue="")
-    return ["  ".join(_pad(part, width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [
+        "  ".join(_pad(part, width) for part, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def _pad(text: str, width: int) -> str:

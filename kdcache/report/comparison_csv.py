@@ -16,7 +16,17 @@ def format_csv(comparison: Comparison) -> str:
     epoch, then every fact by name. Empty where there is none."""
     settings = sorted({name for row in comparison.rows for name in row.facts})
     ious = [f"iou {number} {name}" for number, name in enumerate(comparison.names)]
-    columns = ["row", "folder", SEED, "best_miou", "best_epoch", "last_miou", "best_points", "last_points", "baseline"]
+    columns = [
+        "row",
+        "folder",
+        SEED,
+        "best_miou",
+        "best_epoch",
+        "last_miou",
+        "best_points",
+        "last_points",
+        "baseline",
+    ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*columns, "epoch_s", "encoding", *settings, *ious])

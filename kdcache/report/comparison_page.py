@@ -91,8 +91,14 @@ def _row(row: Row) -> str:
     lines = [f'<tr><th colspan="3">{escape(row.name)} <small>{facts}</small></th></tr>']
     reason = say_no_difference(row)
     for title, measure in (("best", best_miou), ("last", last_miou)):
-        cell = f"<td>{reason}</td>" if reason else _difference_cell(row.difference(measure), remark=say_pairs(row))
-        lines.append(f"<tr><td>{title}</td><td>{format_estimate(row.estimate(measure))}</td>{cell}</tr>")
+        cell = (
+            f"<td>{reason}</td>"
+            if reason
+            else _difference_cell(row.difference(measure), remark=say_pairs(row))
+        )
+        lines.append(
+            f"<tr><td>{title}</td><td>{format_estimate(row.estimate(measure))}</td>{cell}</tr>"
+        )
     return f"<tbody>{''.join(lines)}</tbody>"
 
 
@@ -101,7 +107,11 @@ def _difference_cell(difference: Estimate, *, remark: str = "") -> str:
     mean, marked = difference.mean, difference.excludes_zero
     kind, arrow = ("gain", "\u25b2") if mean > 0 else ("fall", "\u25bc") if mean < 0 else ("", "")
     shown = f"{arrow} {mean:+.2f}" if marked else f"{mean:+.2f}"
-    interval = f'<small class="interval">{format_interval(difference)}</small>' if difference.interval else ""
+    interval = (
+        f'<small class="interval">{format_interval(difference)}</small>'
+        if difference.interval
+        else ""
+    )
     small = f" <small>{remark}</small>" if remark else ""
     return f'<td class="{kind}{" clear" if marked else ""}">{shown} {interval}{small}</td>'
 
@@ -124,7 +134,11 @@ def _class_table(row: Row, names: list[str], *, is_open: bool) -> str:
         own, base = map(format_share, means)
         lines.append(f"<tr><th>{escape(name)}</th><td>{base}</td><td>{own}</td>{cell}</tr>")
     head = "".join(f"<th>{title}</th>" for title in ("class", "baseline", "row", "&Delta; points"))
-    marked = ONE_PAIR if len(row.pairs) == 1 else f"{len(find_clear(row, len(names)))} of {len(names)} classes marked"
+    marked = (
+        ONE_PAIR
+        if len(row.pairs) == 1
+        else f"{len(find_clear(row, len(names)))} of {len(names)} classes marked"
+    )
     summary = f"{escape(row.name)} <small>{marked}</small>"
     return (
         f"<details{' open' if is_open else ''}><summary>{summary}</summary>"

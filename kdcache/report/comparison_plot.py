@@ -18,7 +18,9 @@ def draw_differences(rows: list[Row]) -> str:
     """A strip a row on a common axis of points; each row has a pair at least."""
     ticks = find_ticks(*_find_range(rows), most=6)
     strips = "".join(_draw_row(row, ticks) for row in rows)
-    labels = "".join(f'<span style="left:{_place(tick, ticks)}%">{_label(tick)}</span>' for tick in ticks)
+    labels = "".join(
+        f'<span style="left:{_place(tick, ticks)}%">{_label(tick)}</span>' for tick in ticks
+    )
     return f'<div class="strips">{strips}<div class="scale">{labels}</div></div>'
 
 
@@ -26,7 +28,10 @@ def _find_range(rows: list[Row]) -> tuple[float, float]:
     """With 0, every seed and every interval in it."""
     values = [0.0]
     for row in rows:
-        values += [*row.differences(best_miou).values(), *(row.difference(best_miou).interval or ())]
+        values += [
+            *row.differences(best_miou).values(),
+            *(row.difference(best_miou).interval or ()),
+        ]
     return min(values), max(values)
 
 
@@ -41,7 +46,10 @@ def _label(tick: float) -> str:
 
 def _draw_row(row: Row, ticks: list[float]) -> str:
     difference = row.difference(best_miou)
-    lines = [f'<path class="{"zero" if abs(t) < 1e-9 else "grid"}" d="M{_place(t, ticks)} 0V100"/>' for t in ticks]
+    lines = [
+        f'<path class="{"zero" if abs(t) < 1e-9 else "grid"}" d="M{_place(t, ticks)} 0V100"/>'
+        for t in ticks
+    ]
     for seed, points in row.differences(best_miou).items():
         title = f"<title>seed {seed}: {points:+.2f} points</title>"
         lines.append(f'<path class="seed" d="M{_place(points, ticks)} {SEEDS_Y}h0">{title}</path>')

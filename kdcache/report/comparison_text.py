@@ -22,7 +22,9 @@ def format_comparison(comparison: Comparison) -> str:
     for row in comparison.rows:
         lines += lay_out(_list_cells(row), WIDTHS)
     blocks = ["\n".join(lines), *(_fill(note) for note in list_notes(comparison))]
-    blocks += [_format_classes(row, comparison.names) for row in comparison.compared if len(row.pairs) > 1]
+    blocks += [
+        _format_classes(row, comparison.names) for row in comparison.compared if len(row.pairs) > 1
+    ]
     return "\n\n".join(blocks)
 
 
@@ -35,7 +37,9 @@ def list_notes(comparison: Comparison) -> list[str]:
         "s/epoch: median, without validation; of runs trained together, each one's share."
     ]
     if any(len(row.pairs) > 1 for row in comparison.compared):
-        notes.append(f"A class differs clearly where its interval excludes 0. {say_chance(len(comparison.names))}")
+        notes.append(
+            f"A class differs clearly where its interval excludes 0. {say_chance(len(comparison.names))}"
+        )
     if len(comparison.compared) > 1:
         notes.append(
             f"The best of {len(comparison.compared)} rows, chosen by this table, owes a part of its difference to chance: train "
@@ -49,9 +53,7 @@ def list_notes(comparison: Comparison) -> list[str]:
         )
     notes.append(f"The same in all rows: {', '.join(list_shared(comparison.rows))}.")
     measured = "Validation data: " + (comparison.validation or "unknown")[:12]
-    older = (
-        " (an older kdcache trained these runs, and did not write down what they were measured on, nor where they were "
-    )
+    older = " (an older kdcache trained these runs, and did not write down what they were measured on, nor where they were "
     older += "trained): that they can be compared is taken on trust"
     return [*notes, measured + ("." if comparison.validation else older + ".")]
 
@@ -60,7 +62,9 @@ def format_estimate(value: Estimate | None, *, digits: int = 4) -> str:
     """`0.5231 ± 0.0042`; one seed has no deviation."""
     if value is None:
         return "-"
-    return f"{value.mean:.{digits}f}" + ("" if value.deviation is None else f" ± {value.deviation:.{digits}f}")
+    return f"{value.mean:.{digits}f}" + (
+        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    )
 
 
 def format_difference(value: Estimate) -> str:
@@ -81,7 +85,11 @@ def _list_cells(row: Row) -> list[str]:
 
 def _say_difference(row: Row) -> str:
     reason, remark = say_no_difference(row), say_pairs(row)
-    lines = [] if reason else [format_difference(row.difference(measure)) for measure in (best_miou, last_miou)]
+    lines = (
+        []
+        if reason
+        else [format_difference(row.difference(measure)) for measure in (best_miou, last_miou)]
+    )
     return "\n".join(word for word in (reason, *lines, remark) if word)
 
 
@@ -98,7 +106,11 @@ def say_pairs(row: Row) -> str:
     """What limits the difference of a row that has one; "" where nothing does."""
     if len(row.pairs) == 1:
         return ONE_PAIR
-    return f"{len(row.pairs)} of {len(row.runs)} seeds have a baseline" if 1 < len(row.pairs) < len(row.runs) else ""
+    return (
+        f"{len(row.pairs)} of {len(row.runs)} seeds have a baseline"
+        if 1 < len(row.pairs) < len(row.runs)
+        else ""
+    )
 
 
 def find_clear(row: Row, num_classes: int) -> dict[int, Estimate]:
@@ -117,9 +129,14 @@ def _format_classes(row: Row, names: list[str]) -> str:
     clear = find_clear(row, len(names))
     lines = wrap(f"{row.name}: {len(clear)} of {len(names)} classes differ clearly", WIDTH)
     for number in list(clear)[:MOST_CLASSES]:
-        lines += ["  " + line for line in lay_out([names[number], format_difference(clear[number])], (60, 30))]
+        lines += [
+            "  " + line
+            for line in lay_out([names[number], format_difference(clear[number])], (60, 30))
+        ]
     hidden = len(clear) - MOST_CLASSES
-    return "\n".join(lines + ([f"  and {hidden} more; --html FILE shows all"] if hidden > 0 else []))
+    return "\n".join(
+        lines + ([f"  and {hidden} more; --html FILE shows all"] if hidden > 0 else [])
+    )
 
 
 def _fill(text: str) -> str:

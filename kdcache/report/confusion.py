@@ -44,7 +44,9 @@ def draw_confusion(names: list[str], student: Finished, baseline: Finished | Non
 def normalize_rows(confusion_KK: np.ndarray) -> np.ndarray:
     """Shares of each label's pixels, float64 [K, K], 0 to 1; NaN for a label without pixels."""
     pixels = confusion_KK.sum(1, keepdims=True)
-    return np.divide(confusion_KK, pixels, out=np.full(confusion_KK.shape, np.nan), where=pixels > 0)
+    return np.divide(
+        confusion_KK, pixels, out=np.full(confusion_KK.shape, np.nan), where=pixels > 0
+    )
 
 
 def find_most_confused(shares_KK: np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -56,7 +58,10 @@ def find_most_confused(shares_KK: np.ndarray, most: int) -> list[tuple[int, int]
 
 
 def _draw_matrix(names: list[str], shares_KK: np.ndarray) -> str:
-    heads = "".join(f"<th><span>{draw_swatch(k)}{escape(shorten(name))}</span></th>" for k, name in enumerate(names))
+    heads = "".join(
+        f"<th><span>{draw_swatch(k)}{escape(shorten(name))}</span></th>"
+        for k, name in enumerate(names)
+    )
     rows = "".join(_draw_row(label, names, shares) for label, shares in enumerate(shares_KK))
     many = " many" if len(names) > MOST_NUMBERED_ON_PHONE else ""
     return (
@@ -66,8 +71,12 @@ def _draw_matrix(names: list[str], shares_KK: np.ndarray) -> str:
 
 
 def _draw_row(label: int, names: list[str], shares_K: np.ndarray) -> str:
-    cells = "".join(_draw_cell(label, called, names, share) for called, share in enumerate(shares_K))
-    return f"<tr><th><span>{draw_swatch(label)}{escape(shorten(names[label]))}</span></th>{cells}</tr>"
+    cells = "".join(
+        _draw_cell(label, called, names, share) for called, share in enumerate(shares_K)
+    )
+    return (
+        f"<tr><th><span>{draw_swatch(label)}{escape(shorten(names[label]))}</span></th>{cells}</tr>"
+    )
 
 
 def _draw_cell(label: int, called: int, names: list[str], share: float) -> str:
@@ -96,5 +105,10 @@ def _draw_pairs(names: list[str], confusion_KK: np.ndarray, baseline: Finished |
         ]
         for label, called in pairs
     ]
-    titles = ["label → called", "% of the label", *(["baseline"] if compared else []), "% of all errors"]
+    titles = [
+        "label → called",
+        "% of the label",
+        *(["baseline"] if compared else []),
+        "% of all errors",
+    ]
     return f"<h3>Most confused</h3>{draw_grid(titles, rows, kind='pairs')}"

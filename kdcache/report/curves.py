@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 
 MOST_DOTS = 40  # above, single epochs cannot be told apart and only the line is drawn
-MOST_POINTS = 1000  # of a line: no screen shows more, and a page of a million epochs would have no bound
+MOST_POINTS = (
+    1000  # of a line: no screen shows more, and a page of a million epochs would have no bound
+)
 LEAST_SPAN = 0.05  # of the values: a constant curve is not blown up to its rounding errors
 
 
@@ -27,7 +29,9 @@ class Curve:
     best: int | None = None
 
 
-def draw_chart(title: str, note: str, curves: list[Curve], *, height_px: int, level: float | None = None) -> str:
+def draw_chart(
+    title: str, note: str, curves: list[Curve], *, height_px: int, level: float | None = None
+) -> str:
     """A chart as HTML.
 
     Args:
@@ -35,7 +39,9 @@ def draw_chart(title: str, note: str, curves: list[Curve], *, height_px: int, le
         curves: at least one, with at least one value.
         level: height of a dashed line over all epochs, the teacher's.
     """
-    heights = [value for curve in curves for value in curve.values] + ([] if level is None else [level])
+    heights = [value for curve in curves for value in curve.values] + (
+        [] if level is None else [level]
+    )
     most = 5 if height_px > 150 else 3
     ticks = find_ticks(min(heights), max(heights), most=most)
     frame = _Frame(max(len(curve.values) for curve in curves), ticks[0], ticks[-1])
@@ -95,13 +101,21 @@ def _label_epochs(frame: _Frame, most: int) -> str:
     last = frame.num_epochs
     least = 1 + last * (0.125 if most > 3 else 0.28)
     shown = [1, *(n for n in find_ticks(1, last, most=most, whole=True) if least < n <= last)]
-    spans = (f'<span style="left:{frame.x(n)}%">{"epoch " if n == 1 else ""}{n}</span>' for n in shown)
+    spans = (
+        f'<span style="left:{frame.x(n)}%">{"epoch " if n == 1 else ""}{n}</span>' for n in shown
+    )
     return f'<div class="xlabels">{"".join(spans)}</div>'
 
 
 def _draw_curve(curve: Curve, frame: _Frame) -> str:
-    points = {epoch: (frame.x(epoch), frame.y(curve.values[epoch - 1])) for epoch in _thin_epochs(curve)}
-    drawn = [f'<path class="line {curve.kind}" d="M' + "L".join(f"{x} {y}" for x, y in points.values()) + '"/>']
+    points = {
+        epoch: (frame.x(epoch), frame.y(curve.values[epoch - 1])) for epoch in _thin_epochs(curve)
+    }
+    drawn = [
+        f'<path class="line {curve.kind}" d="M'
+        + "L".join(f"{x} {y}" for x, y in points.values())
+        + '"/>'
+    ]
     for epoch, (x, y) in points.items():
         if frame.num_epochs <= MOST_DOTS or epoch == curve.best:
             size = " best" if epoch == curve.best else ""

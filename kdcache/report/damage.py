@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from kdcache.cache.repair import Repair
 from kdcache.cache.verify import Damage, Findings
 from kdcache.errors import repair_command, repair_cure
+from kdcache.precompute.repair import Repair
 
 MOST_ROWS = 40
 _TITLES = ("split", "view", "array", "sample", "file", "what is wrong")
@@ -37,7 +37,10 @@ def format_findings(findings: Findings, root: Path) -> str:
     )
     lines = [f"{root}: {_verdict(findings)}; {findings.num_groups} shard groups, {read}"]
     if findings.damage:
-        lines += [*_format_table(findings.damage, root), f"to repair it: {repair_command(root) or repair_cure(root)}"]
+        lines += [
+            *_format_table(findings.damage, root),
+            f"to repair it: {repair_command(root) or repair_cure(root)}",
+        ]
     if findings.unwritten:
         names = f"{len(findings.unwritten)} shard groups are not written yet, the first {findings.unwritten[0].name}"
         lines.append(f"half-built: {names}; `python -m cache_teacher` with its settings goes on")
@@ -51,7 +54,10 @@ def format_repair(repair: Repair, root: Path, *, dry_run: bool) -> str:
     would = "would be " if dry_run else ""
     lines = _format_table(repair.findings.damage, root) if repair.findings.damage else []
     lines += [f"{path.relative_to(root)}: {would}written anew" for path in repair.documents]
-    lines += [f"{group.name}: samples {group.start} to {group.stop - 1}, {would}recomputed" for group in repair.groups]
+    lines += [
+        f"{group.name}: samples {group.start} to {group.stop - 1}, {would}recomputed"
+        for group in repair.groups
+    ]
     return "\n".join([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
 
 
@@ -79,10 +85,34 @@ def _format_table(damage: list[Damage], root: Path) -> list[str]:
     for _, same in groupby(damage, key=lambda d: (d.path, d.what)):
         alike = list(same)
         facts, ids = _describe(alike[0], root), [one.sample_id for one in alike]
-        samples = "" if ids[0] is None else ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
+        samples = (
+            ""
+            if ids[0] is None
+            else ids[0]
+            if len(ids) == 1
+            else f"{ids[0]} and {len(ids) - 1} more"
+        )
         view = "" if facts["view"] is None else str(facts["view"])
-        rows.append((facts["split"] or "", view, facts["array"] or "", samples, facts["file"], facts["what"]))
-    widths = [max(len(row[column]) for row in rows[:MOST_ROWS]) for column in range(len(_TITLES) - 1)] + [0]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = [f"... and {len(lines) - 1 - MOST_ROWS} more rows; --json lists all"] if len(lines) > MOST_ROWS + 1 else []
+        rows.append(
+            (
+                facts["split"] or "",
+                view,
+                facts["array"] or "",
+                samples,
+                facts["file"],
+                facts["what"],
+            )
+        )
+    widths = [
+        max(len(row[column]) for row in rows[:MOST_ROWS]) for column in range(len(_TITLES) - 1)
+    ] + [0]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    more = (
+        [f"... and {len(lines) - 1 - MOST_ROWS} more rows; --json lists all"]
+        if len(lines) > MOST_ROWS + 1
+        else []
+    )
     return lines[: MOST_ROWS + 1] + more

@@ -13,7 +13,9 @@ POLICY = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'"
 BESIDE = "'self' file:"  # pictures in files beside the page
 
 
-def make_document(title: str, parts: Iterable[str], *, css: str = "", script: str = "", images: str = "data:") -> str:
+def make_document(
+    title: str, parts: Iterable[str], *, css: str = "", script: str = "", images: str = "data:"
+) -> str:
     """The page.
 
     Args: title: plain text. parts: HTML. css: beside the style sheet of all pages.

@@ -14,7 +14,8 @@ def draw_epochs(config: Config, runs: dict[str, Finished], teacher_miou: float |
         runs: "baseline", "student" (those there are).
     """
     mious = [
-        Curve(who, [entry["miou"] for entry in run.history], run.result["best_epoch"]) for who, run in runs.items()
+        Curve(who, [entry["miou"] for entry in run.history], run.result["best_epoch"])
+        for who, run in runs.items()
     ]
     kinds = [*([] if teacher_miou is None else ["teacher"]), *runs]
     key = "".join(f'<li><i class="{kind}"></i>{kind}</li>' for kind in kinds)

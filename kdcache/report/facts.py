@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kdcache.config import Config, config_to_dict
+from kdcache.config.parser import flatten
 from kdcache.report.finished import Finished
 from kdcache.report.tables import draw_facts, draw_grid
-from kdcache.settings import flatten
 from kdcache.training.run import Data
 
 UNKNOWN = "not recorded"
@@ -26,12 +26,18 @@ def draw_run(config: Config, data: Data, runs: dict[str, Finished]) -> str:
     }
     for split, layout in manifest.layouts.items():
         facts[split] = f"{layout.num_samples} samples x {layout.num_views} views"
-    hidden = {"Settings": flatten(config_to_dict(config)), "Cache identity": flatten(manifest.identity)}
+    hidden = {
+        "Settings": flatten(config_to_dict(config)),
+        "Cache identity": flatten(manifest.identity),
+    }
     details = "".join(
-        f"<details><summary>{title}</summary>{draw_facts(more)}</details>" for title, more in hidden.items()
+        f"<details><summary>{title}</summary>{draw_facts(more)}</details>"
+        for title, more in hidden.items()
     )
     machines = {**{who: run.result for who, run in runs.items()}, "cache": manifest.information}
-    return f"<section><h2>The run</h2>{draw_facts(facts)}{_draw_machines(machines)}{details}</section>"
+    return (
+        f"<section><h2>The run</h2>{draw_facts(facts)}{_draw_machines(machines)}{details}</section>"
+    )
 
 
 def _draw_machines(machines: dict[str, dict]) -> str:
@@ -43,7 +49,9 @@ def _draw_machines(machines: dict[str, dict]) -> str:
 
 
 def _describe_machine(machine: dict) -> dict[str, str]:
-    device, threads, versions = (machine.get(name) for name in ("device", "num_threads", "versions"))
+    device, threads, versions = (
+        machine.get(name) for name in ("device", "num_threads", "versions")
+    )
     facts = {"device": str(device)} if device else {}
     facts |= {"CPU threads": str(threads)} if threads else {}
     return facts | {name: str(version) for name, version in (versions or {}).items()}

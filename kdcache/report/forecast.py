@@ -24,7 +24,12 @@ def format_forecast(facts: dict) -> str:
     for split, grid in facts["splits"].items():
         lines += [f"{split}: {grid['num_samples']} images x {grid['num_views']} views"]
         lines += [_format_array(name, array) for name, array in grid["arrays"].items()]
-    lines += [_format_size(facts), _format_disk(facts), _format_time(facts), _format_worth(facts["break_even"])]
+    lines += [
+        _format_size(facts),
+        _format_disk(facts),
+        _format_time(facts),
+        _format_worth(facts["break_even"]),
+    ]
     lines += _format_fleet(facts) if "fleet" in facts else []
     lines += _format_others(facts["others"], facts["compared"])
     return "\n".join(lines)
@@ -62,7 +67,10 @@ def _format_state(facts: dict) -> str:
 
 
 def _format_array(name: str, array: dict) -> str:
-    shape, coded = "x".join(map(str, array["item_shape"])), f", {array['codec']['name']}" if array["codec"] else ""
+    shape, coded = (
+        "x".join(map(str, array["item_shape"])),
+        f", {array['codec']['name']}" if array["codec"] else "",
+    )
     size = f"{format_bytes(array['sample_bytes']):>10} a sample {format_bytes(array['bytes']):>10}"
     return f"  {name:<12} {array['dtype']:<8} {shape:<12}{size}{coded}"
 
@@ -83,7 +91,9 @@ def _format_source(probe: dict) -> str:
 def _format_disk(facts: dict) -> str:
     disk, needed = facts["disk"], facts["size"]["missing_bytes"]
     free, folder = disk["free_bytes"], disk["folder"]
-    verdict = "it fits" if disk["fits"] else f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
+    verdict = (
+        "it fits" if disk["fits"] else f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
+    )
     return f"disk: {format_bytes(free)} are free at {folder}, {format_bytes(needed)} are to be written: {verdict}"
 
 
@@ -106,7 +116,9 @@ def _format_fleet(facts: dict) -> list[str]:
     parts = {name: format_time(time_s) for name, time_s in fleet["parts"].items()}
     groups = sum(split["groups"] - split["groups_committed"] for split in facts["splits"].values())
     writing = f"writing {format_bytes(size_bytes)}, {_format_bandwidth(fleet, parts)}"
-    asking = f"asking {parts['asking']} ({fleet['num_groups']} of {groups} shard groups) or {writing}"
+    asking = (
+        f"asking {parts['asking']} ({fleet['num_groups']} of {groups} shard groups) or {writing}"
+    )
     ends = f"a shard group from end to end {parts['group']} + scoring and comparing {parts['once']}"
     return [
         f"workers: {fleet['workers']} like this one take {format_time(fleet['time_s'])}{_format_cost(fleet)}",
@@ -124,7 +136,9 @@ def _format_bandwidth(fleet: dict, parts: dict[str, str]) -> str:
 def _format_cost(fleet: dict) -> str:
     if fleet["cost"] is None:
         return ""
-    return f" and cost {fleet['cost']:.2f} ({fleet['per_hour']:g} an hour each, to the last one's end)"
+    return (
+        f" and cost {fleet['cost']:.2f} ({fleet['per_hour']:g} an hour each, to the last one's end)"
+    )
 
 
 def _format_next(fleet: dict) -> str:
@@ -137,11 +151,17 @@ def _format_next(fleet: dict) -> str:
 def _format_others(others: list[dict], compared: dict) -> list[str]:
     """A table of other encodings, beside these settings by the same measure."""
     here = compared["here_bytes"]
-    source = f"from {compared['num_samples']} samples, of which these settings make {format_bytes(here)}"
+    source = (
+        f"from {compared['num_samples']} samples, of which these settings make {format_bytes(here)}"
+    )
     lines = [f"other encodings, images and labels included ({source}):"]
     lines += [_format_other(other, here) for other in others]
     left_out = ", ".join(compared["left_out"])
-    return lines + ([f"  not possible: {left_out}; float16 cannot hold what this teacher says"] if left_out else [])
+    return lines + (
+        [f"  not possible: {left_out}; float16 cannot hold what this teacher says"]
+        if left_out
+        else []
+    )
 
 
 def _format_other(other: dict, here_bytes: float) -> str:

@@ -22,7 +22,12 @@ REPORT = "report.html"
 
 
 def write_report(
-    config: Config, data: Data, *, folder: Path, baseline_folder: Path | None, num_panels: int = NUM_PANELS
+    config: Config,
+    data: Data,
+    *,
+    folder: Path,
+    baseline_folder: Path | None,
+    num_panels: int = NUM_PANELS,
 ) -> Path:
     """Write the report of a finished run into its folder.
 
@@ -48,17 +53,23 @@ def write_report(
     return path
 
 
-def _build_panels(config: Config, data: Data, runs: dict[str, Finished], num_panels: int) -> list[Panel]:
+def _build_panels(
+    config: Config, data: Data, runs: dict[str, Finished], num_panels: int
+) -> list[Panel]:
     """A baseline without its checkpoint has no pictures: its numbers alone are enough to reuse it."""
     asked = {
         who: Predictor(config, run.folder / BEST)
         for who, run in runs.items()
         if who == "student" or run.confusion_KK is not None
     }
-    return build_panels(data.val, student=asked["student"], baseline=asked.get("baseline"), num_panels=num_panels)
+    return build_panels(
+        data.val, student=asked["student"], baseline=asked.get("baseline"), num_panels=num_panels
+    )
 
 
-def _draw_parts(config: Config, data: Data, runs: dict[str, Finished], panels: list[Panel]) -> list[str]:
+def _draw_parts(
+    config: Config, data: Data, runs: dict[str, Finished], panels: list[Panel]
+) -> list[str]:
     student, names = runs["student"], config.dataset.names
     layouts = data.manifest.layouts
     return [
@@ -77,15 +88,25 @@ def _draw_headline(student: Finished, baseline: Finished | None) -> str:
     tiles = [_draw_tile("teacher", format_share(result["teacher_miou"]), "asked once, cached")]
     compared = "No baseline was trained. "
     if result["baseline_miou"] is not None:
-        tiles.append(_draw_tile("baseline", format_share(result["baseline_miou"]), "labels only, equal budget"))
+        tiles.append(
+            _draw_tile(
+                "baseline", format_share(result["baseline_miou"]), "labels only, equal budget"
+            )
+        )
         compared = "Difference: student - baseline, the best epoch of each, chosen on val. "
-        compared += "" if baseline else "The baseline's folder is gone or was not recorded: only its mIoU is known. "
+        compared += (
+            ""
+            if baseline
+            else "The baseline's folder is gone or was not recorded: only its mIoU is known. "
+        )
     best = f"best epoch, {result['best_epoch']} of {result['epochs']}"
     tiles.append(_draw_tile("student", format_share(result["miou"]), best))
     if result["improvement_points"] is not None:
         percent = result["improvement_percent"]
         relative = "" if percent is None else f"{percent:+.1f} % of the baseline"
-        tiles.append(_draw_tile("difference", f"{result['improvement_points']:+.2f} points", relative))
+        tiles.append(
+            _draw_tile("difference", f"{result['improvement_points']:+.2f} points", relative)
+        )
     return (
         f"<header><h1>{escape(student.folder.resolve().name)}</h1>"
         f'<div class="soft">mIoU on the validation split, 0 to 1; a point is 0.01</div>'
@@ -100,10 +121,15 @@ def _draw_tile(title: str, value: str, note: str) -> str:
 
 def _draw_classes(names: list[str], data: Data, runs: dict[str, Finished]) -> str:
     teacher, result = data.manifest.information.get("teacher_per_class_iou"), runs["student"].result
-    ious = {**({"teacher": teacher} if teacher else {}), **{who: run.ious for who, run in runs.items()}}
-    mious = {"teacher": result["teacher_miou"], "baseline": result["baseline_miou"], "student": result["miou"]}
+    ious = {
+        **({"teacher": teacher} if teacher else {}),
+        **{who: run.ious for who, run in runs.items()},
+    }
+    mious = {
+        "teacher": result["teacher_miou"],
+        "baseline": result["baseline_miou"],
+        "student": result["miou"],
+    }
     absent = any(iou is None for values in ious.values() for iou in values)
     note = "-: the class is in neither labels nor predictions and does not count." if absent else ""
-    return (
-        f'<section><h2>IoU of each class</h2>{draw_class_table(names, ious, mious)}<p class="soft">{note}</p></section>'
-    )
+    return f'<section><h2>IoU of each class</h2>{draw_class_table(names, ious, mious)}<p class="soft">{note}</p></section>'

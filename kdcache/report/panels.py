@@ -56,13 +56,19 @@ class Predictor:
     def predict(self, image_HW3: np.ndarray) -> np.ndarray:
         """Classes uint8 [H, W] of a uint8 RGB image, padding included."""
         images = normalize_images(torch.from_numpy(image_HW3)[None].to(self.device))
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
             logits = self.student(images)
         return _to_classes(logits)
 
 
 def build_panels(
-    reader: CacheReader, *, student: Predictor, baseline: Predictor | None, num_panels: int = NUM_PANELS
+    reader: CacheReader,
+    *,
+    student: Predictor,
+    baseline: Predictor | None,
+    num_panels: int = NUM_PANELS,
 ) -> list[Panel]:
     """Up to `num_panels` validation samples: those on which student and teacher differ most, then least.
 
@@ -116,14 +122,23 @@ def _disagreement(reader: CacheReader, sample: int, student: Predictor) -> float
 
 
 def _build_panel(
-    reader: CacheReader, sample: int, disagreement: float, student: Predictor, baseline: Predictor | None
+    reader: CacheReader,
+    sample: int,
+    disagreement: float,
+    student: Predictor,
+    baseline: Predictor | None,
 ) -> Panel:
     image, box = reader.read("image", 0, sample), image_box(reader, sample)
-    maps = {"label": reader.read("label", 0, sample), "teacher": read_teacher_classes(reader, sample)}
+    maps = {
+        "label": reader.read("label", 0, sample),
+        "teacher": read_teacher_classes(reader, sample),
+    }
     if baseline:
         maps["baseline"] = baseline.predict(image)
     maps["student"] = student.predict(image)
-    small = {title: thin_classes(classes[box]) for title, classes in maps.items()}  # fifty large ones fill the memory
+    small = {
+        title: thin_classes(classes[box]) for title, classes in maps.items()
+    }  # fifty large ones fill the memory
     return Panel(reader.sample_ids[sample], disagreement, shrink_photo(image[box]), small)
 
 

@@ -22,7 +22,14 @@ VOID_GREYS = {VOID: (176, 176, 176), DARK_VOID: (120, 120, 120)}
 RIGHT, WRONG = 0, 1
 ERROR_COLOURS = ((236, 236, 232), (200, 30, 60), VOID_GREYS[VOID], VOID_GREYS[DARK_VOID])
 # Points of "magma", from 0 to the most: rising in lightness, so that they are told apart printed in grey and by the colour-blind
-HEAT_POINTS = ((0, 0, 4), (59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
+HEAT_POINTS = (
+    (0, 0, 4),
+    (59, 15, 112),
+    (140, 41, 129),
+    (222, 73, 104),
+    (254, 159, 109),
+    (252, 253, 191),
+)
 NUM_HEATS = 64
 
 
@@ -33,7 +40,9 @@ def css_colour(class_number: int) -> str:
 
 def photo_uri(image_HW3: np.ndarray, *, longest_px: int = LONGEST_PX) -> str:
     """A uint8 RGB image as a data URI of a WebP; larger than `longest_px`, it is averaged down."""
-    return _as_uri(Image.fromarray(shrink_photo(image_HW3, longest_px)), "WEBP", quality=WEBP_QUALITY)
+    return _as_uri(
+        Image.fromarray(shrink_photo(image_HW3, longest_px)), "WEBP", quality=WEBP_QUALITY
+    )
 
 
 def class_map_uri(classes_HW: np.ndarray, *, longest_px: int = LONGEST_PX) -> str:
@@ -48,7 +57,9 @@ def class_map_uri(classes_HW: np.ndarray, *, longest_px: int = LONGEST_PX) -> st
     return _as_png(np.where(_hatch(thinned), np.uint8(DARK_VOID), thinned), colours)
 
 
-def error_map_uri(classes_HW: np.ndarray, label_HW: np.ndarray, *, longest_px: int = LONGEST_PX) -> str:
+def error_map_uri(
+    classes_HW: np.ndarray, label_HW: np.ndarray, *, longest_px: int = LONGEST_PX
+) -> str:
     """Where uint8 classes are not those of the label, as a data URI of a palette PNG: RIGHT, WRONG, 2 and 3 hatch VOID."""
     classes, label = thin_classes(classes_HW, longest_px), thin_classes(label_HW, longest_px)
     errors = np.where(label == VOID, 2 + _hatch(label), classes != label).astype(np.uint8)
@@ -57,13 +68,18 @@ def error_map_uri(classes_HW: np.ndarray, label_HW: np.ndarray, *, longest_px: i
 
 def heat_map_uri(values_HW: np.ndarray, *, most: float) -> str:
     """Values from 0 to `most` as a data URI of a palette PNG whose pixel values rise with them, 0 to NUM_HEATS - 1."""
-    return _as_png(np.rint(np.clip(values_HW / most, 0, 1) * (NUM_HEATS - 1)).astype(np.uint8), heat_colours())
+    return _as_png(
+        np.rint(np.clip(values_HW / most, 0, 1) * (NUM_HEATS - 1)).astype(np.uint8), heat_colours()
+    )
 
 
 def heat_colours() -> np.ndarray:
     """uint8 [NUM_HEATS, 3], evenly between HEAT_POINTS."""
     places = np.linspace(0, len(HEAT_POINTS) - 1, NUM_HEATS)
-    channels = [np.interp(places, range(len(HEAT_POINTS)), channel) for channel in zip(*HEAT_POINTS, strict=True)]
+    channels = [
+        np.interp(places, range(len(HEAT_POINTS)), channel)
+        for channel in zip(*HEAT_POINTS, strict=True)
+    ]
     return np.rint(np.stack(channels, 1)).astype(np.uint8)
 
 
@@ -99,7 +115,9 @@ def _shrink(picture: Image.Image, longest_px: int, resampling: Image.Resampling)
 def _as_png(numbers_HW: np.ndarray, colours_N3: np.ndarray) -> str:
     picture = Image.fromarray(numbers_HW)
     picture.putpalette(colours_N3.tobytes())
-    return _as_uri(picture, "PNG")  # optimize takes 30 times as long on noise of two classes, for 3 % less
+    return _as_uri(
+        picture, "PNG"
+    )  # optimize takes 30 times as long on noise of two classes, for 3 % less
 
 
 def _as_uri(picture: Image.Image, kind: str, **options: object) -> str:

@@ -49,8 +49,14 @@ def _draw_within(panels: list[Panel], most: int) -> tuple[list[str], int]:
 
 def _draw_legend(names: list[str], panels: list[Panel]) -> str:
     """The classes that the pictures show."""
-    shown = np.unique(np.concatenate([np.unique(classes) for panel in panels for classes in panel.maps.values()]))
-    items = "".join(f"<li>{draw_swatch(k)}{escape(shorten(names[k]))}</li>" for k in map(int, shown) if k != VOID)
+    shown = np.unique(
+        np.concatenate([np.unique(classes) for panel in panels for classes in panel.maps.values()])
+    )
+    items = "".join(
+        f"<li>{draw_swatch(k)}{escape(shorten(names[k]))}</li>"
+        for k in map(int, shown)
+        if k != VOID
+    )
     return (
         f'<ul class="legend">{items}<li><span class="swatch void"></span>void, not counted</li>'
         '<li><span class="swatch err"></span>errors: the student is not the label</li></ul>'

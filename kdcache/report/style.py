@@ -105,7 +105,9 @@ tfoot th, tfoot td { border-bottom: 0; }
 .matrix .right { --hue: var(--student); }
 .matrix .wrong { --hue: var(--baseline); }
 """
-    + "".join(f".matrix .tint{n} {{ --mix: {percent}%; }}\n" for n, percent in enumerate(TINTS_PERCENT, 1))
+    + "".join(
+        f".matrix .tint{n} {{ --mix: {percent}%; }}\n" for n, percent in enumerate(TINTS_PERCENT, 1)
+    )
     + """
 .matrix .tint7 { color: var(--card); }
 

@@ -9,10 +9,14 @@ from kdcache.report.pictures import css_colour
 
 MOST_ROWS = 40  # above, a table of classes scrolls in a box
 Classes = list[tuple[str, int]]  # name, number; one becomes the next
-LONGEST_NAME = 60  # characters: five lines of a column on a telephone; the settings below have names in full
+LONGEST_NAME = (
+    60  # characters: five lines of a column on a telephone; the settings below have names in full
+)
 
 
-def draw_class_table(names: list[str], ious: dict[str, list], mious: dict[str, float | None]) -> str:
+def draw_class_table(
+    names: list[str], ious: dict[str, list], mious: dict[str, float | None]
+) -> str:
     """A row a class with a bar in each cell, mIoU below.
 
     Args:
@@ -42,13 +46,18 @@ def draw_class_table(names: list[str], ious: dict[str, list], mious: dict[str, f
 def draw_grid(titles: Sequence[str], rows: Sequence[Sequence[str | Classes]], *, kind: str) -> str:
     """Rows of text below titles; classes have their colours. Args: kind: CSS class."""
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{_draw_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_draw_cell(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     return f'<table class="grid {kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def draw_facts(facts: Mapping[str, object]) -> str:
     """Name and value, a row each."""
-    rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
+    rows = (
+        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
     return f'<table class="facts">{"".join(rows)}</table>'
 
 
@@ -70,7 +79,9 @@ def shorten(name: str) -> str:
 def _draw_cell(cell: str | Classes) -> str:
     if isinstance(cell, str):
         return escape(cell)
-    return " → ".join(f"<bdi>{draw_swatch(number)}{escape(shorten(name))}</bdi>" for name, number in cell)
+    return " → ".join(
+        f"<bdi>{draw_swatch(number)}{escape(shorten(name))}</bdi>" for name, number in cell
+    )
 
 
 def _iou_cell(who: str, iou: float | None) -> str:

@@ -18,7 +18,9 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
         "feature": ("feature", config.loss.gamma),
     }
     terms = " + ".join(
-        f"{weight:g} x {label} {entry[name]:.4f}" for name, (label, weight) in weights.items() if name in entry
+        f"{weight:g} x {label} {entry[name]:.4f}"
+        for name, (label, weight) in weights.items()
+        if name in entry
     )
     return (
         f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s "
@@ -37,18 +39,31 @@ def format_epoch_line(entry: dict, config: Config, *, name: str, best_miou: floa
     )
 
 
-def format_result(student: dict, baseline: dict | None, teacher_ious: list | None, *, report: Path) -> str:
+def format_result(
+    student: dict, baseline: dict | None, teacher_ious: list | None, *, report: Path
+) -> str:
     """The end report: per-class table, then teacher, baseline, student and the difference."""
-    columns = [("teacher", teacher_ious), ("baseline", list(baseline["per_class_iou"].values()) if baseline else None)]
+    columns = [
+        ("teacher", teacher_ious),
+        ("baseline", list(baseline["per_class_iou"].values()) if baseline else None),
+    ]
     columns = [(title, ious) for title, ious in columns if ious] + [
         ("student", list(student["per_class_iou"].values()))
     ]
     width = max(12, *(len(name) for name in student["per_class_iou"]))
     lines = [f"{'IoU':<{width}}" + "".join(f"{title:>10}" for title, _ in columns)]
     for row, name in enumerate(student["per_class_iou"]):
-        lines.append(f"{name:<{width}}" + "".join(f"{_number(ious[row]):>10}" for _, ious in columns))
-    mious = {"teacher": student["teacher_miou"], "baseline": student["baseline_miou"], "student": student["miou"]}
-    lines.append(f"{'mIoU':<{width}}" + "".join(f"{_number(mious[title]):>10}" for title, _ in columns))
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{_number(ious[row]):>10}" for _, ious in columns)
+        )
+    mious = {
+        "teacher": student["teacher_miou"],
+        "baseline": student["baseline_miou"],
+        "student": student["miou"],
+    }
+    lines.append(
+        f"{'mIoU':<{width}}" + "".join(f"{_number(mious[title]):>10}" for title, _ in columns)
+    )
     if student["improvement_points"] is not None:
         percent = student["improvement_percent"]
         relative = "" if percent is None else f" ({percent:+.1f} %)"

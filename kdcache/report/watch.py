@@ -12,12 +12,17 @@ from kdcache.cache.lease import is_held, read_holder
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.shard import sum_sizes
-from kdcache.report.progress import Progress
+from kdcache.progress import Progress
 from kdcache.report.text import Say
 
 
 def watch_cache(
-    root: Path, *, every_s: float, progress: Progress, say: Say, sleep: Callable[[float], None] = time.sleep
+    root: Path,
+    *,
+    every_s: float,
+    progress: Progress,
+    say: Say,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Show how many samples are committed, until all are; views that are added meanwhile are not waited for.
 
@@ -38,14 +43,22 @@ def watch_cache(
             read_manifest(root)  # it may have been moved away
             new = find_committed(root, missing)
             missing -= set(new)
-            files = [shard_path(root, spec, group) for group in new for spec in layouts[group.split].arrays]
+            files = [
+                shard_path(root, spec, group)
+                for group in new
+                for spec in layouts[group.split].arrays
+            ]
             bar.advance(sum(map(_count, new)), size_bytes=sum_sizes(root, files))
 
 
 def _name_writers(root: Path) -> str:
     """Processes that hold leases, with how many groups each; those of other machines where the file system tells."""
     folder = root / LEASES
-    names = [path.name for path in folder.iterdir() if is_held(root, path.name)] if folder.is_dir() else []
+    names = (
+        [path.name for path in folder.iterdir() if is_held(root, path.name)]
+        if folder.is_dir()
+        else []
+    )
     holders = Counter(read_holder(root, name) for name in names)
     told = ", ".join(f"{holder} ({count})" for holder, count in sorted(holders.items()))
     return f"; writing now, with so many shard groups: {told}" if told else "; nobody is writing"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from kdcache.config import Config
-from kdcache.devices import check_precision, choose_device, supports_bfloat16, use_exact_float32
+from kdcache.machine.devices import (
+    check_precision,
+    choose_device,
+    supports_bfloat16,
+    use_exact_float32,
+)
 
 
 def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:

@@ -48,21 +48,33 @@ class Augmentation:
 
     def draw(self, sample_id: str, *, epoch: int) -> Move:
         """A pure function of the arguments and the fields: the same in a resumed run, a baseline, any batch and any order."""
-        *words, flip = (int(word) for word in raw_words(f"moves/{self.seed}/{epoch}/{sample_id}", 3))
-        places = [(view - crop) // STRIDE + 1 for view, crop in zip(self.view_hw, self.crop_hw, strict=True)]
+        *words, flip = (
+            int(word) for word in raw_words(f"moves/{self.seed}/{epoch}/{sample_id}", 3)
+        )
+        places = [
+            (view - crop) // STRIDE + 1
+            for view, crop in zip(self.view_hw, self.crop_hw, strict=True)
+        ]
         top, left = (STRIDE * (word % count) for word, count in zip(words, places, strict=True))
         return Move(top, left, (flip >> 11) * 2.0**-53 < self.flip)
 
     def apply(self, batch: Batch, *, epoch: int) -> Batch:
         """The batch with each sample moved; spatial arrays are new tensors, others are those of `batch`."""
         moves = [self.draw(sample_id, epoch=epoch) for sample_id in batch.sample_ids]
-        return Batch({name: self._move(name, values, moves) for name, values in batch.arrays.items()}, batch.sample_ids)
+        return Batch(
+            {name: self._move(name, values, moves) for name, values in batch.arrays.items()},
+            batch.sample_ids,
+        )
 
     def _move(self, name: str, values: Tensor, moves: list[Move]) -> Tensor:
         axis = ROWS_AXIS.get(name, 2)
         if values.dim() <= axis:
             return values
-        before, grid, after = values.shape[:axis], values.shape[axis : axis + 2], values.shape[axis + 2 :]
+        before, grid, after = (
+            values.shape[:axis],
+            values.shape[axis : axis + 2],
+            values.shape[axis + 2 :],
+        )
         strides = [view // cells for view, cells in zip(self.view_hw, grid, strict=True)]
         height, width = (crop // stride for crop, stride in zip(self.crop_hw, strides, strict=True))
         moved = values.new_empty((*before, height, width, *after))

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.layout import ArraySpec
-from kdcache.cache.place import is_far
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shard import MappedFiles
-from kdcache.memory import count_own_cores
+from kdcache.machine.memory import count_own_cores
+from kdcache.storage.place import is_far
 from kdcache.training.residency import Kind, ResidentSamples
 
 Place = tuple[int, int]  # view, sample
@@ -53,13 +53,17 @@ def plan_epoch(
     if views == "random":
         shown = raw_words(f"views/{seed}/{epoch}", num_samples) % np.uint64(num_views)
     else:
-        shown = (raw_words(f"views/{seed}", num_samples) % np.uint64(num_views) + np.uint64(epoch)) % np.uint64(
-            num_views
-        )
-    return split_batches([(int(shown[sample]), int(sample)) for sample in order], batch_size, join_single=True)
+        shown = (
+            raw_words(f"views/{seed}", num_samples) % np.uint64(num_views) + np.uint64(epoch)
+        ) % np.uint64(num_views)
+    return split_batches(
+        [(int(shown[sample]), int(sample)) for sample in order], batch_size, join_single=True
+    )
 
 
-def split_batches(places: list[Place], batch_size: int, *, join_single: bool = False) -> list[list[Place]]:
+def split_batches(
+    places: list[Place], batch_size: int, *, join_single: bool = False
+) -> list[list[Place]]:
     """Cut places into batches, in order; the last may be short."""
     batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
     if join_single and len(batches) > 1 and len(batches[-1]) == 1:
@@ -75,7 +79,9 @@ def count_read_threads() -> int:
 
 def find_smallest_batch(num_samples: int, batch_size: int) -> int:
     """Samples of the smallest batch of every epoch."""
-    return min(len(batch) for batch in split_batches([(0, 0)] * num_samples, batch_size, join_single=True))
+    return min(
+        len(batch) for batch in split_batches([(0, 0)] * num_samples, batch_size, join_single=True)
+    )
 
 
 class BatchReader:
@@ -106,14 +112,20 @@ class BatchReader:
         specs = [reader.layout.array(name) for name in arrays]
         rows = min(batch_size + 1, reader.layout.num_samples * reader.num_views)
         self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
-        self.largest_first = [spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)]
+        self.largest_first = [
+            spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)
+        ]
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.resident = None
         self.maps = MappedFiles() if residency == "ram" else None
         if residency == "gpu":
-            self.resident = ResidentSamples(specs, shape=(reader.num_views, reader.layout.num_samples), device=device)
+            self.resident = ResidentSamples(
+                specs, shape=(reader.num_views, reader.layout.num_samples), device=device
+            )
         if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(device))  # which made the resident arrays
+            self.stream.wait_stream(
+                torch.cuda.current_stream(device)
+            )  # which made the resident arrays
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
         """Batches in the order of `batches`. Raises CacheCorruptError where stored bytes are not those committed."""
@@ -126,20 +138,35 @@ class BatchReader:
                 self.wait_s += time.monotonic() - began_s
                 more = step + 1 < len(batches)
                 coming = (
-                    ahead.submit(self._bring, pool, batches[step + 1], self.slots[(step + 1) % 2]) if more else None
+                    ahead.submit(self._bring, pool, batches[step + 1], self.slots[(step + 1) % 2])
+                    if more
+                    else None
                 )
-                yield Batch(self._hand_over(places, arrays), [self.ids[sample] for _, sample in places])
+                yield Batch(
+                    self._hand_over(places, arrays), [self.ids[sample] for _, sample in places]
+                )
 
-    def _bring(self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _bring(
+        self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Samples on the device: those of a batch, or what of it is not resident yet."""
         absent = self.resident.find_missing(places) if self.resident else places
         if not absent:
             return {}
 
-        jobs = iter([(array, row, place) for array in self.largest_first for row, place in enumerate(absent)])
+        jobs = iter(
+            [
+                (array, row, place)
+                for array in self.largest_first
+                for row, place in enumerate(absent)
+            ]
+        )
 
         def read_some() -> None:
-            for array, row, (view, sample) in jobs:  # each thread takes the next; taking one is a single step
+            for array, row, (
+                view,
+                sample,
+            ) in jobs:  # each thread takes the next; taking one is a single step
                 slot = slots[array].numpy()[row]
                 self.reader.read_into(slot, array=array, view=view, sample=sample, maps=self.maps)
 
@@ -149,7 +176,10 @@ class BatchReader:
         if self.stream is None:
             return self._keep(absent, tensors)
         with torch.cuda.stream(self.stream):
-            arrays = {array: tensor.to(self.device, non_blocking=True) for array, tensor in tensors.items()}
+            arrays = {
+                array: tensor.to(self.device, non_blocking=True)
+                for array, tensor in tensors.items()
+            }
             arrays = self._keep(absent, arrays)
         self.stream.synchronize()  # here, in a thread of its own, so that the slots are free again
         return arrays
@@ -172,7 +202,9 @@ class BatchReader:
 
 def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Tensor]:
     return {
-        spec.name: torch.empty((rows, *spec.item_shape), dtype=getattr(torch, spec.dtype), pin_memory=pin)
+        spec.name: torch.empty(
+            (rows, *spec.item_shape), dtype=getattr(torch, spec.dtype), pin_memory=pin
+        )
         for spec in specs
     }
 

@@ -32,7 +32,9 @@ def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
         "optimizer_state_dict": learner.optimizer.state_dict(),
         "scheduler_state_dict": learner.scheduler.state_dict(),
         "random_state": torch.get_rng_state(),
-        "cuda_random_state": torch.cuda.get_rng_state(learner.device) if learner.device.type == "cuda" else None,
+        "cuda_random_state": torch.cuda.get_rng_state(learner.device)
+        if learner.device.type == "cuda"
+        else None,
         **facts,
     }
     partial = path.with_name(f"{path.name}.partial")
@@ -49,7 +51,9 @@ def read_checkpoint(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+    except (
+        Exception
+    ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
         reason = " ".join(str(error).split())[:80]
         raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
     missing = [name for name in _PARTS if not isinstance(state, dict) or name not in state]
@@ -61,7 +65,9 @@ def read_checkpoint(path: Path) -> dict:
 def read_student(config: Config, checkpoint: Path) -> tuple[nn.Module, dict]:
     """The student of a checkpoint, in eval mode on the CPU, and the checkpoint. Raises TrainingError, SettingsError."""
     state = read_checkpoint(checkpoint)
-    student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
+    student = build_student(
+        config.student, num_classes=config.dataset.num_classes, pretrained=False
+    )
     load_weights(student, state, where=checkpoint)
     return student.eval(), state
 
@@ -70,10 +76,15 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
     """Give a student the weights of a checkpoint. Raises TrainingError where they are another student's."""
     try:
         student.load_state_dict(state["model_state_dict"])
-    except (RuntimeError, AttributeError) as error:  # a student that has been changed; AttributeError: damage
+    except (
+        RuntimeError,
+        AttributeError,
+    ) as error:  # a student that has been changed; AttributeError: damage
         reason = " ".join(str(error).split())[:120]
         cure = "make student.arch what it was, or start a new run"
-        raise TrainingError(f"{where}: checkpoint is of another student ({reason}); {cure}") from None
+        raise TrainingError(
+            f"{where}: checkpoint is of another student ({reason}); {cure}"
+        ) from None
 
 
 def restore(learner: Learner, state: dict, *, where: object) -> None:

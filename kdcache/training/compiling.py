@@ -24,8 +24,13 @@ def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
     missing = _find_missing_tool(device)
     if missing:
         return False, f"compile: off, {missing}"
-    if setting == "auto" and device.type == "cpu":  # measured: 22 to 100 s of compiling for 2 to 4 % of a step
-        return False, "compile: off, on a CPU it gains less than it takes (train.compile on tries it)"
+    if (
+        setting == "auto" and device.type == "cpu"
+    ):  # measured: 22 to 100 s of compiling for 2 to 4 % of a step
+        return (
+            False,
+            "compile: off, on a CPU it gains less than it takes (train.compile on tries it)",
+        )
     return True, "compile: on, compiling now, which takes one to three minutes"
 
 
@@ -43,7 +48,9 @@ def compile_learner(learner: Learner, batch: Batch) -> bool:
     devices = [learner.device] if learner.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
-            learner.forward, learner.loss.compute_band = (torch.compile(function) for function in plain)
+            learner.forward, learner.loss.compute_band = (
+                torch.compile(function) for function in plain
+            )
             learner.student.train()
             compute_step(learner, batch).total.backward()
     except Exception as error:  # whatever a compiler of another's meets: a hundred kinds
@@ -62,7 +69,9 @@ def compile_learner(learner: Learner, batch: Batch) -> bool:
 def make_trial_batch(specs: list[ArraySpec], *, batch_size: int, device: torch.device) -> Batch:
     """A batch as training has it, of zeros."""
     arrays = {
-        spec.name: torch.zeros((batch_size, *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device)
+        spec.name: torch.zeros(
+            (batch_size, *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device
+        )
         for spec in specs
     }
     return Batch(arrays, ["trial"] * batch_size)
@@ -73,5 +82,7 @@ def _find_missing_tool(device: torch.device) -> str | None:
         return None if importlib.util.find_spec("triton") else "the package triton is missing"
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     return (
-        None if any(shutil.which(name) for name in compilers) else f"no C++ compiler ({' or '.join(compilers)}) found"
+        None
+        if any(shutil.which(name) for name in compilers)
+        else f"no C++ compiler ({' or '.join(compilers)}) found"
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.place import Place
 from kdcache.config import Config, LossConfig
+from kdcache.progress import Progress, Silent
 from kdcache.report.page import write_report
-from kdcache.report.progress import Progress, Silent
 from kdcache.report.text import Say, format_result
+from kdcache.storage.place import Place
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
 from kdcache.training.learner import check_student
@@ -25,7 +25,9 @@ from kdcache.training.run import Data, open_configured, train_run
 from kdcache.training.settings import check_batches, resolve_config
 
 log = logging.getLogger("kdcache")
-FEWEST_ROWS = 4  # two of a batch of 8 cost 9.9 points of mIoU, four 0.7 (`python -m tests.bench.processes`)
+FEWEST_ROWS = (
+    4  # two of a batch of 8 cost 9.9 points of mIoU, four 0.7 (`python -m tests.bench.processes`)
+)
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,31 @@ def distill(
     Raises: SettingsError, CacheError, TrainingError; ToldElsewhere where another process raises one of these.
     """
     processes = processes or Alone()
-    progress, say = (progress or Silent(), say) if processes.leads else (Silent(), lambda text: None)
+    progress, say = (
+        (progress or Silent(), say) if processes.leads else (Silent(), lambda text: None)
+    )
     together = {"processes": processes, "progress": progress, "say": say}
     config, data = processes.agree(_open, given, root=root, processes=processes)
     _check_start(config, data, processes, say=say)
     folder, baseline, baseline_folder = config.run.dir, None, None
     if config.run.baseline and (config.loss.beta or config.loss.gamma):
-        plain, baseline_folder = find_baseline(config, data.manifest, beside=folder, count=processes.count)
+        plain, baseline_folder = find_baseline(
+            config, data.manifest, beside=folder, count=processes.count
+        )
         say(f"baseline: the same student without the teacher, in {baseline_folder}")
         baseline = train_run(Plan(plain, baseline_folder, resume=True, wait=True), data, **together)
     say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
-    student = train_run(Plan(config, folder, resume=config.run.resume, baseline=baseline_folder), data, **together)
-    report = processes.lead(write_report, config, data, folder=folder, baseline_folder=baseline_folder)
-    say(format_result(student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report))
+    student = train_run(
+        Plan(config, folder, resume=config.run.resume, baseline=baseline_folder), data, **together
+    )
+    report = processes.lead(
+        write_report, config, data, folder=folder, baseline_folder=baseline_folder
+    )
+    say(
+        format_result(
+            student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report
+        )
+    )
     return Outcome(student, baseline)
 
 
@@ -95,8 +109,15 @@ def _check_start(config: Config, data: Data, processes: Alone, *, say: Say) -> N
 
 def _list_facts(config: Config, data: Data, device: torch.device) -> dict[str, object]:
     """In what the processes of a run must be equal, or they would wait for each other, or train different students."""
-    sizes = {f"number of {split} samples": layout.num_samples for split, layout in data.manifest.layouts.items()}
-    facts = {"kind of device": device.type, "run.baseline": config.run.baseline, **hyperparameters(config)}
+    sizes = {
+        f"number of {split} samples": layout.num_samples
+        for split, layout in data.manifest.layouts.items()
+    }
+    facts = {
+        "kind of device": device.type,
+        "run.baseline": config.run.baseline,
+        **hyperparameters(config),
+    }
     return {**facts, "identity of the cache": data.manifest.identity_hash, **sizes}
 
 
@@ -109,7 +130,9 @@ def _warn_of_few_rows(batch_size: int, count: int, device: torch.device) -> None
         )  # fmt: skip
 
 
-def find_baseline(config: Config, manifest: Manifest, *, beside: Path, count: int = 1) -> tuple[Config, Path]:
+def find_baseline(
+    config: Config, manifest: Manifest, *, beside: Path, count: int = 1
+) -> tuple[Config, Path]:
     """The settings of a run's baseline, and its folder, beside that of the run. Args: count: of processes."""
     plain = baseline_config(config)
     return plain, beside.parent / f"baseline-{hash_settings(plain, manifest, count=count)}"
@@ -131,5 +154,7 @@ def hash_settings(config: Config, manifest: Manifest, *, count: int) -> str:
     facts = {name: value for name, value in facts.items() if BEFORE.get(name, ...) != value}
     device, _ = choose_arithmetic(config)
     facts |= {"cache": identity, "device": device.type}
-    facts |= {"processes": count} if device.type == "cpu" and count > 1 else {}  # each normalises its own rows
+    facts |= (
+        {"processes": count} if device.type == "cpu" and count > 1 else {}
+    )  # each normalises its own rows
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.metrics import compute_iou_per_class, compute_miou
-from kdcache.report.progress import Progress
+from kdcache.progress import Progress
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.loop import Learner, evaluate, train_epoch
 
@@ -51,18 +51,27 @@ def run_epoch(
     lines = []
     for place, learner in enumerate(learners):
         times = _list_times(trained_s[place], validated_s[place], num_steps=len(batches)) | waits
-        means = totals[place].means(alpha=learner.loss.alpha, beta=learner.loss.beta, gamma=learner.loss.gamma)
+        means = totals[place].means(
+            alpha=learner.loss.alpha, beta=learner.loss.beta, gamma=learner.loss.gamma
+        )
         entry = {**together, "lr": lrs[place], **means, **_score(confusions[place]), **times}
         lines.append(None if learner.turn.error else (entry, confusions[place]))
     return lines
 
 
 def _score(confusion_KK: Tensor) -> dict:
-    return {"miou": compute_miou(confusion_KK), "per_class_iou": compute_iou_per_class(confusion_KK)}
+    return {
+        "miou": compute_miou(confusion_KK),
+        "per_class_iou": compute_iou_per_class(confusion_KK),
+    }
 
 
 def _list_times(trained_s: float, validated_s: float, *, num_steps: int) -> dict:
-    return {"step_s": trained_s / num_steps, "validation_s": validated_s, "time_s": trained_s + validated_s}
+    return {
+        "step_s": trained_s / num_steps,
+        "validation_s": validated_s,
+        "time_s": trained_s + validated_s,
+    }
 
 
 def plan_batches(config: Config, num_samples: int, *, epoch: int) -> list[list[tuple[int, int]]]:
@@ -103,7 +112,10 @@ def _end_training(learner: Learner, epoch: int) -> None:
 
 def _check_finite(learner: Learner, epoch: int) -> None:
     """A finite loss can have a non-finite gradient; such weights must not replace a good checkpoint."""
-    bad = next((name for name, p in learner.student.named_parameters() if not torch.isfinite(p).all()), None)
+    bad = next(
+        (name for name, p in learner.student.named_parameters() if not torch.isfinite(p).all()),
+        None,
+    )
     if bad:
         raise TrainingError(
             f"epoch {epoch}: weight {bad} is not finite, expected finite numbers; lower train.lr and resume"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.parser import flatten
 from kdcache.errors import OtherRunError, Phrase, SettingsError, TrainingError, describe
-from kdcache.lock import hold_folder, is_empty
 from kdcache.models.arch import hash_source
-from kdcache.settings import flatten
+from kdcache.storage.lock import hold_folder, is_empty
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import LAST, read_checkpoint
 from kdcache.training.compiling import choose_compiling
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from kdcache.training.plan import Plan
 
 RESULT, METRICS, SETTINGS = "result.json", "metrics.jsonl", "config.yaml"
-BEFORE = {"train.compile": "off", "train.views": "cycle", "train.flip": 0.0, "train.crop": None}  # runs that do not say
+BEFORE = {
+    "train.compile": "off",
+    "train.views": "cycle",
+    "train.flip": 0.0,
+    "train.crop": None,
+}  # runs that do not say
 BEFORE |= {"student.arch": BUILT_IN_STUDENT, "student.options": {}}
 
 
@@ -37,13 +42,21 @@ def hyperparameters(config: Config) -> dict:
     for machine in ("device", "residency"):  # where, not what
         chosen["train"].pop(machine)
     crop_hw = config.train.crop_hw  # N is [N, N], and all of a view is no crop
-    chosen["train"]["crop"] = list(crop_hw) if crop_hw and crop_hw != config.dataset.size_hw else None
+    chosen["train"]["crop"] = (
+        list(crop_hw) if crop_hw and crop_hw != config.dataset.size_hw else None
+    )
     device, autocast = choose_arithmetic(config)
     compiling, _ = choose_compiling(config.train.compile, device=device)
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
-    chosen["train"]["precision"] = "float32" if autocast is None else str(autocast).removeprefix("torch.")
+    chosen["train"]["precision"] = (
+        "float32" if autocast is None else str(autocast).removeprefix("torch.")
+    )
     if config.student.arch != BUILT_IN_STUDENT:
-        chosen["student"] = {**chosen["student"], "pretrained": None, "aspp_channels": None}  # not of it
+        chosen["student"] = {
+            **chosen["student"],
+            "pretrained": None,
+            "aspp_channels": None,
+        }  # not of it
         chosen["student"]["source"] = hash_source(config.student.arch)
     options = chosen["student"].pop("options")
     return {**flatten(chosen), "student.options": options}
@@ -77,9 +90,17 @@ def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bo
         return
     ours = folder.is_dir() and (folder / SETTINGS).is_file()
     if not (resume and ours):
-        cure = "set run.dir to another folder" + (", or continue the run with --run.resume" if ours else "")
+        cure = "set run.dir to another folder" + (
+            ", or continue the run with --run.resume" if ours else ""
+        )
         raise SettingsError(
-            describe(folder, field="run.dir", found=Phrase("in use"), expected=Phrase("a new folder"), cure=cure)
+            describe(
+                folder,
+                field="run.dir",
+                found=Phrase("in use"),
+                expected=Phrase("a new folder"),
+                cure=cure,
+            )
         )
     if (folder / RESULT).is_file():
         _check_same_run(config, manifest, folder, read_result(folder))
@@ -91,9 +112,13 @@ def make_folder(config: Config, folder: Path) -> None:
     """Make the folder of a new run, with its settings. Raises SettingsError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+        (folder / SETTINGS).write_text(
+            yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8"
+        )
     except OSError as error:
-        raise SettingsError(f"{folder}: run.dir is unwritable ({error.strerror}); set another folder") from None
+        raise SettingsError(
+            f"{folder}: run.dir is unwritable ({error.strerror}); set another folder"
+        ) from None
 
 
 def take_folder(plan: Plan, manifest: Manifest, *, held: ExitStack) -> dict | None:
@@ -130,7 +155,10 @@ def read_history(folder: Path) -> list[dict]:
     path = folder / METRICS
     try:
         history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        [(float(entry["miou"]), float(entry["total"]), float(entry["time_s"])) for entry in history][0]
+        [
+            (float(entry["miou"]), float(entry["total"]), float(entry["time_s"]))
+            for entry in history
+        ][0]
         return history
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise _unreadable(path, "history", error) from None
@@ -145,7 +173,9 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:
     reason = " ".join(str(error).split())[:80]
-    return TrainingError(f"{path}: {field} is unreadable ({reason}); delete the run folder and start again")
+    return TrainingError(
+        f"{path}: {field} is unreadable ({reason}); delete the run folder and start again"
+    )
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
@@ -154,9 +184,17 @@ def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: di
     for name in {**found, **expected}:
         if found.get(name) != expected.get(name):
             raise OtherRunError(
-                describe(folder, field=name, found=found.get(name), expected=expected.get(name), cure=cure)
+                describe(
+                    folder,
+                    field=name,
+                    found=found.get(name),
+                    expected=expected.get(name),
+                    cure=cure,
+                )
             )
     identity = find_identity(manifest, expected)
     if stored["cache_identity"] != identity:
         found, expected = stored["cache_identity"][:12], identity[:12]
-        raise OtherRunError(describe(folder, field="cache identity", found=found, expected=expected, cure=cure))
+        raise OtherRunError(
+            describe(folder, field="cache identity", found=found, expected=expected, cure=cure)
+        )

@@ -28,10 +28,14 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     own_channels = _find_channels(config, student)
     channels = {level: (teacher_channels[level], own_channels[level]) for level in levels}
     weights = config.loss
-    loss = KnowledgeDistillationLoss(weights.alpha, weights.beta, weights.gamma, weights.temperature, channels)
+    loss = KnowledgeDistillationLoss(
+        weights.alpha, weights.beta, weights.gamma, weights.temperature, channels
+    )
     torch.manual_seed(config.train.seed)  # again: a run without projections sees the same dropout
     student = student.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam([*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr, fused=True)
+    optimizer = torch.optim.Adam(
+        [*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr, fused=True
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.train.epochs)
     return Learner(student, loss, optimizer, scheduler, device, autocast, forward=student)
 
@@ -39,7 +43,9 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
 def check_student(config: Config) -> None:
     """Ask the student about empty images before anything is trained. Raises SettingsError where it is none, or lacks a level."""
     with torch.random.fork_rng([]):
-        student = build_student(config.student, num_classes=config.dataset.num_classes, pretrained=False)
+        student = build_student(
+            config.student, num_classes=config.dataset.num_classes, pretrained=False
+        )
         _find_channels(config, student)
 
 
@@ -79,10 +85,16 @@ def list_arrays(learner: Learner) -> list[str]:
     loss = learner.loss
     answers = [*(["logits"] if loss.beta else []), *loss.align]
     label = ["label"] if loss.alpha else []
-    return ["image", *label, *(array for name in answers for array in learner.targets.list_arrays(name))]
+    return [
+        "image",
+        *label,
+        *(array for name in answers for array in learner.targets.list_arrays(name)),
+    ]
 
 
 def find_teacher_channels(reader: CacheReader) -> dict[str, int]:
     """level -> channels of the teacher's features, however they are stored."""
-    stored = {array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in LEVELS}
+    stored = {
+        array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in LEVELS
+    }
     return {level: reader.encodings[level].channels or count for level, count in stored.items()}

@@ -13,7 +13,7 @@ from kdcache.errors import TrainingError
 from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
 from kdcache.metrics import count_confusion
 from kdcache.models.inputs import normalize_images
-from kdcache.report.progress import Bar
+from kdcache.progress import Bar
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.processes import Alone
@@ -47,7 +47,9 @@ class _Coming:
     def __init__(self, value: Tensor) -> None:
         self.value, self.event = value, None
         if value.device.type == "cuda":
-            self.value = torch.empty((), pin_memory=True, dtype=value.dtype).copy_(value, non_blocking=True)
+            self.value = torch.empty((), pin_memory=True, dtype=value.dtype).copy_(
+                value, non_blocking=True
+            )
             self.event = torch.cuda.current_stream(value.device).record_event()
 
     def wait(self) -> float:
@@ -72,13 +74,16 @@ class TermTotals:
     def add_up(self, processes: Alone) -> TermTotals:
         """Those of all processes."""
         sums, counts = (
-            {name: processes.add_up(value) for name, value in own.items()} for own in (self.sums, self.counts)
+            {name: processes.add_up(value) for name, value in own.items()}
+            for own in (self.sums, self.counts)
         )
         return TermTotals(sums, counts)
 
     def means(self, *, alpha: float, beta: float, gamma: float) -> dict[str, float]:
         """ce, kd, feature (mean over levels) and their weighted total; absent terms are left out."""
-        mean = {name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums}
+        mean = {
+            name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums
+        }
         levels = [value for name, value in mean.items() if name.startswith("feature/")]
         means = {name: mean[name] for name in ("ce", "kd") if name in mean}
         if levels:
@@ -101,7 +106,9 @@ def train_epoch(
     totals = [TermTotals() for _ in learners]
     for learner in learners:
         learner.student.train()
-    for step, batch in enumerate(reader.read([first.processes.share(places) for places in batches])):
+    for step, batch in enumerate(
+        reader.read([first.processes.share(places) for places in batches])
+    ):
         batch = first.augmentation.apply(batch, epoch=epoch) if first.augmentation else batch
         for learner, own in zip(learners, totals, strict=True):
             learner.turn.take(_learn, learner, own, batch, where=f"epoch {epoch} step {step}")
@@ -138,23 +145,33 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
 def compute_step(learner: Learner, batch: Batch) -> LossTerms:
     """Forward and loss of one batch."""
     images = normalize_images(batch.arrays["image"])
-    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
+    with torch.autocast(
+        learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None
+    ):
         logits, features = learner.forward(images, return_features=True, full_size=False)
     return compute_loss(learner.loss, logits, features, batch, learner.targets)
 
 
 def compute_loss(
-    loss: KnowledgeDistillationLoss, logits: Tensor, features: Mapping[str, Tensor], batch: Batch, targets: Targets
+    loss: KnowledgeDistillationLoss,
+    logits: Tensor,
+    features: Mapping[str, Tensor],
+    batch: Batch,
+    targets: Targets,
 ) -> LossTerms:
     """The loss of one batch at the images' size; autocast is left behind here, every term is float32."""
     arrays, hw = batch.arrays, batch.arrays["image"].shape[1:3]
     levels = {level: targets.make(level, arrays) for level in loss.align}
     scores = targets.make("logits", arrays)
-    return loss(logits, features, arrays.get("label"), teacher_NKHW=scores, teacher_features=levels, hw=hw)
+    return loss(
+        logits, features, arrays.get("label"), teacher_NKHW=scores, teacher_features=levels, hw=hw
+    )
 
 
 @torch.inference_mode()
-def evaluate(learners: Sequence[Learner], reader: BatchReader, *, num_classes: int, batch_size: int) -> list[Tensor]:
+def evaluate(
+    learners: Sequence[Learner], reader: BatchReader, *, num_classes: int, batch_size: int
+) -> list[Tensor]:
     """Confusion [K, K] (int64, host) of each student over a whole split; each labelled pixel counts once.
 
     Args:
@@ -174,9 +191,13 @@ def evaluate(learners: Sequence[Learner], reader: BatchReader, *, num_classes: i
 
 
 def _count_batch(learner: Learner, confusion_KK: Tensor, batch: Batch) -> None:
-    with torch.autocast(learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None):
+    with torch.autocast(
+        learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None
+    ):
         logits = learner.student(normalize_images(batch.arrays["image"]))
-    confusion_KK += count_confusion(logits.argmax(1), batch.arrays["label"], num_classes=len(confusion_KK))
+    confusion_KK += count_confusion(
+        logits.argmax(1), batch.arrays["label"], num_classes=len(confusion_KK)
+    )
 
 
 def _named_terms(terms: LossTerms) -> dict[str, Term]:

@@ -36,5 +36,12 @@ class Plan:
 def sharing_key(config: Config) -> tuple:
     """Equal for runs whose batches are the same, in memory too."""
     train, cache = config.train, config.cache
-    batches = (train.seed, train.batch_size, train.views, config.augment.views, train.flip, train.crop_hw)
+    batches = (
+        train.seed,
+        train.batch_size,
+        train.views,
+        config.augment.views,
+        train.flip,
+        train.crop_hw,
+    )
     return (*batches, train.device, train.residency, cache.check, cache.stage_dir, cache.stage_gb)

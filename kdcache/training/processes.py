@@ -13,17 +13,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kdcache.devices import find_gpu
-from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, TrainingError, describe
+from kdcache.errors import (
+    KdcacheError,
+    Phrase,
+    SettingsError,
+    ToldElsewhere,
+    TrainingError,
+    describe,
+)
+from kdcache.machine.devices import find_gpu
+from kdcache.machine.workers import find_worker
 from kdcache.training.batches import raw_words
 from kdcache.training.turn import is_lost_process
-from kdcache.workers import find_worker
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's; tasks of SLURM alone are runs of their own
+MEETING = (
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # torchrun's; tasks of SLURM alone are runs of their own
 STARTED = "TORCHELASTIC_RUN_ID"  # set by torchrun for those it starts
-PATIENCE = timedelta(days=30)  # the first process may be waiting for a baseline that another run trains
+PATIENCE = timedelta(
+    days=30
+)  # the first process may be waiting for a baseline that another run trains
 
 
 class Alone:
@@ -136,7 +150,9 @@ class Processes(Alone):
     def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         # not DistributedDataParallel: it takes means where sums are wanted, and refuses a head without gradient (a loss of
         # features alone); what it is for, sending during the backward pass, has little to win with 11 MB
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        parameters = (
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        )
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         total = self.add_up(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = total.split([gradient.numel() for gradient in gradients])
@@ -159,21 +175,34 @@ def _check_equal(found: list[Mapping[str, object]]) -> None:
     for rank, facts in enumerate(found):
         for name in first:
             if facts[name] != first[name]:
-                field, expected = f"{name} of process {rank}", Phrase(f"{first[name]!r}, as process 0 has it")
-                raise SettingsError(describe("settings", field=field, found=facts[name], expected=expected, cure=cure))
+                field, expected = (
+                    f"{name} of process {rank}",
+                    Phrase(f"{first[name]!r}, as process 0 has it"),
+                )
+                raise SettingsError(
+                    describe(
+                        "settings", field=field, found=facts[name], expected=expected, cure=cure
+                    )
+                )
 
 
 def _check_different(found: list[str], device: torch.device) -> None:
     if len(set(found)) < len(found):
         cure = "set train.device auto and start a process for each GPU"
         expected = Phrase(f"a GPU for each of {len(found)} processes")
-        raise SettingsError(describe("settings", field="train.device", found=str(device), expected=expected, cure=cure))
+        raise SettingsError(
+            describe(
+                "settings", field="train.device", found=str(device), expected=expected, cure=cure
+            )
+        )
 
 
 def format_processes(processes: Alone, *, batch_size: int, device: torch.device) -> str:
     """One line for a person."""
     own = "the whole batch's" if device.type == "cuda" else "each process's own"
-    share = f"each has up to {processes.largest_share(batch_size)} samples of a batch of {batch_size}"
+    share = (
+        f"each has up to {processes.largest_share(batch_size)} samples of a batch of {batch_size}"
+    )
     return f"processes: {processes.count}, {share}; BatchNorm's statistics are {own}"
 
 
@@ -219,9 +248,7 @@ def _meet(rank: int, count: int) -> Processes:
         return Processes(rank, count)
     except (RuntimeError, ValueError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
-        interface = (
-            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface that reaches the other machines"
-        )
+        interface = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface that reaches the other machines"
         cure = interface if STARTED in os.environ else "start them with torchrun"
         raise SettingsError(
             f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); {cure}"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.layout import ArraySpec
-from kdcache.cache.place import is_one_file
 from kdcache.cache.reader import CacheReader
 from kdcache.errors import SettingsError
-from kdcache.memory import allow_mapped_files, find_free_gpu, find_free_ram
+from kdcache.machine.memory import allow_mapped_files, find_free_gpu, find_free_ram
+from kdcache.storage.place import is_one_file
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
@@ -65,14 +65,21 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
     Raises: SettingsError for gpu without a GPU, or with too little memory on it.
     """
     size_bytes, stored_bytes, num_files = (
-        sum(getattr(need, name) for need in needs) for name in ("size_bytes", "stored_bytes", "num_files")
+        sum(getattr(need, name) for need in needs)
+        for name in ("size_bytes", "stored_bytes", "num_files")
     )
     free_gpu = int(find_free_gpu(device) * GPU_SHARE) if device.type == "cuda" else 0
     free_ram = int(find_free_ram() * RAM_SHARE)
     size, stored = f"{_gb(size_bytes)} of samples", f"{_gb(stored_bytes)} of shard files"
     if setting == "gpu" and size_bytes > free_gpu:
-        found = f"{size} do not fit into {_gb(free_gpu)} of GPU memory" if free_gpu else f"the device is {device}"
-        raise SettingsError(f"settings: train.residency is 'gpu' and {found}; set train.residency auto")
+        found = (
+            f"{size} do not fit into {_gb(free_gpu)} of GPU memory"
+            if free_gpu
+            else f"the device is {device}"
+        )
+        raise SettingsError(
+            f"settings: train.residency is 'gpu' and {found}; set train.residency auto"
+        )
     if setting == "gpu" or (setting == "auto" and size_bytes <= free_gpu):
         return Residency("gpu", f"{size} fit into {_gb(free_gpu)}, half of the free GPU memory")
     if setting != "disk" and any(need.far for need in needs):
@@ -80,11 +87,15 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
     fits = stored_bytes <= free_ram
     if setting == "ram" or (setting == "auto" and fits):
         if not allow_mapped_files(num_files):
-            return Residency("disk", f"{num_files} shard files are more than this process may keep mapped (ulimit -n)")
+            return Residency(
+                "disk",
+                f"{num_files} shard files are more than this process may keep mapped (ulimit -n)",
+            )
         verb = "fit" if fits else "do not fit"
         return Residency("ram", f"{stored} {verb} into {_gb(free_ram)}, most of the free memory")
     return Residency(
-        "disk", "as set" if setting == "disk" else f"{stored} are more than {_gb(free_ram)} of free memory"
+        "disk",
+        "as set" if setting == "disk" else f"{stored} are more than {_gb(free_ram)} of free memory",
     )
 
 
@@ -95,11 +106,15 @@ class ResidentSamples:
         specs: of the arrays. shape: views and samples of the split. device: where they stay.
     """
 
-    def __init__(self, specs: list[ArraySpec], *, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(
+        self, specs: list[ArraySpec], *, shape: tuple[int, int], device: torch.device
+    ) -> None:
         self.num_samples, self.device = shape[1], device
         self.arrays = {
             spec.name: torch.empty(
-                (shape[0] * shape[1], *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device
+                (shape[0] * shape[1], *spec.item_shape),
+                dtype=getattr(torch, spec.dtype),
+                device=device,
             )
             for spec in specs
         }
@@ -125,12 +140,18 @@ class ResidentSamples:
         return place[0] * self.num_samples + place[1]
 
     def _rows(self, places: list[tuple[int, int]]) -> Tensor:
-        return torch.tensor([self._row(place) for place in places]).to(self.device, non_blocking=True)
+        return torch.tensor([self._row(place) for place in places]).to(
+            self.device, non_blocking=True
+        )
 
 
 def format_residency(choice: Residency) -> str:
     """One line for a person."""
-    where = {"disk": "read from where they are each time", "ram": "mapped into memory", "gpu": "kept on the GPU"}
+    where = {
+        "disk": "read from where they are each time",
+        "ram": "mapped into memory",
+        "gpu": "kept on the GPU",
+    }
     return f"residency: {choice.kind}, samples are {where[choice.kind]} ({choice.reason})"
 
 

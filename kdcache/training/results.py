@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kdcache.cache.manifest import Manifest
-from kdcache.machine import describe_machine
+from kdcache.machine.versions import describe_machine
 from kdcache.models.student import count_parameters
 from kdcache.training.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
 from kdcache.training.folder import find_origin, write_history, write_result
@@ -16,7 +16,9 @@ from kdcache.training.loop import Learner
 from kdcache.training.plan import Plan
 
 
-def save_epoch(learner: Learner, *, folder: Path, history: list[dict], facts: dict, confusion: Tensor) -> None:
+def save_epoch(
+    learner: Learner, *, folder: Path, history: list[dict], facts: dict, confusion: Tensor
+) -> None:
     """Write the checkpoints and metrics.jsonl after an epoch, the last of `history`.
 
     Args:
@@ -78,5 +80,7 @@ def _compare(plan: Plan, miou: float) -> dict:
         "baseline_miou": baseline_miou,
         "baseline": None if gain is None else os.path.relpath(plan.baseline, plan.folder),
         "improvement_points": None if gain is None else 100 * gain,
-        "improvement_percent": 100 * gain / baseline_miou if gain is not None and baseline_miou else None,
+        "improvement_percent": 100 * gain / baseline_miou
+        if gain is not None and baseline_miou
+        else None,
     }

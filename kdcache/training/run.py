@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
-from kdcache.lock import FolderInUseError
-from kdcache.report.progress import Progress
+from kdcache.progress import Progress
 from kdcache.report.text import Say, format_epoch, format_epoch_line
+from kdcache.storage.lock import FolderInUseError
+from kdcache.storage.place import Place
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import restore
 from kdcache.training.epoch import run_epoch
@@ -51,11 +51,19 @@ class Run:
 
     def lacks(self, epoch: int) -> bool:
         """Whether it takes part in this epoch, which counts from 1."""
-        return self.learner.turn.error is None and len(self.history) < epoch <= self.plan.config.train.epochs
+        return (
+            self.learner.turn.error is None
+            and len(self.history) < epoch <= self.plan.config.train.epochs
+        )
 
 
 def open_data(
-    root: Place, manifest: Manifest, *, num_views: int, check: Check = "first", stage: Stage | None = None
+    root: Place,
+    manifest: Manifest,
+    *,
+    num_views: int,
+    check: Check = "first",
+    stage: Stage | None = None,
 ) -> Data:
     """Open both splits; `num_views` training views must be complete. Raises CacheError."""
     train = CacheReader(root, manifest, "train", num_views=num_views, check=check, stage=stage)
@@ -65,10 +73,14 @@ def open_data(
 def open_configured(config: Config, root: Place, manifest: Manifest) -> Data:
     """Both splits as settings say. Raises CacheError, SettingsError."""
     stage = open_stage(config.cache)
-    return open_data(root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage)
+    return open_data(
+        root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage
+    )
 
 
-def train_run(plan: Plan, data: Data, *, processes: Alone | None = None, progress: Progress, say: Say) -> dict:
+def train_run(
+    plan: Plan, data: Data, *, processes: Alone | None = None, progress: Progress, say: Say
+) -> dict:
     """Train one student into its folder, or go on with the run that is there.
 
     Args:
@@ -85,7 +97,9 @@ def train_run(plan: Plan, data: Data, *, processes: Alone | None = None, progres
         return _finish(run, data.manifest)
 
 
-def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say: Say) -> list[dict | Exception]:
+def train_together(
+    plans: Sequence[Plan], data: Data, *, progress: Progress, say: Say
+) -> list[dict | Exception]:
     """Train several students from the same batches, each read once; each learns what it would have learned alone.
 
     Args:
@@ -97,12 +111,20 @@ def train_together(plans: Sequence[Plan], data: Data, *, progress: Progress, say
         say_once = _say_once(say)
         started: list[Run | dict | Exception] = []
         for plan in plans:
-            elsewhere = bool(started) and isinstance(started[0], FolderInUseError)  # whoever has it takes the others
-            started.append(_look(plan, started[0]) if elsewhere else _start_shared(plan, data, held=held, say=say_once))
+            elsewhere = bool(started) and isinstance(
+                started[0], FolderInUseError
+            )  # whoever has it takes the others
+            started.append(
+                _look(plan, started[0])
+                if elsewhere
+                else _start_shared(plan, data, held=held, say=say_once)
+            )
         runs = [run for run in started if isinstance(run, Run)]
         if runs:
             _train_epochs(runs, data, progress=progress, say=say)
-        return [_finish_shared(run, data.manifest) if isinstance(run, Run) else run for run in started]
+        return [
+            _finish_shared(run, data.manifest) if isinstance(run, Run) else run for run in started
+        ]
 
 
 def _start(plan: Plan, data: Data, processes: Alone, *, held: ExitStack, say: Say) -> Run | dict:
@@ -118,7 +140,9 @@ def _start(plan: Plan, data: Data, processes: Alone, *, held: ExitStack, say: Sa
 
 
 def _open_tracker(plan: Plan, *, first: int) -> Guarded | None:
-    return choose_tracker(plan.config.run.track, plan.folder, first=first, facts=hyperparameters(plan.config))
+    return choose_tracker(
+        plan.config.run.track, plan.folder, first=first, facts=hyperparameters(plan.config)
+    )
 
 
 def _start_shared(plan: Plan, data: Data, *, held: ExitStack, say: Say) -> Run | dict | Exception:
@@ -146,7 +170,9 @@ def _prepare(plan: Plan, data: Data, processes: Alone, *, say: Say) -> tuple[Lea
     """A learner and its history, new or restored."""
     learner = processes.agree(open_learner, plan.config, data.train, processes)
     compile_where_worth(plan.config, data.train, learner, say=say)
-    processes.adopt(learner.student, learner.device)  # behind the trial, which must not wait for other processes
+    processes.adopt(
+        learner.student, learner.device
+    )  # behind the trial, which must not wait for other processes
     state = processes.lead(read_state, plan.folder, resume=plan.resume)
     if state is not None:
         restore(learner, state, where=plan.folder)
@@ -159,12 +185,16 @@ def _train_epochs(runs: Sequence[Run], data: Data, *, progress: Progress, say: S
     """Train the epochs that a history lacks; after each the checkpoints and metrics.jsonl are as long as it."""
     first = runs[0]
     learners = [run.learner for run in runs]
-    train, val = first.learner.processes.agree(_make_readers, first.plan.config, data, learners, say)
+    train, val = first.learner.processes.agree(
+        _make_readers, first.plan.config, data, learners, say
+    )
     for epoch in range(1, max(run.plan.config.train.epochs for run in runs) + 1):
         current = [run for run in runs if run.lacks(epoch)]
         if current:
             learners = [run.learner for run in current]
-            lines = run_epoch(current[0].plan.config, learners, train, val, epoch=epoch, progress=progress)
+            lines = run_epoch(
+                current[0].plan.config, learners, train, val, epoch=epoch, progress=progress
+            )
             for run, line in zip(current, lines, strict=True):
                 if line is not None:
                     run.learner.turn.take(_keep_epoch, run, data.manifest, *line)
@@ -180,8 +210,13 @@ def _keep_epoch(run: Run, manifest: Manifest, entry: dict, confusion: object) ->
 
 
 def _save(run: Run, manifest: Manifest, confusion: object) -> None:
-    facts = {"baseline_miou": run.plan.find_baseline_miou(), **find_origin(run.plan.config, manifest)}
-    save_epoch(run.learner, folder=run.plan.folder, history=run.history, facts=facts, confusion=confusion)
+    facts = {
+        "baseline_miou": run.plan.find_baseline_miou(),
+        **find_origin(run.plan.config, manifest),
+    }
+    save_epoch(
+        run.learner, folder=run.plan.folder, history=run.history, facts=facts, confusion=confusion
+    )
 
 
 def _say_epoch(run: Run, say: Say, *, alone: bool) -> None:
@@ -189,7 +224,11 @@ def _say_epoch(run: Run, say: Say, *, alone: bool) -> None:
     if alone:
         say(format_epoch(run.history[-1], config, best_miou=best_miou))
     else:
-        say(format_epoch_line(run.history[-1], config, name=run.plan.folder.name, best_miou=best_miou))
+        say(
+            format_epoch_line(
+                run.history[-1], config, name=run.plan.folder.name, best_miou=best_miou
+            )
+        )
 
 
 def _finish(run: Run, manifest: Manifest) -> dict:
@@ -200,15 +239,23 @@ def _finish_shared(run: Run, manifest: Manifest) -> dict | Exception:
     return run.learner.turn.take(_finish, run, manifest) or run.learner.turn.error
 
 
-def _make_readers(config: Config, data: Data, learners: Sequence[Learner], say: Say) -> tuple[BatchReader, BatchReader]:
+def _make_readers(
+    config: Config, data: Data, learners: Sequence[Learner], say: Say
+) -> tuple[BatchReader, BatchReader]:
     """Both splits, with what any of the learners reads, staying where there is room for both."""
-    device, needed = learners[0].device, {name for learner in learners for name in list_arrays(learner)}
+    device, needed = (
+        learners[0].device,
+        {name for learner in learners for name in list_arrays(learner)},
+    )
     names = [spec.name for spec in data.train.layout.arrays if spec.name in needed]
     pairs = ((data.train, names), (data.val, ["image", "label"]))
-    choice = choose_residency(config.train.residency, [find_need(*pair) for pair in pairs], device=device)
+    choice = choose_residency(
+        config.train.residency, [find_need(*pair) for pair in pairs], device=device
+    )
     say(format_residency(choice))
     size, kind = learners[0].processes.largest_share(config.train.batch_size), choice.kind
     train, val = (
-        BatchReader(reader, arrays=names, batch_size=size, device=device, residency=kind) for reader, names in pairs
+        BatchReader(reader, arrays=names, batch_size=size, device=device, residency=kind)
+        for reader, names in pairs
     )
     return train, val

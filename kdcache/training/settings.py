@@ -8,16 +8,28 @@ import torch
 
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.plan import VAL_VIEW_RULE, check_storage, dataset_facts, teacher_facts, train_view_rule
+from kdcache.cache.plan import (
+    VAL_VIEW_RULE,
+    check_storage,
+    dataset_facts,
+    teacher_facts,
+    train_view_rule,
+)
 from kdcache.config import Config, config_to_dict
+from kdcache.config.parser import drop_unknown, flatten, make_config, merge
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
-from kdcache.settings import drop_unknown, flatten, make_config, merge
 from kdcache.training.batches import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
-KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")  # as far as the version that wrote it had them
+KEPT_OF_CACHE = (
+    "levels",
+    "shard_samples",
+    "encoding",
+    "rank",
+    "codec",
+)  # as far as the version that wrote it had them
 
 
 def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
@@ -29,7 +41,9 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     stored = drop_unknown(manifest.information["settings"])
     base = {section: stored[section] for section in FROM_CACHE}
     base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
-    base["cache"] = {name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE}
+    base["cache"] = {
+        name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE
+    }
     config = make_config(base, given)
     check_given(root, manifest, given, cure="change the settings or cache.path")
     check_tracker(config.run.track)
@@ -43,13 +57,22 @@ def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> No
 
     Raises: CacheMismatchError where the cache is another, side by side.
     """
-    config, given = make_config(drop_unknown(manifest.information["settings"]), given), flatten(given)
+    config, given = (
+        make_config(drop_unknown(manifest.information["settings"]), given),
+        flatten(given),
+    )
     cached_levels = list(manifest.identity["train"]["teacher"]["layers"])
     absent = [level for level in config.cache.levels if level not in cached_levels]
     if absent:
         other = f"cache {absent[0]} in another folder or leave it out of cache.levels"
         raise CacheMismatchError(
-            describe(root, field="cache.levels", found=cached_levels, expected=config.cache.levels, cure=other)
+            describe(
+                root,
+                field="cache.levels",
+                found=cached_levels,
+                expected=config.cache.levels,
+                cure=other,
+            )
         )
     full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
     rules = {"train": train_view_rule(full), "val": VAL_VIEW_RULE}
@@ -64,16 +87,29 @@ def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> No
     cached = make_config(drop_unknown(manifest.information["settings"]))
     check_storage(root, cached, full, cure=cure)
     known = flatten(config_to_dict(cached))
-    for name in ("dataset.train_split", "dataset.val_split", "teacher.high_stride", "cache.shard_samples"):
+    for name in (
+        "dataset.train_split",
+        "dataset.val_split",
+        "teacher.high_stride",
+        "cache.shard_samples",
+    ):
         if name in given and given[name] != known[name]:
-            raise CacheMismatchError(describe(root, field=name, found=known[name], expected=given[name], cure=cure))
+            raise CacheMismatchError(
+                describe(root, field=name, found=known[name], expected=given[name], cure=cure)
+            )
 
 
 def _weights_fact(config: Config, given: dict) -> dict:
     """The hash of the weights that were given, where their file is on this machine."""
-    if "teacher.weights" not in given or not find_teacher_file(config.teacher.arch, config.teacher.weights):
+    if "teacher.weights" not in given or not find_teacher_file(
+        config.teacher.arch, config.teacher.weights
+    ):
         return {}
-    return {"weights_sha256": hash_weights(read_teacher_weights(config.teacher.arch, config.teacher.weights))}
+    return {
+        "weights_sha256": hash_weights(
+            read_teacher_weights(config.teacher.arch, config.teacher.weights)
+        )
+    }
 
 
 def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: bool) -> None:
@@ -93,7 +129,11 @@ def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: 
         expected = Phrase("0 where cache.levels is empty")
         raise SettingsError(
             describe(
-                "settings", field="loss.gamma", found=config.loss.gamma, expected=expected, cure="set loss.gamma 0"
+                "settings",
+                field="loss.gamma",
+                found=config.loss.gamma,
+                expected=expected,
+                cure="set loss.gamma 0",
             )
         )
     check_crop(root, config)
@@ -109,13 +149,21 @@ def check_batches(config: Config, *, num_samples: int, count: int, device: torch
     if count == 1 or found >= least:
         return
     sizes = range(size + 1, num_samples + 1)
-    fitting = next((other for other in sizes if find_smallest_batch(num_samples, other) >= least), None)
-    cure = "start fewer processes" if fitting is None else f"set train.batch_size {fitting} or start fewer processes"
+    fitting = next(
+        (other for other in sizes if find_smallest_batch(num_samples, other) >= least), None
+    )
+    cure = (
+        "start fewer processes"
+        if fitting is None
+        else f"set train.batch_size {fitting} or start fewer processes"
+    )
     field, expected = (
         f"smallest batch (train.batch_size {size})",
         Phrase(f"{least} samples or more for {count} processes"),
     )
-    raise SettingsError(describe("settings", field=field, found=found, expected=expected, cure=cure))
+    raise SettingsError(
+        describe("settings", field=field, found=found, expected=expected, cure=cure)
+    )
 
 
 def check_crop(where: object, config: Config) -> None:
@@ -124,4 +172,6 @@ def check_crop(where: object, config: Config) -> None:
     if crop and (crop[0] > size[0] or crop[1] > size[1]):
         expected = Phrase(f"at most {list(size)}, the cached views' height and width")
         cure = "set a smaller train.crop or null"
-        raise SettingsError(describe(where, field="train.crop", found=list(crop), expected=expected, cure=cure))
+        raise SettingsError(
+            describe(where, field="train.crop", found=list(crop), expected=expected, cure=cure)
+        )

@@ -23,7 +23,12 @@ TIMES = {
     "validation_s": "time/validation_s",
     "time_s": "time/epoch_s",
 }
-NAMES = {"miou": "val/miou", "lr": "lr", **{term: f"loss/{term}" for term in ("total", "ce", "kd", "feature")}, **TIMES}
+NAMES = {
+    "miou": "val/miou",
+    "lr": "lr",
+    **{term: f"loss/{term}" for term in ("total", "ce", "kd", "feature")},
+    **TIMES,
+}
 
 
 class Tracker(Protocol):
@@ -69,11 +74,15 @@ class WandB:
         import wandb
 
         file = folder / "wandb_id"
-        if first == 1 or not file.is_file():  # a new run is another one, whatever its folder was before
+        if (
+            first == 1 or not file.is_file()
+        ):  # a new run is another one, whatever its folder was before
             file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
         options = {"dir": str(folder), "name": folder.name, "id": file.read_text(encoding="utf-8")}
         options |= {"resume": "allow", "reinit": "create_new"}
-        self.run = wandb.init(project=os.environ.get("WANDB_PROJECT", "kdcache"), config=dict(facts), **options)
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "kdcache"), config=dict(facts), **options
+        )
 
     def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
         self.run.log(dict(numbers), step=epoch)
@@ -110,11 +119,15 @@ class Guarded:
             self.failed = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             log.warning(
-                "%s: not possible here (%s); the run goes on without, metrics.jsonl has all numbers", self.name, reason
+                "%s: not possible here (%s); the run goes on without, metrics.jsonl has all numbers",
+                self.name,
+                reason,
             )
 
 
-def choose_tracker(kind: str, folder: Path, *, first: int, facts: Mapping[str, object]) -> Guarded | None:
+def choose_tracker(
+    kind: str, folder: Path, *, first: int, facts: Mapping[str, object]
+) -> Guarded | None:
     """What `run.track` asks for, None where that is nothing.
 
     Args:
@@ -130,8 +143,13 @@ def choose_tracker(kind: str, folder: Path, *, first: int, facts: Mapping[str, o
 def check_tracker(kind: str) -> None:
     """Raises SettingsError where `run.track` names what is not installed."""
     if kind in ("tensorboard", "wandb") and not is_installed(kind):
-        expected, cure = Phrase(f"{kind} to be installed"), f"`pip install 'kdcache[{kind}]'` or set run.track none"
-        raise SettingsError(describe("settings", field="run.track", found=kind, expected=expected, cure=cure))
+        expected, cure = (
+            Phrase(f"{kind} to be installed"),
+            f"`pip install 'kdcache[{kind}]'` or set run.track none",
+        )
+        raise SettingsError(
+            describe("settings", field="run.track", found=kind, expected=expected, cure=cure)
+        )
 
 
 def is_installed(package: str) -> bool:

@@ -39,7 +39,11 @@ class Turn:
         try:
             return work(*args, **options)
         except (Exception, SystemExit) as error:
-            if self.arch == BUILT_IN_STUDENT or isinstance(error, FAILURES) or is_lost_process(error):
+            if (
+                self.arch == BUILT_IN_STUDENT
+                or isinstance(error, FAILURES)
+                or is_lost_process(error)
+            ):
                 raise
             raise describe_failure(error, self.arch) from None
         finally:
@@ -93,9 +97,13 @@ def describe_failure(error: BaseException, arch: str) -> TrainingError:
         own = [frame for frame in frames if frame.filename == find_source(arch)] or frames
         place = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
     cure = "mend it, then start again (--run.resume goes on after the last whole epoch)"
-    return TrainingError(f"student.arch {arch} is failing in training ({first_line(error)}{place}); {cure}")
+    return TrainingError(
+        f"student.arch {arch} is failing in training ({first_line(error)}{place}); {cure}"
+    )
 
 
 def is_lost_process(error: BaseException) -> bool:
     """Another process of the run has ended. gloo has no error of its own."""
-    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error)
+    )

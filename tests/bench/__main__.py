@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from kdcache.settings import build_parser, read_given
+from kdcache.config.parser import build_parser, read_given
 from tests.bench import (
     coded,
     encodings,
@@ -67,7 +67,11 @@ def main(argv: list[str]) -> int:
     if options.markdown:
         return _print_markdown(options.markdown)
     names = find_parts(options.only)
-    document = {"date": str(date.today()), "quick": options.quick, "machine": machine.read_machine()}
+    document = {
+        "date": str(date.today()),
+        "quick": options.quick,
+        "machine": machine.read_machine(),
+    }
     document |= {"versions": machine.read_versions(), "elapsed_s": {}, "figures": {}}
     options.dir.mkdir(parents=True, exist_ok=True)
     logging.getLogger("kdcache").setLevel(
@@ -75,7 +79,9 @@ def main(argv: list[str]) -> int:
     )  # a teacher with random weights is warned of, build after build
     failed = False
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as folder:
-        bench = Bench(Path(folder), QUICK if options.quick else FULL, options.quick, _read_real(options.real))
+        bench = Bench(
+            Path(folder), QUICK if options.quick else FULL, options.quick, _read_real(options.real)
+        )
         for name in names:
             began_s = time.perf_counter()
             figures, error = _run_part(bench, name)
@@ -94,7 +100,11 @@ def main(argv: list[str]) -> int:
 
 
 def _read_real(path: Path | None) -> dict | None:
-    return read_given(build_parser(prog="bench", description=""), ["--config", str(path)]) if path else None
+    return (
+        read_given(build_parser(prog="bench", description=""), ["--config", str(path)])
+        if path
+        else None
+    )
 
 
 def _print_markdown(path: Path) -> int:
@@ -102,7 +112,10 @@ def _print_markdown(path: Path) -> int:
         print(table.render_markdown(json.loads(path.read_text())), end="")
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
-        print(f"{path}: it is no file of this program's ({reason}); run `make bench` first", file=sys.stderr)
+        print(
+            f"{path}: it is no file of this program's ({reason}); run `make bench` first",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -131,22 +144,39 @@ def _show(name: str, figures: list[Figure], elapsed_s: float) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", metavar="NAME[,NAME]", help="parts, or figures with all of their part")
+    parser.add_argument(
+        "--only", metavar="NAME[,NAME]", help="parts, or figures with all of their part"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: build/bench.json, or bench-part.json for less"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: build/bench.json, or bench-part.json for less",
     )
     parser.add_argument(
-        "--dir", type=Path, default=Path("build"), help="where temporary data go, 2 GB, with a GPU 10 (default: build)"
+        "--dir",
+        type=Path,
+        default=Path("build"),
+        help="where temporary data go, 2 GB, with a GPU 10 (default: build)",
     )
     parser.add_argument(
-        "--real", type=Path, metavar="CONFIG", help="settings of a real teacher, for the encodings' figures"
+        "--real",
+        type=Path,
+        metavar="CONFIG",
+        help="settings of a real teacher, for the encodings' figures",
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="render that bench.json and measure nothing"
+    )
     options = parser.parse_args(argv)
-    whole = not (options.quick or options.only)  # a part must not replace the measurements that are kept
+    whole = not (
+        options.quick or options.only
+    )  # a part must not replace the measurements that are kept
     options.out = options.out or Path("build/bench.json" if whole else "build/bench-part.json")
     return options
 

@@ -10,14 +10,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kdcache.cache import build
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, list_specs
-from kdcache.cache.place import Place
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.stage import Stage
 from kdcache.config import Config, LayerConfig
+from kdcache.config.parser import make_config, merge
 from kdcache.models.teacher import Teacher, build_fcn
-from kdcache.settings import make_config, merge
+from kdcache.precompute import build
+from kdcache.storage.place import Place
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.learner import build_learner, list_arrays
@@ -25,7 +25,11 @@ from kdcache.training.loop import Learner, train_step
 
 RESIDENCIES = ("disk", "ram")
 WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory
-LEVELS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # level -> (channels, stride) of FCN-ResNet50
+LEVELS = {
+    "low": (256, 4),
+    "mid": (512, 8),
+    "high": (1024, 16),
+}  # level -> (channels, stride) of FCN-ResNet50
 ALL_ARRAYS = ["image", "label", "logits", *LEVELS]
 
 
@@ -44,7 +48,9 @@ def make_batch_reader(
 ) -> BatchReader:
     """As training makes it."""
     arrays = arrays or ALL_ARRAYS
-    return BatchReader(reader, arrays=arrays, batch_size=batch_size, device=device, residency=residency)
+    return BatchReader(
+        reader, arrays=arrays, batch_size=batch_size, device=device, residency=residency
+    )
 
 
 def read_all(batch_reader: BatchReader, batches: list[list[tuple[int, int]]]) -> None:
@@ -70,12 +76,22 @@ def training_config(*, px: int, batch_size: int, labels_only: bool = False) -> C
 
 def make_learner(config: Config) -> Learner:
     """A learner in training mode, compiled where a run would be."""
-    learner = build_learner(config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()})
+    learner = build_learner(
+        config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()}
+    )
     if choose_compiling("auto", device=learner.device)[0]:
         targets = {"logits": (config.dataset.num_classes, LOGITS_STRIDE), **LEVELS}
-        specs = list_specs(size_hw=config.dataset.size_hw, targets=targets, encodings={}, codecs=dict.fromkeys(DTYPES))
+        specs = list_specs(
+            size_hw=config.dataset.size_hw,
+            targets=targets,
+            encodings={},
+            codecs=dict.fromkeys(DTYPES),
+        )
         specs = [spec for spec in specs if spec.name in list_arrays(learner)]
-        compile_learner(learner, make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device))
+        compile_learner(
+            learner,
+            make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device),
+        )
     learner.student.train()
     return learner
 

@@ -25,7 +25,13 @@ def measure(bench: Bench) -> list[Figure]:
 
 def _measure_codec(bench: Bench, key: str, codec: str) -> Figure:
     sizes, root = bench.sizes, bench.folder / codec
-    make_store(root, px=sizes.store_px, num_samples=sizes.store_samples, shard_samples=sizes.store_shard, codec=codec)
+    make_store(
+        root,
+        px=sizes.store_px,
+        num_samples=sizes.store_samples,
+        shard_samples=sizes.store_shard,
+        codec=codec,
+    )
     size = sizes.batch_size
     reader = adapter.make_batch_reader(
         adapter.open_train(root, check="never"), batch_size=size, device=CPU, residency=adapter.WARM
@@ -36,17 +42,25 @@ def _measure_codec(bench: Bench, key: str, codec: str) -> Figure:
     ways = {
         "kdcache": lambda batches: adapter.read_all(reader, batches),
         "TensorStore": read_by_tensorstore(root, slots, {}),
-        "zarr-python": lambda batches: fill_batches(slots, batches, fill, num_threads=count_read_threads()),
+        "zarr-python": lambda batches: fill_batches(
+            slots, batches, fill, num_threads=count_read_threads()
+        ),
     }
-    runs = _alternate(ways, adapter.make_batches(order, size), bench, size_bytes=len(order) * layout.item_bytes)
+    runs = _alternate(
+        ways, adapter.make_batches(order, size), bench, size_bytes=len(order) * layout.item_bytes
+    )
     rates = {name: statistics.median(values) for name, values in runs.items()}
     rival = max(("TensorStore", "zarr-python"), key=rates.get)
-    share = sum(path.stat().st_size for path in find_shards(root)) / (sizes.store_samples * layout.item_bytes)
+    share = sum(path.stat().st_size for path in find_shards(root)) / (
+        sizes.store_samples * layout.item_bytes
+    )
     ratio = median_ratio(runs["kdcache"], runs[rival])
     return make_figure(key, ratio, runs=runs, gb_s=rates, fastest_library=rival, share_of_raw=share)
 
 
-def _alternate(ways: dict, batches: list, bench: Bench, *, size_bytes: int) -> dict[str, list[float]]:
+def _alternate(
+    ways: dict, batches: list, bench: Bench, *, size_bytes: int
+) -> dict[str, list[float]]:
     """GB/s of decoded samples, round by round."""
     runs: dict[str, list[float]] = {name: [] for name in ways}
     with zarr.config.set(ZARR_SETTINGS):

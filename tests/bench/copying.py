@@ -13,15 +13,22 @@ import numpy as np
 from kdcache.cache.layout import SplitLayout
 
 Slots = dict[str, np.ndarray]
-Fill = Callable[[int, Slots, int], None]  # (row, slots, sample): make the row of every slot that sample
+Fill = Callable[
+    [int, Slots, int], None
+]  # (row, slots, sample): make the row of every slot that sample
 
 
 def make_slots(layout: SplitLayout, rows: int) -> list[Slots]:
     """Two sets of slots, filled in turn, their pages touched."""
-    return [{spec.name: np.ones((rows, *spec.item_shape), spec.dtype) for spec in layout.arrays} for _ in range(2)]
+    return [
+        {spec.name: np.ones((rows, *spec.item_shape), spec.dtype) for spec in layout.arrays}
+        for _ in range(2)
+    ]
 
 
-def fill_batches(slots: list[Slots], batches: list[list[tuple[int, int]]], fill: Fill, *, num_threads: int) -> None:
+def fill_batches(
+    slots: list[Slots], batches: list[list[tuple[int, int]]], fill: Fill, *, num_threads: int
+) -> None:
     """Fill the slots with batch after batch; thread t does every `num_threads`-th row."""
 
     def fill_rows(first: int, batch: list[tuple[int, int]], into: Slots) -> None:
@@ -30,7 +37,10 @@ def fill_batches(slots: list[Slots], batches: list[list[tuple[int, int]]], fill:
 
     with ThreadPoolExecutor(num_threads) as pool:
         for number, batch in enumerate(batches):
-            jobs = [pool.submit(fill_rows, first, batch, slots[number % 2]) for first in range(num_threads)]
+            jobs = [
+                pool.submit(fill_rows, first, batch, slots[number % 2])
+                for first in range(num_threads)
+            ]
             for job in jobs:
                 job.result()
 

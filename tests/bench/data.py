@@ -21,10 +21,10 @@ from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shard import ShardFile
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import AugmentConfig, Config
-from kdcache.data.augment import draw
+from kdcache.config.parser import make_config
 from kdcache.data.palette import voc_palette
+from kdcache.data.views import draw
 from kdcache.data.voc import VOC_DIR, Sample, Split
-from kdcache.settings import make_config
 from tests.bench.adapter import LEVELS
 
 NUM_CLASSES = 21
@@ -32,11 +32,15 @@ DIGITS = "0123456789abcdef"
 NUM_PICTURES = 64  # different ones of a large data set; the others are names for the same files
 
 
-def make_store(root: Path, *, px: int, num_samples: int, shard_samples: int, codec: str = "raw") -> Path:
+def make_store(
+    root: Path, *, px: int, num_samples: int, shard_samples: int, codec: str = "raw"
+) -> Path:
     """A cache of one view with random numbers in it, whole and valid; made once."""
     if root.exists():
         return root
-    manifest = _begin(root, px=px, num_samples=num_samples, shard_samples=shard_samples, num_views=1, codec=codec)
+    manifest = _begin(
+        root, px=px, num_samples=num_samples, shard_samples=shard_samples, num_views=1, codec=codec
+    )
     rng = np.random.default_rng(0)
     for layout in manifest.layouts.values():
         for group in layout.groups():
@@ -50,7 +54,9 @@ def make_store(root: Path, *, px: int, num_samples: int, shard_samples: int, cod
 def make_documents(root: Path, *, num_samples: int, num_views: int, shard_samples: int) -> Path:
     """Manifest, zarr.json and commit records of a cache at 512x512, no shard files: what opening reads."""
     with without_flush():
-        manifest = _begin(root, px=512, num_samples=num_samples, shard_samples=shard_samples, num_views=num_views)
+        manifest = _begin(
+            root, px=512, num_samples=num_samples, shard_samples=shard_samples, num_views=num_views
+        )
         rng = np.random.default_rng(0)
         for layout in manifest.layouts.values():
             for group in layout.groups():
@@ -65,7 +71,10 @@ def write_pictures(root: Path, *, lists: dict[str, int], px: int) -> Path:
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / name).mkdir(parents=True)
     for number in range(max(lists.values())):
-        image, label = (base / "JPEGImages" / f"{number:06d}.jpg"), (base / "SegmentationClass" / f"{number:06d}.png")
+        image, label = (
+            (base / "JPEGImages" / f"{number:06d}.jpg"),
+            (base / "SegmentationClass" / f"{number:06d}.png"),
+        )
         if number < NUM_PICTURES:
             _write_picture(rng, image, label, px=px)
         else:
@@ -104,7 +113,12 @@ def plan_store(
     given = {
         "dataset": {"size": px, "num_classes": NUM_CLASSES, "download": False},
         "augment": {"views": num_views},
-        "cache": {"path": str(root), "shard_samples": shard_samples, "codec": codec, "levels": list(levels)},
+        "cache": {
+            "path": str(root),
+            "shard_samples": shard_samples,
+            "codec": codec,
+            "levels": list(levels),
+        },
     }
     config = make_config(given)
     manifest = plan_cache(
@@ -118,12 +132,17 @@ def plan_store(
 
 
 def _make_split(name: str, num_samples: int) -> Split:
-    samples = (Sample(f"2026_{number:06d}", Path("none.jpg"), Path("none.png")) for number in range(num_samples))
+    samples = (
+        Sample(f"2026_{number:06d}", Path("none.jpg"), Path("none.png"))
+        for number in range(num_samples)
+    )
     return Split(name, tuple(samples), "0" * 64)
 
 
 def _random_contents(rng: np.random.Generator, layout: SplitLayout, group: Group) -> GroupContents:
-    arrays = {spec.name: _random_block(rng, spec, group.stop - group.start) for spec in layout.arrays}
+    arrays = {
+        spec.name: _random_block(rng, spec, group.stop - group.start) for spec in layout.arrays
+    }
     return GroupContents(arrays, make_ids(group), _draw_views(layout, group))
 
 
@@ -136,7 +155,9 @@ def _random_block(rng: np.random.Generator, spec: ArraySpec, count: int) -> np.n
     return rng.random(shape, np.float32).astype(np.float16)
 
 
-def _random_record(rng: np.random.Generator, manifest: Manifest, layout: SplitLayout, group: Group) -> CommitRecord:
+def _random_record(
+    rng: np.random.Generator, manifest: Manifest, layout: SplitLayout, group: Group
+) -> CommitRecord:
     """Numbers with as many digits as real ones have."""
     count = group.stop - group.start
     files, crcs = {}, {}
@@ -158,7 +179,9 @@ def _draw_views(layout: SplitLayout, group: Group) -> list[dict]:
     size_hw, image_hw = layout.array("label").item_shape, (375, 500)
     views = []
     for id in make_ids(group):
-        view = draw(AugmentConfig(), sample_id=id, view=group.view, image_hw=image_hw, size_hw=size_hw)
+        view = draw(
+            AugmentConfig(), sample_id=id, view=group.view, image_hw=image_hw, size_hw=size_hw
+        )
         views.append({**view.to_dict(), "image_box": view.image_box})
     return views
 
@@ -175,4 +198,6 @@ def _write_picture(rng: np.random.Generator, image: Path, label: Path, *, px: in
 
 def find_shards(root: Path, split: str = "train") -> list[Path]:
     """All shard files of a split."""
-    return sorted(path for path in (root / split).rglob("*") if path.is_file() and path.suffix != ".json")
+    return sorted(
+        path for path in (root / split).rglob("*") if path.is_file() and path.suffix != ".json"
+    )

@@ -9,14 +9,14 @@ import statistics
 from itertools import cycle, islice
 from pathlib import Path
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.config import Config, config_to_dict
+from kdcache.config.parser import make_config, merge
 from kdcache.data.voc import VOC_DIR
 from kdcache.fidelity import measure_fidelity
 from kdcache.fidelity.measure import TRAINED
-from kdcache.settings import make_config, merge
+from kdcache.precompute.build import build_cache
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays
 from kdcache.training.targets import open_targets
@@ -39,12 +39,18 @@ def measure(bench: Bench) -> list[Figure]:
         build_cache(config)
     asked = {preset: _ask(bench, config) for preset, config in configs.items()}
     sizes = {preset: _measure_sample(config) for preset, config in configs.items()}
-    return [*_fidelity_figures(asked), *_size_figures(sizes, configs["exact"]), _measure_step(bench, configs)]
+    return [
+        *_fidelity_figures(asked),
+        *_size_figures(sizes, configs["exact"]),
+        _measure_step(bench, configs),
+    ]
 
 
 def _configure(bench: Bench, preset: str) -> Config:
     """The settings given, with a few samples of their lists in two views."""
-    given = merge(bench.real, {"cache": {"path": str(bench.folder / f"real-{preset}"), "encoding": preset}})
+    given = merge(
+        bench.real, {"cache": {"path": str(bench.folder / f"real-{preset}"), "encoding": preset}}
+    )
     few = {"dataset": {"root": str(_shorten(bench)), "download": False}, "augment": {"views": 2}}
     return make_config(merge(given, merge(few, {"student": {"pretrained": False}})))
 
@@ -61,15 +67,26 @@ def _shorten(bench: Bench) -> Path:
                 (target / name).symlink_to(source / name)
         for name, count in lists.items():
             ids = (source / f"ImageSets/Segmentation/{name}.txt").read_text().split()
-            spread = [ids[index * len(ids) // count] for index in range(count)] if count < len(ids) else ids
-            (target / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{id}\n" for id in spread))
+            spread = (
+                [ids[index * len(ids) // count] for index in range(count)]
+                if count < len(ids)
+                else ids
+            )
+            (target / f"ImageSets/Segmentation/{name}.txt").write_text(
+                "".join(f"{id}\n" for id in spread)
+            )
     return short
 
 
 def _ask(bench: Bench, config: Config) -> dict:
     """Of the student after some steps: losses and gradients from cached and from live answers."""
-    given = {"student": config_to_dict(config)["student"], "train": {"batch_size": bench.sizes.batch_size}}
-    return measure_fidelity(config.cache.path, given, num_samples=bench.sizes.real_asked)["students"]
+    given = {
+        "student": config_to_dict(config)["student"],
+        "train": {"batch_size": bench.sizes.batch_size},
+    }
+    return measure_fidelity(config.cache.path, given, num_samples=bench.sizes.real_asked)[
+        "students"
+    ]
 
 
 def _fidelity_figures(asked: dict[str, dict]) -> list[Figure]:
@@ -77,17 +94,23 @@ def _fidelity_figures(asked: dict[str, dict]) -> list[Figure]:
     both = [felt["exact"][term] for term in ("kd", "feature")]
     figures = [
         make_figure(
-            "fidelity_loss_rel", max(f["loss_rel"] for f in both), runs={"terms": [f["loss_rel"] for f in both]}
+            "fidelity_loss_rel",
+            max(f["loss_rel"] for f in both),
+            runs={"terms": [f["loss_rel"] for f in both]},
         ),
         make_figure(
-            "fidelity_grad_cos", min(f["grad_cos"] for f in both), runs={"terms": [f["grad_cos"] for f in both]}
+            "fidelity_grad_cos",
+            min(f["grad_cos"] for f in both),
+            runs={"terms": [f["grad_cos"] for f in both]},
         ),
     ]
     for preset in ("half", "compact"):
         for term in ("kd", "feature"):
             cosine = felt[preset][term]["grad_cos"]
             figures.append(
-                make_figure(f"{preset}_{term}_cos", cosine, runs={"least": [cosine]}, students=asked[preset])
+                make_figure(
+                    f"{preset}_{term}_cos", cosine, runs={"least": [cosine]}, students=asked[preset]
+                )
             )
     return figures
 
@@ -96,9 +119,15 @@ def _measure_sample(config: Config) -> float:
     """Bytes of a training sample on the disk: chunks, checksums, indices, its share of the commit records."""
     reader = open_split(config.cache.path, "train")
     groups = list(reader.layout.groups())
-    paths = [shard_path(config.cache.path, spec, group) for spec in reader.layout.arrays for group in groups]
+    paths = [
+        shard_path(config.cache.path, spec, group)
+        for spec in reader.layout.arrays
+        for group in groups
+    ]
     paths += [commit_path(config.cache.path, group) for group in groups]
-    return sum(path.stat().st_size for path in paths) / (reader.num_views * reader.layout.num_samples)
+    return sum(path.stat().st_size for path in paths) / (
+        reader.num_views * reader.layout.num_samples
+    )
 
 
 def _size_figures(sizes: dict[str, float], config: Config) -> list[Figure]:
@@ -114,7 +143,11 @@ def _size_figures(sizes: dict[str, float], config: Config) -> list[Figure]:
     return [
         make_figure("half_bytes", half, runs={"share": [half]}, **facts),
         make_figure(
-            "compact_mb", compact, runs={"mb": [compact]}, share_of_exact=sizes["compact"] / sizes["exact"], **facts
+            "compact_mb",
+            compact,
+            runs={"mb": [compact]},
+            share_of_exact=sizes["compact"] / sizes["exact"],
+            **facts,
         ),
     ]
 
@@ -129,7 +162,9 @@ def _measure_step(bench: Bench, configs: dict[str, Config]) -> Figure:
         for preset, run in steps.items():
             runs[preset].append(time_s(lambda run=run: run(num_steps)) / num_steps)
     seconds = {preset: statistics.median(times) for preset, times in runs.items()}
-    return make_figure("compact_step", median_ratio(runs["compact"], runs["exact"]), runs=runs, step_s=seconds)
+    return make_figure(
+        "compact_step", median_ratio(runs["compact"], runs["exact"]), runs=runs, step_s=seconds
+    )
 
 
 def _make_steps(bench: Bench, config: Config):
@@ -139,7 +174,13 @@ def _make_steps(bench: Bench, config: Config):
     learner.targets = open_targets(reader, learner.device)
     learner.student.train()
     size, num_samples = bench.sizes.batch_size, reader.layout.num_samples
-    batches = BatchReader(reader, arrays=list_arrays(learner), batch_size=size, device=learner.device, residency="disk")
+    batches = BatchReader(
+        reader,
+        arrays=list_arrays(learner),
+        batch_size=size,
+        device=learner.device,
+        residency="disk",
+    )
     plan = plan_epoch(num_samples=num_samples, num_views=2, batch_size=size, seed=0, epoch=0)
 
     def run(num_steps: int) -> None:

@@ -17,19 +17,21 @@ from pathlib import Path
 from torch import Tensor
 
 from kdcache.cache.manifest import read_manifest
-from kdcache.checks import as_hw
 from kdcache.command import run_command
 from kdcache.config import STRIDE
+from kdcache.config.checks import as_hw
 from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
 from kdcache.fidelity.gradients import Probe
 from kdcache.fidelity.setting import Setting, choose_places, make_batches, open_setting
 from kdcache.fidelity.students import make_students
-from kdcache.report.progress import Silent
+from kdcache.progress import Silent
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, split_batches
 from kdcache.training.loop import Learner
 
-BORDER_PX = 32  # at each side of a crop, where the teacher misses most of what it saw in the whole view
+BORDER_PX = (
+    32  # at each side of a crop, where the teacher misses most of what it saw in the whole view
+)
 
 
 @dataclass
@@ -63,7 +65,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path)
     parser.add_argument("--teacher.weights", dest="weights", required=True)
-    parser.add_argument("--num-samples", type=_read_count, default=24, help="2 or more (default: 24)")
+    parser.add_argument(
+        "--num-samples", type=_read_count, default=24, help="2 or more (default: 24)"
+    )
     crop = "pixels, a multiple of 16 above 64 (default: three quarters of the view)"
     parser.add_argument("--crop", type=int, help=crop)
     return parser
@@ -79,11 +83,22 @@ def _read_count(text: str) -> int:
 def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     """Raises CacheError, TeacherError, SettingsError; SystemExit for wrong usage."""
     args = parser.parse_args(argv)
-    setting = open_setting(args.cache, read_manifest(args.cache), {"teacher": {"weights": args.weights}})
+    setting = open_setting(
+        args.cache, read_manifest(args.cache), {"teacher": {"weights": args.weights}}
+    )
     view_hw = setting.config.dataset.size_hw
-    crop_hw = tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw) if args.crop is None else as_hw(args.crop)
-    if any(crop % STRIDE or not 2 * BORDER_PX < crop <= view for crop, view in zip(crop_hw, view_hw, strict=True)):
-        parser.error(f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}")
+    crop_hw = (
+        tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw)
+        if args.crop is None
+        else as_hw(args.crop)
+    )
+    if any(
+        crop % STRIDE or not 2 * BORDER_PX < crop <= view
+        for crop, view in zip(crop_hw, view_hw, strict=True)
+    ):
+        parser.error(
+            f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}"
+        )
     cases = _make_cases(setting, make_students(setting, run=None, progress=Silent()), crop_hw)
     places = choose_places(setting.reader, args.num_samples, 0)
     size = max(setting.config.teacher.batch_size, 2)  # BatchNorm cannot do with one
@@ -95,12 +110,16 @@ def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
         print(f"| {line} |")
 
 
-def _make_cases(setting: Setting, students: dict[str, Learner], crop_hw: tuple[int, int]) -> list[Case]:
+def _make_cases(
+    setting: Setting, students: dict[str, Learner], crop_hw: tuple[int, int]
+) -> list[Case]:
     config, view_hw = setting.config, setting.config.dataset.size_hw
     ways = {
         "as it is": None,
         "flip": Augmentation(seed=0, flip=1.0, view_hw=view_hw, crop_hw=view_hw),
-        f"crop {crop_hw[0]} x {crop_hw[1]}": Augmentation(seed=0, flip=0.0, view_hw=view_hw, crop_hw=crop_hw),
+        f"crop {crop_hw[0]} x {crop_hw[1]}": Augmentation(
+            seed=0, flip=0.0, view_hw=view_hw, crop_hw=crop_hw
+        ),
     }
     temperature = config.loss.temperature
     return [
@@ -110,7 +129,10 @@ def _make_cases(setting: Setting, students: dict[str, Learner], crop_hw: tuple[i
             {name: AnswerErrors(setting.reader.encodings[name]) for name in setting.names},
             ScoreErrors(temperature),
             ScoreErrors(temperature),
-            {name: Probe(learner, terms=setting.terms, temperature=temperature) for name, learner in students.items()},
+            {
+                name: Probe(learner, terms=setting.terms, temperature=temperature)
+                for name, learner in students.items()
+            },
         )
         for title, way in ways.items()
     ]
@@ -119,7 +141,9 @@ def _make_cases(setting: Setting, students: dict[str, Learner], crop_hw: tuple[i
 def _compare(setting: Setting, case: Case, batch: Batch) -> None:
     """moved(cached) against teacher(moved image)."""
     cached = case.augmentation.apply(batch, epoch=0) if case.augmentation else batch
-    answer = {name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()}
+    answer = {
+        name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()
+    }
     plain = {name: cached.arrays[name] for name in ("image", "label")}
     for name, error in case.answers.items():
         error.add(setting.targets.make(name, cached.arrays).decode(), answer[name])
@@ -136,7 +160,12 @@ def _inner(x_NCHW: Tensor, cells: int) -> Tensor:
 
 def _table(setting: Setting, cases: list[Case]) -> Iterator[str]:
     students = list(cases[0].probes)
-    heads = ["", *(f"cosine {name}" for name in setting.names if name != "logits"), "KL", "agreement"]
+    heads = [
+        "",
+        *(f"cosine {name}" for name in setting.names if name != "logits"),
+        "KL",
+        "agreement",
+    ]
     heads += [f"agreement {BORDER_PX} px inside"]
     heads += [f"gradient {term}, {name}" for term in setting.terms for name in students]
     yield " | ".join(heads)

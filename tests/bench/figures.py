@@ -138,7 +138,11 @@ class Figure:
             return "skipped"
         if self.goal is None:
             return "reported"
-        return "met" if (self.value >= self.goal if self.spec.at_least else self.value <= self.goal) else "missed"
+        return (
+            "met"
+            if (self.value >= self.goal if self.spec.at_least else self.value <= self.goal)
+            else "missed"
+        )
 
     def to_dict(self) -> dict:
         """As bench.json holds it."""
@@ -165,13 +169,21 @@ def find_parts(only: str | None) -> list[str]:
     names = list(part_of) if only is None else only.split(",")
     unknown = [name for name in names if name not in part_of]
     if unknown:
-        raise SystemExit(f"--only: {unknown[0]!r} is unknown, expected some of {', '.join(part_of)}")
+        raise SystemExit(
+            f"--only: {unknown[0]!r} is unknown, expected some of {', '.join(part_of)}"
+        )
     wanted = {part_of[name] for name in names}
     return [part for part in parts if part in wanted]
 
 
 def make_figure(
-    key: str, value: float, *, gpu: bool = False, goal: float | None = None, runs: dict | None = None, **details: object
+    key: str,
+    value: float,
+    *,
+    gpu: bool = False,
+    goal: float | None = None,
+    runs: dict | None = None,
+    **details: object,
 ) -> Figure:
     """A measured figure.
 

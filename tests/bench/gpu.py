@@ -26,7 +26,9 @@ from tests.bench.reading import open_store
 from tests.bench.sizes import Bench
 from tests.bench.training import ON_CPU, open_cached
 
-READ_ONLY = 8  # cudaHostRegisterReadOnly: CUDA refuses pages that are mapped for reading alone without it
+READ_ONLY = (
+    8  # cudaHostRegisterReadOnly: CUDA refuses pages that are mapped for reading alone without it
+)
 NO_KERNEL = ("Memcpy", "Memset")
 
 
@@ -41,9 +43,13 @@ def _measure_busy(bench: Bench) -> Figure:
     size, num_steps = bench.sizes.batch_size, 5 * bench.sizes.train_gpu_steps
     cached = open_cached(bench, size)
     batches = adapter.make_batches(list(range(cached.reader.layout.num_samples)), size)
-    learner = adapter.make_learner(adapter.training_config(px=bench.sizes.train_gpu_px, batch_size=size))
+    learner = adapter.make_learner(
+        adapter.training_config(px=bench.sizes.train_gpu_px, batch_size=size)
+    )
     _train(learner, cached, islice(cycle(batches), 10))
-    shares = [_busy_share(learner, cached, list(islice(cycle(batches), num_steps))) for _ in range(3)]
+    shares = [
+        _busy_share(learner, cached, list(islice(cycle(batches), num_steps))) for _ in range(3)
+    ]
     busy, runs = float(np.median(shares)), {"share": shares}
     return make_figure("gpu_busy", busy, gpu=True, runs=runs, num_steps=num_steps, batch_size=size)
 
@@ -62,7 +68,8 @@ def _busy_share(learner: object, cached: object, batches: list) -> float:
     events = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(NO_KERNEL)
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(NO_KERNEL)
     ]
     return unite_us(events) / 1e6 / wall_s
 
@@ -82,7 +89,10 @@ def measure_registered(bench: Bench) -> Figure:
     order = shuffle_passes(bench.sizes.store_samples, passes=bench.sizes.read_passes, seed=4)
     batches, shards = adapter.make_batches(order, size), map_shards(root)
     reader = adapter.make_batch_reader(
-        adapter.open_train(root, check="never"), batch_size=size, device=bench.device, residency=adapter.WARM
+        adapter.open_train(root, check="never"),
+        batch_size=size,
+        device=bench.device,
+        residency=adapter.WARM,
     )
     slots = make_byte_slots(reader.reader.layout, size, device=bench.device)
     with ExitStack() as locked:
@@ -90,15 +100,24 @@ def measure_registered(bench: Bench) -> Figure:
             lock_s = time_s(lambda: lock_pages(shards.values(), locked))
         except OSError as error:
             forget_error(bench.device)
-            return skip_figure("registered_shards", f"cudaHostRegister refused a mapped shard: {error}")
+            return skip_figure(
+                "registered_shards", f"cudaHostRegister refused a mapped shard: {error}"
+            )
         runs = _alternate(bench, reader, batches, shards=shards, slots=slots)
     locked_gb = sum(shard.numel() for shard in shards.values()) / 1e9
     ratio = median_ratio(runs["registered"], runs["slots"])
-    return make_figure("registered_shards", ratio, gpu=True, runs=runs, lock_s=lock_s, locked_gb=locked_gb)
+    return make_figure(
+        "registered_shards", ratio, gpu=True, runs=runs, lock_s=lock_s, locked_gb=locked_gb
+    )
 
 
 def _alternate(
-    bench: Bench, reader: BatchReader, batches: list, *, shards: dict[Path, Tensor], slots: dict[str, Tensor]
+    bench: Bench,
+    reader: BatchReader,
+    batches: list,
+    *,
+    shards: dict[Path, Tensor],
+    slots: dict[str, Tensor],
 ) -> dict[str, list[float]]:
     """GB/s of both ways, round by round, once both are warm and have brought the same bytes."""
     stream = torch.cuda.Stream(bench.device)
@@ -129,7 +148,10 @@ def _alternate(
 
 def make_byte_slots(layout: SplitLayout, rows: int, *, device: torch.device) -> dict[str, Tensor]:
     """uint8 [rows, bytes of a sample] for each array."""
-    return {spec.name: torch.empty((rows, spec.item_bytes), dtype=torch.uint8, device=device) for spec in layout.arrays}
+    return {
+        spec.name: torch.empty((rows, spec.item_bytes), dtype=torch.uint8, device=device)
+        for spec in layout.arrays
+    }
 
 
 def map_shards(root: Path) -> dict[Path, Tensor]:
@@ -146,7 +168,11 @@ def _map_file(path: Path) -> Tensor:
 
 
 def send_batch(
-    reader: CacheReader, batch: list[adapter.Place], *, shards: dict[Path, Tensor], slots: dict[str, Tensor]
+    reader: CacheReader,
+    batch: list[adapter.Place],
+    *,
+    shards: dict[Path, Tensor],
+    slots: dict[str, Tensor],
 ) -> None:
     """Begin to copy a batch into the first rows of the slots, chunk by chunk, on the stream in use; chunks are raw."""
     for array, slot in slots.items():
@@ -158,8 +184,13 @@ def send_batch(
 
 def find_differing(batch: Batch, slots: dict[str, Tensor]) -> list[str]:
     """Arrays of a batch whose bytes are not those in the first rows of the slots."""
-    pairs = {name: (values.flatten(1).view(torch.uint8), slots[name]) for name, values in batch.arrays.items()}
-    return [name for name, (ours, theirs) in pairs.items() if not torch.equal(ours, theirs[: len(ours)])]
+    pairs = {
+        name: (values.flatten(1).view(torch.uint8), slots[name])
+        for name, values in batch.arrays.items()
+    }
+    return [
+        name for name, (ours, theirs) in pairs.items() if not torch.equal(ours, theirs[: len(ours)])
+    ]
 
 
 def lock_pages(shards: Iterable[Tensor], locked: ExitStack) -> None:

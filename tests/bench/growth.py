@@ -16,9 +16,7 @@ from tests.bench.sizes import Bench
 
 PX, NUM_VAL = 32, 32
 PHASES = ("phase_one", "phase_two")
-STAND_IN = (
-    "the teacher is a stand-in of as many channels: FCN-ResNet50 would take minutes here, and hide what the rest costs"
-)
+STAND_IN = "the teacher is a stand-in of as many channels: FCN-ResNet50 would take minutes here, and hide what the rest costs"
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -27,18 +25,30 @@ def measure(bench: Bench) -> list[Figure]:
     lists = {"small": sizes.growth_small, "large": sizes.growth_large, "few": NUM_VAL}
     data = write_pictures(bench.folder / "growth_data", lists=lists, px=PX)
     results = [(name, _run_both(bench, data, name)) for name in sizes.growth_order]
-    runs = {name: [result for found, result in results if found == name] for name in ("small", "large")}
-    return [_make_growth("rss_growth", runs, "peak_mb"), _make_growth("cost_growth", runs, "sample_ms")]
+    runs = {
+        name: [result for found, result in results if found == name] for name in ("small", "large")
+    }
+    return [
+        _make_growth("rss_growth", runs, "peak_mb"),
+        _make_growth("cost_growth", runs, "sample_ms"),
+    ]
 
 
 def _make_growth(key: str, runs: dict[str, list[dict]], field: str) -> Figure:
     """The larger ratio of both phases, of each size's median run."""
-    raw = {(phase, size): [one[phase][field] for one in found] for size, found in runs.items() for phase in PHASES}
+    raw = {
+        (phase, size): [one[phase][field] for one in found]
+        for size, found in runs.items()
+        for phase in PHASES
+    }
     ratios = {
-        phase: statistics.median(raw[phase, "large"]) / statistics.median(raw[phase, "small"]) for phase in PHASES
+        phase: statistics.median(raw[phase, "large"]) / statistics.median(raw[phase, "small"])
+        for phase in PHASES
     }
     named = {f"{phase}/{size}/{field}": values for (phase, size), values in raw.items()}
-    return make_figure(key, max(ratios.values()), runs=named, ratios=ratios, teacher=STAND_IN, children=runs)
+    return make_figure(
+        key, max(ratios.values()), runs=named, ratios=ratios, teacher=STAND_IN, children=runs
+    )
 
 
 def _run_both(bench: Bench, data: Path, name: str) -> dict:
@@ -54,7 +64,15 @@ def _run_both(bench: Bench, data: Path, name: str) -> dict:
 def _run_child(phase: str, data: Path, name: str, folder: Path) -> dict:
     """One thread: small tensors gain nothing from more, and waiting threads spin."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.bench.growth_child", phase, str(data), name, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.growth_child",
+        phase,
+        str(data),
+        name,
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{phase} of {name} failed: {done.stderr.strip()[-400:]}")

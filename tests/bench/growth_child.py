@@ -12,17 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-from kdcache.cache import build
-from kdcache.cache.build import build_cache
-from kdcache.settings import make_config
+from kdcache.config.parser import make_config
+from kdcache.precompute import build
+from kdcache.precompute.build import build_cache
 from kdcache.training.distill import distill
 from tests.bench.adapter import LEVELS
 from tests.bench.data import NUM_CLASSES
 from tests.bench.growth import PX
 from tests.bench.machine import read_status_mb
-from tests.quick import QuickTeacher
+from tests.support.quick import QuickTeacher
 
-TITLES = {"phase_one": "asking the teacher", "phase_two": "epoch 1"}  # of the progress bars that are watched
+TITLES = {
+    "phase_one": "asking the teacher",
+    "phase_two": "epoch 1",
+}  # of the progress bars that are watched
 NUM_WINDOWS = 10
 
 
@@ -64,7 +67,9 @@ def time_sample_ms(marks: list[tuple[float, int]]) -> float:
     steady = [mark for mark in marks if mark[1] >= total / 10]
     step = max(1, (len(steady) - 1) // NUM_WINDOWS)
     ends = steady[::step]
-    return statistics.median(1e3 * (b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False))
+    return statistics.median(
+        1e3 * (b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(ends, ends[1:], strict=False)
+    )
 
 
 def main(phase: str, data: str, name: str, folder: str) -> None:
@@ -78,18 +83,30 @@ def main(phase: str, data: str, name: str, folder: str) -> None:
     }  # fmt: skip
     began_s = time.perf_counter()
     if phase == "phase_one":
-        build.build_teacher = lambda config, *, num_classes, levels, device: (WideTeacher(num_classes, levels), {})
-        build_cache(make_config(given, {"teacher": {"batch_size": 16, "device": "cpu"}}), progress=watch)
+        build.build_teacher = lambda config, *, num_classes, levels, device: (
+            WideTeacher(num_classes, levels),
+            {},
+        )
+        build_cache(
+            make_config(given, {"teacher": {"batch_size": 16, "device": "cpu"}}), progress=watch
+        )
     else:
         training = {"epochs": 1, "batch_size": 32, "device": "cpu", "residency": "disk"}
         run = {"dir": str(Path(folder) / "run"), "baseline": False}
-        distill({"student": {"pretrained": False}, "train": training, "run": run}, root=cache, progress=watch)
+        distill(
+            {"student": {"pretrained": False}, "train": training, "run": run},
+            root=cache,
+            progress=watch,
+        )
     facts = {
         "peak_mb": read_status_mb("VmHWM"),
         "anon_mb": read_status_mb("RssAnon"),
         "file_mb": read_status_mb("RssFile"),
     }
-    facts |= {"sample_ms": time_sample_ms(watch.marks[TITLES[phase]]), "whole_s": time.perf_counter() - began_s}
+    facts |= {
+        "sample_ms": time_sample_ms(watch.marks[TITLES[phase]]),
+        "whole_s": time.perf_counter() - began_s,
+    }
     print(json.dumps(facts))
 
 

@@ -15,7 +15,9 @@ PACKAGES = ("torch", "zarr", "numcodecs", "tensorstore", "h5py", "numpy", "crc32
 def read_machine() -> dict:
     """CPU, cores this process may use, memory, GPU."""
     return {
-        "cpu": _read_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": _read_field("/proc/cpuinfo", "model name")
+        or platform.processor()
+        or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -37,4 +39,6 @@ def read_status_mb(field: str) -> float:
 
 def _read_field(path: str, name: str) -> str:
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), "")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), ""
+    )

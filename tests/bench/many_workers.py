@@ -27,21 +27,31 @@ PX = 16
 COORDINATION = ("opening", "leases", "looking", "listing", "record", "completing")
 
 
-def simulate(root: Path, *, num_workers: int, num_groups: int, share: float, num_processes: int) -> dict:
+def simulate(
+    root: Path, *, num_workers: int, num_groups: int, share: float, num_processes: int
+) -> dict:
     """Build a cache of that many groups; what happened, what it cost, and what was found afterwards.
 
     Args:
         share: of the groups, 0 to 1, that kill who writes them; drawn anew for each attempt.
     """
     # one group of val
-    config, manifest = plan_store(root, px=PX, num_samples=num_groups - 1, shard_samples=1, num_views=1, levels={})
+    config, manifest = plan_store(
+        root, px=PX, num_samples=num_groups - 1, shard_samples=1, num_views=1, levels={}
+    )
     context = multiprocessing.get_context("forkserver")  # no fork of a process with threads
     context.set_forkserver_preload([run_workers.__module__])
     began_s = time.perf_counter()
     with context.Pool(num_processes) as pool:
         ranks = [list(range(first, num_workers, num_processes)) for first in range(num_processes)]
-        records = pool.starmap(run_workers, [(config, manifest, some, num_workers, share) for some in ranks])
-    facts = {"workers": num_workers, "groups": num_groups, "took_s": round(time.perf_counter() - began_s, 1)}
+        records = pool.starmap(
+            run_workers, [(config, manifest, some, num_workers, share) for some in ranks]
+        )
+    facts = {
+        "workers": num_workers,
+        "groups": num_groups,
+        "took_s": round(time.perf_counter() - began_s, 1),
+    }
     return {**facts, **_add_up(records, num_groups), **judge(root, manifest, records)}
 
 
@@ -55,7 +65,11 @@ def _add_up(records: list[Record], num_groups: int) -> dict:
     parts_ms = {name: round(1e3 * spent_s[name] / num_groups, 3) for name in COORDINATION}
     facts = {"coordination_ms": round(sum(parts_ms.values()), 3), "coordination_parts_ms": parts_ms}
     facts |= {"write_ms": round(1e3 * write_s / num_groups, 3)}
-    return {**counts, **facts, "opening_ms_each": round(1e3 * spent_s["opening"] / counts["begun"], 1)}
+    return {
+        **counts,
+        **facts,
+        "opening_ms_each": round(1e3 * spent_s["opening"] / counts["begun"], 1),
+    }
 
 
 def judge(root: Path, manifest: Manifest, records: list[Record]) -> dict:
@@ -76,24 +90,40 @@ def judge(root: Path, manifest: Manifest, records: list[Record]) -> dict:
 
 def is_sound(facts: dict) -> bool:
     """Whether each group was committed once and is whole."""
-    once = facts["committed"] == facts["sound_groups"] == facts["groups"] and not facts["committed_twice"]
+    once = (
+        facts["committed"] == facts["sound_groups"] == facts["groups"]
+        and not facts["committed_twice"]
+    )
     return once and facts["complete"] and not facts["damage"] and not facts["unwritten"]
 
 
 def main(argv: list[str]) -> int:
     """Simulate, print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.many_workers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.many_workers", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--workers", type=int, default=512)
     parser.add_argument(
-        "--groups", type=int, default=100_000, help="each takes twelve files and folders, 50 kB of disk"
+        "--groups",
+        type=int,
+        default=100_000,
+        help="each takes twelve files and folders, 50 kB of disk",
     )
-    parser.add_argument("--share", type=float, default=0.05, help="of groups that kill their worker")
+    parser.add_argument(
+        "--share", type=float, default=0.05, help="of groups that kill their worker"
+    )
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--dir", type=Path, default=Path("build"), help="where the cache goes meanwhile")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("build"), help="where the cache goes meanwhile"
+    )
     options = parser.parse_args(argv)
     options.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="many-workers-") as folder:
-        sizes = {"num_workers": options.workers, "num_groups": options.groups, "num_processes": options.processes}
+        sizes = {
+            "num_workers": options.workers,
+            "num_groups": options.groups,
+            "num_processes": options.processes,
+        }
         facts = simulate(Path(folder) / "cache", share=options.share, **sizes)
     print(json.dumps(facts))
     return int(not is_sound(facts))

@@ -17,7 +17,10 @@ def measure(bench: Bench) -> list[Figure]:
     """Open a large cache three times; its documents were read once before."""
     sizes = bench.sizes
     root = make_documents(
-        bench.folder / "large", num_samples=sizes.open_samples, num_views=sizes.open_views, shard_samples=SHARD_SAMPLES
+        bench.folder / "large",
+        num_samples=sizes.open_samples,
+        num_views=sizes.open_views,
+        shard_samples=SHARD_SAMPLES,
     )
     adapter.open_train(root, check="first")
     times_s = [time_s(lambda: adapter.open_train(root, check="first")) for _ in range(3)]

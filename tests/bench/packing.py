@@ -22,23 +22,37 @@ def measure(bench: Bench) -> list[Figure]:
     root, folder = open_store(bench), bench.folder / "packed"
     folder.mkdir(exist_ok=True)
     pack_cache(root, folder / "store.h5")
-    return [_measure_reading(bench, root, folder / "store.h5"), _measure_packing(bench, root, folder)]
+    return [
+        _measure_reading(bench, root, folder / "store.h5"),
+        _measure_packing(bench, root, folder),
+    ]
 
 
 def _measure_reading(bench: Bench, root: Path, file: Path) -> Figure:
     sizes, source = bench.sizes, load_store(root)
     readers = {
         name: adapter.make_batch_reader(
-            adapter.open_train(place, check="never"), batch_size=sizes.batch_size, device=CPU, residency=adapter.WARM
+            adapter.open_train(place, check="never"),
+            batch_size=sizes.batch_size,
+            device=CPU,
+            residency=adapter.WARM,
         )
         for name, place in (("one file", file), ("folder", root))
     }
     layout = readers["folder"].reader.layout
     order = shuffle_passes(sizes.store_samples, passes=sizes.read_passes, seed=0)
-    batches, slots = adapter.make_batches(order, sizes.batch_size), make_slots(layout, sizes.batch_size)
+    batches, slots = (
+        adapter.make_batches(order, sizes.batch_size),
+        make_slots(layout, sizes.batch_size),
+    )
     ways = {
-        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=count_read_threads()),
-        **{name: lambda reader=reader: adapter.read_all(reader, batches) for name, reader in readers.items()},
+        "memcpy": lambda: fill_batches(
+            slots, batches, copy_from(source), num_threads=count_read_threads()
+        ),
+        **{
+            name: lambda reader=reader: adapter.read_all(reader, batches)
+            for name, reader in readers.items()
+        },
     }
     runs: dict[str, list[float]] = {name: [] for name in ways}
     for run in ways.values():
@@ -47,18 +61,28 @@ def _measure_reading(bench: Bench, root: Path, file: Path) -> Figure:
         for name, run in ways.items():
             runs[name].append(rate_gb_s(run, size_bytes=len(order) * layout.item_bytes))
     beside = median_ratio(runs["one file"], runs["folder"])
-    return make_figure("read_h5", median_ratio(runs["one file"], runs["memcpy"]), runs=runs, over_folder=beside)
+    return make_figure(
+        "read_h5", median_ratio(runs["one file"], runs["memcpy"]), runs=runs, over_folder=beside
+    )
 
 
 def _measure_packing(bench: Bench, root: Path, folder: Path) -> Figure:
     """Each round a new process, whose peak of memory is its own."""
     rounds = []
     for number in range(bench.sizes.build_rounds):
-        command = [sys.executable, "-m", "tests.bench.packing_child", str(root), str(folder / f"round{number}")]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.bench.packing_child",
+            str(root),
+            str(folder / f"round{number}"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"packing failed: {done.stderr.strip()[-400:]}")
         rounds.append(json.loads(done.stdout.splitlines()[-1]))
     runs = {name: [one[name] for one in rounds] for name in rounds[0]}
-    details = {name: statistics.median(values) for name, values in runs.items() if name != "export_mb_s"}
+    details = {
+        name: statistics.median(values) for name, values in runs.items() if name != "export_mb_s"
+    }
     return make_figure("export_mb_s", statistics.median(runs["export_mb_s"]), runs=runs, **details)

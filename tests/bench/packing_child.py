@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from kdcache.cache.place import find_place
 from kdcache.packed.pack import pack_cache
 from kdcache.packed.unpack import unpack_cache
+from kdcache.storage.place import find_place
 from tests.bench.copying import time_s
 from tests.bench.machine import read_status_mb
 
@@ -20,7 +20,11 @@ def main(root: str, folder: str) -> None:
     place.mkdir()
     file, before_mb = find_place(place / "x.h5"), read_status_mb("VmHWM")
     packed_s = time_s(lambda: pack_cache(Path(root), file.file))
-    size_mb, anon_mb, peak_mb = file.file.stat().st_size / 1e6, read_status_mb("RssAnon"), read_status_mb("VmHWM")
+    size_mb, anon_mb, peak_mb = (
+        file.file.stat().st_size / 1e6,
+        read_status_mb("RssAnon"),
+        read_status_mb("VmHWM"),
+    )
     unpacked_s = time_s(lambda: unpack_cache(file, place / "back"))
     shutil.rmtree(place)
     print(

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.reader import open_split
 from kdcache.config import Config
+from kdcache.config.parser import make_config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import Teacher, build_fcn, build_teacher
+from kdcache.precompute.build import build_cache
 from kdcache.report.cache_info import describe_cache
-from kdcache.settings import make_config
 from tests.bench.adapter import time_writing
 from tests.bench.copying import time_s
 from tests.bench.figures import Figure, make_figure, median_ratio
@@ -31,7 +31,12 @@ def measure(bench: Bench) -> list[Figure]:
     _, size_bytes = measure_build(config)
     teacher, batches = _make_bare(bench, config)
     _ask_all(teacher, batches)
-    runs: dict[str, list[float]] = {"forward": [], "phase_one": [], "without_protocol": [], "added": []}
+    runs: dict[str, list[float]] = {
+        "forward": [],
+        "phase_one": [],
+        "without_protocol": [],
+        "added": [],
+    }
     more = replace(config, augment=replace(config.augment, views=2 * config.augment.views))
     for _ in range(bench.sizes.build_rounds):
         runs["forward"].append(time_s(lambda: _ask_all(teacher, batches)))
@@ -49,13 +54,22 @@ def measure(bench: Bench) -> list[Figure]:
     return [*_make_figures(bench, config, runs, size_bytes=size_bytes), added]
 
 
-def _make_figures(bench: Bench, config: Config, runs: dict[str, list[float]], *, size_bytes: int) -> list[Figure]:
+def _make_figures(
+    bench: Bench, config: Config, runs: dict[str, list[float]], *, size_bytes: int
+) -> list[Figure]:
     build, num_samples = bench.build, bench.build.num_samples
     phase_one_s = statistics.median(runs["phase_one"])
     overlap = median_ratio(runs["phase_one"], runs["forward"])
-    verified = [measure_verify(config.cache.path, data=True) for _ in range(bench.sizes.build_rounds)]
+    verified = [
+        measure_verify(config.cache.path, data=True) for _ in range(bench.sizes.build_rounds)
+    ]
     rates = [num_bytes / took_s / 1e9 for took_s, num_bytes in verified]
-    facts = {"num_samples": num_samples, "px": build.px, "views": build.views, "gb_s": size_bytes / phase_one_s / 1e9}
+    facts = {
+        "num_samples": num_samples,
+        "px": build.px,
+        "views": build.views,
+        "gb_s": size_bytes / phase_one_s / 1e9,
+    }
     two = ("phase_one", "forward"), ("phase_one", "without_protocol")
     return [
         make_figure("phase_one_overlap", overlap, gpu=bench.gpu, runs={name: runs[name] for name in two[0]}, **facts),
@@ -69,11 +83,19 @@ def _make_added(bench: Bench, runs: dict[str, list[float]], *, grown: float) -> 
     build = bench.build
     a_sample = {"added": build.train * build.views, "phase_one": build.num_samples}
     times = {name: [took_s / count for took_s in runs[name]] for name, count in a_sample.items()}
-    return make_figure("views_added", median_ratio(times["added"], times["phase_one"]), runs=times, bytes_grown=grown)
+    return make_figure(
+        "views_added",
+        median_ratio(times["added"], times["phase_one"]),
+        runs=times,
+        bytes_grown=grown,
+    )
 
 
 def _sum_train_bytes(config: Config) -> int:
-    return sum(array["bytes"] for array in describe_cache(config.cache.path)["splits"]["train"]["arrays"].values())
+    return sum(
+        array["bytes"]
+        for array in describe_cache(config.cache.path)["splits"]["train"]["arrays"].values()
+    )
 
 
 def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
@@ -81,7 +103,10 @@ def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
     data, weights = bench.folder / "pictures", bench.folder / "teacher.pth"
     write_sample_set(data, num_train=build.train, num_val=build.val, size_px=build.px)
     torch.manual_seed(0)
-    torch.save(build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=False).state_dict(), weights)
+    torch.save(
+        build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=False).state_dict(),
+        weights,
+    )
     shutil.rmtree(bench.folder / "built", ignore_errors=True)
     return {
         "dataset": {"root": str(data), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
@@ -95,7 +120,10 @@ def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
 def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:
     """The teacher, and the images of the cache in the batches that phase one asks about."""
     teacher, _ = build_teacher(
-        config.teacher, num_classes=config.dataset.num_classes, levels=config.cache.levels, device=bench.device
+        config.teacher,
+        num_classes=config.dataset.num_classes,
+        levels=config.cache.levels,
+        device=bench.device,
     )
     return teacher, [batch for split in ("val", "train") for batch in read_images(config, split)]
 

@@ -11,7 +11,14 @@ import torch
 
 from kdcache.training.batches import count_read_threads
 from tests.bench import adapter
-from tests.bench.copying import copy_from, fill_batches, make_slots, rate_gb_s, shuffle_passes, time_s
+from tests.bench.copying import (
+    copy_from,
+    fill_batches,
+    make_slots,
+    rate_gb_s,
+    shuffle_passes,
+    time_s,
+)
 from tests.bench.data import find_shards, make_store
 from tests.bench.figures import Figure, make_figure, median_ratio
 from tests.bench.sizes import Bench
@@ -30,7 +37,9 @@ def open_store(bench: Bench) -> Path:
     """The cache that is only read."""
     sizes = bench.sizes
     folder = bench.folder / "store"
-    return make_store(folder, px=sizes.store_px, num_samples=sizes.store_samples, shard_samples=sizes.store_shard)
+    return make_store(
+        folder, px=sizes.store_px, num_samples=sizes.store_samples, shard_samples=sizes.store_shard
+    )
 
 
 def load_store(root: Path) -> dict[str, np.ndarray]:
@@ -47,14 +56,25 @@ def load_store(root: Path) -> dict[str, np.ndarray]:
 def _measure_warm(bench: Bench, root: Path) -> list[Figure]:
     sizes, source = bench.sizes, load_store(root)
     checks = {"never": adapter.WARM, "always": adapter.WARM, "never, by position": "disk"}
-    readers = {way: _make_reader(bench, root, way.split(",")[0], residency) for way, residency in checks.items()}
+    readers = {
+        way: _make_reader(bench, root, way.split(",")[0], residency)
+        for way, residency in checks.items()
+    }
     layout = readers["never"].reader.layout
     slots = make_slots(layout, sizes.batch_size)
     order = shuffle_passes(sizes.store_samples, passes=sizes.read_passes, seed=0)
-    batches, size_bytes = adapter.make_batches(order, sizes.batch_size), len(order) * layout.item_bytes
+    batches, size_bytes = (
+        adapter.make_batches(order, sizes.batch_size),
+        len(order) * layout.item_bytes,
+    )
     ways = {
-        "memcpy": lambda: fill_batches(slots, batches, copy_from(source), num_threads=count_read_threads()),
-        **{way: lambda reader=reader: adapter.read_all(reader, batches) for way, reader in readers.items()},
+        "memcpy": lambda: fill_batches(
+            slots, batches, copy_from(source), num_threads=count_read_threads()
+        ),
+        **{
+            way: lambda reader=reader: adapter.read_all(reader, batches)
+            for way, reader in readers.items()
+        },
     }
     runs: dict[str, list[float]] = {name: [] for name in (*ways, "first")}
     for run in ways.values():
@@ -66,12 +86,20 @@ def _measure_warm(bench: Bench, root: Path) -> list[Figure]:
     rate = statistics.median(runs["never"])
     keys = {"read_ratio": "never", "read_ratio_crc": "always", "read_ratio_first_pass": "first"}
     ratios = [
-        make_figure(key, median_ratio(runs[way], runs["memcpy"]), runs={name: runs[name] for name in ("memcpy", way)})
+        make_figure(
+            key,
+            median_ratio(runs[way], runs["memcpy"]),
+            runs={name: runs[name] for name in ("memcpy", way)},
+        )
         for key, way in keys.items()
     ]
     per_s = rate * 1e9 / layout.item_bytes
     position = runs["never, by position"]
-    facts = {"samples_per_s": per_s, "sample_mb": layout.item_bytes / 1e6, "residency": adapter.WARM}
+    facts = {
+        "samples_per_s": per_s,
+        "sample_mb": layout.item_bytes / 1e6,
+        "residency": adapter.WARM,
+    }
     facts |= {
         "by_position_gb_s": statistics.median(position),
         "by_position_ratio": median_ratio(position, runs["memcpy"]),
@@ -94,7 +122,10 @@ def _measure_cold(bench: Bench, root: Path) -> Figure:
     files = find_shards(root)
     size_bytes = sum(path.stat().st_size for path in files)
     names = {"disk": "by position", "ram": "mapped"}
-    ways = {"sequential": None, **{names[residency]: residency for residency in adapter.RESIDENCIES}}
+    ways = {
+        "sequential": None,
+        **{names[residency]: residency for residency in adapter.RESIDENCIES},
+    }
     runs: dict[str, list[float]] = {name: [] for name in ways}
     fetched: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(bench.sizes.cold_rounds):
@@ -102,21 +133,32 @@ def _measure_cold(bench: Bench, root: Path) -> Figure:
             took_s, fetched_bytes = _read_cold(bench, root, files, residency)
             runs[name].append(size_bytes / took_s / 1e9)
             fetched[name].append(fetched_bytes / size_bytes)
-    details = {"gb_s": {name: statistics.median(rates) for name, rates in runs.items()}, "share_from_storage": fetched}
+    details = {
+        "gb_s": {name: statistics.median(rates) for name, rates in runs.items()},
+        "share_from_storage": fetched,
+    }
     details["how"] = "fsync and posix_fadvise(POSIX_FADV_DONTNEED) on each shard file"
-    return make_figure("read_cold", median_ratio(runs["by position"], runs["sequential"]), runs=runs, **details)
+    return make_figure(
+        "read_cold", median_ratio(runs["by position"], runs["sequential"]), runs=runs, **details
+    )
 
 
-def _read_cold(bench: Bench, root: Path, files: list[Path], residency: str | None) -> tuple[float, int]:
+def _read_cold(
+    bench: Bench, root: Path, files: list[Path], residency: str | None
+) -> tuple[float, int]:
     """Seconds, and bytes that came from the disk: whether the pages were really gone. None: the files, one after the other."""
     order = shuffle_passes(bench.sizes.store_samples, passes=1, seed=2)
     batches = adapter.make_batches(order, bench.sizes.batch_size)
-    if residency is not None:  # slots are touched and indices read before; nothing is mapped by a first reading
+    if (
+        residency is not None
+    ):  # slots are touched and indices read before; nothing is mapped by a first reading
         reader = _make_reader(bench, root, "never", residency)
         adapter.read_all(reader, batches)
     drop_pages(files)
     before_bytes = _read_from_storage()
-    took_s = time_s(lambda: _read_through(files) if residency is None else adapter.read_all(reader, batches))
+    took_s = time_s(
+        lambda: _read_through(files) if residency is None else adapter.read_all(reader, batches)
+    )
     return took_s, _read_from_storage() - before_bytes
 
 
@@ -147,4 +189,6 @@ def _read_from_storage() -> int:
 
 def _make_reader(bench: Bench, root: Path, check: str, residency: str) -> object:
     reader = adapter.open_train(root, check=check)
-    return adapter.make_batch_reader(reader, batch_size=bench.sizes.batch_size, device=CPU, residency=residency)
+    return adapter.make_batch_reader(
+        reader, batch_size=bench.sizes.batch_size, device=CPU, residency=residency
+    )

@@ -60,7 +60,9 @@ def _alternate(bench: Bench, root: Path, source: dict[str, np.ndarray]) -> dict[
         runs: dict[str, list[float]] = {name: [] for name in rivals}
         for _ in range(sizes.rival_rounds):
             for name, run in rivals.items():
-                runs[name].append(copying.rate_gb_s(lambda run=run: run(batches), size_bytes=size_bytes))
+                runs[name].append(
+                    copying.rate_gb_s(lambda run=run: run(batches), size_bytes=size_bytes)
+                )
     return runs
 
 
@@ -71,13 +73,18 @@ def _make_rivals(
     size = bench.sizes.batch_size
     mapped, reader = (
         adapter.make_batch_reader(
-            adapter.open_train(root, check="never"), batch_size=size, device=CPU, residency=residency
+            adapter.open_train(root, check="never"),
+            batch_size=size,
+            device=CPU,
+            residency=residency,
         )
         for residency in (adapter.WARM, "disk")
     )
     slots = make_slots(reader.reader.layout, size)
 
-    def filled(fill: Fill, num_threads: int = count_read_threads()) -> Callable[[list[list[Place]]], None]:
+    def filled(
+        fill: Fill, num_threads: int = count_read_threads()
+    ) -> Callable[[list[list[Place]]], None]:
         return lambda batches: fill_batches(slots, batches, fill, num_threads=num_threads)
 
     loaders = {f"DataLoader on zarr-python, {n} workers": _load_by_workers(root, n) for n in (0, 2)}
@@ -92,7 +99,9 @@ def _make_rivals(
             read_by_zarr(root), num_threads=1
         ),  # its one event loop does the work: threads gain nothing
         "TensorStore": read_by_tensorstore(root, slots, {}),
-        "TensorStore, memmap": read_by_tensorstore(root, slots, {"file_io_mode": {"mode": "memmap"}}),
+        "TensorStore, memmap": read_by_tensorstore(
+            root, slots, {"file_io_mode": {"mode": "memmap"}}
+        ),
         "h5py": filled(
             _read_by_h5py(folder, source), num_threads=1
         ),  # one lock for the whole library (its threads.rst)
@@ -120,21 +129,27 @@ def read_by_zarr(root: Path) -> Fill:
     return fill
 
 
-def read_by_tensorstore(root: Path, slots: list[Slots], options: dict) -> Callable[[list[list[Place]]], None]:
+def read_by_tensorstore(
+    root: Path, slots: list[Slots], options: dict
+) -> Callable[[list[list[Place]]], None]:
     """No cache, as many threads as the others, written straight into the slots, a batch at once.
 
     https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the settings.
     """
     context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": count_read_threads()},
                "file_io_concurrency": {"limit": count_read_threads()}, **options}  # fmt: skip
-    arrays = {name: _open_tensorstore(root / "train" / name, context) for name in adapter.ALL_ARRAYS}
+    arrays = {
+        name: _open_tensorstore(root / "train" / name, context) for name in adapter.ALL_ARRAYS
+    }
     targets = [{name: tensorstore.array(slot) for name, slot in half.items()} for half in slots]
 
     def read(batches: list[list[Place]]) -> None:
         for number, batch in enumerate(batches):
             half = targets[number % 2]
             jobs = [
-                half[name][row].write(array[place]) for row, place in enumerate(batch) for name, array in arrays.items()
+                half[name][row].write(array[place])
+                for row, place in enumerate(batch)
+                for name, array in arrays.items()
             ]
             for job in jobs:
                 job.result()
@@ -168,7 +183,10 @@ def _read_by_torch(folder: Path, source: dict[str, np.ndarray], *, mapped: bool)
     for sample in range(len(source["image"])):
         path = folder / f"{sample:04d}.pt"
         if not path.exists():
-            torch.save({name: torch.from_numpy(array[sample].copy()) for name, array in source.items()}, path)
+            torch.save(
+                {name: torch.from_numpy(array[sample].copy()) for name, array in source.items()},
+                path,
+            )
 
     def fill(row: int, slots: Slots, sample: int) -> None:
         loaded = torch.load(folder / f"{sample:04d}.pt", mmap=mapped, weights_only=True)
@@ -209,9 +227,16 @@ class _Order:
 def _load_by_workers(root: Path, num_workers: int) -> Callable[[list[list[Place]]], None]:
     """forkserver, persistent workers, prefetch 2: fork is unsafe beside threads, spawn only starts more slowly."""
     order = _Order()
-    options = {"multiprocessing_context": "forkserver", "persistent_workers": True, "prefetch_factor": 2}
+    options = {
+        "multiprocessing_context": "forkserver",
+        "persistent_workers": True,
+        "prefetch_factor": 2,
+    }
     loader = DataLoader(
-        ZarrSamples(root), batch_sampler=order, num_workers=num_workers, **(options if num_workers else {})
+        ZarrSamples(root),
+        batch_sampler=order,
+        num_workers=num_workers,
+        **(options if num_workers else {}),
     )
 
     def read(batches: list[list[Place]]) -> None:

@@ -33,7 +33,9 @@ def measure(bench: Bench) -> list[Figure]:
         "px": build.px,
         "groups": -(-build.train // BATCH) - (-build.val // BATCH),
     }
-    return [make_figure("phase_one_scaling", median_ratio(runs["one"], runs["two"]), runs=runs, **facts)]
+    return [
+        make_figure("phase_one_scaling", median_ratio(runs["one"], runs["two"]), runs=runs, **facts)
+    ]
 
 
 def time_workers(settings: Path, *, count: int) -> float:
@@ -64,8 +66,18 @@ def _expect(worker: subprocess.Popen, well: bool) -> None:
 
 
 def _start(settings: Path, *, rank: int, count: int) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(count)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+    }
     environment |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}  # as torchrun has them
     command = [sys.executable, "-m", "tests.bench.scaling_child", str(settings)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     return subprocess.Popen(command, env=environment, **pipes)

@@ -11,13 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-from kdcache.cache import build
-from kdcache.settings import make_config
+from kdcache.config.parser import make_config
+from kdcache.precompute import build
 
 
 def main(path: str) -> None:
     """Build the cache of these settings, or this worker's part of it."""
-    logging.getLogger("kdcache").setLevel(logging.ERROR)  # a teacher with random weights is warned of
+    logging.getLogger("kdcache").setLevel(
+        logging.ERROR
+    )  # a teacher with random weights is warned of
     times_s: list[float] = []
     original = build._write_missing
 

@@ -9,14 +9,14 @@ from unittest.mock import patch
 
 import torch
 
-from kdcache.cache.place import Place, find_place, is_far
 from kdcache.cache.stage import Stage
+from kdcache.storage.place import Place, find_place, is_far
 from tests.bench import adapter
 from tests.bench.copying import shuffle_passes, time_s
 from tests.bench.figures import Figure, make_figure
 from tests.bench.reading import open_store
 from tests.bench.sizes import Bench
-from tests.objects.s3_server import CREDENTIALS, make_bucket, serve_s3
+from tests.support.s3_server import CREDENTIALS, make_bucket, serve_s3
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,10 @@ def measure(bench: Bench) -> list[Figure]:
     """In each round fresh readers of both, two epochs each; what is in the stage stays from round to round."""
     root, runs = open_store(bench), {"local": [], "staged": []}
     first: dict[str, list[float]] = {name: [] for name in runs}
-    with serve_s3() as endpoint, patch.dict(os.environ, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}):
+    with (
+        serve_s3() as endpoint,
+        patch.dict(os.environ, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}),
+    ):
         make_bucket(endpoint, "bench")
         far = find_place("s3://bench/store")
         _upload(root, far)
@@ -34,7 +37,9 @@ def measure(bench: Bench) -> list[Figure]:
                 first_s, second_s = _time_epochs(bench, place, seed=seed)
                 first[name].append(first_s)
                 runs[name].append(second_s)
-    ratio = statistics.median(staged / local for staged, local in zip(runs["staged"], runs["local"], strict=True))
+    ratio = statistics.median(
+        staged / local for staged, local in zip(runs["staged"], runs["local"], strict=True)
+    )
     return [make_figure("staged_epoch", ratio, runs=runs, first_epoch_s=first)]
 
 
@@ -46,7 +51,9 @@ def _time_epochs(bench: Bench, place: Place, *, seed: int) -> list[float]:
         adapter.open_train(place, check="first", stage=stage),
         batch_size=sizes.batch_size, device=CPU, residency=adapter.WARM,
     )  # fmt: skip
-    orders = [shuffle_passes(sizes.store_samples, passes=1, seed=2 * seed + epoch) for epoch in range(2)]
+    orders = [
+        shuffle_passes(sizes.store_samples, passes=1, seed=2 * seed + epoch) for epoch in range(2)
+    ]
     epochs = [adapter.make_batches(order, sizes.batch_size) for order in orders]
     return [time_s(lambda batches=batches: adapter.read_all(reader, batches)) for batches in epochs]
 

@@ -9,12 +9,17 @@ def format_figure(figure: Figure) -> str:
     """One line of the table."""
     facts = figure.to_dict()
     end = figure.reason or figure.spec.unit
-    return f"{figure.spec.key:<24} {_value(facts):>10}  {_goal(facts):>8}  {figure.verdict:<9} {end}"
+    return (
+        f"{figure.spec.key:<24} {_value(facts):>10}  {_goal(facts):>8}  {figure.verdict:<9} {end}"
+    )
 
 
 def format_rivals(gb_s: dict[str, float]) -> list[str]:
     """The rivals' lines, fastest first."""
-    return [f"    {rate:8.2f} GB/s  {name}" for name, rate in sorted(gb_s.items(), key=lambda item: -item[1])]
+    return [
+        f"    {rate:8.2f} GB/s  {name}"
+        for name, rate in sorted(gb_s.items(), key=lambda item: -item[1])
+    ]
 
 
 def render_markdown(document: dict) -> str:
@@ -23,7 +28,11 @@ def render_markdown(document: dict) -> str:
     rivals = document["figures"].get("rivals", {})
     if rivals.get("value") is not None:
         parts.append(_render_rivals(rivals["details"]))
-    parts.append("\n".join(f"- `{key}`: {figure['definition']}." for key, figure in document["figures"].items()))
+    parts.append(
+        "\n".join(
+            f"- `{key}`: {figure['definition']}." for key, figure in document["figures"].items()
+        )
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -39,7 +48,11 @@ def _render_head(document: dict) -> str:
 def _render_figures(figures: dict[str, dict]) -> str:
     rows = ["| figure | value | goal | |", "|---|---|---|---|"]
     for key, facts in figures.items():
-        unit = "" if facts["unit"] in ("ratio", "share") or facts["value"] is None else f" {facts['unit']}"
+        unit = (
+            ""
+            if facts["unit"] in ("ratio", "share") or facts["value"] is None
+            else f" {facts['unit']}"
+        )
         end = facts["verdict"] + (f": {facts['reason']}" if facts["reason"] else "")
         rows.append(f"| `{key}` | {_value(facts)}{unit} | {_goal(facts)} | {end} |")
     return "\n".join(rows)
@@ -51,7 +64,9 @@ def _render_rivals(details: dict) -> str:
         f"| one random sample of {details['sample_mb']:.1f} MB, warm | GB/s | of the memory copy |",
         "|---|---|---|",
     ]
-    rows += [f"| {name} | {rate:.2f} | {rate / details['gb_s']['memcpy']:.2f} |" for name, rate in rates]
+    rows += [
+        f"| {name} | {rate:.2f} | {rate / details['gb_s']['memcpy']:.2f} |" for name, rate in rates
+    ]
     return "\n".join(rows)
 
 
@@ -62,7 +77,9 @@ def _value(facts: dict) -> str:
 def _goal(facts: dict) -> str:
     if facts["goal"] is None:
         return "-"
-    return f"{'>=' if facts['goal_is'] == 'least' else '<='} {_number(facts['goal'], facts['unit'])}"
+    return (
+        f"{'>=' if facts['goal_is'] == 'least' else '<='} {_number(facts['goal'], facts['unit'])}"
+    )
 
 
 def _number(value: float, unit: str) -> str:

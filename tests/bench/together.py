@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kdcache.report.progress import Silent
-from kdcache.settings import make_config, merge
+from kdcache.config.parser import make_config, merge
+from kdcache.progress import Silent
 from kdcache.training.batches import BatchReader
 from kdcache.training.loop import Learner, train_epoch
 from kdcache.training.turn import SharedTurn, Turn
@@ -31,10 +31,17 @@ def measure(bench: Bench) -> list[Figure]:
     reader = adapter.open_train(root, check="never")
     batches = adapter.make_batches(list(range(reader.layout.num_samples)), size)
     figures = []
-    for key, residency, cold in (("together_warm", adapter.WARM, False), ("together_cold", "disk", True)):
-        batch_reader = adapter.make_batch_reader(reader, batch_size=size, device=bench.device, residency=residency)
+    for key, residency, cold in (
+        ("together_warm", adapter.WARM, False),
+        ("together_cold", "disk", True),
+    ):
+        batch_reader = adapter.make_batch_reader(
+            reader, batch_size=size, device=bench.device, residency=residency
+        )
 
-        def train(group: list[Learner], batch_reader: BatchReader = batch_reader, cold: bool = cold) -> None:
+        def train(
+            group: list[Learner], batch_reader: BatchReader = batch_reader, cold: bool = cold
+        ) -> None:
             if cold:
                 drop_pages(find_shards(root))
             _train_all(group, batch_reader, batches, shared=len(group) > 1)
@@ -43,9 +50,13 @@ def measure(bench: Bench) -> list[Figure]:
         train(learners)
         for _ in range(bench.sizes.together_rounds):
             runs["together"].append(time_s(lambda train=train: train(learners)))
-            runs["alone"].append(time_s(lambda train=train: [train([learner]) for learner in learners]))
+            runs["alone"].append(
+                time_s(lambda train=train: [train([learner]) for learner in learners])
+            )
         ratio = median_ratio(runs["together"], runs["alone"])
-        figures.append(make_figure(key, ratio, runs=runs, students=len(learners), px=px, batch_size=size))
+        figures.append(
+            make_figure(key, ratio, runs=runs, students=len(learners), px=px, batch_size=size)
+        )
     return figures
 
 
@@ -59,7 +70,9 @@ def _make_learners(px: int, size: int) -> list[Learner]:
     return [adapter.make_learner(make_config(merge(plain, loss))) for loss in losses]
 
 
-def _train_all(learners: list[Learner], reader: BatchReader, batches: list, *, shared: bool) -> None:
+def _train_all(
+    learners: list[Learner], reader: BatchReader, batches: list, *, shared: bool
+) -> None:
     for learner in learners:
         learner.turn = SharedTurn(learner.device) if shared else Turn()
     with Silent().start("", total=None, unit="") as bar:

@@ -27,8 +27,16 @@ def measure(bench: Bench) -> list[Figure]:
     kinds, sample_bytes = _make_kinds(bench, size)
     runs = _alternate(bench, kinds, ("cached", "labels_only"), num_rounds=sizes.tax_rounds)
     cached_s, facts = statistics.median(runs["cached"]), {"batch_size": size, "px": _px(bench)}
-    tax = make_figure("kd_tax", median_ratio(runs["cached"], runs["labels_only"]), gpu=bench.gpu, runs=runs, **facts)
-    rate = make_figure("train_rate", size / cached_s, gb_s=size * sample_bytes / cached_s / 1e9, **facts)
+    tax = make_figure(
+        "kd_tax",
+        median_ratio(runs["cached"], runs["labels_only"]),
+        gpu=bench.gpu,
+        runs=runs,
+        **facts,
+    )
+    rate = make_figure(
+        "train_rate", size / cached_s, gb_s=size * sample_bytes / cached_s / 1e9, **facts
+    )
     return [tax, _measure_speedup(bench, "online_speedup", kinds), rate]
 
 
@@ -36,19 +44,31 @@ def measure_batch32(bench: Bench) -> list[Figure]:
     """With a batch that a GPU is not bored by."""
     if not bench.gpu:
         return [skip_figure("online_speedup_batch32", ON_CPU)]
-    return [_measure_speedup(bench, "online_speedup_batch32", _make_kinds(bench, 4 * bench.sizes.batch_size)[0])]
+    return [
+        _measure_speedup(
+            bench, "online_speedup_batch32", _make_kinds(bench, 4 * bench.sizes.batch_size)[0]
+        )
+    ]
 
 
 def _measure_speedup(bench: Bench, key: str, kinds: Kinds) -> Figure:
-    runs = _alternate(bench, kinds, ("online", "cached", "teacher"), num_rounds=bench.sizes.online_rounds)
-    both = [teacher + cached for teacher, cached in zip(runs["teacher"], runs["cached"], strict=True)]
+    runs = _alternate(
+        bench, kinds, ("online", "cached", "teacher"), num_rounds=bench.sizes.online_rounds
+    )
+    both = [
+        teacher + cached for teacher, cached in zip(runs["teacher"], runs["cached"], strict=True)
+    ]
     bound = median_ratio(both, runs["cached"])
     speedup = median_ratio(runs["online"], runs["cached"])
     goal = None if bench.gpu else max(3.0, 0.95 * bound)
-    return make_figure(key, speedup, gpu=bench.gpu, goal=goal, runs=runs, bound=bound, px=_px(bench))
+    return make_figure(
+        key, speedup, gpu=bench.gpu, goal=goal, runs=runs, bound=bound, px=_px(bench)
+    )
 
 
-def _alternate(bench: Bench, kinds: Kinds, names: tuple[str, ...], *, num_rounds: int) -> dict[str, list[float]]:
+def _alternate(
+    bench: Bench, kinds: Kinds, names: tuple[str, ...], *, num_rounds: int
+) -> dict[str, list[float]]:
     """Seconds a step of each kind, round by round."""
     few = bench.sizes.train_gpu_steps if bench.gpu else bench.sizes.train_steps
     steps = {name: few if bench.gpu or name not in WITH_TEACHER else 1 for name in names}
@@ -77,9 +97,13 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
     )
     batches = _plan(cached.reader.layout.num_samples, batch_size)
     learner = adapter.make_learner(config)
-    plain = adapter.make_learner(adapter.training_config(px=_px(bench), batch_size=batch_size, labels_only=True))
+    plain = adapter.make_learner(
+        adapter.training_config(px=_px(bench), batch_size=batch_size, labels_only=True)
+    )
     precision = adapter.precision_of(learner)
-    teacher = adapter.make_teacher(num_classes=NUM_CLASSES, device=bench.device, precision=precision)
+    teacher = adapter.make_teacher(
+        num_classes=NUM_CLASSES, device=bench.device, precision=precision
+    )
     in_memory = _load(images, batches)
 
     def step_cached(num_steps: int) -> None:
@@ -99,14 +123,21 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
         for batch in islice(cycle(in_memory), num_steps):
             teacher(batch.arrays["image"])
 
-    kinds = {"cached": step_cached, "labels_only": step_plain, "online": step_online, "teacher": ask}
+    kinds = {
+        "cached": step_cached,
+        "labels_only": step_plain,
+        "online": step_online,
+        "teacher": ask,
+    }
     return kinds, cached.reader.layout.item_bytes
 
 
 def open_cached(bench: Bench, batch_size: int) -> object:
     """A BatchReader of all arrays, settings as a run has them."""
     reader = adapter.open_train(open_store(bench, batch_size)[0], check="first")
-    return adapter.make_batch_reader(reader, batch_size=batch_size, device=bench.device, residency=adapter.WARM)
+    return adapter.make_batch_reader(
+        reader, batch_size=batch_size, device=bench.device, residency=adapter.WARM
+    )
 
 
 def open_store(bench: Bench, batch_size: int) -> tuple[Path, int]:

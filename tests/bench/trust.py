@@ -22,14 +22,18 @@ from unittest.mock import patch
 
 import torch
 
-from kdcache.cache import durable, shard
-from kdcache.cache.build import build_cache
+from kdcache import durable
+from kdcache.cache import shard
 from kdcache.cache.verify import verify_cache
 from kdcache.config import Config
-from kdcache.settings import build_parser, make_config, merge, read_given
+from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.precompute.build import build_cache
 
 REPEATS = 3
-NUM_TRAIN, NUM_VAL = 96, 32  # of the configured data set: enough groups, and minutes instead of hours
+NUM_TRAIN, NUM_VAL = (
+    96,
+    32,
+)  # of the configured data set: enough groups, and minutes instead of hours
 
 
 @contextmanager
@@ -58,7 +62,10 @@ def shorten_data_set(config: Config, folder: Path) -> Path:
     (new / "ImageSets" / "Segmentation").mkdir(parents=True)
     for name in ("JPEGImages", "SegmentationClass"):
         (new / name).symlink_to(old / name)
-    for name, count in ((config.dataset.train_split, NUM_TRAIN), (config.dataset.val_split, NUM_VAL)):
+    for name, count in (
+        (config.dataset.train_split, NUM_TRAIN),
+        (config.dataset.val_split, NUM_VAL),
+    ):
         ids = (old / "ImageSets" / "Segmentation" / f"{name}.txt").read_text().split()[:count]
         (new / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(ids) + "\n")
     return folder
@@ -83,7 +90,9 @@ def measure_verify(root: Path, *, data: bool) -> tuple[float, int]:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    given = read_given(build_parser(prog="python -m tests.bench.trust", description="What trust costs."), argv)
+    given = read_given(
+        build_parser(prog="python -m tests.bench.trust", description="What trust costs."), argv
+    )
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         root = shorten_data_set(make_config(given), Path(folder) / "data")
         here = {"dataset": {"root": str(root)}, "cache": {"path": str(Path(folder) / "cache")}}

@@ -18,19 +18,21 @@ from unittest.mock import patch
 
 import numpy as np
 
-from kdcache.cache import build, durable, pipeline, writer
+from kdcache import durable
+from kdcache.cache import writer
 from kdcache.cache.folder import complete_views
 from kdcache.cache.layout import COMMITS, Group, SplitLayout
 from kdcache.cache.lease import Lease, lease_path
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pipeline import Crew, Pipeline, Plan
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
-from kdcache.report.progress import Bar, Silent
-from kdcache.workers import Worker
+from kdcache.machine.workers import Worker
+from kdcache.precompute import build, pipeline
+from kdcache.precompute.pipeline import Crew, Pipeline, Plan
+from kdcache.progress import Bar, Silent
 from tests.bench.data import make_ids
 
-STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.cache.durable
+STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.durable
 MOST_STEPS = 40  # of a group of three arrays; who is due to die later dies right after the commit
 
 
@@ -117,7 +119,9 @@ class Life:
     def answer(self, layout: SplitLayout, group: Group) -> GroupContents:
         """What this worker stores, as if its GPU rounded otherwise."""
         value = random.Random(f"{self.seed} {group.name}").randrange(256)
-        blocks = {spec.name: np.full((1, *spec.item_shape), value, spec.dtype) for spec in layout.arrays}
+        blocks = {
+            spec.name: np.full((1, *spec.item_shape), value, spec.dtype) for spec in layout.arrays
+        }
         return GroupContents(blocks, make_ids(group), [{"image_box": [0, 0, 16, 16]}])
 
     def draw_fate(self, group: Group) -> None:
@@ -149,19 +153,25 @@ class BarePipeline(Pipeline):
         contents = life.answer(manifest.layouts[job.group.split], job.group)
         life.draw_fate(job.group)
         with job.held, life.clock.time("writing"):
-            write_group(self.plan.config.cache.path, manifest, job.group, contents=contents, lease=job.lease)
+            write_group(
+                self.plan.config.cache.path, manifest, job.group, contents=contents, lease=job.lease
+            )
             if life.fate.due is not None:
                 raise Killed(job.group.name)
         self.written.append(job.group)
 
 
-def run_workers(config: Config, manifest: Manifest, ranks: list[int], num_workers: int, share: float) -> Record:
+def run_workers(
+    config: Config, manifest: Manifest, ranks: list[int], num_workers: int, share: float
+) -> Record:
     """Let these of `num_workers` workers do their work, a thread each; one that is killed is begun again.
 
     Args:
         share: of the groups, 0 to 1, that kill who writes them.
     """
-    logging.getLogger("kdcache").setLevel(logging.ERROR)  # who waits for whom would be said hundreds of times
+    logging.getLogger("kdcache").setLevel(
+        logging.ERROR
+    )  # who waits for whom would be said hundreds of times
     record, fate = Record(), Fate()
     clock = Clock(record)
 
@@ -187,7 +197,9 @@ def _survives(plan: Plan, worker: Worker) -> bool:
         build._write_missing(plan, missing, worker, Silent())
     except Killed as death:
         fate.due = None
-        lease_path(root, str(death)).touch()  # its block has ended and removed it, as no killed process would
+        lease_path(
+            root, str(death)
+        ).touch()  # its block has ended and removed it, as no killed process would
         return False
     with clock.time("completing"):
         complete_views(root)
@@ -200,7 +212,11 @@ def _simulated(record: Record, fate: Fate, clock: Clock) -> Iterator[None]:
     list_groups = cache(lambda layout, original=SplitLayout.groups: list(original(layout)))
     changes = [
         (os, "fsync", lambda descriptor: None),
-        (SplitLayout, "groups", lambda layout: iter(list_groups(layout))),  # 512 lists of them would be 15 GB
+        (
+            SplitLayout,
+            "groups",
+            lambda layout: iter(list_groups(layout)),
+        ),  # 512 lists of them would be 15 GB
         (build, "Pipeline", BarePipeline),
         (build, "find_committed", clock.watch("listing", build.find_committed)),
         (pipeline, "start_views", lambda *args, **options: []),
@@ -208,7 +224,10 @@ def _simulated(record: Record, fate: Fate, clock: Clock) -> Iterator[None]:
         (pipeline, "has_record", clock.watch("looking", pipeline.has_record)),
         (pipeline, "look_again", clock.watch("looking", pipeline.look_again)),
         (writer, "write_record", clock.watch("record", writer.write_record)),
-        *((durable, name, partial(_step, name, getattr(durable, name), record, fate)) for name in STEPS),
+        *(
+            (durable, name, partial(_step, name, getattr(durable, name), record, fate))
+            for name in STEPS
+        ),
     ]
     with ExitStack() as undone:
         for owner, name, new in changes:

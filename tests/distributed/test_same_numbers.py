@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import together
 import torch
-from together import NUM_TRAIN, NUM_VAL, make_many
 from torch import nn
 
+from kdcache.config.parser import merge
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.models.student import BATCHNORM_MOMENTUM, LightweightSegmentationModel
-from kdcache.settings import merge
 from kdcache.training.batches import plan_epoch
 from kdcache.training.processes import Alone, Processes
+from tests.support import together
+from tests.support.together import NUM_TRAIN, NUM_VAL, make_many
 
 TOLERANCE = 1e-5  # of a step's loss, absolute
 
@@ -25,7 +25,10 @@ def test_parts_of_a_batch_with_the_counts_of_all_add_up_to_it():
     label[1:] = 255
     label[1, 0, :3] = 2
     features = {"low": torch.randn(4, 6, 8, 8, requires_grad=True)}
-    answers = {"teacher_NKHW": torch.randn(4, 5, 4, 4), "teacher_features": {"low": torch.randn(4, 7, 8, 8)}}
+    answers = {
+        "teacher_NKHW": torch.randn(4, 5, 4, 4),
+        "teacher_features": {"low": torch.randn(4, 7, 8, 8)},
+    }
     loss = KnowledgeDistillationLoss(channels={"low": (7, 6)})
 
     def compute(rows: slice):
@@ -48,7 +51,12 @@ def test_parts_of_a_batch_with_the_counts_of_all_add_up_to_it():
 
 @pytest.mark.parametrize(
     ("count", "num_epochs", "loss"),
-    [(2, 10, {}), (4, 10, {}), (2, 2, {"alpha": 0.0, "beta": 0.0}), (2, 2, {"beta": 0.0, "gamma": 0.0})],
+    [
+        (2, 10, {}),
+        (4, 10, {}),
+        (2, 2, {"alpha": 0.0, "beta": 0.0}),
+        (2, 2, {"beta": 0.0, "gamma": 0.0}),
+    ],
 )
 def test_processes_have_the_losses_and_batches_of_one(given, count, num_epochs, loss):
     """Two steps an epoch; BatchNorm frozen, dropout off, float32. Of features alone the head has no gradient."""
@@ -56,7 +64,9 @@ def test_processes_have_the_losses_and_batches_of_one(given, count, num_epochs, 
     alone = together.train_exactly(Alone(), given, num_epochs)
     many = together.run_together(count, together.train_exactly, given, num_epochs)
     assert len(alone["losses"]) == 2 * num_epochs
-    assert [[i for process in many for i in process["ids"][step]] for step in range(2 * num_epochs)] == alone["ids"]
+    assert [
+        [i for process in many for i in process["ids"][step]] for step in range(2 * num_epochs)
+    ] == alone["ids"]
     for process in many:
         assert np.abs(np.subtract(process["losses"], alone["losses"])).max() < TOLERANCE
         assert np.array_equal(process["weights"], many[0]["weights"])
@@ -64,13 +74,18 @@ def test_processes_have_the_losses_and_batches_of_one(given, count, num_epochs, 
         for found, expected in zip(process["terms"], alone["terms"], strict=True):
             assert found == pytest.approx(expected, abs=TOLERANCE)
     assert np.sum(many[0]["confusion"]) == np.sum(alone["confusion"])
-    assert np.abs(np.subtract(many[0]["confusion"], alone["confusion"])).sum() <= 0.001 * np.sum(alone["confusion"])
+    assert np.abs(np.subtract(many[0]["confusion"], alone["confusion"])).sum() <= 0.001 * np.sum(
+        alone["confusion"]
+    )
 
 
 def test_the_batches_are_those_of_the_plan(given):
     """Of seed, epoch and step alone."""
     seen = together.train_exactly(Alone(), given, 2)
-    plans = [plan_epoch(num_samples=NUM_TRAIN, num_views=2, batch_size=8, seed=0, epoch=epoch) for epoch in (0, 1)]
+    plans = [
+        plan_epoch(num_samples=NUM_TRAIN, num_views=2, batch_size=8, seed=0, epoch=epoch)
+        for epoch in (0, 1)
+    ]
     numbers = [[sample for _, sample in places] for plan in plans for places in plan]
     assert [[int(i[-4:]) for i in ids] for ids in seen["ids"]] == numbers
 

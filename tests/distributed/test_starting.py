@@ -6,13 +6,13 @@ import os
 
 import pytest
 import torch
-from helpers import check_one_line
-from together import make_many
 
+from kdcache.config.parser import make_config
 from kdcache.errors import SettingsError
-from kdcache.settings import make_config
 from kdcache.training.processes import join_processes
 from kdcache.training.settings import check_batches
+from tests.support.helpers import check_one_line
+from tests.support.together import make_many
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 CPU = torch.device("cpu")
@@ -51,23 +51,43 @@ def test_processes_that_cannot_meet_are_told_in_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as error, join_processes():
         pass
-    check_one_line(error, "2 processes cannot meet at MASTER_ADDR and MASTER_PORT", "start them with torchrun")
+    check_one_line(
+        error, "2 processes cannot meet at MASTER_ADDR and MASTER_PORT", "start them with torchrun"
+    )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(SettingsError) as error, join_processes():
         pass
-    check_one_line(error, "cannot meet", "; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface")
+    check_one_line(
+        error,
+        "cannot meet",
+        "; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface",
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "num_samples", "count", "device", "words"),
     [
-        (8, 13, 4, CPU, "is 5, expected 8 samples or more for 4 processes; set train.batch_size 12 or start fewer"),
-        (2, 13, 2, CPU, "is 2, expected 4 samples or more for 2 processes; set train.batch_size 4 or start fewer"),
+        (
+            8,
+            13,
+            4,
+            CPU,
+            "is 5, expected 8 samples or more for 4 processes; set train.batch_size 12 or start fewer",
+        ),
+        (
+            2,
+            13,
+            2,
+            CPU,
+            "is 2, expected 4 samples or more for 2 processes; set train.batch_size 4 or start fewer",
+        ),
         (8, 7, 4, CPU, "is 7, expected 8 samples or more for 4 processes; start fewer processes"),
         (8, 13, 6, torch.device("cuda"), "is 5, expected 6 samples or more for 6 processes"),
     ],
 )
-def test_a_batch_with_too_few_samples_for_a_process_is_refused(size, num_samples, count, device, words):
+def test_a_batch_with_too_few_samples_for_a_process_is_refused(
+    size, num_samples, count, device, words
+):
     config = make_config({"train": {"batch_size": size}})
     with pytest.raises(SettingsError) as error:
         check_batches(config, num_samples=num_samples, count=count, device=device)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import together
 import torch
 import yaml
 
-from kdcache.settings import make_config, merge
+from kdcache.config.parser import make_config, merge
 from kdcache.training.distill import distill
+from tests.support import together
 
 
 def read_losses(folder: Path) -> list[dict]:
@@ -31,13 +31,20 @@ def test_all_processes_end_with_the_same_student(given):
 
 
 def test_a_resumed_run_of_two_is_the_uninterrupted_run_bit_for_bit(given, tmp_path):
-    whole, halves = (merge(given, {"run": {"dir": str(tmp_path / name)}}) for name in ("whole", "halves"))
+    whole, halves = (
+        merge(given, {"run": {"dir": str(tmp_path / name)}}) for name in ("whole", "halves")
+    )
     together.run_together(2, together.train_whole, whole)
     stopped = together.run_together(2, together.train_whole, halves, 1)
-    assert [answer[0] for answer in stopped] == ["SettingsError"] * 2 and len(read_losses(tmp_path / "halves")) == 1
+    assert [answer[0] for answer in stopped] == ["SettingsError"] * 2 and len(
+        read_losses(tmp_path / "halves")
+    ) == 1
     together.run_together(2, together.train_whole, merge(halves, {"run": {"resume": True}}))
     assert read_losses(tmp_path / "whole") == read_losses(tmp_path / "halves")
-    a, b = (torch.load(tmp_path / name / "student_kd_last.pth", weights_only=True) for name in ("whole", "halves"))
+    a, b = (
+        torch.load(tmp_path / name / "student_kd_last.pth", weights_only=True)
+        for name in ("whole", "halves")
+    )
     for part in ("model_state_dict", "alignment_state_dict"):
         assert all(torch.equal(value, b[part][key]) for key, value in a[part].items())
 
@@ -58,10 +65,19 @@ def start(given: dict, *options: str, count: int = 2) -> subprocess.CompletedPro
     """`torchrun -m train_student`."""
     path = Path(given["run"]["dir"]).parent.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(given))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+    ]
     command += ["-m", "train_student", "--config", str(path), *options]
     threads = {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads}, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **threads}, check=False
+    )
 
 
 def test_the_command_under_torchrun_leaves_what_one_process_leaves(given, tmp_path):
@@ -74,7 +90,9 @@ def test_the_command_under_torchrun_leaves_what_one_process_leaves(given, tmp_pa
     folder, alone = tmp_path / "runs" / "kd", tmp_path / "alone" / "kd"
     distill(merge(given, {"run": {"dir": str(alone)}}), root=make_config(given).cache.path)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
-    ours, theirs = (torch.load(f / "student_kd_last.pth", weights_only=True) for f in (folder, alone))
+    ours, theirs = (
+        torch.load(f / "student_kd_last.pth", weights_only=True) for f in (folder, alone)
+    )
     assert ours.keys() == theirs.keys() and ours["hyperparameters"] == theirs["hyperparameters"]
     for part in ("model_state_dict", "alignment_state_dict"):
         assert ours[part].keys() == theirs[part].keys()
@@ -83,5 +101,7 @@ def test_the_command_under_torchrun_leaves_what_one_process_leaves(given, tmp_pa
     refused = start(given)
     lines = [line for line in refused.stderr.splitlines() if line.startswith("train_student:")]
     assert len(lines) == 1 and "run.dir is in use" in lines[0], refused.stderr
-    assert refused.stderr.count("exitcode  : 2") >= 1, refused.stderr  # torchrun may kill the second one before it ends
+    assert refused.stderr.count("exitcode  : 2") >= 1, (
+        refused.stderr
+    )  # torchrun may kill the second one before it ends
     assert not list((tmp_path / "runs").glob("baseline-*"))  # nobody has begun one

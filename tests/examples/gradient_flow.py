@@ -4,10 +4,10 @@ python tests/examples/gradient_flow.py
 """
 
 import torch
-from small_cache import STUDENT_CHANNELS, small_cache
 
 from kdcache import KnowledgeDistillationLoss, LightweightSegmentationModel
 from kdcache.losses import kd_divergence
+from tests.examples.small_cache import STUDENT_CHANNELS, small_cache
 
 TERMS = {"labels": (1.0, 0.0, 0.0), "scores": (0.0, 1.0, 0.0), "features": (0.0, 0.0, 1.0)}
 
@@ -21,11 +21,15 @@ def norm(module):
 def gradients(student, channels, batch, weights):
     """By part of the student, and by the projections; and those by the teacher's answers, which ask for one here."""
     loss = KnowledgeDistillationLoss(*weights, temperature=4.0, channels=channels)
-    answers = [answer.clone().requires_grad_() for answer in (batch.logits, *batch.features.values())]
+    answers = [
+        answer.clone().requires_grad_() for answer in (batch.logits, *batch.features.values())
+    ]
     student.zero_grad()
     scores, features = student(batch.images, return_features=True)
     levels = dict(zip(channels, answers[1:], strict=True))
-    loss(scores, features, batch.labels, teacher_NKHW=answers[0], teacher_features=levels).total.backward()
+    loss(
+        scores, features, batch.labels, teacher_NKHW=answers[0], teacher_features=levels
+    ).total.backward()
     parts = {"backbone": student.backbone, "ASPP": student.aspp, "classifier": student.classifier}
     found = {name: norm(part) for name, part in {**parts, "projections": loss}.items()}
     return found, [answer.grad for answer in answers]
@@ -41,21 +45,31 @@ def size(student_NKHW, teacher_NKhw, temperature):
 with small_cache() as cache:
     (batch,) = cache.train.batches(batch_size=16, device="cpu")
     student = LightweightSegmentationModel(cache.num_classes, pretrained=False, aspp_channels=16)
-    channels = {level: (count, STUDENT_CHANNELS[level]) for level, count in cache.teacher_channels.items()}
+    channels = {
+        level: (count, STUDENT_CHANNELS[level]) for level, count in cache.teacher_channels.items()
+    }
     for term, weights in TERMS.items():
         found, teacher = gradients(student, channels, batch, weights)
-        print(f"{term:8}", *(f"{n} {'none' if v is None else format(v, '.5f')}" for n, v in found.items()), sep="  ")
+        print(
+            f"{term:8}",
+            *(f"{n} {'none' if v is None else format(v, '.5f')}" for n, v in found.items()),
+            sep="  ",
+        )
         reached = {name for name, value in found.items() if value is not None}
         heads = {"ASPP", "classifier"} if term != "features" else {"projections"}
         assert reached == {"backbone", *heads} and all(found[name] > 0 for name in reached)
         assert teacher == [None] * 4  # the teacher never learns
     scores = student(batch.images)
     sizes = {T: size(scores, batch.logits, T) for T in (1.0, 2.0, 4.0, 8.0)}
-    sure = {T: size(20 * scores, 20 * batch.logits, T) / 20 for T in sizes}  # both 20 times more certain
+    sure = {
+        T: size(20 * scores, 20 * batch.logits, T) / 20 for T in sizes
+    }  # both 20 times more certain
 
 plain = {T: value / T**2 for T, value in sizes.items()}
 for T in sizes:
-    print(f"T = {T:.0f}: gradient by scores {sizes[T]:.2e} with T^2, {plain[T]:.2e} without", end="; ")
+    print(
+        f"T = {T:.0f}: gradient by scores {sizes[T]:.2e} with T^2, {plain[T]:.2e} without", end="; "
+    )
     print(f"of scores 20 times larger, a 20th of it: {sure[T]:.2e}")
 assert max(sizes.values()) < 2 * min(sizes.values())
 assert plain[1.0] > 30 * plain[8.0]

@@ -4,9 +4,9 @@ python tests/examples/mini_training_loop.py
 """
 
 import torch
-from small_cache import STUDENT_CHANNELS, small_cache
 
 from kdcache import KnowledgeDistillationLoss, LightweightSegmentationModel, evaluate_segmentation
+from tests.examples.small_cache import STUDENT_CHANNELS, small_cache
 
 EPOCHS = 12
 
@@ -19,8 +19,12 @@ def score(student, cache):
 
 with small_cache() as cache:
     student = LightweightSegmentationModel(cache.num_classes, pretrained=False, aspp_channels=16)
-    channels = {level: (count, STUDENT_CHANNELS[level]) for level, count in cache.teacher_channels.items()}
-    loss = KnowledgeDistillationLoss(alpha=1.0, beta=0.5, gamma=0.3, temperature=4.0, channels=channels)
+    channels = {
+        level: (count, STUDENT_CHANNELS[level]) for level, count in cache.teacher_channels.items()
+    }
+    loss = KnowledgeDistillationLoss(
+        alpha=1.0, beta=0.5, gamma=0.3, temperature=4.0, channels=channels
+    )
     optimizer = torch.optim.Adam([*student.parameters(), *loss.parameters()], lr=3e-3)
     before, history = score(student, cache), []
     for epoch in range(EPOCHS):
@@ -34,7 +38,11 @@ with small_cache() as cache:
     after = score(student, cache)
 
 for epoch in (0, EPOCHS - 1):  # the last batch of each
-    print(f"epoch {epoch + 1:2}", *(f"{name} {value:.4f}" for name, value in history[epoch].items()), sep="  ")
+    print(
+        f"epoch {epoch + 1:2}",
+        *(f"{name} {value:.4f}" for name, value in history[epoch].items()),
+        sep="  ",
+    )
 print(f"mIoU on val: {before:.4f} before, {after:.4f} after {EPOCHS} epochs")
 assert history[-1]["total"] < history[0]["total"]
 assert after > before

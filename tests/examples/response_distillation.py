@@ -5,16 +5,18 @@ python tests/examples/response_distillation.py
 
 import torch
 import torch.nn.functional as F
-from small_cache import small_cache
 
 from kdcache import KnowledgeDistillationLoss, LightweightSegmentationModel
+from tests.examples.small_cache import small_cache
 
 T = 4.0  # softening: scores are divided by it on both sides
 
 
 def divergence(student_NKHW, teacher_NKhw):
     """T^2 KL(teacher || student), averaged over pixels: the term as a textbook has it."""
-    teacher = F.interpolate(teacher_NKhw, student_NKHW.shape[-2:], mode="bilinear")  # cached before it was upsampled
+    teacher = F.interpolate(
+        teacher_NKhw, student_NKHW.shape[-2:], mode="bilinear"
+    )  # cached before it was upsampled
     log_p, log_q = (F.log_softmax(scores / T, dim=1) for scores in (teacher, student_NKHW))
     return T**2 * (log_p.exp() * (log_p - log_q)).sum(1).mean()
 
@@ -29,7 +31,9 @@ with small_cache() as cache:
     found = []
     for step in range(20):
         scores, features = student(batch.images, return_features=True)
-        terms = loss(scores, features, None, teacher_NKHW=batch.logits)  # in one pass, with its gradient
+        terms = loss(
+            scores, features, None, teacher_NKHW=batch.logits
+        )  # in one pass, with its gradient
         if step == 0:
             textbook = divergence(scores, batch.logits).item()
         optimizer.zero_grad()

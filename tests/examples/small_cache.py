@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 import kdcache
-from kdcache.cache.build import build_cache
+from kdcache.config.parser import make_config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import build_fcn
-from kdcache.serving import Cache
-from kdcache.settings import make_config
+from kdcache.precompute.build import build_cache
+from kdcache.training.serving import Cache
 
 STUDENT_CHANNELS = {"low": 16, "mid": 24, "high": 48}  # of kdcache.LightweightSegmentationModel
 SIZE_PX = 48
@@ -30,7 +30,9 @@ def small_cache() -> Iterator[Cache]:
     """16 training images in one view, 8 for validation, 8 classes; its folder goes away afterwards."""
     torch.set_num_threads(1)  # tiny tensors gain nothing from more
     torch.manual_seed(0)
-    logging.getLogger("kdcache").setLevel(logging.ERROR)  # it would say that this teacher knows nothing
+    logging.getLogger("kdcache").setLevel(
+        logging.ERROR
+    )  # it would say that this teacher knows nothing
     with TemporaryDirectory() as folder:
         write_sample_set(Path(folder), num_train=16, num_val=8, size_px=SIZE_PX)
         teacher = build_fcn("fcn_resnet50", num_classes=len(CLASS_NAMES), aux_head=True)
@@ -42,7 +44,13 @@ def small_cache() -> Iterator[Cache]:
 def _settings(folder: str) -> dict:
     classes = {"num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES)}
     return {
-        "dataset": {"root": folder, **classes, "size": SIZE_PX, "val_size": SIZE_PX, "download": False},
+        "dataset": {
+            "root": folder,
+            **classes,
+            "size": SIZE_PX,
+            "val_size": SIZE_PX,
+            "download": False,
+        },
         "augment": {"views": 1},
         "teacher": {"weights": f"{folder}/teacher.pth", "device": "cpu"},
         "cache": {"path": f"{folder}/cache", "shard_samples": 8},

@@ -1,6 +1,6 @@
 """What child processes do in these tests: build a cache, or train, and meet a fault at a chosen step on the disk.
 
-The steps are the calls of `kdcache.cache.durable`, the only ways in which a cache on disk changes.
+The steps are the calls of `kdcache.durable`, the only ways in which a cache on disk changes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from functools import wraps
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import quick
 import torch
 
-from kdcache.cache import durable, pipeline
-from kdcache.cache.build import build_cache
+from kdcache import durable
 from kdcache.cache.layout import Group
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.pipeline import Crew
-from kdcache.settings import make_config
+from kdcache.config.parser import make_config
+from kdcache.precompute import pipeline
+from kdcache.precompute.build import build_cache
+from kdcache.precompute.pipeline import Crew
+from tests.support import quick
 
 STEPS = ("write_file", "rename", "remove", "make_folder", "sync_folder")
 Fault = Callable[[str, tuple], None]
@@ -89,7 +90,9 @@ def build(given: dict, fault: Fault | None = None, step: int = -1, writers: int 
     quick.use_quick_teacher()
     pipeline.choose_crew = hire(writers)
     torch.set_num_threads(1)
-    os.fsync = lambda descriptor: None  # as in tests/conftest.py: a killed process loses nothing that it wrote
+    os.fsync = lambda descriptor: (
+        None
+    )  # as in tests/conftest.py: a killed process loses nothing that it wrote
     if fault:
         meet(fault, step=step)
     try:
@@ -129,7 +132,7 @@ def train(given: dict) -> None:
 _context = multiprocessing.get_context(
     "forkserver"
 )  # no fork of a process with threads, no import of torch for each child
-_context.set_forkserver_preload(["pytest", "kdcache.cache.build", "kdcache.training.distill"])
+_context.set_forkserver_preload(["pytest", "kdcache.precompute.build", "kdcache.training.distill"])
 
 
 def start(target: Callable, *args: object) -> BaseProcess:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import children
 import pytest
-import quick
+
+from tests.faults import children
+from tests.support import quick
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def _no_fidelity(monkeypatch):
 @pytest.fixture(autouse=True)
 def _one_writer(monkeypatch):
     """Whatever the machine: the steps on the disk then have one order, so that a fault at each of them can be told."""
-    monkeypatch.setattr("kdcache.cache.pipeline.choose_crew", children.hire(1))
+    monkeypatch.setattr("kdcache.precompute.pipeline.choose_crew", children.hire(1))
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def whole_root(quick_data, tmp_path_factory) -> Path:
     """A cache built without interruption. Read only."""
     root = tmp_path_factory.mktemp("whole") / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
         quick.build_quick(quick_data, root)
     return root
 

@@ -76,7 +76,10 @@ def damage_record(root: Path, random: Random) -> set[str]:
 def swap_views(root: Path, random: Random) -> set[str]:
     """The same array of the same samples, of two views."""
     layout = read_manifest(root).layouts["train"]
-    spec, index = layout.arrays[int(random.integers(3, 6))], int(random.integers(layout.groups_per_view))
+    spec, index = (
+        layout.arrays[int(random.integers(3, 6))],
+        int(random.integers(layout.groups_per_view)),
+    )
     first, second = (layout.group(view, index) for view in (0, 1))
     one, two = (shard_path(root, spec, group) for group in (first, second))
     if not (one.exists() and two.exists()):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kdcache.cache import durable
+from kdcache import durable
 
 Names = dict[Path, int]  # path relative to the root -> number of the file
 
@@ -24,7 +24,9 @@ class Ledger:
 
     def __init__(self, root: Path, *, flush_files: bool = True, flush_folders: bool = True) -> None:
         self.root, self.flush_files, self.flush_folders = root, flush_files, flush_folders
-        self.contents: list[tuple[bytes, bytes]] = []  # by file number: as written, as certainly on disk
+        self.contents: list[
+            tuple[bytes, bytes]
+        ] = []  # by file number: as written, as certainly on disk
         self.names: Names = {}
         self.kept: Names = {}
         self.folders: set[Path] = {Path()}
@@ -88,7 +90,9 @@ class Ledger:
         if not self.flush_folders or not path.is_relative_to(self.root):
             return
         folder = self._relative(path)
-        for known in [name for name in self.kept if name.parent == folder and name not in self.names]:
+        for known in [
+            name for name in self.kept if name.parent == folder and name not in self.names
+        ]:
             del self.kept[known]
         self.kept |= {name: number for name, number in self.names.items() if name.parent == folder}
         self.kept_folders |= {name for name in self.folders if name.parent == folder}

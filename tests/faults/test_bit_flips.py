@@ -9,19 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quick
-from helpers import check_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.cache.build import build_cache
-from kdcache.cache.layout import CRC_BYTES, SPLITS, commit_path, index_bytes, manifest_path, metadata_path, shard_path
+from kdcache.cache.layout import (
+    CRC_BYTES,
+    SPLITS,
+    commit_path,
+    index_bytes,
+    manifest_path,
+    metadata_path,
+    shard_path,
+)
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.shard import ABSENT
 from kdcache.cache.verify import verify_cache
+from kdcache.config.parser import make_config
 from kdcache.errors import CacheError
-from kdcache.settings import make_config
+from kdcache.precompute.build import build_cache
+from tests.support import quick
+from tests.support.helpers import check_one_line
 
 FLIPS = settings(max_examples=1000, derandomize=True, deadline=None, database=None)
 Region = tuple[Path, int, int]  # file, first byte, number of bytes
@@ -32,7 +40,9 @@ def root(request, quick_data, whole_root, tmp_path) -> Path:
     """A finished cache of this test alone."""
     if request.param == "raw":
         return Path(shutil.copytree(whole_root, tmp_path / "cache"))
-    config = make_config(quick.quick_given(quick_data, tmp_path / "cache"), {"cache": {"codec": request.param}})
+    config = make_config(
+        quick.quick_given(quick_data, tmp_path / "cache"), {"cache": {"codec": request.param}}
+    )
     build_cache(config)
     return config.cache.path
 
@@ -42,15 +52,27 @@ def find_regions(root: Path) -> dict[str, list[Region]]:
     layouts = read_manifest(root).layouts
     documents = {
         "manifest": [manifest_path(root)],
-        "commit record": [commit_path(root, group) for layout in layouts.values() for group in layout.groups()],
-        "group zarr.json": [metadata_path(root), *(metadata_path(root, split) for split in layouts)],
-        "array zarr.json": [metadata_path(root, s, a.name) for s, layout in layouts.items() for a in layout.arrays],
+        "commit record": [
+            commit_path(root, group) for layout in layouts.values() for group in layout.groups()
+        ],
+        "group zarr.json": [
+            metadata_path(root),
+            *(metadata_path(root, split) for split in layouts),
+        ],
+        "array zarr.json": [
+            metadata_path(root, s, a.name) for s, layout in layouts.items() for a in layout.arrays
+        ],
     }
-    regions = {kind: [(path, 0, path.stat().st_size) for path in paths] for kind, paths in documents.items()}
+    regions = {
+        kind: [(path, 0, path.stat().st_size) for path in paths]
+        for kind, paths in documents.items()
+    }
     for layout in layouts.values():
         for spec in layout.arrays:
             for group in layout.groups():
-                for kind, region in _shard_regions(shard_path(root, spec, group), layout.shard_samples):
+                for kind, region in _shard_regions(
+                    shard_path(root, spec, group), layout.shard_samples
+                ):
                     regions.setdefault(kind, []).append(region)
     return regions
 
@@ -92,7 +114,9 @@ def read_all(root: Path, split: str) -> dict[tuple, bytes]:
 def find_damaged_files(root: Path, *, data: bool = False) -> set[str]:
     """The files that verifying blames, by their paths in the cache."""
     try:
-        return {str(damage.path.relative_to(root)) for damage in verify_cache(root, data=data).damage}
+        return {
+            str(damage.path.relative_to(root)) for damage in verify_cache(root, data=data).damage
+        }
     except CacheError as error:  # of the manifest
         check_one_line(error, str(root), "manifest.json")
         return {"manifest.json"}

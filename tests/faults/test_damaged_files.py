@@ -12,13 +12,13 @@ from pathlib import Path
 import crc32c
 import numpy as np
 import pytest
-import quick
-from test_bit_flips import find_damaged_files, find_reading_errors, flipped, read_all
 
 from cache_teacher.cli import main
-from kdcache.cache.build import build_cache
 from kdcache.cache.layout import SPLITS
-from kdcache.settings import make_config, merge
+from kdcache.config.parser import make_config, merge
+from kdcache.precompute.build import build_cache
+from tests.faults.test_bit_flips import find_damaged_files, find_reading_errors, flipped, read_all
+from tests.support import quick
 
 SHARD, RECORD = "train/mid/c/1/0/0/0/0", "commits/train-v0001-g00000.json"
 SHORT = "train/mid/c/1/1/0/0/0"  # of one sample
@@ -38,8 +38,10 @@ def stale_root(quick_data, tmp_path_factory) -> Path:
     """A cache of the same shapes and another seed."""
     root = tmp_path_factory.mktemp("stale") / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
-        build_cache(make_config(merge(quick.quick_given(quick_data, root), {"augment": {"seed": 1}})))
+        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
+        build_cache(
+            make_config(merge(quick.quick_given(quick_data, root), {"augment": {"seed": 1}}))
+        )
     return root
 
 
@@ -64,7 +66,9 @@ def _move(path: Path, new: Path) -> None:
 
 def _move_out(path: Path) -> None:
     """A link to the same file, or folder, outside of the cache."""
-    _move(path, next(folder for folder in path.parents if folder.name == "cache").with_name("outside"))
+    _move(
+        path, next(folder for folder in path.parents if folder.name == "cache").with_name("outside")
+    )
 
 
 HARMS = {
@@ -115,7 +119,9 @@ def _swap(first: str, second: str, *, chunk: int | None = None) -> Callable[[Pat
     def swap(root: Path, stale: Path) -> set[str]:
         a, b = (root / first).read_bytes(), (root / second).read_bytes()
         for path, new, old in ((root / first, b, a), (root / second, a, b)):
-            path.write_bytes((new[:chunk] + (old[chunk:] if chunk else b""))[: len(old)].ljust(len(old), b"\0"))
+            path.write_bytes(
+                (new[:chunk] + (old[chunk:] if chunk else b""))[: len(old)].ljust(len(old), b"\0")
+            )
         return {first, second}
 
     return swap
@@ -145,7 +151,9 @@ GROUP = [RECORD, *(f"train/{name}/c/1/0/0/0{'' if name == 'label' else '/0'}"
                    for name in ("image", "label", "logits", "low", "mid", "high"))]  # fmt: skip
 CASES = {
     **{f"{kind}_{name}": _at(path, HARMS[name]) for kind, path in KINDS.items() for name in HARMS},
-    "samples_swapped": _at(SHARD, _write(lambda data: data[MID_CHUNK:-36] + data[:MID_CHUNK] + data[-36:])),
+    "samples_swapped": _at(
+        SHARD, _write(lambda data: data[MID_CHUNK:-36] + data[:MID_CHUNK] + data[-36:])
+    ),
     "index_reordered": _at(SHARD, _write_index(lambda index: index[16:] + index[:16])),
     "index_of_a_sample_too_many": _at(SHORT, _write_index(lambda index: 2 * index[:16])),
     "chunks_of_two_groups_swapped": _swap(SHARD, SHORT, chunk=MID_CHUNK),
@@ -179,14 +187,19 @@ def test_structure_finds_it_and_no_reader_hands_out_wrong_numbers(root, stale_ro
     messages = find_reading_errors(root, truth)
     assert messages or case == "index_of_a_sample_too_many"  # which nobody reads
     for message in messages:
-        forms = [(f"{root / n}: ", f"{root}: {n} is missing", f"first missing: {Path(n).stem}") for n in names]
+        forms = [
+            (f"{root / n}: ", f"{root}: {n} is missing", f"first missing: {Path(n).stem}")
+            for n in names
+        ]
         assert any(form in message for form in sum(forms, ()))
 
 
 @pytest.fixture
 def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, list[str]]]:
     """Exit code, what was printed, and the lines on stderr but for progress."""
-    monkeypatch.setattr("kdcache.command._show_warnings", lambda: None)  # on the stderr of this test alone
+    monkeypatch.setattr(
+        "kdcache.command._show_warnings", lambda: None
+    )  # on the stderr of this test alone
 
     def run_command(*argv: object) -> tuple[int, str, list[str]]:
         code = main([str(word) for word in argv])
@@ -197,15 +210,30 @@ def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, list[str]]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_commands_end_in_a_code_and_a_line_and_repair_heals_what_it_can(root, stale_root, whole, run, case):
+def test_commands_end_in_a_code_and_a_line_and_repair_heals_what_it_can(
+    root, stale_root, whole, run, case
+):
     names = CASES[case](root, stale_root)
     code, out, lines = run("verify", root)
     assert (code == 1 and any(name in out for name in names) and not lines) or (
-        names == {"manifest.json"} and code == (2 if case == "manifest_deleted" else 1) and len(lines) == 1
+        names == {"manifest.json"}
+        and code == (2 if case == "manifest_deleted" else 1)
+        and len(lines) == 1
     )
-    for command in (["info"], ["info", "--json"], ["verify", "--json"], ["gc", "--dry-run"], ["gc"], ["repair"]):
+    for command in (
+        ["info"],
+        ["info", "--json"],
+        ["verify", "--json"],
+        ["gc", "--dry-run"],
+        ["gc"],
+        ["repair"],
+    ):
         code, _, lines = run(command[0], root, *command[1:])
-        assert code in (0, 1, 2) and len(lines) <= 1 and all(line.startswith("cache_teacher ") for line in lines)
+        assert (
+            code in (0, 1, 2)
+            and len(lines) <= 1
+            and all(line.startswith("cache_teacher ") for line in lines)
+        )
     if code == 0:
         assert run("verify", root, "--data")[0] == 0
         assert whole.items() <= quick.snapshot(root).items() or case == "stale_manifest"
@@ -221,7 +249,8 @@ def test_a_sound_cache_ends_with_0(root, run):
 
 
 @pytest.mark.parametrize(
-    "place, what", [("nowhere", "a kdcache cache"), ("file", "a packed cache"), ("empty", "a kdcache cache")]
+    "place, what",
+    [("nowhere", "a kdcache cache"), ("file", "a packed cache"), ("empty", "a kdcache cache")],
 )
 def test_what_is_no_cache_ends_with_2(tmp_path, run, place, what):
     (tmp_path / "file").write_text("mine")
@@ -231,13 +260,30 @@ def test_what_is_no_cache_ends_with_2(tmp_path, run, place, what):
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-BAD_SUBSETS = ["0%", "101%", "4/3", "0/3", "1/0", "x", "", "%", "-5%", "nan%", "1e1%", "5", "1/2/3", "1/" + "9" * 5000]
+BAD_SUBSETS = [
+    "0%",
+    "101%",
+    "4/3",
+    "0/3",
+    "1/0",
+    "x",
+    "",
+    "%",
+    "-5%",
+    "nan%",
+    "1e1%",
+    "5",
+    "1/2/3",
+    "1/" + "9" * 5000,
+]
 
 
 @pytest.mark.parametrize("text", BAD_SUBSETS, ids=lambda text: text[:8])
 def test_a_bad_subset_ends_with_2(root, run, text):
     code, _, lines = run("verify", root, f"--subset={text}")
-    assert code == 2 and len(lines) == 1 and "expected a share above 0% up to 100%, or N/T" in lines[0]
+    assert (
+        code == 2 and len(lines) == 1 and "expected a share above 0% up to 100%, or N/T" in lines[0]
+    )
 
 
 def test_parts_of_the_data_are_read_once_in_all_parts_together(root, run):

@@ -8,14 +8,14 @@ import resource
 import shutil
 import subprocess
 
-import children
 import pytest
-import quick
-from committed import committed_files
-from helpers import check_one_line
 
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError
+from tests.faults import children
+from tests.faults.committed import committed_files
+from tests.support import quick
+from tests.support.helpers import check_one_line
 
 
 def check_clean_and_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> None:
@@ -26,7 +26,9 @@ def check_clean_and_goes_on(data_root, root, whole, *, views: int = quick.NUM_VI
     assert quick.snapshot(root) == whole and not verify_cache(root, data=True).damage
 
 
-def test_refused_at_any_step_a_build_ends_cleanly_and_goes_on_later(quick_data, one_view, tmp_path, monkeypatch):
+def test_refused_at_any_step_a_build_ends_cleanly_and_goes_on_later(
+    quick_data, one_view, tmp_path, monkeypatch
+):
     root, ended, step = tmp_path / "cache", False, 0
     while not ended:
         with monkeypatch.context() as patch:
@@ -52,7 +54,8 @@ def test_the_error_of_a_full_disk_says_how_many_bytes_are_needed(quick_data, tmp
         patch.setattr("kdcache.cache.folder.write_manifest", lambda root, manifest: None)
         patch.setattr("kdcache.cache.folder.write_metadata", lambda root, manifest, replace: None)
         with pytest.raises(
-            CacheError, match=r"shard group \S+ cannot be written .*it needs \d+ bytes and \d+ are free"
+            CacheError,
+            match=r"shard group \S+ cannot be written .*it needs \d+ bytes and \d+ are free",
         ):
             quick.build_quick(quick_data, tmp_path / "cache")
 
@@ -83,10 +86,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_ends_cleanly_and_goes_on_after_space_is_made(quick_data, whole, small_disk, monkeypatch):
+def test_a_disk_that_is_full_ends_cleanly_and_goes_on_after_space_is_made(
+    quick_data, whole, small_disk, monkeypatch
+):
     root, ballast = small_disk / "cache", small_disk / "ballast"
     monkeypatch.setattr(
-        "kdcache.cache.build.check_free_space", lambda *args, **kwargs: None
+        "kdcache.precompute.build.check_free_space", lambda *args, **kwargs: None
     )  # others fill it meanwhile
     quick.build_quick(quick_data, root)
     shutil.rmtree(root / "train/low/c")
@@ -97,7 +102,9 @@ def test_a_disk_that_is_full_ends_cleanly_and_goes_on_after_space_is_made(quick_
             file.write(bytes(4096))
             file.flush()
     os.truncate(ballast, ballast.stat().st_size - 32_768)  # room for documents, not for shards
-    with pytest.raises(CacheError, match="No space left on device.*it needs .* bytes and .* are free"):
+    with pytest.raises(
+        CacheError, match="No space left on device.*it needs .* bytes and .* are free"
+    ):
         quick.build_quick(quick_data, root)
     ballast.unlink()
     check_clean_and_goes_on(quick_data, root, whole)

@@ -11,20 +11,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import check_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bit_flips import read_all
 
 from kdcache.cache.documents import write_sealed
 from kdcache.cache.layout import SPLITS
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.repair import stored_config
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, KdcacheError
+from kdcache.precompute.repair import stored_config
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.damage import describe_findings, format_findings
 from kdcache.training.settings import resolve_config
+from tests.faults.test_bit_flips import read_all
+from tests.support.helpers import check_one_line
 
 MOST_S, MOST_BYTES = 10.0, 1 << 30
 SEALED = ("manifest.json", "commits/train-v0001-g00000.json", "commits/val-v0000-g00000.json")
@@ -35,7 +35,11 @@ EXTREME = [None, True, False, 0, 1, -1, 2, 3, 4, 10_000, 65_536, 2**31, 2**63, 1
            "", "0", "x\ny", "\x00", "\ud800", "../../x", "a" * 10_000, "0" * 64, [], {}, [0], [[]], [None] * 1000, {"": {}},
            {"a\nb": "\r\n"}]  # fmt: skip
 VALUES = st.sampled_from(EXTREME) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
@@ -69,7 +73,13 @@ def read_unsealed(path: Path) -> dict:
 
 def find_places(value: object) -> Iterator[tuple[dict | list, object]]:
     """Every (container, key) of a document."""
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    )
     for key in keys:
         yield value, key
         yield from find_places(value[key])
@@ -104,7 +114,12 @@ def check_all(root: Path, truth: dict) -> set[str]:
     """Everything that looks at a cache tells the truth or ends soon in a typed error of one line; returns what failed."""
     failed, began_s = set(), time.monotonic()
     reads = {split: partial(read_all, split=split) for split in SPLITS}
-    for name, look in {"verify": _verify, "info": _describe, "settings": _read_settings, **reads}.items():
+    for name, look in {
+        "verify": _verify,
+        "info": _describe,
+        "settings": _read_settings,
+        **reads,
+    }.items():
         try:
             found = look(root)
             assert name not in truth or found.items() <= truth[name].items()
@@ -166,9 +181,15 @@ def test_bytes_that_are_no_document_are_a_typed_error(root, truth, name):
     path, whole = root / name, (root / name).read_bytes()
 
     @settings(FUZZ, max_examples=100)
-    @given(st.binary(max_size=200) | JSON | st.tuples(st.integers(0, len(whole)), st.binary(min_size=1, max_size=8)))
+    @given(
+        st.binary(max_size=200)
+        | JSON
+        | st.tuples(st.integers(0, len(whole)), st.binary(min_size=1, max_size=8))
+    )
     def change(data):
-        path.write_bytes(data if isinstance(data, bytes) else whole[: data[0]] + data[1] + whole[data[0] :])
+        path.write_bytes(
+            data if isinstance(data, bytes) else whole[: data[0]] + data[1] + whole[data[0] :]
+        )
         assert check_all(root, truth) or json.loads(path.read_bytes()) == json.loads(whole)
 
     change()
@@ -223,7 +244,9 @@ def test_a_sealed_document_nested_deep_is_a_typed_error(root, truth, name, depth
     else:
         document["files"]["mid"]["size_bytes"] = "HERE"
     for opening, closing in (('{"a":', "}"), ("[", "]")):
-        (root / name).write_bytes(seal(json.dumps(document).replace('"HERE"', opening * depth + "1" + closing * depth)))
+        (root / name).write_bytes(
+            seal(json.dumps(document).replace('"HERE"', opening * depth + "1" + closing * depth))
+        )
         failed = check_all(root, truth)
         assert "train" in failed or (depth == 60 and name == "manifest.json")
 

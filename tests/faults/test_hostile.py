@@ -9,13 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import quick
 import torch
 import yaml
-from helpers import check_one_line, serve, write_voc
-from test_bit_flips import find_damaged_files
-from test_models import Trap, write_trap
-from test_voc import ARCHIVE, point_torchvision_at
 
 import cache_teacher.cli
 import train_student.cli
@@ -26,6 +21,11 @@ from kdcache.data.voc import download_voc
 from kdcache.errors import CacheCorruptError, DataError, TrainingError
 from kdcache.models.teacher import build_teacher
 from kdcache.training.checkpoint import read_checkpoint
+from tests.data.test_voc import ARCHIVE, point_torchvision_at
+from tests.faults.test_bit_flips import find_damaged_files
+from tests.models.test_models import Trap, write_trap
+from tests.support import quick
+from tests.support.helpers import check_one_line, serve, write_voc
 
 RECORD, SHARD = "commits/train-v0001-g00000.json", "train/mid/c/1/0/0/0/0"
 
@@ -39,12 +39,18 @@ def root(whole_root, tmp_path) -> Path:
 @pytest.fixture
 def run(capsys, monkeypatch, quick_data, root, tmp_path) -> Callable[..., tuple[int, list[str]]]:
     """Run a command with the settings of the cache: its exit code, and stderr but for progress."""
-    monkeypatch.setattr("kdcache.command._show_warnings", lambda: None)  # on the stderr of this test alone
+    monkeypatch.setattr(
+        "kdcache.command._show_warnings", lambda: None
+    )  # on the stderr of this test alone
     programs = {"build": cache_teacher.cli.main, "train": train_student.cli.main}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(quick.quick_given(quick_data, root)))
 
     def run_command(command: str, *argv: str) -> tuple[int, list[str]]:
-        words = [command, str(root)] if command not in programs else ["--config", str(tmp_path / "settings.yaml")]
+        words = (
+            [command, str(root)]
+            if command not in programs
+            else ["--config", str(tmp_path / "settings.yaml")]
+        )
         code = programs.get(command, cache_teacher.cli.main)([*words, *argv])
         return code, [line for line in capsys.readouterr().err.splitlines() if "s/s" not in line]
 
@@ -55,7 +61,8 @@ def run(capsys, monkeypatch, quick_data, root, tmp_path) -> Callable[..., tuple[
 
 
 @pytest.mark.parametrize(
-    "bad", ["../evil", "a/b", "/etc/passwd", "..", ".hidden", "", "a\nb", "a b", "a\\b", "\x00", "\ud800"]
+    "bad",
+    ["../evil", "a/b", "/etc/passwd", "..", ".hidden", "", "a\nb", "a b", "a\\b", "\x00", "\ud800"],
 )
 def test_a_sample_id_that_could_leave_its_folder_is_refused(root, bad):
     document = json.loads((root / RECORD).read_text())
@@ -64,7 +71,9 @@ def test_a_sample_id_that_could_leave_its_folder_is_refused(root, bad):
     write_sealed(root / RECORD, document)
     with pytest.raises(CacheCorruptError) as error:
         open_split(root, "train").locate("label", 1, 0)
-    check_one_line(error, f"{RECORD}: commit record is damaged (a sample id is not letters, digits, _ - .)")
+    check_one_line(
+        error, f"{RECORD}: commit record is damaged (a sample id is not letters, digits, _ - .)"
+    )
     assert find_damaged_files(root) == {RECORD}
 
 
@@ -86,7 +95,10 @@ MEMBERS = {
     "link_out": [_member("VOCdevkit/link", linkname="{outside}", **LINK)],
     "file_behind_a_link": [_member("link", linkname="../outside", **LINK), _member("link/evil")],
     "file_over_a_link": [_member("link", linkname="../outside/precious", **LINK), _member("link")],
-    "hard_link_out": [_member("link", linkname="../outside/precious", **HARD_LINK), _member("link")],
+    "hard_link_out": [
+        _member("link", linkname="../outside/precious", **HARD_LINK),
+        _member("link"),
+    ],
     "device": [_member("VOCdevkit/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3)],
 }
 
@@ -99,7 +111,9 @@ def test_an_archive_unpacks_nothing_outside_of_its_folder(tmp_path, monkeypatch,
     with tarfile.open(archive, "w") as tar:
         for member in MEMBERS[kind]:
             named = _member(
-                member.name.format(outside=outside.folder), type=member.type, size=0 if member.linkname else 4
+                member.name.format(outside=outside.folder),
+                type=member.type,
+                size=0 if member.linkname else 4,
             )
             named.linkname = member.linkname.format(outside=outside.folder)
             tar.addfile(named, io.BytesIO(b"evil"))
@@ -127,16 +141,30 @@ def test_code_in_the_checkpoint_of_a_run_is_not_run(root, run, tmp_path, contain
     (folder / "config.yaml").write_text("")
     write_trap(folder / "student_kd_last.pth", Trap(trace), container=container)
     code, lines = run("train", "--run.resume", "--run.baseline", "false", "--run.dir", str(folder))
-    assert code == 1 and len(lines) == 1 and "student_kd_last.pth: checkpoint is unreadable" in lines[0]
+    assert (
+        code == 1
+        and len(lines) == 1
+        and "student_kd_last.pth: checkpoint is unreadable" in lines[0]
+    )
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("container", ["pickle", "torch", "torch_legacy"])
 def test_code_in_the_teachers_weights_is_not_run(run, tmp_path, monkeypatch, container):
-    monkeypatch.setattr("kdcache.cache.build.build_teacher", build_teacher)
+    monkeypatch.setattr("kdcache.precompute.build.build_teacher", build_teacher)
     write_trap(tmp_path / "trap.pth", Trap(tmp_path / "executed"), container=container)
-    code, lines = run("build", "--teacher.weights", str(tmp_path / "trap.pth"), "--cache.path", str(tmp_path / "new"))
-    assert code == 1 and len(lines) == 1 and "trap.pth: teacher.weights is unreadable as plain tensors" in lines[0]
+    code, lines = run(
+        "build",
+        "--teacher.weights",
+        str(tmp_path / "trap.pth"),
+        "--cache.path",
+        str(tmp_path / "new"),
+    )
+    assert (
+        code == 1
+        and len(lines) == 1
+        and "trap.pth: teacher.weights is unreadable as plain tensors" in lines[0]
+    )
     assert not (tmp_path / "executed").exists() and not (tmp_path / "new").exists()
 
 
@@ -159,13 +187,21 @@ def test_a_checkpoint_of_other_bytes_is_one_line(tmp_path, data):
     check_one_line(error, "bad.pth: checkpoint is unreadable")
 
 
-@pytest.mark.parametrize("contents", [5, [], {}, {"hyperparameters": 5, "cache_identity": None}], ids=range(4))
+@pytest.mark.parametrize(
+    "contents", [5, [], {}, {"hyperparameters": 5, "cache_identity": None}], ids=range(4)
+)
 def test_a_checkpoint_of_something_else_is_one_line(run, tmp_path, contents):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
     torch.save(contents, tmp_path / "run" / "student_kd_last.pth")
-    code, lines = run("train", "--run.resume", "--run.baseline", "false", "--run.dir", str(tmp_path / "run"))
-    assert code == 1 and len(lines) == 1 and "student_kd_last.pth: checkpoint is unreadable" in lines[0]
+    code, lines = run(
+        "train", "--run.resume", "--run.baseline", "false", "--run.dir", str(tmp_path / "run")
+    )
+    assert (
+        code == 1
+        and len(lines) == 1
+        and "student_kd_last.pth: checkpoint is unreadable" in lines[0]
+    )
 
 
 # --- links
@@ -189,7 +225,9 @@ class Outside:
 
     def _look(self) -> dict:
         paths = [self.folder, *sorted(self.folder.rglob("*"))]
-        return {path: (path.lstat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in paths}
+        return {
+            path: (path.lstat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in paths
+        }
 
 
 @pytest.fixture
@@ -215,14 +253,24 @@ def test_nothing_is_written_behind_a_folder_that_is_a_link(root, run, outside, n
     outside.check()
 
 
-FILES = ["manifest.json", "zarr.json", "train/mid/zarr.json", RECORD, SHARD, ".lock", "leases/train-v0001-g00000"]
+FILES = [
+    "manifest.json",
+    "zarr.json",
+    "train/mid/zarr.json",
+    RECORD,
+    SHARD,
+    ".lock",
+    "leases/train-v0001-g00000",
+]
 
 
 @pytest.mark.parametrize("command", ["build", "repair", "gc"])
 @pytest.mark.parametrize("target", ["precious", "nothing"])
 @pytest.mark.parametrize("ending", ["", ".partial"])
 @pytest.mark.parametrize("name", FILES)
-def test_nothing_is_written_through_a_link_in_place_of_a_file(root, whole, run, outside, name, ending, target, command):
+def test_nothing_is_written_through_a_link_in_place_of_a_file(
+    root, whole, run, outside, name, ending, target, command
+):
     (root / RECORD).unlink()
     (root / "train/mid/zarr.json").unlink()
     (root / f"{name}{ending}").unlink(missing_ok=True)

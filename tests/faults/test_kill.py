@@ -3,15 +3,15 @@
 import shutil
 import time
 
-import children
 import numpy as np
 import pytest
-import quick
-from committed import committed_files
 
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.reader import open_split
 from kdcache.cache.verify import verify_cache
+from tests.faults import children
+from tests.faults.committed import committed_files
+from tests.support import quick
 
 
 def count_steps(monkeypatch, data_root, root) -> list[str]:
@@ -36,7 +36,9 @@ def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> No
     assert quick.snapshot(root) == whole and not any((root / "leases").iterdir())
 
 
-def test_killed_at_any_step_a_build_goes_on_and_ends_with_the_same_bytes(quick_data, one_view, tmp_path, monkeypatch):
+def test_killed_at_any_step_a_build_goes_on_and_ends_with_the_same_bytes(
+    quick_data, one_view, tmp_path, monkeypatch
+):
     root = tmp_path / "cache"
     steps = count_steps(monkeypatch, quick_data, root)
     assert len(steps) > 80 and set(steps) >= {"write_file", "rename", "make_folder", "sync_folder"}
@@ -54,7 +56,9 @@ def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, c
     moments, root, kills = np.random.Generator(np.random.Philox(count)), tmp_path / "cache", 0
     while kills < count:
         writers = 1 + kills % 3
-        child = children.start(children.build, quick.quick_given(quick_data, root), None, -1, writers)
+        child = children.start(
+            children.build, quick.quick_given(quick_data, root), None, -1, writers
+        )
         time.sleep(float(moments.uniform(0.0, 0.35)))
         child.kill()
         child.join()

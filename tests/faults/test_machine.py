@@ -8,23 +8,29 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import children
 import numpy as np
 import pytest
-import quick
-from damages import FAULTS
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
-from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache
+from kdcache.config.parser import make_config
 from kdcache.errors import CacheCorruptError, CacheIncompleteError
-from kdcache.settings import make_config
+from kdcache.precompute.build import build_cache
+from kdcache.precompute.repair import repair_cache
+from tests.faults import children
+from tests.faults.damages import FAULTS
+from tests.support import quick
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -109,7 +115,8 @@ class CacheMachine(RuleBasedStateMachine):
             same = {
                 path
                 for path in files
-                if (self.root / path).is_file() and (self.root / path).read_bytes() == self.whole[path]
+                if (self.root / path).is_file()
+                and (self.root / path).read_bytes() == self.whole[path]
             }
             if same == files:
                 self.sound.add(name)
@@ -124,12 +131,18 @@ class CacheMachine(RuleBasedStateMachine):
     def _right_documents(self, path: str) -> list[bytes]:
         """While a view is being added, a zarr.json may not know of it yet."""
         split = path.split("/")[0]
-        least = max(read_manifest(self.root).complete_views[split], 1) if split == "train" else self.views
+        least = (
+            max(read_manifest(self.root).complete_views[split], 1)
+            if split == "train"
+            else self.views
+        )
         return [self.wholes[views][path] for views in range(least, self.views + 1)]
 
     def _belongs(self, path: str, name: str) -> bool:
         split, view, index = name.split("-")
-        return name in path or (path.startswith(split) and f"/c/{int(view[1:])}/{int(index[1:])}/" in path)
+        return name in path or (
+            path.startswith(split) and f"/c/{int(view[1:])}/{int(index[1:])}/" in path
+        )
 
     def _view(self, name: str) -> int:
         return int(name.split("-")[1][1:])
@@ -173,12 +186,18 @@ class CacheMachine(RuleBasedStateMachine):
         for spec in reader.layout.arrays:
             for view in range(reader.layout.num_views):
                 for sample in range(reader.layout.num_samples):
-                    group, row = reader.layout.group(view, sample // quick.SHARD), sample % quick.SHARD
+                    group, row = (
+                        reader.layout.group(view, sample // quick.SHARD),
+                        sample % quick.SHARD,
+                    )
                     shard = self.whole[
                         f"{split}/{spec.name}/c/{view}/{group.index}/{'/'.join('0' for _ in spec.item_shape)}"
                     ]
                     start = row * (spec.item_bytes + 4)
-                    assert reader.read(spec.name, view, sample).tobytes() == shard[start : start + spec.item_bytes]
+                    assert (
+                        reader.read(spec.name, view, sample).tobytes()
+                        == shard[start : start + spec.item_bytes]
+                    )
 
     @precondition(lambda self: self.exists)
     @invariant()
@@ -186,12 +205,20 @@ class CacheMachine(RuleBasedStateMachine):
         findings = verify_cache(self.root, data=True)
         assert {group.name for group in findings.damaged_groups} == self.damaged
         assert any(damage.group is None for damage in findings.damage) == self.documents_damaged
-        assert {group.name for group in findings.unwritten} == self.groups - self.sound - self.damaged
+        assert {
+            group.name for group in findings.unwritten
+        } == self.groups - self.sound - self.damaged
 
 
 @pytest.mark.parametrize("steps", [200, pytest.param(2000, marks=pytest.mark.nightly)])
-def test_any_order_of_build_grow_kill_damage_gc_repair_verify_and_read(quick_data, whole, one_view, steps):
-    CacheMachine.data, CacheMachine.wholes, CacheMachine.steps = quick_data, {1: one_view, 2: whole}, []
+def test_any_order_of_build_grow_kill_damage_gc_repair_verify_and_read(
+    quick_data, whole, one_view, steps
+):
+    CacheMachine.data, CacheMachine.wholes, CacheMachine.steps = (
+        quick_data,
+        {1: one_view, 2: whole},
+        [],
+    )
     checks = settings(max_examples=steps // 20, stateful_step_count=25, deadline=None, derandomize=True, database=None,
                       suppress_health_check=list(HealthCheck))  # fmt: skip
     run_state_machine_as_test(CacheMachine, settings=checks)

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-import quick
-from ledger import Ledger
 
-from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError
+from kdcache.precompute.repair import repair_cache
+from tests.faults.ledger import Ledger
+from tests.support import quick
 
 
 def count_committed(image) -> int:
@@ -50,13 +50,18 @@ def watch(quick_data, tmp_path, monkeypatch):
 def test_after_a_power_loss_at_any_step_every_committed_group_verifies(quick_data, whole, watch):
     counts = []
     ledger = watch(
-        lambda root: quick.build_quick(quick_data, root), lambda image: counts.append(count_committed(image))
+        lambda root: quick.build_quick(quick_data, root),
+        lambda image: counts.append(count_committed(image)),
     )
     assert max(counts) == len(quick.GROUPS) and counts[-2] == len(quick.GROUPS)
     kept = {
-        str(path): ledger.contents[number][1] for path, number in ledger.kept.items() if path.name != "manifest.json"
+        str(path): ledger.contents[number][1]
+        for path, number in ledger.kept.items()
+        if path.name != "manifest.json"
     }
-    assert kept == whole  # nothing is on the disk that the ledger does not know, and all of it lasts
+    assert (
+        kept == whole
+    )  # nothing is on the disk that the ledger does not know, and all of it lasts
 
 
 def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, monkeypatch):
@@ -74,7 +79,9 @@ def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, 
         assert quick.snapshot(image) == whole
 
 
-def test_a_power_loss_during_repair_loses_nothing_else(quick_data, whole, whole_root, watch, tmp_path):
+def test_a_power_loss_during_repair_loses_nothing_else(
+    quick_data, whole, whole_root, watch, tmp_path
+):
     root = tmp_path / "cache"
     shutil.copytree(whole_root, root)
     low = root / "train/low/c/1/0/0/0/0"

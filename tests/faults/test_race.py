@@ -5,13 +5,13 @@ import shutil
 import signal
 import time
 
-import children
 import pytest
-import quick
-from committed import committed_files
 
 from kdcache.cache.lease import lease_path, take_lease
 from kdcache.cache.verify import verify_cache
+from tests.faults import children
+from tests.faults.committed import committed_files
+from tests.support import quick
 
 
 def check_whole(root, whole) -> None:
@@ -52,8 +52,12 @@ def stopped(quick_data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         steps = children.meet(children.stop, step=-2, setattr=patch.setattr)
         quick.build_quick(quick_data, tmp_path / "other")
-    middle = [k for k, name in enumerate(steps) if name == "rename"][-12]  # some shards of a group have their names
-    child = children.start(children.build, quick.quick_given(quick_data, root), children.stop, middle)
+    middle = [k for k, name in enumerate(steps) if name == "rename"][
+        -12
+    ]  # some shards of a group have their names
+    child = children.start(
+        children.build, quick.quick_given(quick_data, root), children.stop, middle
+    )
     wait_until_stopped(child)
     yield child, root
     child.kill()
@@ -75,7 +79,9 @@ def test_a_stopped_writers_group_is_waited_for(stopped, quick_data, whole):
     check_whole(root, whole)
 
 
-def test_a_late_writer_whose_lease_was_removed_never_replaces_a_committed_file(stopped, quick_data, whole):
+def test_a_late_writer_whose_lease_was_removed_never_replaces_a_committed_file(
+    stopped, quick_data, whole
+):
     """Somebody takes the lease for stale and removes it by hand: the group is written by the next, the late one gives up."""
     child, root = stopped
     for held in (root / "leases").iterdir():
@@ -84,7 +90,9 @@ def test_a_late_writer_whose_lease_was_removed_never_replaces_a_committed_file(s
     before = committed_files(root)
     os.kill(child.pid, signal.SIGCONT)
     child.join(60)
-    assert child.exitcode == 3 and children.error_file(root).read_text().startswith("LeaseLostError")
+    assert child.exitcode == 3 and children.error_file(root).read_text().startswith(
+        "LeaseLostError"
+    )
     assert committed_files(root) == before
     check_whole(root, whole)
 

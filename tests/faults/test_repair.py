@@ -4,16 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
-import quick
-from committed import committed_files
-from damages import FAULTS
-from helpers import check_one_line
 
 import cache_teacher.cli
 from kdcache.cache.leftovers import collect_leftovers
-from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheMismatchError, DataError
+from kdcache.precompute.repair import repair_cache
+from tests.faults.committed import committed_files
+from tests.faults.damages import FAULTS
+from tests.support import quick
+from tests.support.helpers import check_one_line
 
 
 @pytest.fixture
@@ -26,21 +26,32 @@ def files_of(name: str, files: dict) -> set:
     """The files of a group among `files`."""
     split, view, index = name.split("-")
     place = f"/c/{int(view[1:])}/{int(index[1:])}/"
-    return {path for path in files if name in path.name or (f"/{split}/" in str(path) and place in str(path))}
+    return {
+        path
+        for path in files
+        if name in path.name or (f"/{split}/" in str(path) and place in str(path))
+    }
 
 
 def check_repairs_exactly(root, whole, damaged: set[str]) -> None:
-    before = {path: (path.stat().st_ino, path.read_bytes()) for path in root.rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_ino, path.read_bytes()) for path in root.rglob("*") if path.is_file()
+    }
     planned = repair_cache(root, {}, dry_run=True)
     assert {group.name for group in planned.groups} == damaged
-    assert before == {path: (path.stat().st_ino, path.read_bytes()) for path in root.rglob("*") if path.is_file()}
+    assert before == {
+        path: (path.stat().st_ino, path.read_bytes()) for path in root.rglob("*") if path.is_file()
+    }
     done = repair_cache(root, {})
     assert done.groups == planned.groups and done.documents == planned.documents
     assert quick.snapshot(root) == whole
     findings = verify_cache(root, data=True)
     assert not findings.damage and not findings.unwritten
     after = committed_files(root)
-    healed = {path for name in damaged for path in files_of(name, after)} | {root / "manifest.json", *done.documents}
+    healed = {path for name in damaged for path in files_of(name, after)} | {
+        root / "manifest.json",
+        *done.documents,
+    }
     assert all(after[path][0] == before[path][0] for path in after.keys() - healed)
 
 
@@ -69,22 +80,27 @@ def test_a_sound_cache_is_left_alone_and_needs_no_data_set(root, whole, capsys):
     assert "sound, nothing to repair" in capsys.readouterr().out
 
 
-def test_repair_with_another_data_set_or_teacher_is_refused_and_changes_nothing(root, whole, tmp_path, monkeypatch):
+def test_repair_with_another_data_set_or_teacher_is_refused_and_changes_nothing(
+    root, whole, tmp_path, monkeypatch
+):
     (root / "commits/train-v0000-g00000.json").unlink()
     before = quick.snapshot(root)
     other = tmp_path / "other"
     quick.write_quick_data(other)
     image = next((other / "VOCdevkit/VOC2012/JPEGImages").glob("sample_train*"))
-    image.write_bytes(next((other / "VOCdevkit/VOC2012/JPEGImages").glob("sample_val*")).read_bytes())
+    image.write_bytes(
+        next((other / "VOCdevkit/VOC2012/JPEGImages").glob("sample_val*")).read_bytes()
+    )
     with pytest.raises(
-        CacheMismatchError, match=r"dataset.sha256 is .*expected .*; point dataset.root and teacher.weights"
+        CacheMismatchError,
+        match=r"dataset.sha256 is .*expected .*; point dataset.root and teacher.weights",
     ):
         repair_cache(root, {"dataset": {"root": str(other)}})
-    monkeypatch.setattr("kdcache.cache.build.hash_weights", lambda state: "0" * 64)
+    monkeypatch.setattr("kdcache.precompute.build.hash_weights", lambda state: "0" * 64)
     with pytest.raises(CacheMismatchError, match="teacher.weights_sha256"):
         repair_cache(root, {})
     monkeypatch.undo()
-    monkeypatch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+    monkeypatch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
     with pytest.raises(CacheMismatchError) as error:
         repair_cache(root, {"augment": {"seed": 4}})
     check_one_line(error, "augment.seed is 0, expected 4")
@@ -112,4 +128,7 @@ def test_the_command_prints_what_it_would_do_and_does_it(root, whole, capsys):
     assert "train-v0000-g00001: samples 2 to 2, would be recomputed" in capsys.readouterr().out
     assert cache_teacher.cli.main(["repair", str(root), "--teacher.batch_size", "1"]) == 0
     assert "1 shard groups recomputed" in capsys.readouterr().out
-    assert cache_teacher.cli.main(["verify", str(root), "--data"]) == 0 and quick.snapshot(root) == whole
+    assert (
+        cache_teacher.cli.main(["verify", str(root), "--data"]) == 0
+        and quick.snapshot(root) == whole
+    )

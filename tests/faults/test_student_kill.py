@@ -3,11 +3,12 @@
 import json
 import time
 
-import children
 import numpy as np
 import pytest
-import quick
 import torch
+
+from tests.faults import children
+from tests.support import quick
 
 
 def training(given: dict, folder) -> dict:
@@ -24,7 +25,9 @@ def read_losses(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.nightly)])
-def test_killed_at_random_moments_a_student_ends_with_the_same_weights(quick_data, whole_root, tmp_path, count):
+def test_killed_at_random_moments_a_student_ends_with_the_same_weights(
+    quick_data, whole_root, tmp_path, count
+):
     given = quick.quick_given(quick_data, whole_root)
     began_s = time.monotonic()
     assert children.run(children.train, training(given, tmp_path / "whole")) == 0
@@ -41,6 +44,9 @@ def test_killed_at_random_moments_a_student_ends_with_the_same_weights(quick_dat
             kills += child.exitcode == -9
             ended = child.exitcode == 0
         assert read_losses(folder) == read_losses(tmp_path / "whole")
-        a, b = (torch.load(f / "student_kd_last.pth", weights_only=True) for f in (folder, tmp_path / "whole"))
+        a, b = (
+            torch.load(f / "student_kd_last.pth", weights_only=True)
+            for f in (folder, tmp_path / "whole")
+        )
         for part in ("model_state_dict", "alignment_state_dict"):
             assert all(torch.equal(value, b[part][name]) for name, value in a[part].items())

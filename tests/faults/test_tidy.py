@@ -4,17 +4,17 @@ import json
 import shutil
 
 import pytest
-import quick
 
 import cache_teacher.cli
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.layout import shard_path
 from kdcache.cache.lease import lease_path, take_lease
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.repair import repair_cache
 from kdcache.cache.writer import write_group
 from kdcache.errors import CacheError
+from kdcache.precompute.repair import repair_cache
+from tests.support import quick
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def root(whole_root, tmp_path):
     return shutil.copytree(whole_root, tmp_path / "cache")
 
 
-def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(quick_data, tmp_path, whole):
+def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(
+    quick_data, tmp_path, whole
+):
     root = tmp_path / "cache"
     quick.build_quick(quick_data, root, views=1)
     before = quick.snapshot(root)
@@ -45,7 +47,9 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(q
     assert {leftover.path for leftover in collect_leftovers(root, dry_run=True)} == set(litter)
     assert all(path.exists() for path in litter)
     assert {leftover.path for leftover in collect_leftovers(root)} == set(litter)
-    assert not any(path.exists() for path in litter) and all(path.read_text() == "mine" for path in kept)
+    assert not any(path.exists() for path in litter) and all(
+        path.read_text() == "mine" for path in kept
+    )
     for path in kept:
         path.unlink()
     assert quick.snapshot(root) == before and manifest.exists()
@@ -71,12 +75,17 @@ def test_a_folder_in_a_shards_place_is_named_before_the_record_is_taken_back(roo
     shard = root / "train/mid/c/0/0/0/0/0"
     shard.unlink()
     shard.mkdir()
-    with pytest.raises(CacheError, match="mid/c/0/0/0/0/0: it is a folder, expected a file of the cache; move it away"):
+    with pytest.raises(
+        CacheError,
+        match="mid/c/0/0/0/0/0: it is a folder, expected a file of the cache; move it away",
+    ):
         repair_cache(root, {})
     assert (root / "commits/train-v0000-g00000.json").exists()
 
 
-def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_committed(quick_data, root, monkeypatch):
+def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_committed(
+    quick_data, root, monkeypatch
+):
     """A writer that was stopped within one step, robbed of its lease, and goes on while the next one works."""
     (root / "commits/train-v0000-g00000.json").unlink()
 
@@ -84,20 +93,24 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
         original = durable.rename
 
         def rename(old, new):
-            if "image" in old.parts:  # the first to be renamed: the others still have their partial names
+            if (
+                "image" in old.parts
+            ):  # the first to be renamed: the others still have their partial names
                 (root / "train/low/c/0/0/0/0/0.partial").write_bytes(b"half")
             original(old, new)
 
         monkeypatch.setattr(durable, "rename", rename)
         write_group(root, manifest, group, **kwargs)
 
-    monkeypatch.setattr("kdcache.cache.pipeline.write_group", write_and_be_disturbed)
+    monkeypatch.setattr("kdcache.precompute.pipeline.write_group", write_and_be_disturbed)
     with pytest.raises(CacheError, match="cannot be written .another writer has replaced it"):
         quick.build_quick(quick_data, root)
     assert not (root / "commits/train-v0000-g00000.json").exists()
 
 
-def test_verify_that_cannot_look_ends_with_2_and_a_damaged_manifest_with_1_and_json(root, capsys, monkeypatch):
+def test_verify_that_cannot_look_ends_with_2_and_a_damaged_manifest_with_1_and_json(
+    root, capsys, monkeypatch
+):
     def refuse(*args, **kwargs):
         raise OSError(13, "Permission denied")
 

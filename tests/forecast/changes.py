@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import quick
-
 from kdcache.config import Config
+from tests.support import quick
 
 
 def encode(config: Config, encoding: object, codec: str = "auto") -> Config:
@@ -31,4 +30,7 @@ def answer_otherwise(monkeypatch, change) -> None:
 
 def enlarge(monkeypatch, factor: float) -> None:
     """Features, not scores."""
-    answer_otherwise(monkeypatch, lambda _, answer: {k: v if k == "logits" else factor * v for k, v in answer.items()})
+    answer_otherwise(
+        monkeypatch,
+        lambda _, answer: {k: v if k == "logits" else factor * v for k, v in answer.items()},
+    )

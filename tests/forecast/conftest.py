@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import quick
 
 from kdcache.config import Config
+from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
 from kdcache.forecast import rates, views
-from kdcache.settings import make_config, merge
+from tests.support import quick
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
 

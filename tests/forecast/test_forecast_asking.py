@@ -1,22 +1,26 @@
 """What the teacher said is kept as it was said, and checked as phase one checks it."""
 
 import pytest
-from changes import answer_otherwise, encode, enlarge
-from helpers import check_one_line
 
-from kdcache.cache.build import build_cache
 from kdcache.errors import TeacherError
 from kdcache.forecast import asking, forecast_cache, rates
+from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
+from tests.forecast.changes import answer_otherwise, encode, enlarge
+from tests.support.helpers import check_one_line
 
 
 @pytest.mark.parametrize("encoding", ["half", "compact"])
-def test_features_that_float16_cannot_hold_are_planned_where_they_can_be_built(config, monkeypatch, encoding):
+def test_features_that_float16_cannot_hold_are_planned_where_they_can_be_built(
+    config, monkeypatch, encoding
+):
     config = encode(config, encoding)
     enlarge(monkeypatch, 1e6)
     facts = forecast_cache(config)
     assert {other["encoding"] for other in facts["others"]} == {"half", "compact"}
-    assert "not possible: exact; float16 cannot hold what this teacher says" in format_forecast(facts)
+    assert "not possible: exact; float16 cannot hold what this teacher says" in format_forecast(
+        facts
+    )
     build_cache(config)
 
 
@@ -25,7 +29,9 @@ def test_sizes_do_not_depend_on_how_large_features_are(config, monkeypatch):
     small = {(x["encoding"], x["codec"]): x["size_bytes"] for x in forecast_cache(config)["others"]}
     enlarge(monkeypatch, 2.0**17)
     for other in forecast_cache(config)["others"]:
-        assert other["size_bytes"] == pytest.approx(small[other["encoding"], other["codec"]], rel=1e-3)
+        assert other["size_bytes"] == pytest.approx(
+            small[other["encoding"], other["codec"]], rel=1e-3
+        )
 
 
 def test_nothing_is_left_out_of_a_forecast_of_what_fits(config):
@@ -43,15 +49,22 @@ def test_an_answer_that_cannot_be_stored_is_one_line_also_where_the_probe_does_n
     forecast_cache(config)
     last = questions[-1]
     answer_otherwise(
-        monkeypatch, lambda n, answer: {k: v * factor if n == last and k == "low" else v for k, v in answer.items()}
+        monkeypatch,
+        lambda n, answer: {
+            k: v * factor if n == last and k == "low" else v for k, v in answer.items()
+        },
     )
     with pytest.raises(TeacherError) as error:
         forecast_cache(config)
-    check_one_line(error, "sample '", "teacher's low reaches", found, "expected finite values up to 65504; ")
+    check_one_line(
+        error, "sample '", "teacher's low reaches", found, "expected finite values up to 65504; "
+    )
 
 
 def test_of_large_answers_fewer_are_kept(config, monkeypatch):
-    sample_bytes = 4 * (8 * 4 * 4 + 4 * 8 * 8 + 6 * 4 * 4 + 8 * 2 * 2)  # logits of 8 classes, low, mid, high
+    sample_bytes = 4 * (
+        8 * 4 * 4 + 4 * 8 * 8 + 6 * 4 * 4 + 8 * 2 * 2
+    )  # logits of 8 classes, low, mid, high
     monkeypatch.setattr(asking, "MOST_KEPT_BYTES", 6 * sample_bytes)
     expected = forecast_cache(config)
     assert expected["compared"]["num_samples"] == 6 and len(expected["others"]) == 5

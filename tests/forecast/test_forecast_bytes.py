@@ -4,24 +4,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import quick
 import torch
-from changes import encode, group
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import ArraySpec
 from kdcache.config import Config
+from kdcache.config.parser import make_config
 from kdcache.forecast import forecast_cache
 from kdcache.forecast.estimate import expect_chunk
 from kdcache.forecast.views import pick_samples
+from kdcache.precompute.build import build_cache
 from kdcache.report.cache_info import describe_cache
 from kdcache.report.forecast import format_forecast
-from kdcache.settings import make_config
+from tests.forecast.changes import encode, group
+from tests.support import quick
 
 
 def array_bytes(splits: dict) -> dict:
-    return {(split, name): array["bytes"] for split in splits for name, array in splits[split]["arrays"].items()}
+    return {
+        (split, name): array["bytes"]
+        for split in splits
+        for name, array in splits[split]["arrays"].items()
+    }
 
 
 def build(config: Config) -> dict:
@@ -48,7 +52,9 @@ def test_bytes_of_raw_arrays_are_exact(config, encoding):
     assert facts["size"]["document_bytes"] == pytest.approx(documents, rel=0.03)
 
 
-@pytest.mark.parametrize(("encoding", "codec"), [("float16", "blosc-lz4"), ("half", "blosc-zstd"), ("compact", "auto")])
+@pytest.mark.parametrize(
+    ("encoding", "codec"), [("float16", "blosc-lz4"), ("half", "blosc-zstd"), ("compact", "auto")]
+)
 def test_bytes_of_coded_arrays_are_within_a_hundredth(config, encoding, codec):
     config = encode(config, encoding, codec)
     facts = forecast_cache(config)
@@ -63,10 +69,14 @@ def test_other_encodings_weigh_what_they_then_do(config):
     facts = forecast_cache(config)
     others = {(other["encoding"], other["codec"]): other["size_bytes"] for other in facts["others"]}
     presets, codecs = ("exact", "half", "compact"), ("raw", "blosc-zstd")
-    assert set(others) == {(preset, codec) for preset in presets for codec in codecs} - {("exact", "raw")}
+    assert set(others) == {(preset, codec) for preset in presets for codec in codecs} - {
+        ("exact", "raw")
+    }
     for place, ((preset, codec), size_bytes) in enumerate(others.items()):
         other = encode(
-            replace(config, cache=replace(config.cache, path=config.cache.path / f"../{place}")), preset, codec
+            replace(config, cache=replace(config.cache, path=config.cache.path / f"../{place}")),
+            preset,
+            codec,
         )
         rel = 1e-9 if codec == "raw" else 0.03
         assert size_bytes == pytest.approx(sum(build(other).values()) + sum_bases(other), rel=rel)
@@ -78,15 +88,18 @@ def test_what_others_save_is_counted_from_these_settings_on_the_same_samples(con
     facts = forecast_cache(encode(config, "half", codec))
     here, exact = facts["compared"]["here_bytes"], facts["size"]["array_bytes"]
     assert here == exact if codec == "raw" else here == pytest.approx(exact, rel=0.02)
-    assert facts["compared"]["num_samples"] == 16 and "(from 16 samples, of which these settings make " in (
-        format_forecast(facts)
-    )
+    assert facts["compared"][
+        "num_samples"
+    ] == 16 and "(from 16 samples, of which these settings make " in (format_forecast(facts))
 
 
 def test_answers_may_lie_in_memory_channels_last(config, monkeypatch):
     def ask(self, image_NHWC, real=quick.QuickTeacher.__call__):
         last = torch.channels_last
-        return {name: values.contiguous(memory_format=last) for name, values in real(self, image_NHWC).items()}
+        return {
+            name: values.contiguous(memory_format=last)
+            for name, values in real(self, image_NHWC).items()
+        }
 
     expected = forecast_cache(config)["others"]
     monkeypatch.setattr(quick.QuickTeacher, "__call__", ask)
@@ -103,14 +116,21 @@ def test_ranks_of_the_settings_may_be_more_than_the_channels_where_no_level_is_l
 def test_shard_groups_larger_than_the_split_are_probed_by_smaller_ones(config):
     config = group(config, 1000)
     facts = forecast_cache(config)
-    assert facts["splits"]["train"]["groups"] == 2 and facts["probe"]["num_samples"]["train"] <= 22 * 16
+    assert (
+        facts["splits"]["train"]["groups"] == 2
+        and facts["probe"]["num_samples"]["train"] <= 22 * 16
+    )
     assert array_bytes(facts["splits"]) == build(config)
 
 
 @pytest.mark.parametrize("most", [1, 5, 40, 400, 500])
 def test_samples_are_different_the_same_each_time_and_over_all_the_split(most):
     chosen = pick_samples(400, most)
-    assert chosen == pick_samples(400, 400)[:most] and len(set(chosen)) == min(most, 400) and max(chosen) < 400
+    assert (
+        chosen == pick_samples(400, 400)[:most]
+        and len(set(chosen)) == min(most, 400)
+        and max(chosen) < 400
+    )
     assert most < 40 or len({sample // 100 for sample in chosen}) == 4
 
 
@@ -118,8 +138,12 @@ def test_samples_are_different_the_same_each_time_and_over_all_the_split(most):
 
 
 def expect(found: list, images: list, image_mean: float = 200.0) -> float:
-    spec = ArraySpec("low", (10, 10), "float16", choose_codec("blosc-zstd", "float16"))  # 1230 bytes at most
-    return expect_chunk(spec, np.array(found, float), images=np.array(images, float), image_mean=image_mean)
+    spec = ArraySpec(
+        "low", (10, 10), "float16", choose_codec("blosc-zstd", "float16")
+    )  # 1230 bytes at most
+    return expect_chunk(
+        spec, np.array(found, float), images=np.array(images, float), image_mean=image_mean
+    )
 
 
 def test_many_answers_are_moved_along_with_their_images():

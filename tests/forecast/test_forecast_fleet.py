@@ -15,12 +15,21 @@ WORK = Work(num_groups=10, asking_s=100.0, group_s=10.0, size_bytes=6e9, alone_s
 
 def test_one_worker_asks_prepares_and_scores():
     facts = spread(WORK, Fleet())
-    assert facts["parts"] == {"alone": 5.0, "asking": 100.0, "bandwidth": 0.0, "group": 10.0, "once": 2.0}
+    assert facts["parts"] == {
+        "alone": 5.0,
+        "asking": 100.0,
+        "bandwidth": 0.0,
+        "group": 10.0,
+        "once": 2.0,
+    }
     assert facts["time_s"] == 117.0 and facts["bottleneck"] == "asking" and facts["cost"] is None
 
 
 def test_workers_share_whole_groups():
-    times = {workers: spread(WORK, Fleet(workers=workers))["parts"]["asking"] for workers in (1, 2, 3, 4, 9, 10, 99)}
+    times = {
+        workers: spread(WORK, Fleet(workers=workers))["parts"]["asking"]
+        for workers in (1, 2, 3, 4, 9, 10, 99)
+    }
     assert times == {1: 100.0, 2: 50.0, 3: 40.0, 4: 30.0, 9: 20.0, 10: 10.0, 99: 10.0}
     assert spread(WORK, Fleet(workers=3))["num_groups"] == 4
 
@@ -40,7 +49,9 @@ def test_the_longer_of_asking_and_writing_counts():
         ({"once_s": 50.0}, 300, "once", 2),
     ],
 )
-def test_the_next_bottleneck_is_named_with_its_number_of_workers(change, bandwidth_mb_s, part, workers):
+def test_the_next_bottleneck_is_named_with_its_number_of_workers(
+    change, bandwidth_mb_s, part, workers
+):
     work = replace(WORK, **change)
     facts = spread(work, Fleet(bandwidth_mb_s=bandwidth_mb_s))
     assert (facts["bottleneck"], facts["next"], facts["next_workers"]) == ("asking", part, workers)
@@ -51,7 +62,9 @@ def test_the_next_bottleneck_is_named_with_its_number_of_workers(change, bandwid
 
 
 def test_all_workers_are_paid_to_the_end():
-    assert spread(WORK, Fleet(workers=4, per_hour=36.0))["cost"] == pytest.approx(4 * 47 * 36 / 3600)
+    assert spread(WORK, Fleet(workers=4, per_hour=36.0))["cost"] == pytest.approx(
+        4 * 47 * 36 / 3600
+    )
 
 
 def test_nothing_to_do_takes_what_is_done_anyway():
@@ -63,17 +76,32 @@ def make_facts(*, committed: int, train_missing: int) -> dict:
     """Of a forecast, what the work is found in: 3 groups of 4 of train, 2 of val."""
     return {
         "splits": {
-            "train": {"groups": 3, "groups_committed": committed, "num_missing": train_missing, "shard_samples": 4},
+            "train": {
+                "groups": 3,
+                "groups_committed": committed,
+                "num_missing": train_missing,
+                "shard_samples": 4,
+            },
             "val": {"groups": 2, "groups_committed": 0, "num_missing": 6, "shard_samples": 4},
         },
-        "time": {"setup_s": 1.0, "train_s": 2.0 * train_missing, "val_s": 18.0, "score_s": 0.5, "comparison_s": 0.25},
+        "time": {
+            "setup_s": 1.0,
+            "train_s": 2.0 * train_missing,
+            "val_s": 18.0,
+            "score_s": 0.5,
+            "comparison_s": 0.25,
+        },
         "size": {"missing_bytes": 1234},
     }
 
 
 def test_the_work_is_what_is_missing_by_the_measure_of_this_machine():
-    assert find_work(make_facts(committed=0, train_missing=10)) == Work(5, 38.0, 12.0, 1234, 1.0, 0.75)
-    assert find_work(make_facts(committed=2, train_missing=2)) == Work(3, 22.0, 12.0, 1234, 1.0, 0.75)
+    assert find_work(make_facts(committed=0, train_missing=10)) == Work(
+        5, 38.0, 12.0, 1234, 1.0, 0.75
+    )
+    assert find_work(make_facts(committed=2, train_missing=2)) == Work(
+        3, 22.0, 12.0, 1234, 1.0, 0.75
+    )
     assert find_work(make_facts(committed=3, train_missing=0)).group_s == 12.0
 
 
@@ -107,7 +135,10 @@ def test_json_has_the_fleet_that_was_asked_for(run, capsys):
     fleet = facts["fleet"]
     assert fleet == spread(find_work(facts), Fleet(workers=7)) and fleet["num_groups"] == 6
     text = format_forecast(facts)
-    assert "nothing is known without --bandwidth" in text and "cost" not in text.split("workers: ")[1].splitlines()[0]
+    assert (
+        "nothing is known without --bandwidth" in text
+        and "cost" not in text.split("workers: ")[1].splitlines()[0]
+    )
 
 
 def test_without_such_an_option_nothing_is_said_of_workers(run, capsys):

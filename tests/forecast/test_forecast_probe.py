@@ -4,16 +4,16 @@ import heapq
 from collections import deque
 
 import pytest
-from changes import encode, group
-from helpers import check_one_line
 
-from kdcache.cache import durable
-from kdcache.cache.build import build_cache
+from kdcache import durable
 from kdcache.errors import CacheError
 from kdcache.fidelity import students
 from kdcache.forecast import forecast_cache, rates
 from kdcache.forecast.rates import find_rates
+from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
+from tests.forecast.changes import encode, group
+from tests.support.helpers import check_one_line
 
 PARTS = ("setup_s", "val_s", "train_s", "score_s", "comparison_s")
 
@@ -53,7 +53,13 @@ def simulate(groups, *, draw_s, ask_s, write_s, drawers, writers, ahead) -> list
 @pytest.mark.parametrize("crew", [(2, 1, 1), (16, 8, 2)], ids=["2 cores", "16 cores"])
 @pytest.mark.parametrize(
     ("draw_s", "ask_s", "write_s"),
-    [(0.06, 0.05, 0.01), (0.01, 0.05, 0.01), (0.01, 1.0, 0.02), (0.005, 0.003, 0.1), (0.1, 0.003, 0.01)],
+    [
+        (0.06, 0.05, 0.01),
+        (0.01, 0.05, 0.01),
+        (0.01, 1.0, 0.02),
+        (0.005, 0.003, 0.1),
+        (0.1, 0.003, 0.01),
+    ],
     ids=["drawing", "teacher", "slow teacher", "writing", "drawing for a GPU"],
 )
 def test_a_sample_takes_as_long_as_in_a_whole_build(crew, draw_s, ask_s, write_s):
@@ -79,7 +85,10 @@ def test_of_one_validation_group_all_counts_and_of_few_training_groups_the_first
 
 def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
     monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)
-    assert forecast_cache(config)["probe"]["num_samples"] == {"val": 8, "train": 16}  # two groups of each
+    assert forecast_cache(config)["probe"]["num_samples"] == {
+        "val": 8,
+        "train": 16,
+    }  # two groups of each
 
 
 def test_a_probe_of_small_groups_has_as_many_samples_as_another(config, monkeypatch):
@@ -91,16 +100,24 @@ def test_parts_of_the_time_make_its_sum_and_the_break_even(config):
     facts = forecast_cache(config)
     parts, worth = facts["time"], facts["break_even"]
     assert parts["missing_s"] == pytest.approx(sum(parts[name] for name in PARTS))
-    assert parts["all_s"] == parts["missing_s"] and all(parts[name] > 0 for name in PARTS if name != "comparison_s")
+    assert parts["all_s"] == parts["missing_s"] and all(
+        parts[name] > 0 for name in PARTS if name != "comparison_s"
+    )
     assert worth["epochs"] == pytest.approx(parts["all_s"] / (150 * worth["teacher_s"]))
 
 
-@pytest.mark.parametrize(("levels", "encoding"), [(["low", "mid", "high"], "compact"), ([], "float16")])
-def test_the_comparison_with_the_teacher_is_counted_where_there_is_one(config, monkeypatch, levels, encoding):
+@pytest.mark.parametrize(
+    ("levels", "encoding"), [(["low", "mid", "high"], "compact"), ([], "float16")]
+)
+def test_the_comparison_with_the_teacher_is_counted_where_there_is_one(
+    config, monkeypatch, levels, encoding
+):
     config = encode(config, encoding)
     config.cache.levels[:] = levels
     times = iter(range(1000))
-    monkeypatch.setattr("kdcache.forecast.comparison.time.monotonic", lambda: float(next(times)))  # a step takes 1 s
+    monkeypatch.setattr(
+        "kdcache.forecast.comparison.time.monotonic", lambda: float(next(times))
+    )  # a step takes 1 s
     monkeypatch.setattr(students, "STEPS", 10)
     facts = forecast_cache(config, num_compared=8)
     gradients = 2 * 2 * (2 if levels else 1)
@@ -144,8 +161,14 @@ def test_a_disk_that_not_even_the_probe_fits_is_one_line(config, disk, caches):
     disk(1000)
     with pytest.raises(CacheError) as error:
         forecast_cache(config)
-    check_one_line(error, f"{caches / 'one'}: free disk space is 1 kB, expected ", "that plan makes and removes again")
-    check_one_line(error, "; make room or set cache.path to another disk; the whole cache takes up to 1.77 MB")
+    check_one_line(
+        error,
+        f"{caches / 'one'}: free disk space is 1 kB, expected ",
+        "that plan makes and removes again",
+    )
+    check_one_line(
+        error, "; make room or set cache.path to another disk; the whole cache takes up to 1.77 MB"
+    )
     assert list(caches.iterdir()) == []
 
 
@@ -159,9 +182,11 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_of_the_plan(config, caches, 
         return real(path, *rest, **named)
 
     with monkeypatch.context() as patch, pytest.raises(CacheError) as error:
-        patch.setattr(f"kdcache.cache.durable.{step}", refuse)
+        patch.setattr(f"kdcache.durable.{step}", refuse)
         forecast_cache(config)
-    check_one_line(error, "free disk space is used up (No space left on device), expected ", "that plan makes")
+    check_one_line(
+        error, "free disk space is used up (No space left on device), expected ", "that plan makes"
+    )
     assert list(caches.iterdir()) == [] and "what is committed is kept" not in str(error.value)
 
 
@@ -169,6 +194,9 @@ def test_another_refusal_of_the_disk_keeps_its_own_words(config, monkeypatch):
     def refuse(path, *rest):
         raise OSError(30, "Read-only file system", str(path))
 
-    with monkeypatch.context() as patch, pytest.raises(CacheError, match=r"folder is unwritable \(Read-only"):
-        patch.setattr("kdcache.cache.durable.write_file", refuse)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(CacheError, match=r"folder is unwritable \(Read-only"),
+    ):
+        patch.setattr("kdcache.durable.write_file", refuse)
         forecast_cache(config)

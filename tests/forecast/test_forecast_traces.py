@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from changes import answer_otherwise, encode
-from helpers import check_one_line
 
-from kdcache.cache.build import build_cache
 from kdcache.cache.layout import Group, commit_path
 from kdcache.errors import CacheMismatchError, TeacherError
 from kdcache.forecast import folder, forecast_cache
 from kdcache.forecast.folder import make_folder
-from kdcache.lock import LOCK, hold_folder
+from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
+from kdcache.storage.lock import LOCK, hold_folder
+from tests.forecast.changes import answer_otherwise, encode
+from tests.support.helpers import check_one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +36,16 @@ def test_nothing_is_left_behind(config, caches):
 
 def test_folders_above_the_cache_are_not_made(config, tmp_path):
     forecast_cache(replace(config, cache=replace(config.cache, path=tmp_path / "a" / "b" / "c")))
-    assert not (tmp_path / "a").exists() and [path.name for path in tmp_path.iterdir()] == ["caches"]
+    assert not (tmp_path / "a").exists() and [path.name for path in tmp_path.iterdir()] == [
+        "caches"
+    ]
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 12])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TeacherError])
-def test_nothing_is_left_behind_by_an_interruption_or_a_failure(config, caches, monkeypatch, error, stop_at):
+def test_nothing_is_left_behind_by_an_interruption_or_a_failure(
+    config, caches, monkeypatch, error, stop_at
+):
     def stop(number, answer):
         if number == stop_at:
             raise error("stop")
@@ -126,7 +130,9 @@ def test_a_cache_that_is_there_is_not_touched_and_what_is_missing_is_told(config
     config = encode(config, "compact")
     build_cache(config)
     for name in ("train-v0001-g00002", "train-v0001-g00018"):  # 8 samples and the last 6
-        commit_path(config.cache.path, Group("train", 0, 0, 0, 0)).with_name(f"{name}.json").unlink()
+        commit_path(config.cache.path, Group("train", 0, 0, 0, 0)).with_name(
+            f"{name}.json"
+        ).unlink()
     before = look(caches)
     facts = forecast_cache(config)
     assert look(caches) == before

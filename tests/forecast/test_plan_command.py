@@ -4,11 +4,11 @@ import json
 
 import pytest
 import yaml
-from changes import answer_otherwise
 
 import cache_teacher.cli
 from kdcache.fidelity import students
 from kdcache.report.forecast import format_bytes, format_forecast, format_time
+from tests.forecast.changes import answer_otherwise
 
 
 @pytest.fixture
@@ -39,7 +39,10 @@ def test_json_is_the_whole_forecast(run, capsys, monkeypatch):
     monkeypatch.setattr(students, "STEPS", 3)
     assert run("--json", "--cache.encoding", "half") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["encoding"]["low"] == "int8" and facts["splits"]["train"]["arrays"]["low"]["dtype"] == "int8"
+    assert (
+        facts["encoding"]["low"] == "int8"
+        and facts["splits"]["train"]["arrays"]["low"]["dtype"] == "int8"
+    )
     assert facts["time"]["comparison_s"] > 0
 
 
@@ -77,7 +80,10 @@ def test_an_interrupted_plan_says_that_nothing_is_kept(run, capsys, monkeypatch,
 
     answer_otherwise(monkeypatch, stop)
     assert run() == 130 and list(caches.iterdir()) == []
-    assert capsys.readouterr().err.splitlines()[-1] == "cache_teacher plan: interrupted; nothing is kept"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "cache_teacher plan: interrupted; nothing is kept"
+    )
 
 
 def test_numbers_are_told_in_units_a_person_reads():

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from quick import quick_given, use_quick_teacher, write_quick_data  # noqa: E402
-
-from kdcache.cache.build import build_cache  # noqa: E402
 from kdcache.cache.layout import FORMAT_VERSION, LEASES  # noqa: E402
 from kdcache.cache.manifest import read_manifest  # noqa: E402
 from kdcache.cache.reader import open_split  # noqa: E402
-from kdcache.lock import LOCK  # noqa: E402
-from kdcache.settings import make_config, merge  # noqa: E402
+from kdcache.config.parser import make_config, merge  # noqa: E402
+from kdcache.precompute.build import build_cache  # noqa: E402
+from kdcache.storage.lock import LOCK  # noqa: E402
+from tests.support.quick import quick_given, use_quick_teacher, write_quick_data  # noqa: E402
 
 NAME = f"v{FORMAT_VERSION}"
 GIVEN = {
@@ -54,8 +53,14 @@ def describe_contents(cache_root: Path) -> dict:
     described = {}
     for split, layout in read_manifest(cache_root).layouts.items():
         reader = open_split(cache_root, split, check="always")
-        grid = [(view, sample) for view in range(layout.num_views) for sample in range(layout.num_samples)]
-        items = {spec.name: [reader.read(spec.name, *place) for place in grid] for spec in layout.arrays}
+        grid = [
+            (view, sample)
+            for view in range(layout.num_views)
+            for sample in range(layout.num_samples)
+        ]
+        items = {
+            spec.name: [reader.read(spec.name, *place) for place in grid] for spec in layout.arrays
+        }
         described[split] = {
             "sample_ids": reader.sample_ids,
             "sha256": {name: hash_arrays(arrays) for name, arrays in items.items()},

@@ -9,12 +9,15 @@ Letters: V views, N samples, H, W height and width, K classes.
 from __future__ import annotations
 
 import numpy as np
-from scenes import Scenes, share
+
+from tests.integrity.scenes import Scenes, share
 
 LEAST_MARGIN = 0.25  # of the way from another sample's label (0) to being always right (1); mixed-up answers are at 0
 ALIKE = 0.005  # share of pixels; frames of a film, and views without augmentation, fit each other's labels as well as their own
 LEAST_MIRROR_MARGIN = 0.1
-EXCHANGED = 0.4  # two shares of pixels together; true answers are below 0, exchanged ones at 0.5 and more
+EXCHANGED = (
+    0.4  # two shares of pixels together; true answers are below 0, exchanged ones at 0.5 and more
+)
 DISORDERED = 0.2  # two shares of pixels together; true classes are below 0, exchanged ones at 1 for a perfect teacher
 LEAST_SCENES = 3  # in which a class must occur before its place in the order is judged
 SHIFT_PX = 8  # a cell of the logits
@@ -26,13 +29,19 @@ def find_answers_of_others(scenes: Scenes) -> list[str]:
     Far away, because neighbours may be frames of one film; neighbours, because a batch or shard group may be mixed up in itself.
     """
     far = np.roll(scenes.label_VNHW, len(scenes.samples) // 2, axis=1)
-    own, other = share(scenes.prediction_VNHW, scenes.label_VNHW), share(scenes.prediction_VNHW, far)
+    own, other = (
+        share(scenes.prediction_VNHW, scenes.label_VNHW),
+        share(scenes.prediction_VNHW, far),
+    )
     least, found = other + LEAST_MARGIN * (1 - other), []
     if own < least:
         what = f"answers agree with their labels in {own:.3f}, expected {least:.3f} or more"
         found.append(f"{scenes.split}: {what}: with other samples' they agree in {other:.3f}")
     for name, _, shares in scenes.crosses:
-        own, other = np.nanmean(shares.diagonal()), np.nanmean(shares[~np.eye(len(shares), dtype=bool)])
+        own, other = (
+            np.nanmean(shares.diagonal()),
+            np.nanmean(shares[~np.eye(len(shares), dtype=bool)]),
+        )
         if own < other - ALIKE:
             what = f"answers agree with their labels in {own:.3f}, with their neighbours' in {other:.3f}"
             found.append(f"{name}: {what}")
@@ -89,16 +98,23 @@ def find_displaced_labels(scenes: Scenes) -> list[str]:
     found = []
     for flip in sorted(set(flips.tolist())):
         some = flips == flip
-        own, other = share(predictions[some], labels[some]), share(predictions[some], mirrored[some])
+        own, other = (
+            share(predictions[some], labels[some]),
+            share(predictions[some], mirrored[some]),
+        )
         if own - other < LEAST_MIRROR_MARGIN * (1 - other):
             where = f"{scenes.split}, {'flipped' if flip else 'unflipped'} samples"
-            found.append(f"{where}: answers agree with their labels in {own:.3f}, with mirrored ones in {other:.3f}")
+            found.append(
+                f"{where}: answers agree with their labels in {own:.3f}, with mirrored ones in {other:.3f}"
+            )
     for down, right in ((SHIFT_PX, 0), (-SHIFT_PX, 0), (0, SHIFT_PX), (0, -SHIFT_PX)):
         here, there = _window(down, right), _window(-down, -right)
         own, other = share(predictions[here], labels[here]), share(predictions[here], labels[there])
         if other > own + ALIKE:
             where = f"{scenes.split}: answers agree with their labels in {own:.3f}"
-            found.append(f"{where}, with labels moved by {down} px down and {right} px right in {other:.3f}")
+            found.append(
+                f"{where}, with labels moved by {down} px down and {right} px right in {other:.3f}"
+            )
     return found
 
 

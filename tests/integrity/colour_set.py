@@ -12,22 +12,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import VOC, save_label, write_list
 from numpy.random import Generator, Philox
 from PIL import Image
-from quick import QuickTeacher
 from torch import Tensor
 
-from kdcache.cache import build, pipeline
-from kdcache.cache.build import build_cache
 from kdcache.cache.layout import Group
 from kdcache.cache.writer import GroupContents, write_group
-from kdcache.settings import make_config
+from kdcache.config.parser import make_config
+from kdcache.precompute import build, pipeline
+from kdcache.precompute.build import build_cache
+from tests.support.helpers import VOC, save_label, write_list
+from tests.support.quick import QuickTeacher
 
 COLOURS_K3 = np.array([(95, 95, 95), (200, 50, 50), (50, 180, 60), (60, 70, 210)], np.uint8)
 NUM_CLASSES = len(COLOURS_K3)
 NUM_TRAIN, NUM_VAL, NUM_VIEWS, SHARD = 18, 8, 2, 8
-IMAGE_HW, SIZE_HW, VAL_HW = (56, 72), [64, 48], [64, 80]  # no square, so that exchanged sides are seen
+IMAGE_HW, SIZE_HW, VAL_HW = (
+    (56, 72),
+    [64, 48],
+    [64, 80],
+)  # no square, so that exchanged sides are seen
 
 Change = Callable[[Group, GroupContents], None]
 
@@ -52,7 +56,9 @@ def write_colour_set(root: Path) -> Path:
         write_list(base, split, ids)
         for sample_id in ids:
             label_HW = _draw_label(rng)
-            Image.fromarray(COLOURS_K3[label_HW]).save(base / "JPEGImages" / f"{sample_id}.jpg", quality=92)
+            Image.fromarray(COLOURS_K3[label_HW]).save(
+                base / "JPEGImages" / f"{sample_id}.jpg", quality=92
+            )
             _put(label_HW, rng, 255, least_px=6, most_px=8)
             save_label(base / "SegmentationClass" / f"{sample_id}.png", label_HW)
     return root

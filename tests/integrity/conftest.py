@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from colour_set import Change, build_colour_cache, write_colour_set
-from opened import Opened, open_cache_whole
 
 from kdcache.cache.layout import SPLITS
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError
+from tests.integrity.colour_set import Change, build_colour_cache, write_colour_set
+from tests.integrity.opened import Opened, open_cache_whole
 
 HERE = Path(__file__).parent
 
@@ -29,7 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         read_manifest(root)
     except CacheError as error:
         raise pytest.UsageError(f"--cache {error}") from None
-    doctored = [item for item in items if item.path.parent == HERE and item.path.name.startswith("test_doctored")]
+    doctored = [
+        item
+        for item in items
+        if item.path.parent == HERE and item.path.name.startswith("test_doctored")
+    ]
     config.hook.pytest_deselected(items=doctored)
     items[:] = [item for item in items if item not in doctored]
 

@@ -53,7 +53,10 @@ def open_cache_whole(root: Path, *, seed: int) -> Opened:
     """Raises CacheError where documents are damaged."""
     manifest = read_manifest(root)
     complete = {split: views for split, views in manifest.complete_views.items() if views}
-    readers = {split: CacheReader(root, manifest, split, num_views=views) for split, views in complete.items()}
+    readers = {
+        split: CacheReader(root, manifest, split, num_views=views)
+        for split, views in complete.items()
+    }
     return Opened(root, manifest, readers, seed)
 
 

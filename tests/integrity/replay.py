@@ -6,12 +6,12 @@ import json
 from importlib.metadata import version
 
 import numpy as np
-from opened import Opened
 
-from kdcache.cache.repair import stored_config
 from kdcache.config import Config
-from kdcache.data.augment import apply, draw, fit_inside
+from kdcache.data.views import apply, draw, fit_inside
 from kdcache.data.voc import VOC_DIR, Sample, find_samples, read_sample
+from kdcache.precompute.repair import stored_config
+from tests.integrity.opened import Opened
 
 
 def find_data_set(opened: Opened) -> Config | None:
@@ -26,7 +26,8 @@ def find_unlike_replay(opened: Opened, config: Config, split: str, *, count: int
     Raises: DataError where the data set is damaged.
     """
     samples = find_samples(
-        config.dataset, {"train": config.dataset.train_split, "val": config.dataset.val_split}[split]
+        config.dataset,
+        {"train": config.dataset.train_split, "val": config.dataset.val_split}[split],
     )
     ids = [sample.id for sample in samples]
     if ids != opened.readers[split].sample_ids:
@@ -37,7 +38,9 @@ def find_unlike_replay(opened: Opened, config: Config, split: str, *, count: int
     return found
 
 
-def _compare(opened: Opened, config: Config, split: str, view: int, index: int, sample: Sample) -> list[str]:
+def _compare(
+    opened: Opened, config: Config, split: str, view: int, index: int, sample: Sample
+) -> list[str]:
     image, label, facts = _make_view(config, split, view, sample)
     reader, where = opened.readers[split], opened.name(split, view, index)
     record, row = opened.find_record(split, view, index)
@@ -45,20 +48,28 @@ def _compare(opened: Opened, config: Config, split: str, view: int, index: int, 
     if record.views[row] != json.loads(json.dumps(facts)):
         found.append(f"{where}: record says {record.views[row]}, drawn again it is {facts}")
     for name, drawn in (("image", image), ("label", label)):
-        num_px = int((reader.read(name, view, index) != drawn).reshape(*label.shape, -1).any(-1).sum())
+        num_px = int(
+            (reader.read(name, view, index) != drawn).reshape(*label.shape, -1).any(-1).sum()
+        )
         if num_px:
-            found.append(f"{where}: {name} differs in {num_px} pixels from the one drawn again{_note_versions(opened)}")
+            found.append(
+                f"{where}: {name} differs in {num_px} pixels from the one drawn again{_note_versions(opened)}"
+            )
     return found
 
 
-def _make_view(config: Config, split: str, view: int, sample: Sample) -> tuple[np.ndarray, np.ndarray, dict]:
+def _make_view(
+    config: Config, split: str, view: int, sample: Sample
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Image, label and what a record says of them."""
     image, label = read_sample(config.dataset, sample)
     if split == "val":
         padded_image, padded_label, hw = fit_inside(image, label, size_hw=config.dataset.val_hw)
         return padded_image, padded_label, {"image_box": (0, 0, *hw), "image_hw": label.shape}
     size_hw = config.dataset.size_hw
-    drawn = draw(config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw)
+    drawn = draw(
+        config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw
+    )
     return *apply(drawn, image, label), {**drawn.to_dict(), "image_box": drawn.image_box}
 
 

@@ -11,10 +11,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from opened import Opened
 
 from kdcache.config import VOID
 from kdcache.models.inputs import resize_to
+from tests.integrity.opened import Opened
 
 RUN = 8  # samples compared with each other, 8 to 15; fewer say little
 MOST_VIEWS, MOST_SCENES = 4, 256
@@ -48,14 +48,20 @@ class Scenes:
                 name = f"{self.split} view {view} samples {self.samples[run.start]} to {self.samples[run.stop - 1]}"
                 predictions, labels = self.prediction_VNHW[v, run], self.label_VNHW[v, run]
                 if (labels != VOID).any():
-                    yield name, run, np.array([[share(p, label) for label in labels] for p in predictions])
+                    yield (
+                        name,
+                        run,
+                        np.array([[share(p, label) for label in labels] for p in predictions]),
+                    )
 
 
 def read_scenes(opened: Opened, split: str) -> Scenes:
     """Random runs of neighbouring samples in up to four views, 256 stored samples at most, logits upsampled as FCN does."""
     reader, generator = opened.readers[split], opened.generator()
     views = sorted(generator.permutation(reader.num_views)[:MOST_VIEWS].tolist())
-    runs = np.array_split(np.arange(reader.layout.num_samples), max(1, reader.layout.num_samples // RUN))
+    runs = np.array_split(
+        np.arange(reader.layout.num_samples), max(1, reader.layout.num_samples // RUN)
+    )
     most = max(1, MOST_SCENES // len(views) // max(map(len, runs)))
     runs = [runs[index] for index in sorted(generator.permutation(len(runs))[:most])]
     ends = np.cumsum([0, *map(len, runs)]).tolist()
@@ -82,7 +88,12 @@ def share(prediction: np.ndarray, label: np.ndarray) -> float:
 def _predict(opened: Opened, split: str, view: int, sample: int) -> np.ndarray:
     reader = opened.readers[split]
     logits = torch.from_numpy(reader.decode("logits", view, sample))[None]
-    return resize_to(logits, reader.layout.array("label").item_shape).argmax(1)[0].numpy().astype(np.uint8)
+    return (
+        resize_to(logits, reader.layout.array("label").item_shape)
+        .argmax(1)[0]
+        .numpy()
+        .astype(np.uint8)
+    )
 
 
 def _find_view(opened: Opened, split: str, view: int, sample: int) -> dict:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from opened import Opened
 
 from kdcache.config import VOID
-from kdcache.data.augment import MEAN_RGB
+from kdcache.data.views import MEAN_RGB
+from tests.integrity.opened import Opened
 
 
 def find_unknown_labels(opened: Opened, split: str, *, count: int) -> list[str]:
@@ -17,7 +17,9 @@ def find_unknown_labels(opened: Opened, split: str, *, count: int) -> list[str]:
         unknown = [int(value) for value in values if value >= opened.num_classes and value != VOID]
         if unknown:
             most = opened.num_classes - 1
-            found.append(f"{opened.name(split, view, sample)}: labels {unknown}, expected 0 to {most} or {VOID}")
+            found.append(
+                f"{opened.name(split, view, sample)}: labels {unknown}, expected 0 to {most} or {VOID}"
+            )
     return found
 
 
@@ -46,5 +48,7 @@ def find_bad_padding(opened: Opened, split: str, *, count: int) -> list[str]:
                 f"{opened.name(split, view, sample)}: label has classes outside of {[top, left, bottom, right]}"
             )
         if not (reader.read("image", view, sample)[outside] == MEAN_RGB).all():
-            found.append(f"{opened.name(split, view, sample)}: image goes on outside of {[top, left, bottom, right]}")
+            found.append(
+                f"{opened.name(split, view, sample)}: image goes on outside of {[top, left, bottom, right]}"
+            )
     return found

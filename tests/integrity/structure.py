@@ -6,12 +6,12 @@ from pathlib import Path
 
 from numpy.random import Generator, Philox
 
-from kdcache.cache.durable import PARTIAL
 from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import Group, SplitLayout, shard_path
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Choose
+from kdcache.durable import PARTIAL
 
 
 def choose_within(manifest: Manifest, *, size_bytes: int, seed: int) -> Choose:
@@ -44,7 +44,11 @@ def find_id_disorder(root: Path, manifest: Manifest) -> list[str]:
 
     With both absent the order of ids is the same in all views.
     """
-    return [line for layout in manifest.layouts.values() for line in _find_id_disorder(root, manifest, layout)]
+    return [
+        line
+        for layout in manifest.layouts.values()
+        for line in _find_id_disorder(root, manifest, layout)
+    ]
 
 
 def _find_id_disorder(root: Path, manifest: Manifest, layout: SplitLayout) -> list[str]:
@@ -58,8 +62,12 @@ def _find_id_disorder(root: Path, manifest: Manifest, layout: SplitLayout) -> li
         first.setdefault(group.index, group)
     seen: dict[str, int] = {}
     for index in sorted(ids):
-        twice = [id for place, id in enumerate(ids[index]) if id in seen or id in ids[index][:place]]
-        found += [f"{first[index].name}: sample {id!r} occurs twice in {layout.split}" for id in twice]
+        twice = [
+            id for place, id in enumerate(ids[index]) if id in seen or id in ids[index][:place]
+        ]
+        found += [
+            f"{first[index].name}: sample {id!r} occurs twice in {layout.split}" for id in twice
+        ]
         seen |= dict.fromkeys(ids[index], index)
     return found
 
@@ -72,6 +80,11 @@ def find_strays(root: Path, manifest: Manifest) -> list[str]:
         for group in layout.groups()
         for spec in layout.arrays
     }
-    files = (path for split in manifest.layouts for path in (root / split).glob("*/c/**/*") if not path.is_dir())
+    files = (
+        path
+        for split in manifest.layouts
+        for path in (root / split).glob("*/c/**/*")
+        if not path.is_dir()
+    )
     strays = [path for path in files if path not in grid and path.suffix != PARTIAL]
     return [f"{path.relative_to(root)}: file is beyond the grid" for path in sorted(strays)]

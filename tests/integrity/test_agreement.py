@@ -4,15 +4,16 @@ Looked at are random runs of neighbouring samples, up to 256 stored samples a sp
 """
 
 import pytest
-from agreement import (
+
+from tests.integrity.agreement import (
     find_answers_of_other_views,
     find_answers_of_others,
     find_displaced_labels,
     find_exchanged_answers,
     find_exchanged_classes,
 )
-from opened import tell
-from scenes import Scenes, read_scenes
+from tests.integrity.opened import tell
+from tests.integrity.scenes import Scenes, read_scenes
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def test_no_view_has_the_answers_of_another(scenes):
 
 
 def test_classes_have_the_same_order_in_answers_and_labels(scenes, opened):
-    assert not (found := find_exchanged_classes(scenes, num_classes=opened.num_classes)), tell(found)
+    assert not (found := find_exchanged_classes(scenes, num_classes=opened.num_classes)), tell(
+        found
+    )
 
 
 def test_labels_lie_as_the_answers_do(scenes):

@@ -1,9 +1,10 @@
 """What is stored can be what a data set and a teacher gave, and is what the data set gives again."""
 
 import pytest
-from opened import tell
-from replay import find_data_set, find_unlike_replay
-from stored import find_bad_padding, find_nonfinite, find_unknown_labels
+
+from tests.integrity.opened import tell
+from tests.integrity.replay import find_data_set, find_unlike_replay
+from tests.integrity.stored import find_bad_padding, find_nonfinite, find_unknown_labels
 
 
 def test_labels_are_classes_or_void(opened, split):

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import (
+
+from kdcache.cache.layout import Group
+from kdcache.cache.writer import GroupContents
+from tests.integrity.agreement import (
     find_answers_of_other_views,
     find_answers_of_others,
     find_displaced_labels,
     find_exchanged_answers,
     find_exchanged_classes,
 )
-from colour_set import NUM_CLASSES
-from opened import open_cache_whole
-from replay import find_data_set, find_unlike_replay
-from scenes import Scenes, read_scenes
-
-from kdcache.cache.layout import Group
-from kdcache.cache.writer import GroupContents
+from tests.integrity.colour_set import NUM_CLASSES
+from tests.integrity.opened import open_cache_whole
+from tests.integrity.replay import find_data_set, find_unlike_replay
+from tests.integrity.scenes import Scenes, read_scenes
 
 
 def read_train(root: Path) -> Scenes:
@@ -61,7 +61,10 @@ def test_classes_in_another_order_are_found(doctor, order, pairs):
         contents.arrays["logits"] = np.ascontiguousarray(contents.arrays["logits"][:, order])
 
     found = find_all(read_train(doctor(reorder)))["classes"]
-    named = {tuple(map(int, re.search(r"classes (\d) and (\d) look exchanged", line).groups())) for line in found}
+    named = {
+        tuple(map(int, re.search(r"classes (\d) and (\d) look exchanged", line).groups()))
+        for line in found
+    }
     assert named and named <= pairs
 
 
@@ -70,7 +73,9 @@ def test_answers_of_the_next_sample_are_found_everywhere(doctor):
         contents.arrays["logits"] = np.roll(contents.arrays["logits"], 1, axis=0)
 
     found = find_all(read_train(doctor(shift)))["others"]
-    assert re.match(r"train: answers agree with their labels in 0\.\d+, expected 0\.\d+ or more", found[0])
+    assert re.match(
+        r"train: answers agree with their labels in 0\.\d+, expected 0\.\d+ or more", found[0]
+    )
     assert len(found) > 1
 
 
@@ -90,7 +95,9 @@ def test_two_exchanged_answers_are_found(doctor):
 
     found = find_all(read_train(doctor(exchange)))
     assert list(found) == ["exchanged"]
-    assert found["exchanged"] == ["train view 0 samples 9 to 17: answers of 10 and 13 look exchanged"]
+    assert found["exchanged"] == [
+        "train view 0 samples 9 to 17: answers of 10 and 13 look exchanged"
+    ]
 
 
 def test_answers_of_another_view_are_found(doctor):
@@ -114,7 +121,10 @@ def test_labels_that_were_not_flipped_with_the_image_are_found(doctor, only, kin
     found = find_all(read_train(root))["displaced"]
     assert all(any(f"train, {kind} samples" in line for line in found) for kind in kinds)
     opened = open_cache_whole(root, seed=1)
-    assert "label differs in" in find_unlike_replay(opened, find_data_set(opened), "train", count=64)[0]
+    assert (
+        "label differs in"
+        in find_unlike_replay(opened, find_data_set(opened), "train", count=64)[0]
+    )
 
 
 def test_labels_moved_by_a_cell_are_found(doctor):

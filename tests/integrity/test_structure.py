@@ -1,11 +1,16 @@
 """The cache's files are those that were committed, and its records fit each other."""
 
 import pytest
-from opened import tell
-from structure import choose_within, find_id_disorder, find_missing_records, find_strays
 
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
+from tests.integrity.opened import tell
+from tests.integrity.structure import (
+    choose_within,
+    find_id_disorder,
+    find_missing_records,
+    find_strays,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from s3_server import CREDENTIALS, Faults, make_bucket, serve_faults, serve_s3
 
-from kdcache.cache.place import find_place
 from kdcache.objects.path import ObjectPath
+from kdcache.storage.place import find_place
+from tests.support.s3_server import CREDENTIALS, Faults, make_bucket, serve_faults, serve_s3
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,14 @@ def use_server(s3_server, monkeypatch) -> Iterator[Callable[[Faults | None], Obj
     with ExitStack() as proxies:
 
         def use(faults: Faults | None = None) -> ObjectPath:
-            endpoint = proxies.enter_context(serve_faults(s3_server, faults)) if faults else s3_server
-            for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "no_proxy": "127.0.0.1"}.items():
+            endpoint = (
+                proxies.enter_context(serve_faults(s3_server, faults)) if faults else s3_server
+            )
+            for name, value in {
+                **CREDENTIALS,
+                "AWS_ENDPOINT_URL": endpoint,
+                "no_proxy": "127.0.0.1",
+            }.items():
                 monkeypatch.setenv(name, value)
             name = f"bucket-{uuid.uuid4().hex}"  # a client is kept by the bucket's name
             make_bucket(s3_server, name)

@@ -3,22 +3,22 @@
 import json
 
 import pytest
-import quick
-from helpers import check_one_line
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.build import build_cache, make_plan
 from kdcache.cache.folder import complete_views, open_for_writing
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.place import find_place
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.repair import repair_cache
 from kdcache.cache.verify import verify_cache
+from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
 from kdcache.objects.path import ObjectPath
-from kdcache.report.progress import Silent
-from kdcache.settings import make_config, merge
+from kdcache.precompute.build import build_cache, make_plan
+from kdcache.precompute.repair import repair_cache
+from kdcache.progress import Silent
+from kdcache.storage.place import find_place
+from tests.support import quick
+from tests.support.helpers import check_one_line
 from train_student.cli import main as train_student
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
@@ -30,7 +30,11 @@ def read_all(root) -> dict[str, bytes]:
     if isinstance(root, ObjectPath):
         files = {path.relative_to(root): path.read_bytes() for path, _ in root.walk()}
     else:
-        files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        files = {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file()
+        }
     return {name: data for name, data in files.items() if name not in ("manifest.json", ".lock")}
 
 
@@ -52,7 +56,9 @@ def test_a_cache_in_a_bucket_has_the_bytes_of_one_in_a_folder(quick_data, bucket
 def test_a_compact_cache_in_a_bucket_has_the_same_bytes(quick_data, bucket, tmp_path):
     roots = bucket, tmp_path / "local"
     for root in roots:
-        given = merge(quick.quick_given(quick_data, root), {"cache": {"encoding": "compact", "rank": RANKS}})
+        given = merge(
+            quick.quick_given(quick_data, root), {"cache": {"encoding": "compact", "rank": RANKS}}
+        )
         build_cache(make_config(given))
         build_cache(make_config(given))
     assert read_all(bucket) == read_all(roots[1]) and "train/low_basis/c/0/0" in read_all(bucket)
@@ -66,17 +72,23 @@ def test_views_are_added_in_a_bucket(quick_data, bucket, local):
     quick.build_quick(quick_data, bucket)
     after = read_all(bucket)
     assert after == read_all(local.cache.path)
-    assert all(after[name] == data for name, data in before.items() if not name.endswith("zarr.json"))
+    assert all(
+        after[name] == data for name, data in before.items() if not name.endswith("zarr.json")
+    )
 
 
 def test_every_sample_read_from_a_bucket_is_that_of_the_folder(quick_data, bucket, local):
     quick.build_quick(quick_data, bucket)
     for split in ("train", "val"):
-        far, near = (CacheReader(root, read_manifest(root), split) for root in (bucket, local.cache.path))
+        far, near = (
+            CacheReader(root, read_manifest(root), split) for root in (bucket, local.cache.path)
+        )
         for spec in near.layout.arrays:
             for view in range(near.num_views):
                 for sample in range(near.layout.num_samples):
-                    assert (far.read(spec.name, view, sample) == near.read(spec.name, view, sample)).all()
+                    assert (
+                        far.read(spec.name, view, sample) == near.read(spec.name, view, sample)
+                    ).all()
 
 
 def test_both_programs_and_the_commands_take_a_bucket(quick_data, bucket, local, tmp_path, capsys):
@@ -94,7 +106,9 @@ def test_both_programs_and_the_commands_take_a_bucket(quick_data, bucket, local,
                  "false", "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run")]  # fmt: skip
         assert train_student([*given, "--train.device", "cpu"]) == 0
         runs[name] = json.loads((tmp_path / name / "run" / "metrics.jsonl").read_text())
-    assert {key: runs["far"][key] for key in ("total", "miou")} == {key: runs["near"][key] for key in ("total", "miou")}
+    assert {key: runs["far"][key] for key in ("total", "miou")} == {
+        key: runs["near"][key] for key in ("total", "miou")
+    }
     assert "cache.stage_dir would keep local copies" in capsys.readouterr().out
 
 
@@ -107,7 +121,9 @@ def test_damage_in_a_bucket_is_found_refused_and_repaired(quick_data, bucket):
     data[3] ^= 1
     path.put(bytes(data))
     commit_path(bucket, layout.group(0, 1)).remove()
-    damaged = {(damage.group.name, damage.array) for damage in verify_cache(bucket, data=True).damage}
+    damaged = {
+        (damage.group.name, damage.array) for damage in verify_cache(bucket, data=True).damage
+    }
     assert damaged == {(group.name, "logits"), (layout.group(0, 1).name, None)}
     done = repair_cache(bucket, {"dataset": {"root": str(config.dataset.root)}})
     assert [one.name for one in done.groups] == [layout.group(0, 1).name, group.name]
@@ -123,7 +139,9 @@ def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, caps
     layout = read_manifest(bucket).layouts["train"]
     config = make_config(quick.quick_given(quick_data, bucket))
     open_for_writing(bucket, make_plan(config, Silent()).manifest)
-    lost = shard_path(bucket, layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0))
+    lost = shard_path(
+        bucket, layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0)
+    )
     lost.put(b"what a killed run left")
     foreign = bucket / "notes.txt"
     foreign.put(b"mine")
@@ -145,7 +163,9 @@ def test_another_cache_in_a_bucket_is_refused(quick_data, bucket):
 
 def test_foreign_objects_are_no_cache(quick_data, bucket):
     (bucket / "photo.jpg").put(b"mine")
-    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
+    with pytest.raises(
+        CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"
+    ):
         quick.build_quick(quick_data, bucket)
     assert list(read_all(bucket)) == ["photo.jpg"]
 
@@ -153,9 +173,15 @@ def test_foreign_objects_are_no_cache(quick_data, bucket):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("ftp://host/x", "cache.path is 'ftp://host/x', expected a path, or an address that begins with s3://"),
+        (
+            "ftp://host/x",
+            "cache.path is 'ftp://host/x', expected a path, or an address that begins with s3://",
+        ),
         ("s3://", "cache.path is 's3://', expected s3://BUCKET/KEY"),
-        ("s3:/bucket/x", "cache.path is 's3:/bucket/x', expected s3://BUCKET/KEY, with two slashes"),
+        (
+            "s3:/bucket/x",
+            "cache.path is 's3:/bucket/x', expected s3://BUCKET/KEY, with two slashes",
+        ),
     ],
 )
 def test_addresses_of_another_kind_are_refused(address, words):
@@ -174,10 +200,18 @@ def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
     check_one_line(error, line)
 
 
-def test_a_worker_that_finds_everything_ready_takes_no_lease_for_documents(quick_data, bucket, monkeypatch):
+def test_a_worker_that_finds_everything_ready_takes_no_lease_for_documents(
+    quick_data, bucket, monkeypatch
+):
     config = quick.build_quick(quick_data, bucket)
     manifest = read_manifest(bucket)
     taken = []
-    monkeypatch.setattr("kdcache.objects.folder.take_object_lease", lambda *args, **_: taken.append(args))
-    assert open_for_writing(bucket, make_plan(config, Silent()).manifest) == manifest == complete_views(bucket)
+    monkeypatch.setattr(
+        "kdcache.objects.folder.take_object_lease", lambda *args, **_: taken.append(args)
+    )
+    assert (
+        open_for_writing(bucket, make_plan(config, Silent()).manifest)
+        == manifest
+        == complete_views(bucket)
+    )
     assert taken == []

@@ -4,16 +4,16 @@ import json
 import sys
 
 import pytest
-import quick
-from helpers import check_one_line
-from s3_server import ANSWERS, Faults
-from test_bucket_cache import read_all
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, SettingsError
 from kdcache.objects.path import ObjectPath
+from tests.objects.test_bucket_cache import read_all
+from tests.support import quick
+from tests.support.helpers import check_one_line
+from tests.support.s3_server import ANSWERS, Faults
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -34,17 +34,23 @@ def test_a_cache_is_built_and_read_through_faults_of_each_kind(kind, quick_data,
     faults = Faults(0.1, seed=3, kinds=(kind,))
     bucket = use_server(faults)
     quick.build_quick(quick_data, bucket)
-    reader, near = (CacheReader(root, read_manifest(root), "train", check="always") for root in (bucket, local))
+    reader, near = (
+        CacheReader(root, read_manifest(root), "train", check="always") for root in (bucket, local)
+    )
     for view in range(near.num_views):
         for sample in range(near.layout.num_samples):
             for spec in near.layout.arrays:
-                assert (reader.read(spec.name, view, sample) == near.read(spec.name, view, sample)).all()
+                assert (
+                    reader.read(spec.name, view, sample) == near.read(spec.name, view, sample)
+                ).all()
     assert faults.counts[kind] >= 3
     faults.share = 0.0
     assert read_all(bucket) == read_all(local) and not verify_cache(bucket, data=True).damage
 
 
-def test_training_through_faults_has_the_losses_of_the_folder(quick_data, use_server, local, tmp_path):
+def test_training_through_faults_has_the_losses_of_the_folder(
+    quick_data, use_server, local, tmp_path
+):
     faults = Faults(0.05, seed=1)
     bucket = use_server(faults)
     quick.build_quick(quick_data, bucket)
@@ -60,27 +66,44 @@ def test_training_through_faults_has_the_losses_of_the_folder(quick_data, use_se
 
 @pytest.mark.parametrize(
     ("kind", "asked_again"),
-    [("range", False), ("large", False), ("unknown", False), ("throttled", True), ("late", True), ("error", True)],
+    [
+        ("range", False),
+        ("large", False),
+        ("unknown", False),
+        ("throttled", True),
+        ("late", True),
+        ("error", True),
+    ],
 )
-def test_only_answers_that_may_change_are_asked_for_again(kind, asked_again, use_server, caplog, monkeypatch):
+def test_only_answers_that_may_change_are_asked_for_again(
+    kind, asked_again, use_server, caplog, monkeypatch
+):
     monkeypatch.setattr("kdcache.objects.client._RETRIES", {"max_retries": 0})
     bucket = use_server(faults := Faults(1.0, kinds=(kind,)))
     with pytest.raises(
-        OSError, match=f"the store does not answer as it should: {ANSWERS[kind][0]} .*{ANSWERS[kind][1]}"
+        OSError,
+        match=f"the store does not answer as it should: {ANSWERS[kind][0]} .*{ANSWERS[kind][1]}",
     ):
         (bucket / "x").read_bytes()
     assert faults.counts["all"] == (5 if asked_again else 1)
     assert caplog.text.count("trying again in") == faults.counts["all"] - 1
 
 
-def test_a_shard_larger_than_one_put_is_refused_before_it_is_sent(quick_data, use_server, local, monkeypatch):
+def test_a_shard_larger_than_one_put_is_refused_before_it_is_sent(
+    quick_data, use_server, local, monkeypatch
+):
     bucket = use_server(faults := Faults(0.0))
     (bucket / "x").create(b"1")
     sent = faults.counts["all"]
     monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", 20)
-    for put in (ObjectPath.put, ObjectPath.create, lambda path, data: path.replace(data, tag=("a", None))):
+    for put in (
+        ObjectPath.put,
+        ObjectPath.create,
+        lambda path, data: path.replace(data, tag=("a", None)),
+    ):
         with pytest.raises(
-            OSError, match=r"object is 2.1e-08 GB, expected 2e-08 GB at most; lower cache.shard_samples"
+            OSError,
+            match=r"object is 2.1e-08 GB, expected 2e-08 GB at most; lower cache.shard_samples",
         ):
             put(bucket / "x", bytes(21))
     assert faults.counts["all"] == sent
@@ -89,13 +112,21 @@ def test_a_shard_larger_than_one_put_is_refused_before_it_is_sent(quick_data, us
     monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", largest - 1)
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, bucket)
-    check_one_line(error, "shard group", "GB at most; lower cache.shard_samples, in a new cache.path")
+    check_one_line(
+        error, "shard group", "GB at most; lower cache.shard_samples, in a new cache.path"
+    )
 
 
-@pytest.mark.parametrize(("missing", "named"), [("obstore.store", "obstore"), ("boto3.session", "boto3")])
+@pytest.mark.parametrize(
+    ("missing", "named"), [("obstore.store", "obstore"), ("boto3.session", "boto3")]
+)
 def test_a_missing_package_is_one_line(missing, named, use_server, monkeypatch):
     bucket = use_server()
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SettingsError) as error:
         bucket.exists()
-    check_one_line(error, f"{bucket.bucket}: {named} is not installed, expected it for object stores", "kdcache[s3]")
+    check_one_line(
+        error,
+        f"{bucket.bucket}: {named} is not installed, expected it for object stores",
+        "kdcache[s3]",
+    )

@@ -1,17 +1,19 @@
 """A cache in a bucket has the gallery of one in a folder."""
 
 import pytest
-import quick
 
 from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.gallery.page import write_gallery
+from tests.support import quick
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
 
-def test_the_gallery_of_a_bucket_is_that_of_a_folder(quick_data, bucket, tmp_path, monkeypatch, capsys):
+def test_the_gallery_of_a_bucket_is_that_of_a_folder(
+    quick_data, bucket, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for root in (bucket, tmp_path / "one"):
         quick.build_quick(quick_data, root)
@@ -42,6 +44,7 @@ def test_a_damaged_object_is_named(quick_data, bucket, capsys, tmp_path, monkeyp
     assert cache_teacher(["view", str(bucket), "--split", "train"]) == 1
     *_, line = capsys.readouterr().err.splitlines()
     assert (
-        line.startswith("cache_teacher view: ") and "train/logits view 1 sample 'sample_train_0000' is damaged" in line
+        line.startswith("cache_teacher view: ")
+        and "train/logits view 1 sample 'sample_train_0000' is damaged" in line
     )
     assert not list(tmp_path.iterdir())

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import quick
-from s3_server import Faults
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.stage import Stage
+from tests.support import quick
+from tests.support.s3_server import Faults
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -18,7 +18,9 @@ def test_what_is_staged_is_not_asked_for_again(quick_data, use_server, tmp_path)
     counter = Faults(0.0)
     bucket = use_server(counter)
     quick.build_quick(quick_data, bucket)
-    reader = CacheReader(bucket, read_manifest(bucket), "train", stage=Stage(tmp_path / "stage", limit_bytes=10**9))
+    reader = CacheReader(
+        bucket, read_manifest(bucket), "train", stage=Stage(tmp_path / "stage", limit_bytes=10**9)
+    )
     names, asked = [spec.name for spec in reader.layout.arrays], []
     for _ in range(2):
         before = counter.counts["all"]
@@ -26,7 +28,9 @@ def test_what_is_staged_is_not_asked_for_again(quick_data, use_server, tmp_path)
         asked.append(counter.counts["all"] - before)
     assert asked[0] > 0 and asked[1] == 0 and not reader.is_far
     plain = CacheReader(bucket, read_manifest(bucket), "train")
-    assert answers == [plain.read(name, 1, sample).tobytes() for name in names for sample in range(3)]
+    assert answers == [
+        plain.read(name, 1, sample).tobytes() for name in names for sample in range(3)
+    ]
 
 
 def test_a_staged_run_maps_its_copies(quick_data, bucket, tmp_path, capsys):

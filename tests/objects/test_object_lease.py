@@ -6,27 +6,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import quick
-from helpers import check_one_line, run_at_once
-from s3_server import Faults
-from test_bucket_cache import read_all
 
-from kdcache.cache.answers import compute_group
-from kdcache.cache.build import build_cache, make_plan
 from kdcache.cache.folder import open_for_writing
 from kdcache.cache.layout import manifest_path, shard_path
 from kdcache.cache.lease import LeaseLostError, is_held, lease_path, read_holder, take_lease
 from kdcache.cache.manifest import read_manifest, write_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import GroupContents, write_group
+from kdcache.config.parser import make_config
 from kdcache.errors import CacheError
-from kdcache.lock import hold_folder
 from kdcache.objects import lease as leases
 from kdcache.objects.folder import _holds
 from kdcache.objects.path import AlreadyThereError
 from kdcache.objects.writer import put_own
-from kdcache.report.progress import Silent
-from kdcache.settings import make_config
+from kdcache.precompute.answers import compute_group
+from kdcache.precompute.build import build_cache, make_plan
+from kdcache.progress import Silent
+from kdcache.storage.lock import hold_folder
+from tests.objects.test_bucket_cache import read_all
+from tests.support import quick
+from tests.support.helpers import check_one_line, run_at_once
+from tests.support.s3_server import Faults
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 LOST_S = 0.4
@@ -79,7 +79,9 @@ def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket):
             second.check()
             with pytest.raises(LeaseLostError) as error:
                 first.check()
-            check_one_line(error, str(lease_path(bucket, "a")), "taken over or removed while it was held")
+            check_one_line(
+                error, str(lease_path(bucket, "a")), "taken over or removed while it was held"
+            )
         assert not first.path.exists()
 
 
@@ -112,7 +114,12 @@ def plan(quick_data, bucket):
 def compute(plan, group) -> GroupContents:
     with ThreadPoolExecutor(1) as pool:
         return compute_group(
-            plan.config, group, splits=plan.splits, teacher=plan.teacher, encoder=plan.encoder, pool=pool
+            plan.config,
+            group,
+            splits=plan.splits,
+            teacher=plan.teacher,
+            encoder=plan.encoder,
+            pool=pool,
         )
 
 
@@ -201,7 +208,10 @@ def test_a_document_that_changed_meanwhile_is_not_replaced(quick_data, bucket):
         manifest = read_manifest(bucket)
         newer = path.read_bytes().replace(b" ", b"  ", 1)
         path.put(newer)
-        with pytest.raises(LeaseLostError, match="document was changed by another process meanwhile; run this again"):
+        with pytest.raises(
+            LeaseLostError,
+            match="document was changed by another process meanwhile; run this again",
+        ):
             write_manifest(bucket, manifest)
     assert path.read_bytes() == newer
 
@@ -210,7 +220,9 @@ def test_two_workers_at_once_give_the_cache_of_one(quick_data, bucket, tmp_path,
     whole = quick.build_quick(quick_data, tmp_path / "local")
     monkeypatch.setattr(leases, "LOST_S", 30 * LOST_S)
     configs = [make_config(quick.quick_given(quick_data, bucket)) for _ in range(3)]
-    assert run_at_once(build_cache, configs) == [] and read_all(bucket) == read_all(whole.cache.path)
+    assert run_at_once(build_cache, configs) == [] and read_all(bucket) == read_all(
+        whole.cache.path
+    )
     assert read_manifest(bucket).complete_views == {"train": 2, "val": 1}
 
 
@@ -228,18 +240,25 @@ def test_a_killed_worker_in_a_bucket_is_waited_for_and_replaced(quick_data, buck
 # --- stores that cannot be used
 
 
-@pytest.mark.parametrize("ignored", [("if-none-match",), ("if-match",), ("if-none-match", "if-match")])
+@pytest.mark.parametrize(
+    "ignored", [("if-none-match",), ("if-match",), ("if-none-match", "if-match")]
+)
 def test_a_bucket_without_conditional_put_is_refused(quick_data, use_server, ignored):
     bucket = use_server(Faults(0.0, ignored=ignored))
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, bucket)
-    check_one_line(error, bucket.bucket, "no conditional put (If-None-Match, If-Match), expected one")
+    check_one_line(
+        error, bucket.bucket, "no conditional put (If-None-Match, If-Match), expected one"
+    )
     assert read_all(bucket) == {}
 
 
 def test_a_store_that_says_it_has_no_conditional_put_is_refused(quick_data, bucket, monkeypatch):
     def refuse(probe):
-        raise OSError(errno.EIO, "the store does not answer as it should: 501 Not Implemented (NotImplemented)")
+        raise OSError(
+            errno.EIO,
+            "the store does not answer as it should: 501 Not Implemented (NotImplemented)",
+        )
 
     monkeypatch.setattr("kdcache.objects.folder._find_conditions", refuse)
     with pytest.raises(CacheError, match="bucket has no conditional put"):
@@ -256,5 +275,9 @@ def test_refused_access_is_one_line(kind, quick_data, use_server):
         with pytest.raises(CacheError) as error:
             act()
         check_one_line(
-            error, str(bucket), "access is denied, 403", "AWS_PROFILE", "their rights and this machine's clock"
+            error,
+            str(bucket),
+            "access is denied, 403",
+            "AWS_PROFILE",
+            "their rights and this machine's clock",
         )

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import quick
-from kinds import KINDS, build
 
 from kdcache.packed.pack import pack_cache
+from tests.packed.kinds import KINDS, build
+from tests.support import quick
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def roots(quick_data, tmp_path_factory) -> dict[str, Path]:
     """The same cache of every kind. Read only."""
     folder = tmp_path_factory.mktemp("kinds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcache.cache.build.build_teacher", quick.make_quick_teacher)
+        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
         return {name: build(quick_data, folder / name, **cache) for name, cache in KINDS.items()}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import quick
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.build import build_cache
 from kdcache.cache.reader import open_split
-from kdcache.settings import make_config
+from kdcache.config.parser import make_config
+from kdcache.precompute.build import build_cache
+from tests.support import quick
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
 KINDS = {
@@ -53,8 +53,12 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def check_refused(argv: list[str], capsys: pytest.CaptureFixture, *words: str, code: int = 1) -> None:
+def check_refused(
+    argv: list[str], capsys: pytest.CaptureFixture, *words: str, code: int = 1
+) -> None:
     """One line on stderr, behind lines of progress."""
     assert cache_teacher(argv) == code
     *_, line = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"cache_teacher {argv[0]}: ") and all(word in line for word in words), line
+    assert line.startswith(f"cache_teacher {argv[0]}: ") and all(word in line for word in words), (
+        line
+    )

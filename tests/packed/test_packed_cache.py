@@ -10,20 +10,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, build, read_files, read_samples
 
 from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.place import find_place, is_far
 from kdcache.cache.reader import open_split
 from kdcache.cache.shard import find_size, open_plain, read_at
 from kdcache.cache.verify import verify_cache
 from kdcache.packed.pack import pack_cache
 from kdcache.packed.path import PackedPath
 from kdcache.packed.unpack import unpack_cache
+from kdcache.storage.place import find_place, is_far
 from kdcache.training.batches import BatchReader
 from kdcache.training.residency import find_need
+from tests.packed.kinds import KINDS, build, read_files, read_samples
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -48,17 +48,27 @@ def test_every_sample_of_a_packed_cache_is_that_of_the_folder(roots, files, kind
 def test_a_folder_made_of_a_packed_cache_has_the_bytes_of_the_first(roots, files, kind, tmp_path):
     groups, size_bytes = unpack_cache(find_place(files[kind]), tmp_path / "back")
     assert read_files(tmp_path / "back") == read_files(roots[kind])
-    shards = [data for name, data in read_files(roots[kind]).items() if "/c/" in name and "basis" not in name]
+    shards = [
+        data
+        for name, data in read_files(roots[kind]).items()
+        if "/c/" in name and "basis" not in name
+    ]
     assert groups == 5 and size_bytes == sum(map(len, shards))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_packed_cache_holds_the_documents_byte_for_byte_and_is_sound(roots, files, kind):
-    small = {name: data for name, data in read_files(roots[kind]).items() if name.endswith(".json") or "basis" in name}
+    small = {
+        name: data
+        for name, data in read_files(roots[kind]).items()
+        if name.endswith(".json") or "basis" in name
+    }
     with h5py.File(files[kind]) as opened:
         found = {}
         opened["documents"].visititems(
-            lambda name, one: found.update({name: one[()].tobytes()} if isinstance(one, h5py.Dataset) else {})
+            lambda name, one: found.update(
+                {name: one[()].tobytes()} if isinstance(one, h5py.Dataset) else {}
+            )
         )
     assert found == small
     findings = verify_cache(find_place(files[kind]), data=True)
@@ -75,7 +85,9 @@ def test_any_reader_of_hdf5_gets_the_numbers(roots, files):
 
 
 @pytest.mark.parametrize(("kind", "number"), [("lz4", 32001), ("compact", 32001), ("zstd", 32015)])
-def test_coded_chunks_are_named_by_the_registered_filter_and_stored_as_they_were(roots, files, kind, number):
+def test_coded_chunks_are_named_by_the_registered_filter_and_stored_as_they_were(
+    roots, files, kind, number
+):
     reader = open_split(roots[kind], "train")
     with h5py.File(files[kind]) as opened:
         dataset = opened["train/mid"]
@@ -103,7 +115,9 @@ def test_a_subset_is_the_cache_that_its_settings_would_have_made(
         information = document.pop("information")
         information["settings"]["cache"].pop("path")
         document["settings"] = information["settings"]
-        document["scores"] = [information[name] for name in ("teacher_miou", "teacher_train_miou", "scored_views")]
+        document["scores"] = [
+            information[name] for name in ("teacher_miou", "teacher_train_miou", "scored_views")
+        ]
     assert documents[0] == documents[1]
 
 
@@ -129,12 +143,20 @@ def test_both_programs_and_the_commands_take_a_packed_cache(root, tmp_path, caps
     for place in (root, packed):
         assert cache_teacher(["info", str(place), "--json"]) == 0
         facts[place] = json.loads(capsys.readouterr().out)
-        assert cache_teacher(["info", str(place)]) == cache_teacher(["verify", str(place), "--data"]) == 0
+        assert (
+            cache_teacher(["info", str(place)])
+            == cache_teacher(["verify", str(place), "--data"])
+            == 0
+        )
         capsys.readouterr()
     for split in ("train", "val"):
         a, b = (facts[place]["splits"][split] for place in (root, packed))
-        sizes = [{name: array.pop("bytes") for name, array in one["arrays"].items()} for one in (a, b)]
-        assert a == b and all(0 < sizes[1][name] < sizes[0][name] for name in sizes[0])  # no checksums, no index
+        sizes = [
+            {name: array.pop("bytes") for name, array in one["arrays"].items()} for one in (a, b)
+        ]
+        assert a == b and all(
+            0 < sizes[1][name] < sizes[0][name] for name in sizes[0]
+        )  # no checksums, no index
     runs = {}
     for place in (root, packed):
         run = tmp_path / place.name / "run" if place != packed else tmp_path / "packed" / "run"
@@ -151,9 +173,15 @@ def test_both_programs_and_the_commands_take_a_packed_cache(root, tmp_path, caps
 
 def test_export_takes_levels_and_views_from_the_command_line(root, tmp_path, capsys):
     packed = tmp_path / "few.h5"
-    assert cache_teacher(["export", str(root), str(packed), "--levels", "none", "--views", "1"]) == 0
+    assert (
+        cache_teacher(["export", str(root), str(packed), "--levels", "none", "--views", "1"]) == 0
+    )
     layout = read_manifest(find_place(packed)).layouts["train"]
-    assert [spec.name for spec in layout.arrays] == ["image", "label", "logits"] and layout.num_views == 1
+    assert [spec.name for spec in layout.arrays] == [
+        "image",
+        "label",
+        "logits",
+    ] and layout.num_views == 1
 
 
 @pytest.mark.parametrize("residency", ["disk", "ram"])
@@ -166,15 +194,25 @@ def test_batches_come_from_one_mapping_without_hdf5(roots, files, residency, mon
     )
     found = []
     for reader in readers.values():
-        made = BatchReader(reader, arrays=names, batch_size=2, device=torch.device("cpu"), residency=residency)
-        found.append([{name: array.clone() for name, array in batch.arrays.items()} for batch in made.read(batches)])
+        made = BatchReader(
+            reader, arrays=names, batch_size=2, device=torch.device("cpu"), residency=residency
+        )
+        found.append(
+            [
+                {name: array.clone() for name, array in batch.arrays.items()}
+                for batch in made.read(batches)
+            ]
+        )
     for ours, theirs in zip(*found, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in names)
     assert residency == "disk" or len(made.maps._maps) == 1
 
 
 def test_one_file_is_what_must_be_kept_mapped(roots, files):
-    folder, packed = (find_need(open_split(place, "train"), ["image", "mid"]) for place in (roots["raw"], files["raw"]))
+    folder, packed = (
+        find_need(open_split(place, "train"), ["image", "mid"])
+        for place in (roots["raw"], files["raw"])
+    )
     assert (folder.num_files, packed.num_files) == (8, 1) and folder.size_bytes == packed.size_bytes
 
 
@@ -198,7 +236,13 @@ def test_shard_files_are_read_from_it_as_if_they_were_there(roots, files, kind):
         whole = shard_path(folder, layout.array("mid"), group).read_bytes()
         with open_plain(shard_path(root, layout.array("mid"), group)) as opened:
             assert find_size(opened) == len(whole)
-            for offset, size in [(0, len(whole)), (1, 40), (len(whole) - 9, 9), (0, len(whole) + 5), (len(whole), 3)]:
+            for offset, size in [
+                (0, len(whole)),
+                (1, 40),
+                (len(whole) - 9, 9),
+                (0, len(whole) + 5),
+                (len(whole), 3),
+            ]:
                 slots = [np.zeros(size // 2, np.uint8), np.zeros(size - size // 2, np.uint8)]
                 got = read_at(opened, offset, slots)
                 assert np.concatenate(slots)[:got].tobytes() == whole[offset : offset + size]
@@ -235,5 +279,7 @@ def test_an_import_that_was_stopped_goes_on(roots, files, tmp_path):
     kept = read_files(out)
     shutil.rmtree(out / "train" / "low" / "c" / "1")
     (out / "commits" / "train-v0001-g00000.json").unlink()
-    (out / "commits" / "train-v0001-g00001.json").write_bytes(kept["commits/train-v0001-g00001.json"])
+    (out / "commits" / "train-v0001-g00001.json").write_bytes(
+        kept["commits/train-v0001-g00001.json"]
+    )
     assert unpack_cache(find_place(files["raw"]), out)[0] == 1

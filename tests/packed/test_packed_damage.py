@@ -7,17 +7,13 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-import quick
-from helpers import check_one_line
-from kinds import check_refused, flip
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.build import build_cache
 from kdcache.cache.folder import add_information
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.place import find_place
 from kdcache.cache.reader import open_split
 from kdcache.cache.verify import verify_cache
+from kdcache.config.parser import make_config
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,
@@ -26,7 +22,11 @@ from kdcache.errors import (
     KdcacheError,
 )
 from kdcache.packed.pack import pack_cache
-from kdcache.settings import make_config
+from kdcache.precompute.build import build_cache
+from kdcache.storage.place import find_place
+from tests.packed.kinds import check_refused, flip
+from tests.support import quick
+from tests.support.helpers import check_one_line
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
@@ -48,7 +48,9 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_no_cache(tmp_path):
-    with pytest.raises(CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"):
+    with pytest.raises(
+        CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"
+    ):
         read_manifest(find_place(tmp_path / "none.h5"))
 
 
@@ -56,7 +58,8 @@ def test_a_half_exported_file_is_refused(file, capsys):
     with h5py.File(file, "r+") as opened:
         opened.attrs["complete"] = np.uint8(0)
     with pytest.raises(
-        CacheIncompleteError, match="export of it is not finished; wait for it, or remove it and export"
+        CacheIncompleteError,
+        match="export of it is not finished; wait for it, or remove it and export",
     ):
         read_manifest(find_place(file))
     check_refused(["info", str(file)], capsys, "is not finished")
@@ -66,7 +69,10 @@ def test_a_file_that_is_being_written_is_refused(root, tmp_path, monkeypatch):
     seen = []
 
     def look(*_: object) -> None:
-        for path in (tmp_path / "x.h5.partial", shutil.copy(tmp_path / "x.h5.partial", tmp_path / "killed.h5")):
+        for path in (
+            tmp_path / "x.h5.partial",
+            shutil.copy(tmp_path / "x.h5.partial", tmp_path / "killed.h5"),
+        ):
             with pytest.raises(CacheIncompleteError, match="export of it is not finished"):
                 read_manifest(find_place(path))
             seen.append(path)
@@ -80,7 +86,9 @@ def test_a_file_that_is_being_written_is_refused(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [0.999, 0.5, 0.01])
 def test_a_truncated_file_is_refused(file, share):
     os.truncate(file, int(file.stat().st_size * share))
-    with pytest.raises(CacheCorruptError, match="file is cut short; copy it again from where it was made"):
+    with pytest.raises(
+        CacheCorruptError, match="file is cut short; copy it again from where it was made"
+    ):
         open_split(file, "train")
 
 
@@ -90,7 +98,13 @@ def test_a_file_that_is_cut_while_it_is_read_is_damage_by_name(file):
     os.truncate(file, 100)
     with pytest.raises(CacheCorruptError) as error:
         reader.read("low", 0, 1)
-    check_one_line(error, f"{file}!/train/low/c/0/0/0/0/0", "view 0 sample", "the file is too short", "copy it again")
+    check_one_line(
+        error,
+        f"{file}!/train/low/c/0/0/0/0/0",
+        "view 0 sample",
+        "the file is too short",
+        "copy it again",
+    )
     with pytest.raises(CacheCorruptError, match="file is cut short; copy it again"):
         reader.read("low", 1, 2)  # where that is, was not known yet
 
@@ -100,9 +114,19 @@ def test_a_flipped_bit_in_a_sample_is_found_by_reader_and_verify(file, capsys):
         flip(file, opened["train/mid"].id.get_offset() + opened["train/mid"].nbytes - 1)
     with pytest.raises(CacheCorruptError) as error:
         open_split(file, "train").read("mid", 1, 2)
-    check_one_line(error, "train/mid view 1 sample", "its checksum differs", "copy it again", "or export it again")
+    check_one_line(
+        error,
+        "train/mid view 1 sample",
+        "its checksum differs",
+        "copy it again",
+        "or export it again",
+    )
     (damage,) = verify_cache(find_place(file), data=True).damage
-    assert damage.array == "mid" and damage.group.name == "train-v0001-g00001" and "checksum" in damage.what
+    assert (
+        damage.array == "mid"
+        and damage.group.name == "train-v0001-g00001"
+        and "checksum" in damage.what
+    )
     assert cache_teacher(["verify", str(file), "--data"]) == 1
     assert "to repair it: copy it again" in capsys.readouterr().out
     assert cache_teacher(["verify", str(file), "--data", "--json"]) == 1
@@ -134,7 +158,9 @@ def test_any_flipped_bit_of_the_structure_is_one_line_or_does_no_harm(file):
         data[offset] ^= 1 << int(rng.integers(8))
         file.write_bytes(data)
         try:
-            assert np.array_equal(open_split(file, "train", check="always").read("mid", 1, 2), expected)
+            assert np.array_equal(
+                open_split(file, "train", check="always").read("mid", 1, 2), expected
+            )
         except KdcacheError as error:
             check_one_line(error, str(file))
             refused += 1
@@ -163,7 +189,9 @@ def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tm
     assert file.read_bytes() == before and not (tmp_path / "new.h5").exists()
 
 
-def test_a_file_that_is_no_packed_cache_is_called_that_by_whoever_would_change_it(quick_data, tmp_path, capsys):
+def test_a_file_that_is_no_packed_cache_is_called_that_by_whoever_would_change_it(
+    quick_data, tmp_path, capsys
+):
     (tmp_path / "notes.txt").write_text("mine")
     given = ["--cache.path", str(tmp_path / "notes.txt"), "--dataset.root", str(quick_data)]
     words = "notes.txt: file is no HDF5 file, expected a packed cache; give the folder of a cache"

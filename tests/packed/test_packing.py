@@ -12,13 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import check_one_line
-from kinds import build, check_refused, flip, read_files
 
-from kdcache.cache import durable
+from kdcache import durable
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.place import find_place
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import (
     CacheCorruptError,
@@ -28,6 +25,9 @@ from kdcache.errors import (
 from kdcache.packed.file import create_file
 from kdcache.packed.pack import pack_cache
 from kdcache.packed.unpack import unpack_cache
+from kdcache.storage.place import find_place
+from tests.packed.kinds import build, check_refused, flip, read_files
+from tests.support.helpers import check_one_line
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
@@ -55,25 +55,34 @@ def test_a_half_built_cache_is_not_packed_but_its_complete_views_are(root, tmp_p
         pack_cache(root, tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
     pack_cache(root, tmp_path / "x.h5", num_views=1)
-    assert read_manifest(find_place(tmp_path / "x.h5")).complete_views["train"] == 1 and manifest.exists()
+    assert (
+        read_manifest(find_place(tmp_path / "x.h5")).complete_views["train"] == 1
+        and manifest.exists()
+    )
 
 
 def test_an_existing_file_is_never_replaced(root, tmp_path, capsys):
     out = tmp_path / "x.h5"
     out.write_bytes(b"mine")
-    check_refused(["export", str(root), str(out)], capsys, f"{out}: file is there already, expected a new name")
+    check_refused(
+        ["export", str(root), str(out)],
+        capsys,
+        f"{out}: file is there already, expected a new name",
+    )
     assert out.read_bytes() == b"mine"
 
 
 def test_a_name_taken_while_packing_is_not_replaced(root, tmp_path, monkeypatch):
     out = tmp_path / "x.h5"
-    monkeypatch.setattr("kdcache.packed.pack._read_back", lambda partial, progress: out.write_bytes(b"mine"))
+    monkeypatch.setattr(
+        "kdcache.packed.pack._read_back", lambda partial, progress: out.write_bytes(b"mine")
+    )
     for _ in range(2):
         with pytest.raises(CacheError, match="file is there already, expected a new name"):
             pack_cache(root, out)
         assert out.read_bytes() == b"mine" and not out.with_name("x.h5.partial").exists()
         out.unlink()
-        monkeypatch.setattr("kdcache.cache.durable.os.link", refuse_link)
+        monkeypatch.setattr("kdcache.durable.os.link", refuse_link)
 
 
 def refuse_link(old: Path, new: Path) -> None:
@@ -82,7 +91,7 @@ def refuse_link(old: Path, new: Path) -> None:
 
 
 def test_without_links_a_packed_file_gets_its_name_too(root, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcache.cache.durable.os.link", refuse_link)
+    monkeypatch.setattr("kdcache.durable.os.link", refuse_link)
     pack_cache(root, tmp_path / "x.h5")
     assert not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
     assert not (tmp_path / "x.h5.partial").exists()
@@ -93,14 +102,19 @@ def test_a_finished_file_is_not_written_over_by_the_name_a_killed_export_left(ro
     (tmp_path / "x.h5.partial").hardlink_to(file)
     with pytest.raises(CacheError) as error:
         pack_cache(root, tmp_path / "x.h5")
-    check_one_line(error, "x.h5.partial: file is another name of a finished file", "remove this name")
+    check_one_line(
+        error, "x.h5.partial: file is another name of a finished file", "remove this name"
+    )
     assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--levels", "low,hihg"], "--levels is 'hihg', expected some of the cached levels (low, mid, high)"),
+        (
+            ["--levels", "low,hihg"],
+            "--levels is 'hihg', expected some of the cached levels (low, mid, high)",
+        ),
         (["--views", "3"], "--views is 3, expected 1 to 2, the views of the cache"),
         (["--views", "none"], "no number of views from 1 to 10000"),
     ],
@@ -113,7 +127,9 @@ def test_levels_and_views_that_it_has_not_are_refused(root, tmp_path, capsys, op
 def test_a_bucket_or_missing_folder_as_target_is_refused(root, tmp_path, capsys):
     check_refused(["export", str(root), "s3://b/x.h5"], capsys, "no path of this machine", code=2)
     check_refused(
-        ["export", str(root), str(tmp_path / "no" / "x.h5")], capsys, "is missing, expected one to write into"
+        ["export", str(root), str(tmp_path / "no" / "x.h5")],
+        capsys,
+        "is missing, expected one to write into",
     )
 
 
@@ -121,13 +137,19 @@ def test_a_codec_without_a_filter_is_refused(quick_data, tmp_path):
     root = build(quick_data, tmp_path / "gzip", views=1, codec="gzip")
     with pytest.raises(CacheError) as error:
         pack_cache(root, tmp_path / "x.h5")
-    check_one_line(error, "train/image: codec is gzip, expected none, blosc or zstd", "cache.codec raw")
+    check_one_line(
+        error, "train/image: codec is gzip, expected none, blosc or zstd", "cache.codec raw"
+    )
     check_nothing_left(tmp_path / "x.h5")
 
 
 def test_a_disk_that_is_too_small_is_met_before_anything_is_written(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcache.packed.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(CacheError, match=r"free disk space is 0.00 GB, expected 0.00 GB or more; make room"):
+    monkeypatch.setattr(
+        "kdcache.packed.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})
+    )
+    with pytest.raises(
+        CacheError, match=r"free disk space is 0.00 GB, expected 0.00 GB or more; make room"
+    ):
         pack_cache(root, tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
 
@@ -139,12 +161,16 @@ def test_a_disk_that_is_full_half_way_leaves_nothing(root, tmp_path, monkeypatch
         calls.append(offset)
         if len(calls) > 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwrite(descriptor, data[: max(len(data) // 2, 1)], offset)  # a short write is no error
+        return pwrite(
+            descriptor, data[: max(len(data) // 2, 1)], offset
+        )  # a short write is no error
 
     monkeypatch.setattr("kdcache.packed.file.os.pwrite", write)
     with pytest.raises(CacheError) as error:
         pack_cache(root, tmp_path / "x.h5")
-    check_one_line(error, f"{tmp_path / 'x.h5'}: file cannot be written (No space left on device); make room")
+    check_one_line(
+        error, f"{tmp_path / 'x.h5'}: file cannot be written (No space left on device); make room"
+    )
     check_nothing_left(tmp_path / "x.h5")
 
 
@@ -165,14 +191,23 @@ def test_room_that_cannot_be_reserved_is_one_line_at_any_step(roots, tmp_path, m
     check_nothing_left(tmp_path / "x.h5")
 
 
-def test_room_for_the_index_of_coded_chunks_is_reserved_before_hdf5_takes_it(roots, tmp_path, monkeypatch):
+def test_room_for_the_index_of_coded_chunks_is_reserved_before_hdf5_takes_it(
+    roots, tmp_path, monkeypatch
+):
     ends, manifest = [], read_manifest(roots["lz4"])
-    many = {split: replace(layout, num_samples=50_000) for split, layout in manifest.layouts.items()}
+    many = {
+        split: replace(layout, num_samples=50_000) for split, layout in manifest.layouts.items()
+    }
     monkeypatch.setattr("kdcache.packed.file._STEP", 1)
-    monkeypatch.setattr("kdcache.packed.file.reserve", lambda _, offset, size_bytes: ends.append(offset + size_bytes))
+    monkeypatch.setattr(
+        "kdcache.packed.file.reserve",
+        lambda _, offset, size_bytes: ends.append(offset + size_bytes),
+    )
     with (
         (tmp_path / "x.h5").open("wb") as held,
-        create_file(tmp_path / "x.h5", held.fileno(), replace(manifest, layouts=many), []) as packed,
+        create_file(
+            tmp_path / "x.h5", held.fileno(), replace(manifest, layouts=many), []
+        ) as packed,
     ):
         for name in packed.arrays:
             packed.put(name, 0, 0, np.zeros(100, np.uint8))
@@ -193,16 +228,19 @@ def test_a_quota_is_met_before_hdf5_meets_it(roots, tmp_path, kind, most_bytes):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
     )
     *_, line = done.stderr.splitlines()
-    assert done.returncode == 1 and line.startswith(f"cache_teacher export: {out}: file cannot be written ("), (
-        done.stderr
-    )
+    assert done.returncode == 1 and line.startswith(
+        f"cache_teacher export: {out}: file cannot be written ("
+    ), done.stderr
     assert "Traceback" not in done.stderr
     check_nothing_left(out)
 
 
 def test_what_is_written_wrong_gets_no_name(root, tmp_path, monkeypatch):
     pwrite = os.pwrite
-    monkeypatch.setattr("kdcache.packed.file.os.pwrite", lambda fd, data, offset: pwrite(fd, bytes(len(data)), offset))
+    monkeypatch.setattr(
+        "kdcache.packed.file.os.pwrite",
+        lambda fd, data, offset: pwrite(fd, bytes(len(data)), offset),
+    )
     with pytest.raises(CacheCorruptError, match="its checksum differs"):
         pack_cache(root, tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
@@ -216,7 +254,9 @@ def test_two_exports_do_not_write_the_same_file(root, tmp_path):
             pack_cache(root, tmp_path / "x.h5")
         assert partial.exists()
     pack_cache(root, tmp_path / "x.h5")  # what a killed export left is no obstacle
-    assert not partial.exists() and not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+    assert (
+        not partial.exists() and not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+    )
 
 
 def test_an_interrupted_export_leaves_nothing(root, tmp_path, monkeypatch):
@@ -233,11 +273,19 @@ def test_an_interrupted_export_leaves_nothing(root, tmp_path, monkeypatch):
 
 
 def test_import_refuses_a_folder_that_is_in_use(file, root, tmp_path, capsys):
-    check_refused(["import", str(file), str(root)], capsys, f"{root}: it is a cache already, expected a new folder")
+    check_refused(
+        ["import", str(file), str(root)],
+        capsys,
+        f"{root}: it is a cache already, expected a new folder",
+    )
     other = tmp_path / "photos"
     other.mkdir()
     (other / "photo.jpg").write_bytes(b"mine")
-    check_refused(["import", str(file), str(other)], capsys, "manifest.json is missing, expected a kdcache cache")
+    check_refused(
+        ["import", str(file), str(other)],
+        capsys,
+        "manifest.json is missing, expected a kdcache cache",
+    )
     assert read_files(other) == {"photo.jpg": b"mine"}
 
 
@@ -250,19 +298,26 @@ def test_import_refuses_what_is_not_packed(root, tmp_path, capsys):
     assert not (tmp_path / "back").exists()
 
 
-def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(file, files, roots, tmp_path):
+def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(
+    file, files, roots, tmp_path
+):
     with h5py.File(file) as opened:
         flip(file, opened["train/mid"].id.get_offset())
     with pytest.raises(CacheCorruptError, match="train/mid view 0 sample .* its checksum differs"):
         unpack_cache(find_place(file), tmp_path / "back")
     assert not (tmp_path / "back" / "manifest.json").exists()
     unpack_cache(find_place(files["raw"]), tmp_path / "back")
-    found = {name: data for name, data in read_files(tmp_path / "back").items() if not name.startswith("leases/")}
+    found = {
+        name: data
+        for name, data in read_files(tmp_path / "back").items()
+        if not name.startswith("leases/")
+    }
     assert found == read_files(roots["raw"])
 
 
 @pytest.mark.parametrize(
-    ("full_at", "words"), [("zarr.json", "make room"), ("/c/", "mend that and run the same command again")]
+    ("full_at", "words"),
+    [("zarr.json", "make room"), ("/c/", "mend that and run the same command again")],
 )
 def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch, full_at, words):
     write = durable.write_file

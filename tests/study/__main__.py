@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from kdcache.command import OneLineParser, run_command
-from kdcache.report.progress import Console
-from kdcache.settings import build_parser, make_config, merge, read_given
+from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.progress import Console
 from kdcache.training.settings import check_crop
 from tests.study.runs import ARMS, Study, build_caches, find_rows, run_study
 from tests.study.table import render_table
@@ -52,19 +52,37 @@ def _make_study(options: argparse.Namespace) -> Study:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of settings")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="caches, runs and study.md go there")
-    parser.add_argument("--seeds", type=_read_seeds, default=(0, 1, 2), metavar="N[,N]", help="default: 0,1,2")
+    parser = OneLineParser(
+        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file of settings"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="caches, runs and study.md go there",
+    )
+    parser.add_argument(
+        "--seeds", type=_read_seeds, default=(0, 1, 2), metavar="N[,N]", help="default: 0,1,2"
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="default: train.epochs of FILE")
-    parser.add_argument("--arms", type=_read_arms, metavar="NAME[,NAME]", help=f"some of {','.join(ARMS)}")
-    parser.add_argument("--views", type=_read_views, metavar="N[,N]", help="default: augment.views of FILE")
+    parser.add_argument(
+        "--arms", type=_read_arms, metavar="NAME[,NAME]", help=f"some of {','.join(ARMS)}"
+    )
+    parser.add_argument(
+        "--views", type=_read_views, metavar="N[,N]", help="default: augment.views of FILE"
+    )
     return parser.parse_args(argv)
 
 
 def _read_numbers(text: str, *, least: int) -> tuple[int, ...]:
     words = text.split(",")
-    if not all(word.isdecimal() and int(word) >= least for word in words) or len(set(words)) < len(words):
+    if not all(word.isdecimal() and int(word) >= least for word in words) or len(set(words)) < len(
+        words
+    ):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of different numbers from {least}, with commas between them"
         )
@@ -83,7 +101,9 @@ def _read_arms(text: str) -> tuple[str, ...]:
     words = text.split(",")
     unknown = [word for word in words if word not in ARMS]
     if unknown or len(set(words)) < len(words):
-        raise argparse.ArgumentTypeError(f"{text!r} has {unknown or 'an arm twice'}, expected some of {','.join(ARMS)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has {unknown or 'an arm twice'}, expected some of {','.join(ARMS)}"
+        )
     return tuple(words)
 
 

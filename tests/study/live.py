@@ -10,10 +10,10 @@ import torch
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
-from kdcache.lock import hold_folder
 from kdcache.models.teacher import Teacher, build_teacher
-from kdcache.report.progress import Progress
+from kdcache.progress import Progress
 from kdcache.report.text import Say, format_epoch
+from kdcache.storage.lock import hold_folder
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
@@ -37,7 +37,9 @@ def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
     """Image and label of each batch as they are, the teacher's float32 answers in place of all stored ones."""
     for batch in batches:
         kept = {name: batch.arrays[name] for name in ("image", "label") if name in batch.arrays}
-        answer = {name: value.clone() for name, value in teacher(batch.arrays["image"]).items()}  # no inference tensors
+        answer = {
+            name: value.clone() for name, value in teacher(batch.arrays["image"]).items()
+        }  # no inference tensors
         yield Batch({**kept, **answer}, batch.sample_ids)
 
 
@@ -64,7 +66,11 @@ class LiveReader:
     def read(self, batches: list) -> Iterator[Batch]:
         """Batches in the order of `batches`."""
         stored = self.stored.read(batches)
-        moved = (self.augmentation.apply(batch, epoch=self.epoch) for batch in stored) if self.augmentation else stored
+        moved = (
+            (self.augmentation.apply(batch, epoch=self.epoch) for batch in stored)
+            if self.augmentation
+            else stored
+        )
         return ask_teacher(self.teacher, moved)
 
 
@@ -80,7 +86,9 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
         return read_result(folder)
     make_folder(config, folder)
     with hold_folder(folder):
-        teacher = _build_teacher(config)  # first: the weights it begins with are drawn from dropout's generator
+        teacher = _build_teacher(
+            config
+        )  # first: the weights it begins with are drawn from dropout's generator
         learner = build_learner(config, teacher_channels=find_teacher_channels(data.train))
         history = _restore_history(learner, folder)
         stored, val = _make_readers(config, data, device=learner.device)
@@ -90,7 +98,9 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
             history.append(entry)
             save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
             write_history(folder, history)
-            say(format_epoch(history[-1], config, best_miou=max(entry["miou"] for entry in history)))
+            say(
+                format_epoch(history[-1], config, best_miou=max(entry["miou"] for entry in history))
+            )
         result = _make_result(config, data, history)
         write_result(folder, result)
     return result
@@ -111,10 +121,14 @@ def _build_teacher(config: Config) -> Teacher:
     return build_teacher(config.teacher, num_classes=classes, levels=levels, device=device)[0]
 
 
-def _make_readers(config: Config, data: Data, *, device: torch.device) -> tuple[BatchReader, BatchReader]:
+def _make_readers(
+    config: Config, data: Data, *, device: torch.device
+) -> tuple[BatchReader, BatchReader]:
     """Images and labels of both splits."""
     train, val = (
-        BatchReader(reader, arrays=["image", "label"], batch_size=config.train.batch_size, device=device)
+        BatchReader(
+            reader, arrays=["image", "label"], batch_size=config.train.batch_size, device=device
+        )
         for reader in (data.train, data.val)
     )
     return train, val

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcache.cache.basis import count_basis_bytes
-from kdcache.cache.build import build_cache
 from kdcache.cache.layout import commit_path, manifest_path, shard_path
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.shard import sum_sizes
 from kdcache.config import Config
-from kdcache.report.progress import Progress
+from kdcache.config.parser import make_config, merge
+from kdcache.precompute.build import build_cache
+from kdcache.progress import Progress
 from kdcache.report.text import Say
-from kdcache.settings import make_config, merge
 from kdcache.training.distill import baseline_config
 from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
 from kdcache.training.plan import Plan
@@ -62,7 +62,10 @@ def build_caches(study: Study, *, progress: Progress, say: Say) -> None:
     """The caches the arms need, with as many views as any run uses; one that is there is looked at and finished."""
     for root in dict.fromkeys(study.cache_path(arm) for arm in study.arms):
         say(f"cache: {root}")
-        ours = {"cache": {"path": str(root), "encoding": root.name}, "augment": {"views": max(study.views)}}
+        ours = {
+            "cache": {"path": str(root), "encoding": root.name},
+            "augment": {"views": max(study.views)},
+        }
         build_cache(make_config(merge(study.given, ours)), progress=progress)
 
 
@@ -83,10 +86,16 @@ def find_rows(study: Study) -> dict[tuple[str, int], Row]:
         if match and (folder / RESULT).is_file():
             arm, views, seed = match[1], int(match[2]), int(match[3])
             result = read_result(folder)
-            if _list_shared(result["hyperparameters"]) == _list_shared(_plan_hyperparameters(study, arm)):
-                row = rows.setdefault((arm, views), Row(cache_bytes=_measure_bytes(study, arm, views)))
+            if _list_shared(result["hyperparameters"]) == _list_shared(
+                _plan_hyperparameters(study, arm)
+            ):
+                row = rows.setdefault(
+                    (arm, views), Row(cache_bytes=_measure_bytes(study, arm, views))
+                )
                 row.miou[seed] = result["miou"]
-                row.epoch_s.append(statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder)))
+                row.epoch_s.append(
+                    statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder))
+                )
     return dict(sorted(rows.items(), key=lambda row: (row[0][1], ARMS.index(row[0][0]))))
 
 
@@ -100,9 +109,16 @@ def _list_shared(facts: dict) -> dict:
     return {name: value for name, value in facts.items() if name not in _OWN}
 
 
-def _run(study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say) -> None:
+def _run(
+    study: Study, arm: str, views: int, seed: int, *, folder: Path, progress: Progress, say: Say
+) -> None:
     config = make_run_config(study, arm, views, seed, folder=folder)
-    data = open_data(config.cache.path, read_manifest(config.cache.path), num_views=views, check=config.cache.check)
+    data = open_data(
+        config.cache.path,
+        read_manifest(config.cache.path),
+        num_views=views,
+        check=config.cache.check,
+    )
     if arm == "live":
         train_live(config, data, folder=folder, progress=progress, say=say)
     else:
@@ -118,7 +134,11 @@ def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Pa
         "train": {"seed": seed, "compile": "off"},
         "run": {"dir": str(folder)},
     }
-    of_training = {section: study.given[section] for section in ("student", "loss", "train") if section in study.given}
+    of_training = {
+        section: study.given[section]
+        for section in ("student", "loss", "train")
+        if section in study.given
+    }
     config = resolve_config(root, read_manifest(root), merge(of_training, ours))
     return baseline_config(config) if arm == "none" else config
 
@@ -133,4 +153,6 @@ def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
     layout, bases = manifest.layouts["train"], count_basis_bytes(manifest.encodings)
     groups = [group for group in layout.groups() if group.view < views]
     shards = [shard_path(root, spec, group) for group in groups for spec in layout.arrays]
-    return sum(bases.values()) + sum_sizes(root, [*shards, *(commit_path(root, group) for group in groups)])
+    return sum(bases.values()) + sum_sizes(
+        root, [*shards, *(commit_path(root, group) for group in groups)]
+    )

@@ -10,7 +10,15 @@ from tests.study.runs import Row
 def render_table(rows: dict[tuple[str, int], Row]) -> str:
     """One line an arm and number of views; a difference is taken seed by seed, from the exact cache with as many views."""
     seeds = sorted({seed for row in rows.values() for seed in row.miou})
-    head = ["arm", "views", "mIoU", *(f"seed {seed}" for seed in seeds), "to exact, points", "s/epoch", "cache MB"]
+    head = [
+        "arm",
+        "views",
+        "mIoU",
+        *(f"seed {seed}" for seed in seeds),
+        "to exact, points",
+        "s/epoch",
+        "cache MB",
+    ]
     lines = [_render_line(head), _render_line(["---"] * len(head))]
     for (arm, views), row in rows.items():
         exact = rows.get(("exact", views))
@@ -24,7 +32,9 @@ def render_table(rows: dict[tuple[str, int], Row]) -> str:
 
 def _format_differences(row: Row, exact: Row) -> str:
     """Mean, standard deviation, and that of each seed that both have."""
-    points = [100 * (row.miou[seed] - exact.miou[seed]) for seed in sorted(row.miou) if seed in exact.miou]
+    points = [
+        100 * (row.miou[seed] - exact.miou[seed]) for seed in sorted(row.miou) if seed in exact.miou
+    ]
     if not points:
         return "-"
     return f"{_format_spread(points, digits=2, sign='+')} ({', '.join(f'{value:+.2f}' for value in points)})"

@@ -1,0 +1,90 @@
+"""What a settings file must be before its names are looked at: small, plain YAML, a section a name, no name twice."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from kdcache.config import Config
+from kdcache.errors import Phrase, SettingsError, describe
+
+MOST_BYTES = 1_000_000  # a settings file has a few hundred lines; a larger one is another file
+SECTIONS = {
+    part.name: fields(part.default_factory)[0].name for part in fields(Config)
+}  # and the first name in each
+_CURE = "mend it; configs/voc2012.yaml shows every setting"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, whose expansion has no bound, and without a name given twice, whose first value would be lost."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in names:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} twice", problem_mark=key.start_mark
+                )
+            names.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def check_settings_file(path: Path) -> None:
+    """Raises SettingsError that names the file, and the line where there is one."""
+    document = _parse(path, _read_text(path))
+    if not isinstance(document, dict):
+        found = "empty" if document is None else f"a {type(document).__name__}"
+        raise _refuse(
+            path, "content", found, "sections of names, as in `train:` and below it `epochs: 3`"
+        )
+    for name in (name for name in SECTIONS if not isinstance(document.get(name, {}), dict)):
+        example = f"`{name}:` and below it `{SECTIONS[name]}: ...`"
+        raise _refuse(path, name, repr(document[name])[:60], f"a section of names, as in {example}")
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        cure = "give --config an existing YAML file"
+        found = Phrase("a folder" if path.is_dir() else "missing")
+        raise SettingsError(
+            describe(path, field="settings file", found=found, expected=Phrase("a file"), cure=cure)
+        )
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise _refuse(path, "size", f"{path.stat().st_size} bytes", f"{MOST_BYTES} at most")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _refuse(path, "text", "not UTF-8", "UTF-8") from None
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: settings file is unreadable ({error.strerror}); mend that"
+        ) from None
+
+
+def _parse(path: Path, text: str) -> object:
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
+        raise _refuse(
+            path, line, " ".join(str(error.problem).split())[:120], "plain YAML"
+        ) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise _refuse(
+            path, "content", " ".join(str(error).split())[:120] or "nested too deep", "plain YAML"
+        ) from None
+
+
+def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:
+    return SettingsError(
+        describe(path, field=field, found=Phrase(found), expected=Phrase(expected), cure=_CURE)
+    )

@@ -1,0 +1,137 @@
+"""Asks a student about images of any size: class maps, overlays, and a page that shows them.
+
+Letters: H height, W width, h, w what the student sees of them, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdcache.data.palette import voc_palette
+from kdcache.deploy.gallery import MASKS, OVERLAYS, Prediction, write_gallery
+from kdcache.deploy.load import TrainedStudent
+from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
+from kdcache.errors import KdcacheError, SettingsError
+from kdcache.models.inputs import resize_to
+from kdcache.report.text import Say
+
+STRIDE = 16  # sizes the student is asked at are multiples of it, as in training
+LEAST_PX = 32
+Size = int | Literal["original"] | None
+
+
+def predict_pictures(
+    student: TrainedStudent,
+    given: Iterable[Path],
+    *,
+    out: Path,
+    size: Size,
+    say: Say = lambda text: None,
+    complain: Callable[[KdcacheError], None] = lambda error: None,
+) -> list[KdcacheError]:
+    """Write mask and overlay of each image, and index.html over all of them.
+
+    Args:
+        given: images and folders. out: made where it is not there; files of the same names are replaced.
+        size: what the student sees: None as in validation, N to fit [N, N], "original" unshrunk.
+        say: called with a line each. complain: called with what is wrong with an image, which stops no other.
+
+    Returns: what was wrong. Raises: SettingsError where `out` cannot be written.
+    """
+    pictures, errors = find_pictures(given)
+    for error in errors:
+        complain(error)
+    _make_folders(out)
+    done, taken = [], set()
+    for picture in pictures:
+        try:
+            image = read_picture(picture)
+            classes = find_classes(student, image, size=size)
+        except KdcacheError as error:
+            errors.append(error)
+            complain(error)
+            continue
+        done.append(_write(picture, image, classes, out=out, name=_choose_name(picture, taken)))
+        say(f"{picture} -> {out / MASKS / done[-1].name}: {_format_shares(done[-1], student)}")
+    if done:
+        say(
+            f"{write_gallery(done, student, folder=out)}: {len(done)} images"
+            + (f", {len(errors)} refused" if errors else "")
+        )
+    return errors
+
+
+def find_classes(student: TrainedStudent, image_HW3: np.ndarray, *, size: Size) -> np.ndarray:
+    """Class numbers uint8 [H, W] of a uint8 RGB image; of one that was shrunk the scores are enlarged, not the classes.
+
+    Raises: TrainingError where the student fails at that size.
+    """
+    padded, (height, width) = fit_picture(
+        image_HW3, _choose_size(student, image_HW3.shape[:2], size)
+    )
+    logits_1Khw = student.ask(padded[None])[..., :height, :width]
+    return _take_best(logits_1Khw, image_HW3.shape[:2])
+
+
+def _choose_size(student: TrainedStudent, hw: tuple[int, int], size: Size) -> tuple[int, int]:
+    if size is None:
+        return student.config.dataset.val_hw
+    if size == "original":
+        return tuple(max(LEAST_PX, -(-px // STRIDE) * STRIDE) for px in hw)
+    return size, size
+
+
+def _take_best(logits_1Khw: Tensor, hw: tuple[int, int]) -> np.ndarray:
+    """The argmax at full size, a class after the other: together they would take K times the memory."""
+    best, classes = torch.full(hw, -torch.inf), torch.zeros(hw, dtype=torch.uint8)
+    for number in range(logits_1Khw.shape[1]):
+        scores = resize_to(logits_1Khw[:, number : number + 1], hw)[0, 0]
+        classes[scores > best] = number
+        best = torch.maximum(best, scores)
+    return classes.numpy()
+
+
+def _make_folders(out: Path) -> None:
+    try:
+        for name in (MASKS, OVERLAYS):
+            (out / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{out}: --out is unwritable ({error.strerror}); set another folder"
+        ) from None
+
+
+def _choose_name(picture: Path, taken: set[str]) -> str:
+    """NAME.png, or NAME-2.png where another image has taken that, on file systems without capitals, too."""
+    names = (f"{picture.stem}{'' if k == 1 else f'-{k}'}.png" for k in count(1))
+    name = next(name for name in names if name.casefold() not in taken)
+    taken.add(name.casefold())
+    return name
+
+
+def _write(
+    picture: Path, image_HW3: np.ndarray, classes_HW: np.ndarray, *, out: Path, name: str
+) -> Prediction:
+    mask = Image.fromarray(classes_HW)
+    mask.putpalette(voc_palette().tobytes())
+    mask.save(out / MASKS / name)
+    half = image_HW3 // 2 + voc_palette()[classes_HW] // 2
+    Image.fromarray(half).save(out / OVERLAYS / name)
+    counts = np.bincount(classes_HW.reshape(-1), minlength=1) / classes_HW.size
+    shares = {int(k): float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
+    return Prediction(picture, name, classes_HW.shape, shares)
+
+
+def _format_shares(prediction: Prediction, student: TrainedStudent) -> str:
+    names = student.config.dataset.names
+    return ", ".join(
+        f"{names[number]} {100 * share:.1f} %" for number, share in prediction.shares.items()
+    )

@@ -1,1 +1,0 @@
-"""Many students from one cache: a grid of settings over seeds, each with its baseline."""

@@ -1,0 +1,64 @@
+"""Which device and which arithmetic: chosen from settings, refused where the machine lacks them."""
+
+from __future__ import annotations
+
+import torch
+
+from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.machine.workers import Worker, find_worker
+
+
+def choose_device(name: str, *, field: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine a GPU of its own, as far as there are.
+
+    Raises: SettingsError where it is not on this machine.
+    """
+    if name == "auto":
+        return _choose_gpu(find_worker()) if torch.cuda.is_available() else torch.device("cpu")
+    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    known += [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    if name not in known:
+        expected = Phrase(f"auto or one of {', '.join(known)} on this machine")
+        raise SettingsError(
+            describe("settings", field=field, found=name, expected=expected, cure=f"change {field}")
+        )
+    return torch.device(name)
+
+
+def _choose_gpu(worker: Worker) -> torch.device:
+    """`cuda` for a process of its own, so that `CUDA_VISIBLE_DEVICES` and torch's default count."""
+    alone = worker.local_count == 1
+    return torch.device(
+        "cuda" if alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}"
+    )
+
+
+def find_gpu(device: torch.device) -> str | None:
+    """A name that no other GPU has, of this machine or another; None for the CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def check_precision(precision: str, device: torch.device, *, field: str) -> None:
+    """Raises SettingsError where the device has no such arithmetic."""
+    known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
+    if device.type == "cuda" and supports_bfloat16(device):
+        known.append("bfloat16")
+    if precision not in known:
+        expected = Phrase(f"one of {', '.join(known)} on {device}")
+        raise SettingsError(
+            describe(
+                "settings", field=field, found=precision, expected=expected, cure=f"change {field}"
+            )
+        )
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 itself; emulation would be slower than float32."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_exact_float32() -> None:
+    """float32 means float32 on GPUs: TF32 keeps 10 bits of the mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

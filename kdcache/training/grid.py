@@ -1,0 +1,152 @@
+"""A grid of settings: what is varied, and the points it has."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kdcache.config.parser import flatten
+from kdcache.errors import Phrase, SettingsError, describe
+
+VARIED = (
+    "student.",
+    "loss.",
+    "train.",
+    "augment.views",
+    "cache.levels",
+)  # what needs no other cache
+FIXED = ("run", "cache", "dataset", "augment", "teacher", "fit")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Dotted name of a setting -> its values as words of a command line; and the seeds each point is trained with."""
+
+    values: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+
+    def points(self) -> list[dict[str, str]]:
+        """Every combination, the last name varying fastest."""
+        return [
+            dict(zip(self.values, words, strict=True))
+            for words in itertools.product(*self.values.values())
+        ]
+
+
+def read_grid(words: Sequence[str], seeds: str | None) -> Grid:
+    """The grid of a command line. Names and values themselves are checked where settings are.
+
+    Args:
+        words: `loss.beta=0,0.5` and so on, or the name of a YAML file: {loss.beta: [0, 0.5], seeds: [0, 1, 2]}.
+        seeds: "0,1,2"; None: those of the file, else SEEDS.
+
+    Raises: SettingsError.
+    """
+    values: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        for name, own in (_read_word(word) if "=" in word else _read_file(Path(word))).items():
+            if name in values:
+                raise _refuse(name, "given twice", "each name once")
+            values[name] = own
+    stored = values.pop("seeds", None)
+    for name, own in values.items():
+        _check_name(name)
+        _check_values(name, own)
+    return Grid(values, _read_seeds(stored if seeds is None else tuple(split_list(seeds))))
+
+
+def split_list(text: str) -> list[str]:
+    """At commas that are in no brackets: "[low],[low,high]" has two parts."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _read_word(word: str) -> dict[str, tuple[str, ...]]:
+    name, _, text = word.partition("=")
+    return {name: tuple(split_list(text))}
+
+
+def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
+    if path.suffix not in (".yaml", ".yml"):
+        raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
+    try:
+        content = flatten(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise _refuse(
+            str(path), f"unreadable ({error.strerror})", "a YAML file that is there"
+        ) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise _refuse(
+            str(path), f"no grid ({reason})", "lists of values by name, as in `loss.beta: [0, 0.5]`"
+        ) from None
+    for name, own in content.items():
+        if not isinstance(own, list):
+            raise SettingsError(
+                describe(
+                    path,
+                    field=name,
+                    found=own,
+                    expected=Phrase("a list of values"),
+                    cure=f"write [{own}]",
+                )
+            )
+    return {name: tuple(_as_word(value) for value in own) for name, own in content.items()}
+
+
+def _as_word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_name(name: str) -> None:
+    if name == "train.seed":
+        raise _refuse(name, "part of the grid", "--seeds")
+    if not name.startswith(VARIED) and name.partition(".")[0] in FIXED:
+        raise _refuse(
+            name,
+            "part of the grid",
+            "what one cache can vary: student, loss, train, augment.views, cache.levels",
+        )
+
+
+def _check_values(name: str, values: tuple[str, ...]) -> None:
+    if not all(values):
+        raise _refuse(name, "empty", "NAME=VALUE,VALUE")
+    if len(set(values)) < len(values):
+        raise _refuse(name, ",".join(values), "each value once")
+
+
+def _read_seeds(words: tuple[str, ...] | None) -> tuple[int, ...]:
+    if words is None:
+        return SEEDS
+    if not all(word.isdecimal() and int(word) < 2**63 for word in words) or len(set(words)) < len(
+        words
+    ):
+        found, expected = (
+            Phrase(",".join(words)),
+            Phrase("different whole numbers from 0, with commas between them"),
+        )
+        cure = "as in `--seeds 0,1,2`"
+        raise SettingsError(
+            describe("command line", field="--seeds", found=found, expected=expected, cure=cure)
+        )
+    return tuple(int(word) for word in words)
+
+
+def _refuse(name: str, found: str, expected: str) -> SettingsError:
+    cure = "change --grid, as in `--grid loss.beta=0,0.5 loss.gamma=0,0.3`"
+    return SettingsError(
+        describe("--grid", field=name, found=Phrase(found), expected=Phrase(expected), cure=cure)
+    )

@@ -1,0 +1,177 @@
+"""A cache as batches for a training loop of yours: images, labels and the teacher's answers, on your device.
+
+Letters: N batch, K classes, C channels, H, W height and width of the images, h, w of a coarser grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.reader import CacheReader
+from kdcache.config import LEVELS
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.errors import refuse
+from kdcache.losses.target import Target
+from kdcache.machine.devices import choose_device
+from kdcache.models.inputs import normalize_images
+from kdcache.storage.place import Place, find_place
+from kdcache.training.batches import BatchReader, plan_epoch, split_batches
+from kdcache.training.learner import find_teacher_channels
+from kdcache.training.residency import choose_residency, find_need
+from kdcache.training.targets import Targets, open_targets
+
+
+@dataclass(frozen=True)
+class TaughtBatch:
+    """Some samples and what the teacher said of them; yours to keep."""
+
+    ids: list[str]
+    images: Tensor
+    """float32 [N, 3, H, W], normalised as torchvision's backbones expect it."""
+    labels: Tensor
+    """int64 [N, H, W]: the class, 255 where there is none."""
+    answers: dict[str, Target]
+    """"logits" and levels as they are stored, for the loss."""
+
+    @property
+    def teacher(self) -> dict:
+        """Keywords of `KnowledgeDistillationLoss`: `loss(logits, features, batch.labels, **batch.teacher)`."""
+        levels = {name: answer for name, answer in self.answers.items() if name in LEVELS}
+        return {"teacher_NKHW": self.answers.get("logits"), "teacher_features": levels}
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The teacher's scores before upsampling, float32 [N, K, h, w]. Raises KeyError where they were not asked for."""
+        return self.answers["logits"].decode()
+
+    @cached_property
+    def features(self) -> dict[str, Tensor]:
+        """level -> float32 [N, C, h, w]; of a lowrank level its direction at each position, of length 1."""
+        return {name: answer.decode() for name, answer in self.answers.items() if name in LEVELS}
+
+
+class Split:
+    """The training or the validation part of a cache.
+
+    Args:
+        root, manifest: of the cache. name: "train" or "val".
+
+    Raises: CacheError where it is damaged or half-built.
+    """
+
+    def __init__(self, root: Place, manifest: Manifest, name: str) -> None:
+        self.reader = CacheReader(root, manifest, name)
+        self.name, self.sample_ids = name, self.reader.sample_ids
+        self.num_samples, self.num_views = self.reader.layout.num_samples, self.reader.num_views
+        stored = {spec.name for spec in self.reader.layout.arrays}
+        self.answers = tuple(name for name in ("logits", *LEVELS) if name in stored)
+        """What is cached of the teacher."""
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        epoch: int = 0,
+        seed: int = 0,
+        answers: Sequence[str] | None = None,
+        device: str = "auto",
+    ) -> Iterator[TaughtBatch]:
+        """Every sample once, in one of its views; read ahead while you compute.
+
+        Of "train" in an order that depends on (seed, epoch) alone, the views rotating from epoch to epoch; of "val" in order.
+
+        Args:
+            batch_size: 1 or more; the last one may be smaller (of "train" it is never one sample, which joins the one before).
+            epoch: from 0.
+            answers: which of `self.answers` to read (default: all); what is left out costs no reading.
+            device: auto, cpu, cuda or cuda:N.
+
+        Raises: SettingsError, CacheCorruptError.
+        """
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("epoch", epoch, 0),
+            ("seed", seed, 0),
+        ):
+            if not isinstance(value, int) or not least <= value < 2**63:
+                raise refuse(name, value, f"a whole number, {least} or more")
+        answers = (answers,) if isinstance(answers, str) else answers
+        wanted = self.answers if answers is None else tuple(answers)
+        unknown = [name for name in wanted if name not in self.answers]
+        if unknown:
+            raise refuse("answers", unknown[0], f"some of {', '.join(self.answers)}")
+        place = choose_device(device, field="device")
+        targets = open_targets(self.reader, place)
+        reader = self._open_reader(wanted, targets, batch_size, place)
+        return (
+            _serve(batch.arrays, batch.sample_ids, wanted, targets)
+            for batch in reader.read(self._plan(batch_size, seed, epoch))
+        )
+
+    def _plan(self, batch_size: int, seed: int, epoch: int) -> list:
+        if self.name == "val":
+            return split_batches([(0, sample) for sample in range(self.num_samples)], batch_size)
+        counts = {"num_samples": self.num_samples, "num_views": self.num_views}
+        return plan_epoch(**counts, batch_size=batch_size, seed=seed, epoch=epoch)
+
+    def _open_reader(
+        self, answers: Sequence[str], targets: Targets, batch_size: int, device: torch.device
+    ) -> BatchReader:
+        arrays = [
+            "image",
+            "label",
+            *(array for name in answers for array in targets.list_arrays(name)),
+        ]
+        choice = choose_residency(
+            "auto", [find_need(self.reader, arrays)], device=torch.device("cpu")
+        )  # GPU memory is yours
+        return BatchReader(
+            self.reader, arrays=arrays, batch_size=batch_size, device=device, residency=choice.kind
+        )
+
+
+class Cache:
+    """An opened cache; `train` and `val` serve batches.
+
+    Args:
+        root: a folder, a packed .h5 file or the address of a bucket.
+
+    Raises: CacheError where there is none, or it is damaged or half-built.
+    """
+
+    def __init__(self, root: str | Place) -> None:
+        self.root = find_place(root)
+        self.manifest = read_manifest(self.root)
+        self.train, self.val = (Split(self.root, self.manifest, name) for name in ("train", "val"))
+        dataset = make_config(
+            {"dataset": drop_unknown(self.manifest.information["settings"])["dataset"]}
+        ).dataset
+        self.num_classes, self.class_names = dataset.num_classes, dataset.names
+        self.teacher_channels = find_teacher_channels(self.train.reader)
+        """level -> channels of the teacher's features."""
+
+    @property
+    def identity(self) -> str:
+        """Hash over everything that decides the stored numbers."""
+        return self.manifest.identity_hash
+
+
+def open_cache(root: str | Place) -> Cache:
+    """Open a cache for a training loop of yours; see `Cache`. Raises CacheError."""
+    return Cache(root)
+
+
+def _serve(
+    arrays: dict[str, Tensor], ids: list[str], answers: Sequence[str], targets: Targets
+) -> TaughtBatch:
+    own = {
+        name: values.clone() for name, values in arrays.items() if name not in ("image", "label")
+    }  # the slot is used again
+    made = {name: targets.make(name, own) for name in answers}
+    return TaughtBatch(ids, normalize_images(arrays["image"]), arrays["label"].long(), made)

@@ -1,0 +1,269 @@
+"""The measurements themselves: every part runs at tiny sizes, every figure has a number or a reason."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kdcache.cache.reader import open_split
+from tests.bench import adapter, encodings
+from tests.bench.copying import shuffle_passes
+from tests.bench.data import make_store
+from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
+from tests.bench.gpu import (
+    find_differing,
+    make_byte_slots,
+    map_shards,
+    measure_registered,
+    send_batch,
+    unite_us,
+)
+from tests.bench.growth_child import time_sample_ms
+from tests.bench.phase_one import read_images
+from tests.bench.sizes import FULL, QUICK, Bench
+from tests.bench.table import render_markdown
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 300  # it takes 45 on one core
+
+
+def run_bench(*options: str) -> subprocess.CompletedProcess:
+    """`python -m tests.bench` in a process of its own: it starts workers, and TensorStore, which it loads, forbids forks."""
+    command = [sys.executable, "-m", "tests.bench", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory, base_given) -> dict:
+    folder = tmp_path_factory.mktemp("bench")
+    real = folder / "real.yaml"
+    real.write_text(yaml.safe_dump(base_given))
+    options = [
+        "--real",
+        str(real),
+        "--dir",
+        str(folder / "data"),
+        "--out",
+        str(folder / "bench.json"),
+    ]
+    done = run_bench("--quick", *options)
+    assert done.returncode == 0, done.stderr
+    assert not list((folder / "data").iterdir())  # temporary data are gone
+    return json.loads((folder / "bench.json").read_text())
+
+
+def test_bench_measures_every_figure_or_says_why_not(document):
+    assert list(document["figures"]) == [spec.key for spec in SPECS]
+    for key, figure in document["figures"].items():
+        if figure["value"] is None:
+            assert figure["verdict"] == "skipped" and "no GPU" in figure["reason"], key
+        else:
+            assert math.isfinite(figure["value"]) and figure["value"] > 0, key
+        assert figure["definition"] and figure["unit"]
+
+
+def test_bench_says_where_and_with_what_it_measured(document):
+    assert document["quick"] and document["date"]
+    assert (
+        document["machine"]["cpu"]
+        and document["machine"]["cores"] >= 1
+        and "gpu" in document["machine"]
+    )
+    assert {"python", "torch", "zarr", "numcodecs", "tensorstore", "h5py", "kdcache"} <= set(
+        document["versions"]
+    )
+
+
+def test_bench_keeps_raw_runs_of_every_figure_with_a_goal(document):
+    for key, figure in document["figures"].items():
+        if figure["goal"] is not None and figure["value"] is not None:
+            assert figure["runs"] and all(figure["runs"].values()), key
+
+
+def test_bench_renders_markdown(document):
+    text = render_markdown(document)
+    assert "numbers mean nothing" in text  # of a quick run
+    assert all(f"| `{spec.key}` |" in text for spec in SPECS)
+    assert "TensorStore" in text and "zarr-python" in text
+
+
+def test_encodings_are_skipped_without_a_real_teacher(tmp_path):
+    figures = encodings.measure(Bench(tmp_path, QUICK, quick=True))
+    assert len(figures) == 9 and all("--real CONFIG" in figure.reason for figure in figures)
+
+
+def test_parts_are_found_by_their_own_name_and_by_a_figure():
+    assert find_parts("growth,read_ratio") == ["reading", "growth"]
+    assert len(find_parts(None)) == len({spec.part for spec in SPECS})
+    with pytest.raises(SystemExit, match="'spede' is unknown"):
+        find_parts("spede")
+
+
+def test_verdict_follows_the_goal():
+    assert make_figure("read_ratio", 0.95).verdict == "met"
+    assert make_figure("read_ratio", 0.85).verdict == "missed"
+    assert make_figure("kd_tax", 1.1).verdict == "met"
+    assert make_figure("kd_tax", 1.1, gpu=True).verdict == "missed"
+    assert make_figure("read_cold", 0.5).verdict == "reported"
+    assert make_figure("online_speedup", 2.0).verdict == "missed"
+    assert make_figure("online_speedup", 2.0, gpu=True).verdict == "reported"
+    assert make_figure("gpu_busy", 0.96, gpu=True).verdict == "met"
+    assert skip_figure("gpu_busy", "no GPU").verdict == "skipped"
+
+
+def test_figure_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="read_ratio is nan, expected a finite number"):
+        make_figure("read_ratio", math.nan)
+
+
+def test_ratio_is_the_median_of_the_rounds():
+    assert median_ratio([1.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+def test_union_counts_overlapping_kernels_once():
+    assert unite_us([(0, 2), (1, 3), (1, 2), (5, 6)]) == 4
+    assert unite_us([]) == 0
+
+
+def test_steady_time_leaves_out_the_start():
+    marks = [(0.0, 0), (9.0, 10)] + [(9.0 + k, 10 + 10 * k) for k in range(1, 20)]
+    assert time_sample_ms(marks) == pytest.approx(100)
+
+
+def test_phase_one_is_measured_with_more_where_there_is_a_gpu(monkeypatch, tmp_path):
+    bench = Bench(tmp_path, FULL, quick=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.build == FULL.build and bench.build.num_samples == 24
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert bench.build == FULL.build_gpu and bench.build.px == 512
+
+
+def test_phase_one_on_a_gpu_comes_into_step_and_fits_the_disk():
+    build, size = FULL.build_gpu, FULL.batch_size
+    assert build.train % size == build.val % size == 0  # full groups, full batches
+    assert (
+        build.num_samples // size >= 5 * 11
+    )  # on the way at once: one asked about, two drawn, eight written
+    assert build.train * build.views * 15.9e6 + build.val * 1.22e6 < 10e9
+
+
+def test_bare_forward_is_asked_about_every_view(cache):
+    batches, reader = read_images(cache, "train"), open_split(cache.cache.path, "train")
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 2  # ten samples in two views
+    assert np.array_equal(batches[3][1], reader.read("image", 1, 1))
+
+
+def test_chunks_sent_one_by_one_are_the_batches_of_the_reader(tmp_path):
+    root, cpu = (
+        make_store(tmp_path / "store", px=32, num_samples=6, shard_samples=4),
+        torch.device("cpu"),
+    )
+    reader = adapter.make_batch_reader(
+        adapter.open_train(root, check="never"), batch_size=4, device=cpu
+    )
+    shards, slots = map_shards(root), make_byte_slots(reader.reader.layout, 4, device=cpu)
+    places = adapter.make_batches([5, 0, 3, 2, 4, 1], 4)
+    for batch, expected in zip(places, reader.read(places), strict=True):
+        send_batch(reader.reader, batch, shards=shards, slots=slots)
+        assert not find_differing(expected, slots)
+    slots["low"][1, -1] ^= 1
+    assert find_differing(expected, slots) == ["low"]
+
+
+class StandInCudart:
+    """Page-locking without a GPU; refuses once `room` mappings are locked."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.locked, self.most = room, {}, 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        if len(self.locked) == self.room:
+            return 801
+        assert flags == 8  # read only
+        self.locked[address] = size
+        self.most = max(self.most, sum(self.locked.values()))
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+    def cudaGetErrorString(self, error: int) -> str:
+        return "operation not supported"
+
+
+@pytest.fixture
+def cudart(monkeypatch) -> StandInCudart:
+    """torch.cuda as far as measuring registered shards needs it; tensors stay on the CPU."""
+    stand_in = StandInCudart(room=1000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: stand_in)
+    for name in ("Stream", "stream", "current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    return stand_in
+
+
+def test_registered_shards_are_compared_with_the_reader_and_unlocked(cudart, tmp_path):
+    figure = measure_registered(Bench(tmp_path, QUICK, quick=True))
+    assert figure.verdict == "reported" and figure.value > 0
+    assert [len(rates) for rates in figure.runs.values()] == [QUICK.read_rounds] * 2
+    assert cudart.most == pytest.approx(figure.details["locked_gb"] * 1e9) and not cudart.locked
+
+
+def test_registered_shards_are_skipped_where_cuda_refuses(cudart, tmp_path):
+    cudart.room = 1
+    figure = measure_registered(Bench(tmp_path, QUICK, quick=True))
+    assert figure.verdict == "skipped" and "operation not supported" in figure.reason
+    assert not cudart.locked
+
+
+def test_passes_read_each_sample_once_each():
+    assert sorted(shuffle_passes(5, passes=2, seed=0)) == sorted([*range(5), *range(5)])
+
+
+@pytest.mark.parametrize("text", [None, "{}", "x"])
+def test_a_file_that_is_no_measurement_is_one_line(tmp_path, text):
+    path = tmp_path / "bench.json"
+    if text is not None:
+        path.write_text(text)
+    done = run_bench("--markdown", str(path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "it is no file of this program's" in line
+
+
+@pytest.mark.nightly
+def test_several_processes_are_compared_with_one():
+    options = [
+        "--counts",
+        "1,2",
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+        "--num-train",
+        "8",
+        "--size",
+        "64",
+    ]
+    command = [sys.executable, "-m", "tests.bench.processes", *options]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["| 1", "| 2"] and rows[2][-1].startswith(
+        "+0.0, +0.0 points"
+    )
+    assert all(0 <= float(row[2]) <= 1 and float(row[1]) > 0 for row in rows[2:])

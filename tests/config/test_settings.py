@@ -1,0 +1,367 @@
+"""Settings: YAML, then overrides, typed and checked; a mistake is one line with the nearest known name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdcache.config import Config, DatasetConfig, config_from_dict, config_to_dict
+from kdcache.config.parser import (
+    build_parser,
+    flatten,
+    make_config,
+    merge,
+    read_given,
+    setting_names,
+)
+from kdcache.errors import SettingsError
+from tests.support.helpers import check_one_line
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Settings from overrides and the text of a YAML file."""
+
+    def read_settings(*argv: str, text: str | bytes | None = None) -> dict:
+        words = list(argv)
+        if text is not None:
+            (tmp_path / "my.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+            words = ["--config", str(tmp_path / "my.yaml"), *words]
+        return read_given(build_parser(prog="program", description="For tests."), words)
+
+    return read_settings
+
+
+@pytest.fixture
+def refused(read):
+    """Check that settings are refused, as a usage error, in one line that holds all parts."""
+
+    def check(*argv: str, text: str | bytes | None = None, parts: tuple[str, ...]) -> None:
+        with pytest.raises(SettingsError) as error:
+            make_config(read(*argv, text=text))
+        check_one_line(error, *parts)
+        assert error.value.exit_code == 2
+
+    return check
+
+
+# --- merging
+
+
+def test_nothing_given_is_the_defaults(read):
+    assert read() == {}
+    assert make_config(read()) == Config()
+
+
+def test_yaml_and_overrides_merge_and_the_override_wins(read):
+    given = read(
+        "--loss.beta", "0.7", "--train.lr", "1e-2", text="loss:\n  alpha: 2\n  beta: 0.1\n"
+    )
+    assert given == {"loss": {"alpha": 2.0, "beta": 0.7}, "train": {"lr": 0.01}}
+    config = make_config(given)
+    assert (config.loss.alpha, config.loss.beta, config.loss.gamma) == (2.0, 0.7, 0.3)
+
+
+def test_override_wins_wherever_it_stands(read, tmp_path: Path):
+    (tmp_path / "late.yaml").write_text("loss:\n  beta: 0.1\n  gamma: 0.2\n")
+    before = read("--loss.beta", "0.7", "--config", str(tmp_path / "late.yaml"))
+    after = read("--config", str(tmp_path / "late.yaml"), "--loss.beta", "0.7")
+    assert after == {"loss": {"beta": 0.7, "gamma": 0.2}}
+    assert before == after
+
+
+def test_nested_sections_merge(read):
+    given = read(
+        "--teacher.layers.low",
+        "layer2",
+        text="teacher:\n  layers:\n    low: layer3\n    mid: layer1\n",
+    )
+    assert given == {"teacher": {"layers": {"low": "layer2", "mid": "layer1"}}}
+    layers = make_config(given).teacher.layers
+    assert (layers.low, layers.mid, layers.high) == ("layer2", "layer1", "layer3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--run.resume"], {"resume": True}),
+        (["--run.resume", "--run.baseline", "false"], {"resume": True, "baseline": False}),
+        (["--run.baseline", "false", "--run.resume"], {"resume": True, "baseline": False}),
+        (["--run.resume=false"], {"resume": False}),
+        (["--run.resume", "true"], {"resume": True}),
+    ],
+)
+def test_switch_without_a_value_means_true(read, argv: list[str], expected: dict):
+    assert read(*argv) == {"run": expected}
+
+
+def test_values_keep_their_types(read):
+    text = "dataset:\n  size: [96, 80]\n  root: some/where\n  class_names: [a, b]\n  num_classes: 2\ncache:\n  levels: []\n"
+    config = make_config(
+        read("--dataset.val_size", "112", "--student.pretrained", "false", text=text)
+    )
+    assert (config.dataset.size_hw, config.dataset.val_hw) == ((96, 80), (112, 112))
+    assert (config.dataset.root, config.dataset.names, config.cache.levels) == (
+        Path("some/where"),
+        ["a", "b"],
+        [],
+    )
+    assert config.student.pretrained is False
+
+
+def test_null_is_the_absent_value_of_an_optional_setting(read):
+    assert make_config(read(text="dataset:\n  val_size: null\n  class_names: null\n")) == Config()
+
+
+def test_merge_leaves_its_arguments_alone():
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}
+    assert merge(base, over) == {"a": {"b": 3, "c": 2}, "d": 4}
+    assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4})
+
+
+def test_config_survives_the_way_through_yaml():
+    given = {
+        "dataset": {"size": [96, 80], "root": "x/y"},
+        "teacher": {"layers": {"low": "layer2"}},
+        "run": {"dir": "r"},
+    }
+    config = make_config(given)
+    assert config_from_dict(yaml.safe_load(yaml.safe_dump(config_to_dict(config)))) == config
+    assert config != Config()
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("loss.bata", "loss.beta"),
+        ("train.batchsize", "train.batch_size"),
+        ("teacher.layers.lo", "teacher.layers.low"),
+        ("los.beta", "loss.beta"),
+        ("augment.view", "augment.views"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest_known_one(refused, wrong: str, nearest: str):
+    message = f"settings: {wrong} is unknown, expected {nearest}"
+    *sections, name = wrong.split(".")
+    text = "".join(f"{'  ' * depth}{word}:\n" for depth, word in enumerate(sections))
+    refused(text=f"{text}{'  ' * len(sections)}{name}: 1\n", parts=(message, "--help"))
+    refused(f"--{wrong}", "1", parts=(message, "--help"))
+
+
+def test_unknown_section_is_refused(refused):
+    refused(
+        text="datasets:\n  foo: 1\n",
+        parts=("settings: datasets.foo is unknown", "expected dataset."),
+    )
+    refused(text="zzz:\n  qq: 1\n", parts=("settings: zzz.qq is unknown", "a known section.name"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("loss.beta", "strong", "float"),
+        ("train.epochs", "2.5", "int"),
+        ("run.resume", "maybe", "bool"),
+        ("cache.levels", "low", "list"),
+        ("teacher.arch", "vgg", "fcn_resnet50"),
+        ("train.precision", "float16", "bfloat16"),
+    ],
+)
+def test_value_of_a_wrong_type_is_refused(refused, name: str, value: str, expected: str):
+    section, key = name.split(".")
+    parts = (f"settings: {name} is {value!r}", "expected", expected, f"change {name}")
+    refused(f"--{name}", value, parts=parts)
+    refused(text=f"{section}:\n  {key}: {value}\n", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset.size", "true"),
+        ("dataset.size", "big"),
+        ("dataset.val_size", "[96, x]"),
+        ("dataset.root", "3"),
+    ],
+)
+def test_value_of_none_of_several_types_is_refused_in_the_same_form(refused, name: str, value: str):
+    section, key = name.split(".")
+    refused(
+        text=f"{section}:\n  {key}: {value}\n",
+        parts=(f"settings: {name} is ", ", expected ", f"; change {name}"),
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["loss.beta", "train.epochs", "augment.seed", "dataset.root", "teacher.arch", "cache.levels"],
+)
+def test_null_where_a_value_is_needed_is_refused(refused, name: str):
+    section, key = name.split(".")
+    refused(text=f"{section}:\n  {key}: null\n", parts=(name,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset.num_classes", 1), ("dataset.num_classes", 255), ("dataset.ignore_index", 256), ("dataset.ignore_index", -1),
+        ("augment.seed", -1), ("augment.seed", 2**63), ("augment.views", 0), ("augment.scale_min", 0), ("augment.scale_min", 3),
+        ("augment.scale_max", 0.2), ("augment.flip", 1.5), ("augment.flip", -0.1), ("augment.color_jitter", 1),
+        ("teacher.batch_size", 0), ("fit.epochs", 0), ("fit.batch_size", 1), ("fit.lr", 0), ("cache.shard_samples", 0),
+        ("student.aspp_channels", 7), ("loss.alpha", -1), ("loss.beta", -0.5), ("loss.gamma", ".nan"), ("loss.beta", ".inf"),
+        ("loss.temperature", 0), ("loss.temperature", ".inf"), ("train.epochs", 0), ("train.batch_size", 1), ("train.lr", -1),
+        ("train.lr", ".nan"), ("train.seed", -1),
+    ],
+)  # fmt: skip
+def test_value_out_of_range_is_refused(refused, name: str, value: object):
+    section, key = name.split(".")
+    refused(
+        text=f"{section}:\n  {key}: {value}\n",
+        parts=("settings: ", f"{section}.", " is ", ", expected ", "; change "),
+    )
+
+
+@pytest.mark.parametrize("name", ["dataset.size", "dataset.val_size"])
+@pytest.mark.parametrize("value", ["100", "[96, 100]", "0", "-16", "8", "[0, 16]"])
+def test_size_that_is_no_multiple_of_16_is_refused(refused, name: str, value: str):
+    refused(f"--{name}", value, parts=(f"settings: {name} is ", "multiples of 16"))
+
+
+@pytest.mark.parametrize("value", ["[96, 96, 96]", "[96]", "[]"])
+def test_size_of_other_than_two_sides_is_refused(refused, value: str):
+    refused("--dataset.size", value, parts=("settings: dataset.size is ", "[height, width]"))
+
+
+def test_sizes_that_are_multiples_of_16_are_taken():
+    assert DatasetConfig(size=16).size_hw == (16, 16)
+    assert DatasetConfig(size=[32, 48]).val_hw == (32, 48)
+    assert DatasetConfig(size=32, val_size=[96, 80]).val_hw == (96, 80)
+
+
+@pytest.mark.parametrize("names", ["[a, b]", "[" + ", ".join(["a"] * 21) + "]"])
+def test_class_names_are_as_many_as_classes_and_different(refused, names: str):
+    refused(
+        "--dataset.class_names",
+        names,
+        parts=("settings: dataset.class_names is ['a', ", "21 different names"),
+    )
+
+
+@pytest.mark.parametrize("value", ["[low, low]", "[lo]", "[low, logits]"])
+def test_levels_are_known_and_different(refused, value: str):
+    refused("--cache.levels", value, parts=("settings: cache.levels is [", "low, mid, high"))
+
+
+def test_loss_without_any_weight_is_refused(refused):
+    refused(
+        text="loss:\n  alpha: 0\n  beta: 0\n  gamma: 0\n",
+        parts=("settings: loss.alpha is 0", "above 0"),
+    )
+
+
+def test_section_given_as_a_value_is_refused(refused):
+    refused(text="train:\n", parts=("my.yaml: train is None, expected a section of names",))
+    refused(text="loss: 3\n", parts=("my.yaml: loss is 3, expected a section of names",))
+    refused(
+        text="teacher:\n  layers: 3\n",
+        parts=("settings: teacher.layers is a value", "teacher.layers.NAME"),
+    )
+
+
+# --- the file
+
+
+@pytest.mark.parametrize("form", ["{}", "loss: {{beta: {}}}", "dataset: {{root: {}}}"])
+def test_unsafe_yaml_does_not_run(refused, tmp_path: Path, form: str):
+    trace = tmp_path / "executed"
+    text = form.format(f"!!python/object/apply:os.mkdir ['{trace}']")
+    refused(text=text, parts=("my.yaml: line 1 is ", "constructor"))
+    assert not trace.exists()
+    yaml.unsafe_load(text)
+    assert trace.exists()  # it would have run
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "content is empty"),
+        ("# nothing\n", "content is empty"),
+        ("- a\n- b\n", "content is a list"),
+        ("hello\n", "content is a str"),
+        ("3\n", "content is a int"),
+        ("loss: [1\n", "line 2 is "),
+        ("loss:\n\tbeta: 1\n", "line 2 is "),
+        ("loss:\n  beta: 1\n  beta: 2\n", "line 3 is beta twice"),
+        ("loss: {}\nloss: {}\n", "line 2 is loss twice"),
+        (
+            "dataset: data/cv\n",
+            "dataset is 'data/cv', expected a section of names, as in `dataset:` and below it `root: ...`",
+        ),
+        ("a: &a [*a]\n", "line 1 is an alias"),
+        (BOMB, "line 2 is an alias"),
+        ("x\0y", "content is "),
+        ("? [a, b]\n: 1\n", "line 1 is found unhashable key"),
+        ("[" * 5000, "content is "),
+        ("# " + "x" * 1_000_000, "size is 1000002 bytes"),
+        (b"loss:\n  beta: 1 # \xff\xfe\n", "text is not UTF-8"),
+    ],
+)
+def test_file_that_is_no_plain_yaml_is_refused_by_name(refused, text: str | bytes, found: str):
+    refused(text=text, parts=("my.yaml: ", found, "; mend it"))
+
+
+@pytest.mark.parametrize("text", ["1: 2\n", "loss:\n  1: 2\n"])
+def test_names_that_are_numbers_are_refused(refused, text: str):
+    refused(text=text, parts=("settings: ",))
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_missing_file_and_folder_are_named(refused, tmp_path: Path, form: list[str]):
+    for path, found in ((tmp_path / "none.yaml", "missing"), (tmp_path, "a folder")):
+        refused(
+            *(word.format(path) for word in form),
+            parts=(f"{path}: settings file is {found}, expected a file",),
+        )
+
+
+@pytest.mark.parametrize("argv", [["--loss.beta"], ["stray"], ["--config"]])
+def test_incomplete_command_line_is_refused(refused, argv: list[str]):
+    refused(*argv, parts=("settings: ", argv[0]))
+
+
+# --- documents
+
+
+def test_defaults_are_those_of_the_voc_configuration():
+    stated = flatten(yaml.safe_load((CONFIGS / "voc2012.yaml").read_text()))
+    defaults = flatten(config_to_dict(Config()))
+    assert stated == {name: defaults[name] for name in stated}
+    assert set(stated) >= {name for name in setting_names() if not name.startswith("run.")}
+
+
+@pytest.mark.parametrize("name", ["voc2012", "camvid", "demo"])
+def test_shipped_configuration_is_valid(name: str):
+    parser = build_parser(prog="program", description="For tests.")
+    make_config(read_given(parser, ["--config", str(CONFIGS / f"{name}.yaml")]))
+
+
+def test_help_names_and_explains_every_setting():
+    text = build_parser(prog="program", description="For tests.").format_help()
+    words = set(text.replace("=", " ").split())
+    names = setting_names()
+    assert len(names) > 35 and "teacher.layers.low" in names and "run.resume" in names
+    assert [name for name in names if f"--{name}" not in words] == []
+    assert "Softening T" in text and "--config" in words
+
+
+def test_names_are_those_of_the_defaults():
+    assert setting_names() == list(flatten(config_to_dict(Config())))

@@ -1,0 +1,74 @@
+"""Fitting a teacher: it learns, and phase one accepts what it writes."""
+
+import pytest
+import torch
+
+from kdcache.config.parser import make_config, merge
+from kdcache.errors import SettingsError, TeacherError
+from kdcache.models.fit import fit_teacher
+from kdcache.models.teacher import build_teacher
+
+
+@pytest.fixture
+def fitting(given, tmp_path):
+    out = str(tmp_path / "teachers" / "mine.pth")
+    return merge(
+        given, {"fit": {"epochs": 2, "batch_size": 4, "out": out}, "teacher": {"weights": out}}
+    )
+
+
+def test_a_teacher_fitted_from_scratch_is_accepted_by_phase_one(fitting):
+    config, said = make_config(fitting), []
+    miou = fit_teacher(config, say=said.append)
+    assert (
+        said[0].startswith("from scratch, since ")
+        and "epoch 2/2" in said[-2]
+        and f"mIoU on val {miou:.4f}" in said[-1]
+    )
+    losses = [float(line.split("loss")[1]) for line in said if line.startswith("epoch")]
+    assert losses[-1] < losses[0]
+    teacher, state = build_teacher(
+        config.teacher, num_classes=8, levels=["low"], device=torch.device("cpu")
+    )
+    assert len(state) == len(teacher.model.state_dict())
+    assert torch.load(config.fit.out, weights_only=True)["miou"] == miou
+
+
+def test_fitting_goes_on_from_given_weights_with_a_new_head_for_other_classes(
+    fitting, teacher_file, tmp_path
+):
+    change = {"fit": {"epochs": 1}, "teacher": {"weights": str(teacher_file)}}
+    other = {"dataset": {"num_classes": 9, "class_names": None}}
+    said = []
+    fit_teacher(make_config(merge(merge(fitting, change), other)), say=said.append)
+    assert said[0] == f"from {teacher_file}, with a new head for 9 classes"
+
+
+def test_a_mistyped_teacher_is_refused_instead_of_fitted_from_scratch(fitting):
+    with pytest.raises(TeacherError, match=r"typo.pth: teacher.weights is missing"):
+        fit_teacher(make_config(merge(fitting, {"teacher": {"weights": "typo.pth"}})))
+
+
+def test_scoring_that_fails_does_not_cost_the_training(fitting, monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdcache.models.fit.score", fail)
+    config = make_config(merge(fitting, {"fit": {"epochs": 1}}))
+    with pytest.raises(KeyboardInterrupt):
+        fit_teacher(config)
+    build_teacher(config.teacher, num_classes=8, levels=["low"], device=torch.device("cpu"))
+
+
+def test_weights_of_another_model_are_refused(fitting, tmp_path):
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(TeacherError, match="weights are not those of a fcn_resnet50"):
+        fit_teacher(
+            make_config(merge(fitting, {"teacher": {"weights": str(tmp_path / "other.pth")}}))
+        )
+
+
+def test_an_unwritable_file_is_met_before_training(fitting, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="fit.out is unwritable"):
+        fit_teacher(make_config(merge(fitting, {"fit": {"out": str(tmp_path / "file" / "t.pth")}})))

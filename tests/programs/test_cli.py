@@ -1,0 +1,184 @@
+"""The command lines: exit codes, one line on stderr, nothing else. Run in this process, without starting Python anew."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import yaml
+
+import cache_teacher.cli
+import train_student.cli
+from kdcache.command import run_command
+from kdcache.progress import Console
+
+PROGRAMS = {"cache_teacher": cache_teacher.cli.main, "train_student": train_student.cli.main}
+
+
+def fails(capsys, program: str, *argv: str) -> tuple[int, str]:
+    """Exit code and the one line of an error."""
+    code = PROGRAMS[program](list(argv))
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "samples/s" not in line and not line.startswith("warning")
+    ]
+    assert len(lines) == 1 and lines[0].startswith(program), lines
+    return code, lines[0]
+
+
+@pytest.fixture
+def config_file(given, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return str(path)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_settings_end_with_code_2(capsys, program, config_file, cache):
+    cases = {
+        "--loss.bta 1": "loss.bta is unknown, expected loss.beta",
+        "--train.epochs 0": "train.epochs is 0, expected 1 to",
+        "--dataset.size 50": "dataset.size is 50, expected multiples of 16",
+        "--teacher.precision float64": "teacher.precision is 'float64'",
+    }
+    for argv, message in cases.items():
+        code, line = fails(capsys, program, "--config", config_file, *argv.split())
+        assert code == 2 and message in line
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_explains_every_setting(capsys, program):
+    with pytest.raises(SystemExit) as stopped:
+        PROGRAMS[program](["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert (
+        "--loss.temperature" in text
+        and "default: 4.0" in text
+        and "samples per shard" in text.lower()
+    )
+
+
+def test_a_missing_data_set_ends_with_code_1_and_the_cure(capsys, config_file, tmp_path):
+    code, line = fails(
+        capsys, "cache_teacher", "--config", config_file, "--dataset.root", str(tmp_path / "no")
+    )
+    assert (
+        code == 1
+        and "set dataset.root" in line
+        and "`make demo` needs no data" in line
+        and "VOCtrainval" not in line
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"), [("ifno", "write info"), ("zzz", "`python -m cache_teacher --help`")]
+)
+def test_a_mistyped_command_ends_with_code_2_and_the_nearest_one(capsys, word, cure):
+    code, line = fails(capsys, "cache_teacher", word, "caches/demo")
+    assert (
+        code == 2
+        and f"command is '{word}', expected plan, info, view, verify, repair, gc, export, import, fidelity, fit, sample-set"
+        in line
+        and cure in line
+    )
+
+
+def test_a_mistyped_command_of_phase_two_too(capsys):
+    code, line = fails(capsys, "train_student", "comapre", "runs/demo")
+    assert (
+        code == 2
+        and "command is 'comapre', expected report, compare, export, predict" in line
+        and "write compare" in line
+    )
+
+
+def test_a_missing_teacher_ends_with_code_1_and_the_cure(capsys, config_file):
+    code, line = fails(
+        capsys, "cache_teacher", "--config", config_file, "--teacher.weights", "absent.pth"
+    )
+    assert code == 1 and "absent.pth: teacher.weights is missing" in line
+
+
+def test_float16_on_a_cpu_ends_with_code_2(capsys, config_file):
+    code, line = fails(
+        capsys, "cache_teacher", "--config", config_file, "--teacher.precision", "float16"
+    )
+    assert code == 2 and "expected one of float32, bfloat16 on cpu" in line
+
+
+def test_training_without_a_cache_ends_with_code_1_and_the_cure(capsys, config_file):
+    code, line = fails(capsys, "train_student", "--config", config_file)
+    assert code == 1 and "build one with `python -m cache_teacher`" in line
+
+
+def test_info_tells_identity_and_completeness(capsys, cache):
+    assert PROGRAMS["cache_teacher"](["info", str(cache.cache.path)]) == 0
+    text = capsys.readouterr().out
+    assert "train: 10 samples x 2 views, 6/6 shard groups, complete" in text and "256x8x8" in text
+    (cache.cache.path / "commits" / "train-v0000-g00001.json").unlink()
+    assert PROGRAMS["cache_teacher"](["info", str(cache.cache.path), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert info["groups_committed"] == 5 and info["arrays"]["low"]["bytes"] > 6 * 256 * 64 * 2
+
+
+def test_info_on_another_folder_ends_with_code_1(capsys, tmp_path):
+    assert PROGRAMS["cache_teacher"](["info", str(tmp_path)]) == 1
+    assert "manifest.json is missing" in capsys.readouterr().err
+
+
+def test_interruption_and_a_full_disk_are_one_line(capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def fill():
+        raise OSError(28, "No space left on device", "runs/a.pth")
+
+    assert run_command("x", interrupt) == 130
+    assert run_command("x", fill) == 1
+    err = capsys.readouterr().err
+    assert "x: interrupted" in err and "x: runs/a.pth: No space left on device; mend that" in err
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_interruption_before_anything_has_begun_is_one_line(capsys, monkeypatch, program):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{program}.cli.main", interrupt)
+    monkeypatch.delitem(sys.modules, f"{program}.__main__", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(program, run_name="__main__")
+    assert (
+        stopped.value.code == 130
+        and capsys.readouterr().err == f"{program}: interrupted; nothing was begun\n"
+    )
+
+
+def test_progress_is_plain_lines_without_a_terminal(capsys):
+    with Console().start("caching", total=4, unit="samples") as bar:
+        bar.advance(4, size_bytes=8_000_000)
+    line = capsys.readouterr().err
+    assert line.startswith("caching: 4/4 samples, ") and "MB/s" in line and "\r" not in line
+
+
+def test_memory_that_the_cpu_has_not_is_one_line(capsys):
+    """torch's allocator for CPUs raises a bare RuntimeError."""
+
+    def work():
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 37748736 bytes"
+        )
+
+    assert run_command("train_student", work) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_student: out of memory (") and "train.batch_size" in line
+
+
+def test_other_errors_of_the_machine_are_not_called_memory():
+    def work():
+        raise RuntimeError("a slip of ours")
+
+    with pytest.raises(RuntimeError, match="a slip of ours"):
+        run_command("train_student", work)
