@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
+Say = Callable[[str], None]  # takes text that a person should read, without its last line break
 
 
 class Bar(AbstractContextManager, Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from kdcache import durable
 from kdcache.deploy.load import TrainedStudent
 from kdcache.errors import Phrase, SettingsError, describe
-from kdcache.report.text import Say
+from kdcache.progress import Say
 
 FILES = {"onnx": "student.onnx", "safetensors": "student.safetensors", "executorch": "student.pte"}
 

@@ -21,7 +21,7 @@ from kdcache.deploy.load import TrainedStudent
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.models.inputs import resize_to
-from kdcache.report.text import Say
+from kdcache.progress import Say
 
 STRIDE = 16  # sizes the student is asked at are multiples of it, as in training
 LEAST_PX = 32

@@ -27,8 +27,7 @@ from kdcache.models.weights import (
     find_weights_enum,
     read_teacher_weights,
 )
-from kdcache.progress import Progress, Silent
-from kdcache.report.text import Say
+from kdcache.progress import Progress, Say, Silent
 
 log = logging.getLogger("kdcache")
 AUX_WEIGHT = 0.4  # of the auxiliary head's loss, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)

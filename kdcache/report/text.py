@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from kdcache.config import Config
-
-Say = Callable[[str], None]
 
 
 def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:

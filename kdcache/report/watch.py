@@ -12,8 +12,7 @@ from kdcache.cache.lease import is_held, read_holder
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.shard import sum_sizes
-from kdcache.progress import Progress
-from kdcache.report.text import Say
+from kdcache.progress import Progress, Say
 
 
 def watch_cache(

@@ -12,9 +12,9 @@ import torch
 
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
-from kdcache.progress import Progress, Silent
+from kdcache.progress import Progress, Say, Silent
 from kdcache.report.page import write_report
-from kdcache.report.text import Say, format_result
+from kdcache.report.text import format_result
 from kdcache.storage.place import Place
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters

@@ -9,7 +9,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.models.arch import build_student, find_channels
-from kdcache.report.text import Say
+from kdcache.progress import Say
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import make_augmentation
 from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch

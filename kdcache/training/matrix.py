@@ -13,9 +13,8 @@ from pathlib import Path
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config
 from kdcache.errors import CacheError, OtherRunError, Phrase, SettingsError, TrainingError, describe
-from kdcache.progress import Progress
+from kdcache.progress import Progress, Say
 from kdcache.report.page import REPORT, write_report
-from kdcache.report.text import Say
 from kdcache.storage.lock import FolderInUseError
 from kdcache.storage.place import Place
 from kdcache.training.distill import find_baseline

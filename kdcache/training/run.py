@@ -13,8 +13,8 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
-from kdcache.progress import Progress
-from kdcache.report.text import Say, format_epoch, format_epoch_line
+from kdcache.progress import Progress, Say
+from kdcache.report.text import format_epoch, format_epoch_line
 from kdcache.storage.lock import FolderInUseError
 from kdcache.storage.place import Place
 from kdcache.training.batches import BatchReader

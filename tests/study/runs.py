@@ -14,8 +14,7 @@ from kdcache.cache.shard import sum_sizes
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.precompute.build import build_cache
-from kdcache.progress import Progress
-from kdcache.report.text import Say
+from kdcache.progress import Progress, Say
 from kdcache.training.distill import baseline_config
 from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
 from kdcache.training.plan import Plan
