@@ -27,7 +27,7 @@ def fidelity(argv: list[str]) -> int:
     options, words = take_options(argv, OPTIONS)
     root, rest = split_path([word for word in words if word != "--json"], "fidelity")
     given = read_given(parser, rest)
-    from kdcache.fidelity import measure_fidelity
+    from kdcache.analysis.fidelity import measure_fidelity
     from kdcache.report.fidelity import format_fidelity
 
     num_samples, seed = (

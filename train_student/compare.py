@@ -15,7 +15,7 @@ def compare(argv: list[str]) -> None:
     """Print the table, and write it where that is asked for. Raises SettingsError."""
     args = _build_parser().parse_args(argv)
     from kdcache import durable
-    from kdcache.comparison.compare import compare_runs
+    from kdcache.analysis.comparison import compare_runs
     from kdcache.report.comparison_csv import format_csv
     from kdcache.report.comparison_page import format_page
     from kdcache.report.comparison_text import format_comparison

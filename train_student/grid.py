@@ -79,8 +79,8 @@ def run_grid(
         )
 
     root = find_place(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
+    from kdcache.analysis.comparison import compare_runs
     from kdcache.cache.manifest import read_manifest
-    from kdcache.comparison.compare import compare_runs
     from kdcache.report.comparison_text import format_comparison
     from kdcache.training.matrix import plan_matrix, run_matrix
 

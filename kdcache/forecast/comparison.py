@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from kdcache.fidelity import students
-from kdcache.fidelity.setting import plan_students
+from kdcache.analysis import students
+from kdcache.analysis.students import plan_students
 from kdcache.precompute.pipeline import Plan
 from kdcache.training.compiling import make_trial_batch
 from kdcache.training.learner import build_learner

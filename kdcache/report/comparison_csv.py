@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from kdcache.comparison.compare import Comparison
-from kdcache.comparison.naming import format_value
-from kdcache.comparison.rows import Row, best_miou, last_miou
-from kdcache.comparison.runs import SEED, Run
+from kdcache.analysis.comparison import Comparison, format_value
+from kdcache.analysis.rows import Row, best_miou, last_miou
+from kdcache.analysis.runs import SEED, Run
 
 
 def format_csv(comparison: Comparison) -> str:

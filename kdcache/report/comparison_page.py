@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from kdcache.comparison.compare import Comparison
-from kdcache.comparison.rows import Row, best_miou, class_iou, last_miou
-from kdcache.comparison.statistics import Estimate
+from kdcache.analysis.comparison import Comparison
+from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
 from kdcache.report.comparison_plot import draw_differences
 from kdcache.report.comparison_text import (
     NO_BASELINE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from kdcache.comparison.rows import Row, best_miou
+from kdcache.analysis.rows import Row, best_miou
 from kdcache.report.comparison_text import format_difference, say_pairs
 from kdcache.report.curves import find_ticks
 

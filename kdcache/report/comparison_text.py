@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from kdcache.comparison.compare import Comparison
-from kdcache.comparison.naming import list_beyond_loss, list_shared
-from kdcache.comparison.rows import Row, best_miou, class_iou, last_miou
-from kdcache.comparison.statistics import Estimate
+from kdcache.analysis.comparison import Comparison, list_beyond_loss, list_shared
+from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
 from kdcache.report.columns import lay_out, wrap
 
 WIDTH = 100

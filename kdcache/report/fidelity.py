@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdcache.fidelity.limits import Limit
+from kdcache.analysis.fidelity import Limit
 
 
 def format_fidelity(result: dict, root: object) -> str:

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from kdcache.comparison.compare import compare_runs
-from kdcache.comparison.rows import best_miou, class_iou, last_miou
+from kdcache.analysis.comparison import compare_runs
+from kdcache.analysis.rows import best_miou, class_iou, last_miou
 from kdcache.config.parser import merge
 from kdcache.errors import SettingsError
 from kdcache.training.distill import distill

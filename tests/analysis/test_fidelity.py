@@ -10,19 +10,20 @@ import torch
 import yaml
 
 import cache_teacher.cli
-from kdcache.cache.encodings import Encoding
-from kdcache.cache.manifest import read_manifest, write_manifest
-from kdcache.config.parser import make_config, merge
-from kdcache.errors import CacheError, CacheMismatchError, TeacherError
-from kdcache.fidelity import limits, measure, measure_fidelity, students
-from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
-from kdcache.fidelity.limits import (
+from kdcache.analysis import fidelity, students
+from kdcache.analysis.agreement import AnswerErrors, ScoreErrors
+from kdcache.analysis.fidelity import (
     Limit,
     find_blurred,
     find_failures,
     find_least_cosines,
     find_limits,
+    measure_fidelity,
 )
+from kdcache.cache.encodings import Encoding
+from kdcache.cache.manifest import read_manifest, write_manifest
+from kdcache.config.parser import make_config, merge
+from kdcache.errors import CacheError, CacheMismatchError, TeacherError
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.precompute.build import build_cache
 from kdcache.training.distill import distill
@@ -81,16 +82,16 @@ def test_errors_of_scores_are_divergence_and_agreement():
 def test_limits_are_those_of_the_least_faithful_encoding_read():
     kinds = {"logits": "float16", "low": "int8", "mid": "lowrank"}
     assert find_limits(kinds, exact=True) == {
-        "kd": limits.EXACT,
-        "feature": limits.LIMITS["feature"]["lowrank"],
+        "kd": fidelity.EXACT,
+        "feature": fidelity.LIMITS["feature"]["lowrank"],
     }
-    assert find_limits({"logits": "float16"}, exact=False) == {"kd": limits.EXACT_NOT_FLOAT32}
+    assert find_limits({"logits": "float16"}, exact=False) == {"kd": fidelity.EXACT_NOT_FLOAT32}
     loose = find_limits(
         {"logits": "int8", "low": "lowrank"}, exact=False
     )  # never stricter than of an exact cache
     assert loose == {
-        "kd": Limit(limits.EXACT_NOT_FLOAT32.grad_cos),
-        "feature": limits.LIMITS["feature"]["lowrank"],
+        "kd": Limit(fidelity.EXACT_NOT_FLOAT32.grad_cos),
+        "feature": fidelity.LIMITS["feature"]["lowrank"],
     }
 
 
@@ -124,7 +125,7 @@ def test_an_answer_that_is_lost_is_said_whatever_the_gradients_of_all_levels_say
 def test_an_exact_cache_is_faithful_and_says_so(cache, student_given):
     result = measure_fidelity(cache.cache.path, student_given, num_samples=6)
     assert result["failures"] == [] and result["samples"] == 6
-    assert set(result["students"]) == {"fresh", measure.TRAINED} and set(result["answers"]) == {
+    assert set(result["students"]) == {"fresh", fidelity.TRAINED} and set(result["answers"]) == {
         "logits",
         "low",
         "mid",
@@ -151,7 +152,7 @@ def test_a_compact_cache_is_measured_by_its_directions(compact_root, student_giv
         result["answers"]["low"]["encoding"] == "lowrank"
         and 0.9 < result["answers"]["low"]["cosine"] < 0.99999
     )
-    felt = result["students"][measure.TRAINED]
+    felt = result["students"][fidelity.TRAINED]
     assert 0.99 < felt["feature"]["grad_cos"] < 0.9999999 and felt["kd"]["grad_cos"] > 0.9999
 
 
@@ -175,7 +176,7 @@ def test_the_student_of_a_run_is_asked_too(cache, given, student_given):
     )
     run = cache.run.dir
     result = measure_fidelity(cache.cache.path, student_given, num_samples=4, run=run)
-    assert set(result["students"]) == {"fresh", measure.TRAINED, f"of {run}"}
+    assert set(result["students"]) == {"fresh", fidelity.TRAINED, f"of {run}"}
     assert result["students"][f"of {run}"]["kd"] != result["students"]["fresh"]["kd"]
 
 
@@ -246,7 +247,7 @@ def test_a_result_that_cannot_be_kept_is_told_all_the_same(
     def refuse(root, facts):
         raise CacheError(f"{root}: folder is unwritable")
 
-    monkeypatch.setattr(measure, "add_information", refuse)
+    monkeypatch.setattr(fidelity, "add_information", refuse)
     assert measure_fidelity(cache.cache.path, student_given, num_samples=2)["failures"] == []
     assert "the result is not kept in the cache" in caplog.text
 
@@ -295,7 +296,7 @@ def test_the_command_tells_by_words_json_and_exit_code(cache, capsys, monkeypatc
     )
     code, out, _ = run(capsys, cache.cache.path, *words, "--json")
     assert code == 0 and json.loads(out)["failures"] == []
-    monkeypatch.setitem(limits.LIMITS["kd"], "float16", Limit(1.1))
+    monkeypatch.setitem(fidelity.LIMITS["kd"], "float16", Limit(1.1))
     code, out, _ = run(capsys, cache.cache.path, *words)
     assert code == 1 and "BEYOND ITS LIMIT: kd gradient's cosine is" in out
 
@@ -324,7 +325,7 @@ def test_a_machine_that_cannot_measure_is_no_unfaithful_cache(capsys, monkeypatc
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr("kdcache.fidelity.measure_fidelity", fail)
+    monkeypatch.setattr("kdcache.analysis.fidelity.measure_fidelity", fail)
     code, _, err = run(capsys, "cache")
     (line,) = err.splitlines()
     assert code == 2 and line.startswith("cache_teacher fidelity: cache: cannot be compared (")
@@ -341,7 +342,7 @@ def test_phase_one_ends_with_a_small_measurement(given, capsys, tmp_path, monkey
     assert read_manifest(tmp_path / "new").information["fidelity"]["samples"] == 8
     with monkeypatch.context() as patch:
         patch.setattr(
-            "kdcache.fidelity.measure_fidelity",
+            "kdcache.analysis.fidelity.measure_fidelity",
             lambda *args, **kwargs: pytest.fail("nothing was written"),
         )
         assert cache_teacher.cli.main(["--config", str(path)]) == 0

@@ -9,13 +9,12 @@ import statistics
 from itertools import cycle, islice
 from pathlib import Path
 
+from kdcache.analysis.fidelity import TRAINED, measure_fidelity
 from kdcache.cache.layout import commit_path, shard_path
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import make_config, merge
 from kdcache.data.voc import VOC_DIR
-from kdcache.fidelity import measure_fidelity
-from kdcache.fidelity.measure import TRAINED
 from kdcache.precompute.build import build_cache
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays

@@ -16,14 +16,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kdcache.analysis.agreement import AnswerErrors, Probe, ScoreErrors
+from kdcache.analysis.students import (
+    Setting,
+    choose_places,
+    make_batches,
+    make_students,
+    open_setting,
+)
 from kdcache.cache.manifest import read_manifest
 from kdcache.command import run_command
 from kdcache.config import STRIDE
 from kdcache.config.checks import as_hw
-from kdcache.fidelity.answers import AnswerErrors, ScoreErrors
-from kdcache.fidelity.gradients import Probe
-from kdcache.fidelity.setting import Setting, choose_places, make_batches, open_setting
-from kdcache.fidelity.students import make_students
 from kdcache.progress import Silent
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch, split_batches

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kdcache.analysis import students
 from kdcache.config.parser import make_config, merge
-from kdcache.fidelity import students
 from kdcache.precompute.build import build_cache
 from tests.bench import equivariance
 

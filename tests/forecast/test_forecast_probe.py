@@ -6,8 +6,8 @@ from collections import deque
 import pytest
 
 from kdcache import durable
+from kdcache.analysis import students
 from kdcache.errors import CacheError
-from kdcache.fidelity import students
 from kdcache.forecast import forecast_cache, rates
 from kdcache.forecast.rates import find_rates
 from kdcache.precompute.build import build_cache

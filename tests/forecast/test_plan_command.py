@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import cache_teacher.cli
-from kdcache.fidelity import students
+from kdcache.analysis import students
 from kdcache.report.forecast import format_bytes, format_forecast, format_time
 from tests.forecast.changes import answer_otherwise
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdcache.analysis import students
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError, TrainingError
-from kdcache.fidelity import students
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Silent

@@ -1,1 +1,0 @@
-"""Finished runs side by side: rows over seeds, and their differences from the baseline with the same settings."""
