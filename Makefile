@@ -33,9 +33,12 @@ STUDY ?= build/study
 study: $(READY)
 	$(BIN)/python -m tests.study --config $(CONFIG) --out $(STUDY)
 
+# Form, directions of imports, and the figures of the architecture with their goals.
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.architecture
 
 clean-demo:
 	rm -rf data/demo teachers/demo.pth caches/demo runs/demo
