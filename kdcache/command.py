@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
@@ -53,7 +51,9 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
     except KdcacheError as error:
         error.exit_code = CANNOT_RUN
         raise
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or _is_out_of_memory(error)):
+            raise
         reason = " ".join(str(error).split())[:120]
         unable = KdcacheError(f"{where}: cannot be {doing} ({reason}); mend that and try again")
         unable.exit_code = CANNOT_RUN
@@ -105,9 +105,9 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """torch's allocator for CPUs has no error of its own."""
-    return isinstance(
-        error, (torch.OutOfMemoryError, MemoryError)
-    ) or "can't allocate memory" in str(error)
+    torch = sys.modules.get("torch")  # importing it takes seconds, and only it raises its errors
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _show_warnings() -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
 
-from tqdm import tqdm
-
 LINE_EVERY_S = 10.0
 Say = Callable[[str], None]  # takes text that a person should read, without its last line break
 
@@ -96,6 +94,8 @@ class _TerminalBar(_SilentBar):
     """tqdm's bar, with MB/s behind it."""
 
     def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
+        from tqdm import tqdm  # here: only a terminal needs it
+
         self.bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True)
         self.size_bytes, self.began_s = 0, time.monotonic()
 

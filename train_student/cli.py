@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import NoReturn
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, NoReturn
 
 from kdcache.command import check_command, run_command
 from kdcache.config import CacheConfig
+from kdcache.config.names import FROM_CACHE
 from kdcache.config.parser import build_parser, make_config, read_given
+from kdcache.machine.workers import find_worker
 from kdcache.progress import Console
 from kdcache.storage.place import find_place
-from kdcache.training.processes import Alone, end_process, join_processes
-from kdcache.training.settings import FROM_CACHE
 from train_student.compare import compare
 from train_student.grid import run_grid, take_grid
 from train_student.report import report
 from train_student.takeaway import export, predict
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from kdcache.training.processes import Alone
 
 PROG = "python -m train_student"
 DESCRIPTION = f"""Train a student from a cache, without the teacher. Many students: {PROG} --config FILE --grid
@@ -38,13 +41,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """What the console script runs."""
-    end_process(main())
+    code = main()
+    if "kdcache.training.processes" in sys.modules:
+        from kdcache.training.processes import end_process
+
+        end_process(code)
+    sys.exit(code)
 
 
 def _train(argv: list[str]) -> int | None:
     check_command(PROG, argv, COMMANDS)
     parser = build_parser(prog=PROG, description=DESCRIPTION)
     grid, dry, words = take_grid(argv)
+    if find_worker().count == 1:  # wrong settings are refused before torch is imported
+        _read(parser, words)
+    from kdcache.training.processes import join_processes
+
     with join_processes() as processes:
         if not processes.leads:  # what the first one warns of is said
             logging.getLogger("kdcache").setLevel(logging.ERROR)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING
 
 from kdcache.config import CacheConfig
 from kdcache.config.parser import read_given
@@ -12,7 +11,11 @@ from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.progress import Console
 from kdcache.storage.place import find_place
 from kdcache.training.grid import Grid, read_grid
-from kdcache.training.processes import Alone
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from kdcache.training.processes import Alone
 
 GRID, SEEDS, DRY = "--grid", "--seeds", "--dry-run"
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kdcache import durable
 from kdcache.cache.documents import read_bytes
@@ -19,6 +18,9 @@ from kdcache.cache.encodings import Encoding, find_directions
 from kdcache.cache.layout import CRC_BYTES
 from kdcache.cache.shard import check_inside, crc32c
 from kdcache.errors import CacheCorruptError, repair_cure
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASIS_SAMPLES = (
     48  # measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md)
@@ -43,6 +45,8 @@ class BasisLearner:
 
     def finish(self, ranks: dict[str, int]) -> dict[str, np.ndarray]:
         """level -> float32 [C, R], orthonormal columns, most important first; the largest number of each is positive."""
+        import torch
+
         bases = {}
         for level, rank in ranks.items():
             vectors_CR = torch.linalg.eigh(self.moments[level])[1].flip(1)[:, :rank]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from kdcache.config import KINDS
-from kdcache.losses.target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdcache.losses.target import Target
 
 Kind = Literal["float16", "int8", "lowrank"]
 INT8_MOST = 127
@@ -84,6 +85,8 @@ def encode(
     int8: q = round(x / s), s = max |x| / 127 of each sample and channel (0 where the channel is 0).
     lowrank: q = round(V^T x / (|x| step)) at each position: |V^T x| <= |x|, so a step of at least 1/127 never overflows.
     """
+    import torch
+
     if encoding.kind == "float16":
         return {name: _to_half(values_NCHW)}
     if encoding.kind == "int8":
@@ -100,6 +103,8 @@ def encode(
 def find_directions(values_NCHW: Tensor) -> Tensor:
     """Features of length 1 at each position, 0 where they are 0; squares of large ones would overflow, so each sample is
     brought to a largest value of 1 first."""
+    import torch
+
     largest = values_NCHW.abs().amax((1, 2, 3), keepdim=True)
     x_NCHW = values_NCHW / torch.where(largest > 0, largest, 1.0)
     return x_NCHW / x_NCHW.norm(dim=1, keepdim=True).clamp(min=SMALLEST_LENGTH)
@@ -107,6 +112,8 @@ def find_directions(values_NCHW: Tensor) -> Tensor:
 
 def make_target(name: str, arrays: Mapping[str, Tensor], basis_CR: Tensor | None) -> Target:
     """A target from a batch's arrays. The step of lowrank is left out: a direction has no length."""
+    from kdcache.losses.target import Target
+
     return Target(arrays[name], arrays.get(scale_name(name)), basis_CR)
 
 
@@ -114,10 +121,14 @@ def _to_half(values_NCHW: Tensor) -> Tensor:
     """On a GPU cast and brought into NCHW order by one kernel; on a CPU that takes half as long again as one by one."""
     if not values_NCHW.is_cuda:
         return values_NCHW.half()
+    import torch
+
     return torch.empty(values_NCHW.shape, dtype=torch.float16, device=values_NCHW.device).copy_(
         values_NCHW
     )
 
 
 def _round(x: Tensor) -> Tensor:
+    import torch
+
     return x.round().clamp(-INT8_MOST, INT8_MOST).to(torch.int8)

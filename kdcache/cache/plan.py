@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from kdcache.cache.codecs import Codec, choose_codec
 from kdcache.cache.encodings import Encoding
@@ -18,6 +17,9 @@ from kdcache.data.views import SCHEME
 from kdcache.data.voc import Split
 from kdcache.errors import CacheError, CacheMismatchError, SettingsError, describe, refuse
 from kdcache.machine.versions import describe_machine
+
+if TYPE_CHECKING:
+    import torch
 
 VAL_VIEW_RULE = {
     "scheme": "pad"

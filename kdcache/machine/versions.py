@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "kdcache",
@@ -22,6 +24,8 @@ def describe_machine(device: torch.device, *, packages: tuple[str, ...] = ()) ->
     Args:
         packages: whose version is kept besides PACKAGES.
     """
+    import torch
+
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "num_threads": torch.get_num_threads(),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdcache.cache.verify import Damage, Findings
 from kdcache.errors import repair_command, repair_cure
-from kdcache.precompute.repair import Repair
+
+if TYPE_CHECKING:
+    from kdcache.precompute.repair import Repair
 
 MOST_ROWS = 40
 _TITLES = ("split", "view", "array", "sample", "file", "what is wrong")

@@ -16,13 +16,13 @@ from kdcache.cache.plan import (
     train_view_rule,
 )
 from kdcache.config import Config, config_to_dict
+from kdcache.config.names import FROM_CACHE
 from kdcache.config.parser import drop_unknown, flatten, make_config, merge
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.training.batches import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
-FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe the cache's contents
 KEPT_OF_CACHE = (
     "levels",
     "shard_samples",

@@ -150,7 +150,7 @@ def test_the_folder_of_a_run_is_not_taken_for_a_folder_of_runs(start, tmp_path, 
 
 
 def test_several_processes_are_refused(start, capsys, monkeypatch):
-    monkeypatch.setattr("train_student.cli.join_processes", lambda: Two())
+    monkeypatch.setattr("kdcache.training.processes.join_processes", lambda: Two())
     assert start(*GRID) == 2
     assert (
         "--grid is given to 2 processes, expected one process; start it without torchrun"
