@@ -12,8 +12,8 @@ import torch
 
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.plan import teacher_facts
 from kdcache.cache.reader import CacheReader
+from kdcache.cache.settings import teacher_facts
 from kdcache.config import Config, LossConfig
 from kdcache.errors import CacheMismatchError, Phrase, SettingsError, TrainingError, describe
 from kdcache.machine.devices import check_precision, choose_device

@@ -158,6 +158,11 @@ def read_manifest(root: Place) -> Manifest:
         raise CacheCorruptError(path, f"manifest is damaged ({reason})", cure=_CURE) from None
 
 
+def find_manifest(root: Place) -> Manifest | None:
+    """Like `read_manifest`, but None if nothing stands where the manifest belongs."""
+    return read_manifest(root) if look_for_manifest(root)[0] else None
+
+
 def look_for_manifest(root: Place) -> tuple[bool, bool]:
     """Whether something stands where the manifest belongs, and else whether a cache was begun. Raises CacheError."""
     path = manifest_path(root)

@@ -10,7 +10,7 @@ import numpy as np
 from kdcache.cache.basis import BasisLearner, count_basis_bytes
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import DTYPES, ArraySpec, SplitLayout
-from kdcache.cache.plan import plan_layouts
+from kdcache.cache.settings import build_layouts
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.forecast.asking import Asked
 from kdcache.forecast.estimate import add_shards, expect_chunk
@@ -111,7 +111,7 @@ def _plan_layouts(
     num_samples = {split: layout.num_samples for split, layout in plan.manifest.layouts.items()}
     codecs = {dtype: choose_codec(codec, dtype) for dtype in DTYPES}
     levels = plan.teacher.probe_levels()
-    return plan_layouts(
+    return build_layouts(
         config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs
     )
 

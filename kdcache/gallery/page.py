@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.config.parser import drop_unknown, flatten, make_config
+from kdcache.cache.settings import read_config
+from kdcache.config.parser import flatten
 from kdcache.gallery import style
 from kdcache.gallery.cards import draw_cards
 from kdcache.gallery.exhibit import Exhibit, open_exhibit
@@ -53,7 +54,7 @@ def write_gallery(
     progress, manifest = progress or Silent(), read_manifest(root)
     layout, names = (
         manifest.layouts[split],
-        make_config(drop_unknown(manifest.information["settings"])).dataset.names,
+        read_config(manifest).dataset.names,
     )
     reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
     scan = scan_split(reader, num_classes=len(names), at_least=num_samples, progress=progress)

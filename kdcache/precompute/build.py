@@ -18,9 +18,9 @@ from kdcache.cache.folder import (
 )
 from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.lease import SCORE, read_holder, take_lease
-from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.plan import check_stored, choose_codecs, plan_cache
+from kdcache.cache.manifest import Manifest, find_manifest, read_manifest
 from kdcache.cache.records import find_committed
+from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import CacheMismatchError
@@ -97,9 +97,13 @@ def make_plan(config: Config, progress: Progress) -> Plan:
 
     Raises: SettingsError, DataError, TeacherError, CacheError.
     """
-    check_changeable(config.cache.path)
-    check_stored(config)
-    codecs = choose_codecs(config)
+    root = config.cache.path
+    check_changeable(root)
+    there = find_manifest(root)
+    if there:  # before a data set is read for nothing
+        cure = "give what the cache was built with, or set cache.path to another folder"
+        check_encodings(root, read_config(there), config, cure=cure)
+    codecs = choose_codecs(config, there)
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
     teacher, weights = build_teacher(
@@ -113,9 +117,15 @@ def make_plan(config: Config, progress: Progress) -> Plan:
     download_voc(config.dataset)
     splits = read_splits(config, progress)
     bases = find_bases(
-        config, ranks, levels=levels, splits=splits, teacher=teacher, progress=progress
+        config,
+        ranks,
+        there=there,
+        levels=levels,
+        splits=splits,
+        teacher=teacher,
+        progress=progress,
     )
-    manifest = plan_cache(
+    manifest = build_manifest(
         config,
         splits=splits,
         weights_sha256=hash_weights(weights),

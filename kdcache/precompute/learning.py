@@ -13,7 +13,7 @@ import torch
 from kdcache.cache.basis import BasisLearner, choose_samples, read_any_basis, read_basis
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import manifest_path
-from kdcache.cache.manifest import read_manifest
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import list_records
 from kdcache.config import Config
 from kdcache.data.voc import Split
@@ -28,6 +28,7 @@ def find_bases(
     config: Config,
     ranks: dict[str, int],
     *,
+    there: Manifest | None,
     levels: dict[str, tuple[int, int]],
     splits: dict[str, Split],
     teacher: Teacher,
@@ -39,9 +40,10 @@ def find_bases(
 
     Args:
         ranks: level -> coefficients. levels: level -> (channels, stride).
+        there: manifest of the cache that is there, if there is one.
     """
     shapes = {level: (levels[level][0], rank) for level, rank in ranks.items()}
-    bases = _read_stored(config.cache.path, shapes)
+    bases = _read_stored(config.cache.path, shapes, there)
     lost = [level for level in ranks if level not in bases]
     if lost:
         bases |= learn_bases(
@@ -54,11 +56,13 @@ def find_bases(
     return {level: bases[level] for level in ranks}
 
 
-def _read_stored(root: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+def _read_stored(
+    root: Path, shapes: dict[str, tuple[int, int]], there: Manifest | None
+) -> dict[str, np.ndarray]:
     """Sound bases of these shapes; without a manifest those beside commit records, which say whose they are."""
     bases = {}
-    if manifest_path(root).is_file():
-        encodings = read_manifest(root).encodings
+    if there:
+        encodings = there.encodings
         for level, shape in shapes.items():
             encoding = encodings.get(level, Encoding())
             if (encoding.channels, encoding.rank) == shape:

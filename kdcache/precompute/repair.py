@@ -13,10 +13,10 @@ from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
+from kdcache.cache.settings import read_config
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
 from kdcache.config import Config
-from kdcache.config.parser import drop_unknown, make_config
 from kdcache.errors import CacheCorruptError, CacheError
 from kdcache.precompute.answers import compute_group
 from kdcache.precompute.build import Plan, make_plan
@@ -64,12 +64,7 @@ def repair_cache(
 def stored_config(root: Path, manifest: Manifest, given: dict) -> Config:
     """The settings a cache was built with, overlaid by those given."""
     here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
-    return make_config(
-        drop_unknown(manifest.information["settings"]),
-        {"dataset": {"download": False}},
-        given,
-        here,
-    )
+    return read_config(manifest, {"dataset": {"download": False}}, given, here)
 
 
 def _plan_repair(root: Path, manifest: Manifest, given: dict, progress: Progress) -> Plan:

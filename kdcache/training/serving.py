@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
+from kdcache.cache.settings import read_settings
 from kdcache.config import LEVELS
-from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.parser import make_config
 from kdcache.errors import refuse
 from kdcache.losses.target import Target
 from kdcache.machine.devices import choose_device
@@ -149,9 +150,7 @@ class Cache:
         self.root = find_place(root)
         self.manifest = read_manifest(self.root)
         self.train, self.val = (Split(self.root, self.manifest, name) for name in ("train", "val"))
-        dataset = make_config(
-            {"dataset": drop_unknown(self.manifest.information["settings"])["dataset"]}
-        ).dataset
+        dataset = make_config({"dataset": read_settings(self.manifest)["dataset"]}).dataset
         self.num_classes, self.class_names = dataset.num_classes, dataset.names
         self.teacher_channels = find_teacher_channels(self.train.reader)
         """level -> channels of the teacher's features."""

@@ -8,16 +8,18 @@ import torch
 
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.plan import (
+from kdcache.cache.settings import (
     VAL_VIEW_RULE,
-    check_storage,
+    check_encodings,
     dataset_facts,
+    read_config,
+    read_settings,
     teacher_facts,
     train_view_rule,
 )
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import FROM_CACHE
-from kdcache.config.parser import drop_unknown, flatten, make_config, merge
+from kdcache.config.parser import flatten, make_config, merge
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.training.batches import find_smallest_batch
@@ -38,7 +40,7 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
     views than cached; SettingsError for a feature term without features, or a crop larger than the cached views.
     """
-    stored = drop_unknown(manifest.information["settings"])
+    stored = read_settings(manifest)
     base = {section: stored[section] for section in FROM_CACHE}
     base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
     base["cache"] = {
@@ -58,7 +60,7 @@ def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> No
     Raises: CacheMismatchError where the cache is another, side by side.
     """
     config, given = (
-        make_config(drop_unknown(manifest.information["settings"]), given),
+        read_config(manifest, given),
         flatten(given),
     )
     cached_levels = list(manifest.identity["train"]["teacher"]["layers"])
@@ -84,8 +86,8 @@ def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> No
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
         check_identity(root, found=found, expected=facts, cure=cure)
-    cached = make_config(drop_unknown(manifest.information["settings"]))
-    check_storage(root, cached, full, cure=cure)
+    cached = read_config(manifest)
+    check_encodings(root, cached, full, cure=cure)
     known = flatten(config_to_dict(cached))
     for name in (
         "dataset.train_split",

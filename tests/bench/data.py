@@ -16,8 +16,8 @@ from kdcache.cache.folder import complete_views, open_for_writing
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout
 from kdcache.cache.lease import take_lease
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.plan import plan_cache
 from kdcache.cache.records import CommitRecord, write_record
+from kdcache.cache.settings import build_manifest
 from kdcache.cache.shard import ShardFile
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import AugmentConfig, Config
@@ -121,7 +121,7 @@ def plan_store(
         },
     }
     config = make_config(given)
-    manifest = plan_cache(
+    manifest = build_manifest(
         config,
         splits={"train": _make_split("train", num_samples), "val": _make_split("val", 1)},
         weights_sha256="0" * 64,
