@@ -85,6 +85,7 @@ def run_grid(
     from kdcache.analysis.comparison import compare_runs
     from kdcache.cache.manifest import read_manifest
     from kdcache.report.comparison_text import format_comparison
+    from kdcache.report.training import PrintedGrid
     from kdcache.training.matrix import plan_matrix, run_matrix
 
     manifest = read_manifest(root)
@@ -96,7 +97,9 @@ def run_grid(
         for plan in plans:
             print(f"  {plan.folder.name}")
         return 0
-    failures = run_matrix(plans, root=root, manifest=manifest, progress=Console(), say=print)
+    failures = run_matrix(
+        plans, root=root, manifest=manifest, progress=Console(), events=PrintedGrid(print)
+    )
     if len(failures) < len(plans):
         unfinished = {failure.folder for failure in failures}
         print(

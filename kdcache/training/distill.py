@@ -13,10 +13,9 @@ import torch
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
 from kdcache.progress import Progress, Say, Silent
-from kdcache.report.page import write_report
-from kdcache.report.text import format_result
 from kdcache.storage.place import Place
 from kdcache.training.arithmetic import choose_arithmetic
+from kdcache.training.events import TrainingEvents
 from kdcache.training.folder import BEFORE, check_folder, find_identity, hyperparameters
 from kdcache.training.learner import check_student
 from kdcache.training.plan import Plan
@@ -32,10 +31,23 @@ FEWEST_ROWS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results (contents of result.json) of the student and of its baseline, if there is one."""
+    """What was trained, and from what.
+
+    student, baseline: contents of result.json; the baseline's is None if none was asked for.
+    config: resolved settings of the run. data: the opened cache.
+    baseline_folder: None if none was asked for.
+    """
 
     student: dict
     baseline: dict | None
+    config: Config
+    data: Data
+    baseline_folder: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.config.run.dir
 
 
 def distill(
@@ -44,45 +56,37 @@ def distill(
     root: Place,
     processes: Alone | None = None,
     progress: Progress | None = None,
-    say: Say = lambda text: None,
+    events: TrainingEvents | None = None,
 ) -> Outcome:
     """Train the student of the given settings from the cache at `root`.
 
     Args:
         given: nested dict of the settings that were given; the rest comes from the cache and the defaults.
         processes: that train it together, as `join_processes` gives them (default: this one alone); each calls this function,
-            the first alone writes, shows progress and has something to say.
-        say: called with each text a person should read.
+            the first alone writes, shows progress and calls `events`.
+        events: told what happens (default: nobody is told).
 
     Raises: SettingsError, CacheError, TrainingError; ToldElsewhere where another process raises one of these.
     """
     processes = processes or Alone()
-    progress, say = (
-        (progress or Silent(), say) if processes.leads else (Silent(), lambda text: None)
-    )
-    together = {"processes": processes, "progress": progress, "say": say}
+    if not processes.leads:
+        progress, events = None, None
+    progress, events = progress or Silent(), events or TrainingEvents()
+    together = {"processes": processes, "progress": progress, "events": events}
     config, data = processes.agree(_open, given, root=root, processes=processes)
-    _check_start(config, data, processes, say=say)
+    _check_start(config, data, processes, say=events.said)
     folder, baseline, baseline_folder = config.run.dir, None, None
     if config.run.baseline and (config.loss.beta or config.loss.gamma):
         plain, baseline_folder = find_baseline(
             config, data.manifest, beside=folder, count=processes.count
         )
-        say(f"baseline: the same student without the teacher, in {baseline_folder}")
+        events.said(f"baseline: the same student without the teacher, in {baseline_folder}")
         baseline = train_run(Plan(plain, baseline_folder, resume=True, wait=True), data, **together)
-    say(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
+    events.said(f"student: {folder}, from {root} ({data.manifest.identity_hash[:12]})")
     student = train_run(
         Plan(config, folder, resume=config.run.resume, baseline=baseline_folder), data, **together
     )
-    report = processes.lead(
-        write_report, config, data, folder=folder, baseline_folder=baseline_folder
-    )
-    say(
-        format_result(
-            student, baseline, data.manifest.information.get("teacher_per_class_iou"), report=report
-        )
-    )
-    return Outcome(student, baseline)
+    return Outcome(student, baseline, config, data, baseline_folder)
 
 
 def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:

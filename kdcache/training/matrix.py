@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from pathlib import Path
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config
 from kdcache.errors import CacheError, OtherRunError, Phrase, SettingsError, TrainingError, describe
-from kdcache.progress import Progress, Say
-from kdcache.report.page import REPORT, write_report
+from kdcache.progress import Progress
 from kdcache.storage.lock import FolderInUseError
 from kdcache.storage.place import Place
 from kdcache.training.distill import find_baseline
+from kdcache.training.events import TrainingEvents
 from kdcache.training.folder import RESULT, SETTINGS, check_folder, hyperparameters
 from kdcache.training.grid import Grid
 from kdcache.training.learner import check_student
@@ -27,7 +26,6 @@ from kdcache.training.run import Data, open_configured, train_together
 from kdcache.training.settings import resolve_config
 from kdcache.training.turn import FAILURES
 
-log = logging.getLogger("kdcache")
 Ask = Callable[
     [Mapping[str, str]], dict
 ]  # words of settings by dotted name -> all settings that were given
@@ -74,7 +72,12 @@ def name_run(point: Mapping[str, str], seed: int) -> str:
 
 
 def run_matrix(
-    plans: Sequence[Plan], *, root: Place, manifest: Manifest, progress: Progress, say: Say
+    plans: Sequence[Plan],
+    *,
+    root: Place,
+    manifest: Manifest,
+    progress: Progress,
+    events: TrainingEvents,
 ) -> list[Failure]:
     """Train what is not finished; a run that fails does not stop the others, and one that another process trains is left to it.
 
@@ -83,27 +86,27 @@ def run_matrix(
     failures, groups = [], _group(plans)
     for number, group in enumerate(groups, 1):
         waiting = [plan for plan in group if not (plan.folder / RESULT).is_file()]
-        say(
+        events.said(
             f"group {number} of {len(groups)}: {len(group)} runs of the same batches, {len(group) - len(waiting)} finished"
         )
         data = open_configured(group[0].config, root, manifest)
         for plan, outcome in zip(
-            group, _train(group, data, progress=progress, say=say), strict=True
+            group, _train(group, data, progress=progress, events=events), strict=True
         ):
             if isinstance(outcome, Exception):
                 failures.append(Failure(plan.folder, outcome))
-                say(f"{plan.folder.name}: {outcome}")
-            elif add_baseline(plan, outcome) or not (plan.folder / REPORT).is_file():
-                _report(plan, data)
+                events.said(f"{plan.folder.name}: {outcome}")
+            else:
+                events.run_finished(plan, data, is_changed=add_baseline(plan, outcome))
     return failures
 
 
 def _train(
-    group: list[Plan], data: Data, *, progress: Progress, say: Say
+    group: list[Plan], data: Data, *, progress: Progress, events: TrainingEvents
 ) -> list[dict | Exception]:
     """What becomes of each; what ends all of them, but for a damaged cache, leaves the other groups."""
     try:
-        return train_together(group, data, progress=progress, say=say)
+        return train_together(group, data, progress=progress, events=events)
     except CacheError:
         raise
     except FAILURES as error:
@@ -190,13 +193,3 @@ def _group(plans: Sequence[Plan]) -> list[list[Plan]]:
     keys = list(dict.fromkeys(sharing_key(plan.config) for plan in plans))
     ordered = sorted(plans, key=lambda plan: keys.index(sharing_key(plan.config)))
     return [list(group) for _, group in groupby(ordered, key=lambda plan: sharing_key(plan.config))]
-
-
-def _report(plan: Plan, data: Data) -> None:
-    there = plan.baseline is not None and (plan.baseline / RESULT).is_file()
-    try:
-        write_report(
-            plan.config, data, folder=plan.folder, baseline_folder=plan.baseline if there else None
-        )
-    except FAILURES as error:  # the run is whole all the same
-        log.warning("%s: finished, but without report: %s", plan.folder, error)

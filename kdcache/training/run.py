@@ -14,12 +14,12 @@ from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
 from kdcache.progress import Progress, Say
-from kdcache.report.text import format_epoch, format_epoch_line
 from kdcache.storage.lock import FolderInUseError
 from kdcache.storage.place import Place
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import restore
 from kdcache.training.epoch import run_epoch
+from kdcache.training.events import TrainingEvents
 from kdcache.training.folder import RESULT, find_origin, hyperparameters, read_result, take_folder
 from kdcache.training.learner import compile_where_worth, list_arrays, open_learner
 from kdcache.training.loop import Learner
@@ -79,7 +79,12 @@ def open_configured(config: Config, root: Place, manifest: Manifest) -> Data:
 
 
 def train_run(
-    plan: Plan, data: Data, *, processes: Alone | None = None, progress: Progress, say: Say
+    plan: Plan,
+    data: Data,
+    *,
+    processes: Alone | None = None,
+    progress: Progress,
+    events: TrainingEvents | None = None,
 ) -> dict:
     """Train one student into its folder, or go on with the run that is there.
 
@@ -88,17 +93,21 @@ def train_run(
 
     Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError.
     """
-    processes = processes or Alone()
+    processes, events = processes or Alone(), events or TrainingEvents()
     with ExitStack() as held:
-        run = _start(plan, data, processes, held=held, say=say)
+        run = _start(plan, data, processes, held=held, say=events.said)
         if isinstance(run, dict):
             return run
-        _train_epochs([run], data, progress=progress, say=say)
+        _train_epochs([run], data, progress=progress, events=events)
         return _finish(run, data.manifest)
 
 
 def train_together(
-    plans: Sequence[Plan], data: Data, *, progress: Progress, say: Say
+    plans: Sequence[Plan],
+    data: Data,
+    *,
+    progress: Progress,
+    events: TrainingEvents | None = None,
 ) -> list[dict | Exception]:
     """Train several students from the same batches, each read once; each learns what it would have learned alone.
 
@@ -107,8 +116,9 @@ def train_together(
 
     Returns: of each the contents of result.json, or what ended it. Raises: CacheError, which ends all.
     """
+    events = events or TrainingEvents()
     with ExitStack() as held:
-        say_once = _say_once(say)
+        say_once = _say_once(events.said)
         started: list[Run | dict | Exception] = []
         for plan in plans:
             elsewhere = bool(started) and isinstance(
@@ -121,7 +131,7 @@ def train_together(
             )
         runs = [run for run in started if isinstance(run, Run)]
         if runs:
-            _train_epochs(runs, data, progress=progress, say=say)
+            _train_epochs(runs, data, progress=progress, events=events)
         return [
             _finish_shared(run, data.manifest) if isinstance(run, Run) else run for run in started
         ]
@@ -181,12 +191,14 @@ def _prepare(plan: Plan, data: Data, processes: Alone, *, say: Say) -> tuple[Lea
     return learner, state["history"] if state else []
 
 
-def _train_epochs(runs: Sequence[Run], data: Data, *, progress: Progress, say: Say) -> None:
+def _train_epochs(
+    runs: Sequence[Run], data: Data, *, progress: Progress, events: TrainingEvents
+) -> None:
     """Train the epochs that a history lacks; after each the checkpoints and metrics.jsonl are as long as it."""
     first = runs[0]
     learners = [run.learner for run in runs]
     train, val = first.learner.processes.agree(
-        _make_readers, first.plan.config, data, learners, say
+        _make_readers, first.plan.config, data, learners, events.said
     )
     for epoch in range(1, max(run.plan.config.train.epochs for run in runs) + 1):
         current = [run for run in runs if run.lacks(epoch)]
@@ -199,7 +211,8 @@ def _train_epochs(runs: Sequence[Run], data: Data, *, progress: Progress, say: S
                 if line is not None:
                     run.learner.turn.take(_keep_epoch, run, data.manifest, *line)
                 if run.learner.turn.error is None:
-                    _say_epoch(run, say, alone=len(runs) == 1)
+                    plan = run.plan
+                    events.epoch_finished(plan.config, run.history, folder=plan.folder)
 
 
 def _keep_epoch(run: Run, manifest: Manifest, entry: dict, confusion: object) -> None:
@@ -217,18 +230,6 @@ def _save(run: Run, manifest: Manifest, confusion: object) -> None:
     save_epoch(
         run.learner, folder=run.plan.folder, history=run.history, facts=facts, confusion=confusion
     )
-
-
-def _say_epoch(run: Run, say: Say, *, alone: bool) -> None:
-    config, best_miou = run.plan.config, max(entry["miou"] for entry in run.history)
-    if alone:
-        say(format_epoch(run.history[-1], config, best_miou=best_miou))
-    else:
-        say(
-            format_epoch_line(
-                run.history[-1], config, name=run.plan.folder.name, best_miou=best_miou
-            )
-        )
 
 
 def _finish(run: Run, manifest: Manifest) -> dict:

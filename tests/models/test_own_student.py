@@ -19,9 +19,12 @@ from kdcache.models.arch import (
     hash_source,
     recall_student,
 )
+from kdcache.report.training import report_outcome
 from kdcache.training.checkpoint import BEST, LAST
 from kdcache.training.distill import distill
 from kdcache.training.learner import build_learner
+from kdcache.training.processes import Alone
+from tests.support.events import StopAfter
 from tests.support.helpers import check_one_line
 from train_student.cli import main as train_student
 
@@ -37,7 +40,9 @@ def own(given: dict, **student: object) -> dict:
 
 
 def test_it_is_trained_evaluated_and_its_weights_load_into_the_plain_module(built_root, given):
-    result = distill(own(given), root=built_root).student
+    outcome = distill(own(given), root=built_root)
+    report_outcome(outcome, Alone(), say=lambda text: None)
+    result = outcome.student
     folder = make_config(given).run.dir
     module = own_student.plain(8, width=4)
     module.load_state_dict(torch.load(folder / BEST, weights_only=True)["model_state_dict"])
@@ -53,16 +58,11 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(built_root, given,
     whole, halves = (merge(own(given), {"run": {"dir": str(folder)}}) for folder in folders)
     distill(whole, root=built_root)
     with pytest.raises(KeyboardInterrupt):
-        distill(halves, root=built_root, say=stop_after_an_epoch)
+        distill(halves, root=built_root, events=StopAfter(1))
     distill(merge(halves, {"run": {"resume": True}}), root=built_root)
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in folders]
     a, b = ([json.loads(line)["total"] for line in each] for each in lines)
     assert a == b and len(a) == 2
-
-
-def stop_after_an_epoch(text: str) -> None:
-    if text.startswith("epoch 1/"):
-        raise KeyboardInterrupt
 
 
 def test_another_width_or_another_file_is_not_resumed(built_root, given, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import kdcache.training.distill as distill_module
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
@@ -23,7 +22,7 @@ from kdcache.report.page import write_report
 from kdcache.report.panels import choose_extremes, space_evenly
 from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
 from kdcache.training.checkpoint import BEST
-from kdcache.training.distill import distill
+from kdcache.training.distill import Outcome, distill
 from kdcache.training.folder import write_result
 from tests.support.pages import Page, decode, parse
 
@@ -36,7 +35,7 @@ class Finished:
 
     folder: Path
     call: dict
-    outcome: distill_module.Outcome
+    outcome: Outcome
 
     def page(self) -> Page:
         return parse(self.folder / "report.html")
@@ -77,17 +76,13 @@ def train(given: dict, root: Path) -> Finished:
         given,
         {"cache": {"path": str(root / "cache")}, "run": {"dir": str(root / "runs" / "a <run>")}},
     )
-    calls = []
-
-    def keep(*args, **kwargs):
-        calls.append({"config": args[0], "data": args[1], **kwargs})
-        return write_report(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill_module, "write_report", keep)
-        build_cache(make_config(given))
-        outcome = distill(given, root=root / "cache")
-    return Finished(root / "runs" / "a <run>", calls[0], outcome)
+    build_cache(make_config(given))
+    outcome = distill(given, root=root / "cache")
+    call = {
+        name: getattr(outcome, name) for name in ("config", "data", "folder", "baseline_folder")
+    }
+    write_report(**call)
+    return Finished(root / "runs" / "a <run>", call, outcome)
 
 
 def count_over(page: Page, who: str, num_classes: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.progress import Progress, Say
-from kdcache.report.text import format_epoch
+from kdcache.report.training import format_epoch
 from kdcache.storage.lock import hold_folder
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation

@@ -15,6 +15,7 @@ from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Progress, Say
+from kdcache.report.training import PrintedRun
 from kdcache.training.distill import baseline_config
 from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
 from kdcache.training.plan import Plan
@@ -121,7 +122,9 @@ def _run(
     if arm == "live":
         train_live(config, data, folder=folder, progress=progress, say=say)
     else:
-        train_run(Plan(config, folder, resume=True), data, progress=progress, say=say)
+        train_run(
+            Plan(config, folder, resume=True), data, progress=progress, events=PrintedRun(say)
+        )
 
 
 def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Path) -> Config:

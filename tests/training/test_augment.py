@@ -25,6 +25,7 @@ from kdcache.training.distill import distill
 from kdcache.training.folder import hyperparameters
 from tests.bench import equivariance
 from tests.support import quick
+from tests.support.events import StopAfter
 from tests.support.helpers import check_one_line
 
 VIEW_HW, CROP_HW = (64, 96), (32, 48)
@@ -231,13 +232,13 @@ def train(
     epochs: int = 2,
     baseline: bool = False,
     resume: bool = False,
-    say=None,
+    events=None,
     **train,
 ):
     given = {"student": {"pretrained": False, "aspp_channels": 16},
              "train": {"epochs": epochs, "batch_size": 2, "device": "cpu", **train},
              "run": {"dir": str(folder), "baseline": baseline, "resume": resume}}  # fmt: skip
-    return distill(given, root=root, say=say or (lambda text: None))
+    return distill(given, root=root, events=events)
 
 
 def read_losses(folder: Path) -> list[dict]:
@@ -308,13 +309,9 @@ def test_another_augmentation_is_another_baseline(quick_root, tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(quick_root, tmp_path):
     changes = {"epochs": 3, "flip": 0.5, "crop": 16, "views": "random"}
 
-    def stop(text: str) -> None:
-        if text.startswith("epoch 2/"):
-            raise KeyboardInterrupt
-
     train(quick_root, tmp_path / "whole", **changes)
     with pytest.raises(KeyboardInterrupt):
-        train(quick_root, tmp_path / "halves", say=stop, **changes)
+        train(quick_root, tmp_path / "halves", events=StopAfter(2), **changes)
     with pytest.raises(
         TrainingError, match="train.flip is 0.5, expected 0.25; resume with the settings"
     ):

@@ -86,9 +86,7 @@ def test_a_loop_of_ones_own_has_the_losses_of_a_run(
     ours = loss(logits, features, batch.labels, **batch.teacher).total
     ours.backward()
     data = open_data(built_root, read_manifest(built_root), num_views=2)
-    train_run(
-        Plan(config, tmp_path / "run", resume=False), data, progress=Silent(), say=lambda text: None
-    )
+    train_run(Plan(config, tmp_path / "run", resume=False), data, progress=Silent())
     assert ours.item() == theirs[0] and student.classifier.weight.grad is not None
 
 

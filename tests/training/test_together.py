@@ -17,6 +17,7 @@ from kdcache.training import loop
 from kdcache.training.plan import Plan, sharing_key
 from kdcache.training.run import open_data, train_run, train_together
 from kdcache.training.settings import resolve_config
+from tests.support.events import StopAfter
 
 LOSSES = ({"beta": 0.0, "gamma": 0.0}, {"beta": 0.5, "gamma": 0.0}, {"beta": 0.0, "gamma": 0.3})
 WEIGHTS = "student_kd_last.pth"
@@ -47,8 +48,8 @@ def plans(built_root, given, tmp_path):
     return make
 
 
-def train_all(plans: list[Plan], data, say=lambda text: None) -> list:
-    return train_together(plans, data, progress=Silent(), say=say)
+def train_all(plans: list[Plan], data, events=None) -> list:
+    return train_together(plans, data, progress=Silent(), events=events)
 
 
 def read_losses(folder: Path) -> list[dict]:
@@ -76,7 +77,7 @@ def test_each_is_the_student_it_would_be_alone_bit_for_bit(data, plans, change):
     ours, alone = plans("ours", change), plans("alone", change)
     results = train_all(ours, data)
     for number, plan in enumerate(alone):
-        result = train_run(plan, data, progress=Silent(), say=lambda text: None)
+        result = train_run(plan, data, progress=Silent())
         assert result["miou"] == results[number]["miou"]
         check_same(ours[number], plan)
 
@@ -115,7 +116,7 @@ def test_one_that_fails_ends_alone_and_the_others_are_what_they_were(data, plans
     assert len(read_losses(ours[1].folder)) == 1 and not (ours[1].folder / "result.json").exists()
     monkeypatch.undo()
     for number in (0, 2):
-        train_run(alone[number], data, progress=Silent(), say=lambda text: None)
+        train_run(alone[number], data, progress=Silent())
         check_same(ours[number], alone[number])
     assert first["epochs"] == third["epochs"] == 2
 
@@ -138,25 +139,20 @@ def test_whatever_a_student_of_the_users_raises_ends_it_alone(data, plans, monke
 
 
 def test_stopped_anywhere_they_go_on_where_each_of_them_was(data, plans):
-    ours, alone, said = plans("ours", epochs=3), plans("alone", epochs=3), []
-
-    def stop_after_the_second_of_them(text: str) -> None:
-        said.append(text)
-        if text.startswith("epoch 2/3") and "  1  " in text:
-            raise KeyboardInterrupt
+    ours, alone = plans("ours", epochs=3), plans("alone", epochs=3)
 
     with pytest.raises(KeyboardInterrupt):
-        train_all(ours, data, say=stop_after_the_second_of_them)
+        train_all(ours, data, events=StopAfter(2, name="1"))
     assert [len(read_losses(plan.folder)) for plan in ours] == [2, 2, 1]
     train_all(ours, data)
     for number, plan in enumerate(alone):
-        train_run(plan, data, progress=Silent(), say=lambda text: None)
+        train_run(plan, data, progress=Silent())
         check_same(ours[number], plan)
 
 
 def test_finished_ones_and_those_that_cannot_be_are_left(data, plans, tmp_path):
     ours = plans("ours", epochs=1)
-    before = train_run(ours[0], data, progress=Silent(), say=lambda text: None)
+    before = train_run(ours[0], data, progress=Silent())
     ours[1].folder.mkdir(parents=True)
     (ours[1].folder / "something.txt").write_text("not ours")
     first, second, third = train_all(ours, data)

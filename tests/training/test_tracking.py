@@ -14,6 +14,7 @@ from kdcache.errors import SettingsError
 from kdcache.training import run, tracking
 from kdcache.training.distill import distill
 from kdcache.training.tracking import Guarded, check_tracker, choose_tracker
+from tests.support.events import StopAfter
 from tests.support.helpers import check_one_line
 
 ALONE = {"run": {"baseline": False, "track": "tensorboard"}}
@@ -23,11 +24,11 @@ ALONE = {"run": {"baseline": False, "track": "tensorboard"}}
 def train(built_root, given):
     """Train with changed settings; gives the run's folder."""
 
-    def act(*changes: dict, say=lambda text: None):
+    def act(*changes: dict, events=None):
         own = given
         for change in changes:
             own = merge(own, change)
-        distill(own, root=built_root, say=say)
+        distill(own, root=built_root, events=events)
         return make_config(own).run.dir
 
     return act
@@ -72,13 +73,9 @@ def test_tensorboard_shows_every_number_of_every_epoch(train):
 
 
 def test_a_resumed_run_shows_each_epoch_once(train, monkeypatch):
-    def stop(text: str) -> None:
-        if text.startswith("epoch 2/"):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         lose_the_second_checkpoint(patch)
-        train(ALONE, {"train": {"epochs": 3}}, say=stop)
+        train(ALONE, {"train": {"epochs": 3}}, events=StopAfter(2))
     folder = train(ALONE, {"train": {"epochs": 3}, "run": {"resume": True}})
     assert [epoch for epoch, _ in read_events(folder)["val/miou"]] == [1, 2, 3]
 

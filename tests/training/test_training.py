@@ -27,15 +27,16 @@ from kdcache.training.learner import build_learner
 from kdcache.training.loop import evaluate
 from kdcache.training.run import open_data
 from kdcache.training.settings import resolve_config
+from tests.support.events import StopAfter
 
 CPU = torch.device("cpu")
 CHANNELS = {"low": 256, "mid": 512, "high": 1024}
 
 
-def train(given: dict, *changes: dict, say=lambda text: None):
+def train(given: dict, *changes: dict, events=None):
     for change in changes:
         given = merge(given, change)
-    return distill(given, root=make_config(given).cache.path, say=say)
+    return distill(given, root=make_config(given).cache.path, events=events)
 
 
 def no_baseline(epochs: int, folder: str) -> dict:
@@ -74,7 +75,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
         if moment == "in epoch 1":
             monkeypatch.setattr("kdcache.training.epoch.evaluate", stop)
             train(halves)
-        train(halves, say=lambda text: stop() if text.startswith("epoch 2/") else None)
+        train(halves, events=StopAfter(2))
     monkeypatch.undo()
     with pytest.raises(SettingsError, match=r"run.dir is in use.*--run.resume"):
         train(halves)

@@ -1,10 +1,74 @@
-"""What a person reads in the terminal: an epoch, a result. Returns text, prints nothing."""
+"""What a person reads of a training: lines while it runs, and its result at the end."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from kdcache.config import Config
+from kdcache.progress import Say
+from kdcache.report.page import REPORT, write_report
+from kdcache.training.distill import Outcome
+from kdcache.training.events import TrainingEvents
+from kdcache.training.folder import RESULT
+from kdcache.training.plan import Plan
+from kdcache.training.processes import Alone
+from kdcache.training.run import Data
+from kdcache.training.turn import FAILURES
+
+log = logging.getLogger("kdcache")
+
+
+class PrintedRun(TrainingEvents):
+    """Says what happens during one run: each epoch is a block of four lines."""
+
+    def __init__(self, say: Say) -> None:
+        self.said = say
+
+    def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        self.said(format_epoch(history[-1], config, best_miou=_find_best(history)))
+
+
+class PrintedGrid(TrainingEvents):
+    """Says what happens in a grid, a line per epoch, and writes the report of each finished run."""
+
+    def __init__(self, say: Say) -> None:
+        self.said = say
+
+    def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        best_miou = _find_best(history)
+        self.said(format_epoch_line(history[-1], config, name=folder.name, best_miou=best_miou))
+
+    def run_finished(self, plan: Plan, data: Data, *, is_changed: bool) -> None:
+        if is_changed or not (plan.folder / REPORT).is_file():
+            _report_run(plan, data)
+
+
+def report_outcome(outcome: Outcome, processes: Alone, *, say: Say) -> None:
+    """Write the report of a finished run and say what student, baseline and teacher reach.
+
+    Args:
+        processes: that trained it; each calls this function, the first writes and speaks.
+    """
+    folders = {"folder": outcome.folder, "baseline_folder": outcome.baseline_folder}
+    report = processes.lead(write_report, outcome.config, outcome.data, **folders)
+    if processes.leads:
+        teacher = outcome.data.manifest.information.get("teacher_per_class_iou")
+        say(format_result(outcome.student, outcome.baseline, teacher, report=report))
+
+
+def _report_run(plan: Plan, data: Data) -> None:
+    """Without a report a run of a grid is whole all the same: an error here is only a warning."""
+    is_there = plan.baseline is not None and (plan.baseline / RESULT).is_file()
+    baseline_folder = plan.baseline if is_there else None
+    try:
+        write_report(plan.config, data, folder=plan.folder, baseline_folder=baseline_folder)
+    except FAILURES as error:
+        log.warning("%s: finished, but without report: %s", plan.folder, error)
+
+
+def _find_best(history: list[dict]) -> float:
+    return max(entry["miou"] for entry in history)
 
 
 def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:

@@ -1,0 +1,39 @@
+"""What happens during training, told to whoever wants to print or count it; the library itself prints nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcache.config import Config
+
+if TYPE_CHECKING:
+    from kdcache.training.plan import Plan
+    from kdcache.training.run import Data
+
+
+class TrainingEvents:
+    """Does nothing; a subclass overrides the events it wants.
+
+    Only the process that leads calls it. What a method raises ends the run, as an interruption
+    would: every epoch before it is saved.
+    """
+
+    def said(self, text: str) -> None:
+        """A line for a person: the device, whether the student is compiled, which folder is next."""
+
+    def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        """An epoch is trained, validated and saved.
+
+        Args:
+            config: settings of the run. folder: of the run.
+            history: an entry per epoch so far, as in metrics.jsonl; the finished one is the last.
+        """
+
+    def run_finished(self, plan: Plan, data: Data, *, is_changed: bool) -> None:
+        """A run of a grid is finished, now or by an earlier command.
+
+        Args:
+            data: the opened cache. is_changed: its result.json was completed with a baseline that
+                was trained after it.
+        """
