@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe
+from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe, one_line
 
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 A_MOMENT_S = 1.0
@@ -54,7 +54,7 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
     except (OSError, MemoryError, RuntimeError) as error:
         if not (isinstance(error, OSError) or _is_out_of_memory(error)):
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         unable = KdcacheError(f"{where}: cannot be {doing} ({reason}); mend that and try again")
         unable.exit_code = CANNOT_RUN
         raise unable from None
@@ -85,7 +85,7 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         print(
             f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size, "
             "or set train.residency disk",

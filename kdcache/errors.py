@@ -98,6 +98,17 @@ def refuse(field_name: str, found: object, expected: str) -> SettingsError:
     )
 
 
+def one_line(error: object, *, named: bool = False) -> str:
+    """The message of an error from other code, as one line of up to 120 characters.
+
+    Args:
+        named: the error's type and the message's first line, as a KeyError in code of the user's needs it.
+    """
+    text, kind = str(error).strip(), type(error).__name__
+    text = " ".join((text.partition("\n")[0] if named else text).split())[:120]
+    return f"{kind}: {text}" if named and text else text or kind
+
+
 class Phrase(str):
     """A found or expected fact that is a description, shown without quotes."""
 

@@ -90,7 +90,7 @@ def run_grid(
 
     manifest = read_manifest(root)
     plans = plan_matrix(grid, ask, root=root, manifest=manifest)
-    baselines = sum(not (plan.config.loss.beta or plan.config.loss.gamma) for plan in plans)
+    baselines = sum(not plan.config.loss.uses_teacher for plan in plans)
     folder = plans[0].config.run.dir
     print(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
     if dry:

@@ -21,7 +21,7 @@ from kdcache.analysis.students import (
 )
 from kdcache.cache.folder import add_information
 from kdcache.cache.manifest import read_manifest
-from kdcache.errors import CacheError, TeacherError
+from kdcache.errors import CacheError, TeacherError, one_line
 from kdcache.progress import Progress, Silent
 from kdcache.training.batches import Batch, split_batches
 
@@ -126,9 +126,7 @@ def _keep(root: Path, result: dict) -> None:
     try:
         add_information(root, {"fidelity": result})
     except (CacheError, ValueError) as error:
-        log.warning(
-            "%s: the result is not kept in the cache (%s)", root, " ".join(str(error).split())[:120]
-        )
+        log.warning("%s: the result is not kept in the cache (%s)", root, one_line(error))
 
 
 FAITHFULNESS = ("float16", "int8", "lowrank")  # most faithful first

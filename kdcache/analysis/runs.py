@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from kdcache.errors import Phrase, SettingsError, TrainingError, describe
+from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
 from kdcache.training.folder import BEFORE, METRICS, RESULT, SETTINGS, read_result
 
 SEED = "train.seed"
@@ -54,11 +54,7 @@ def read_run(folder: Path) -> Run:
     try:
         return _make_run(folder, result)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = (
-            f"{error} is missing"
-            if isinstance(error, KeyError)
-            else " ".join(str(error).split())[:80]
-        )
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise TrainingError(
             f"{folder / RESULT}: result is unreadable ({reason}); train that run again"
         ) from None

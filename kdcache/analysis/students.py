@@ -15,7 +15,14 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import teacher_facts
 from kdcache.config import Config, LossConfig
-from kdcache.errors import CacheMismatchError, Phrase, SettingsError, TrainingError, describe
+from kdcache.errors import (
+    CacheMismatchError,
+    Phrase,
+    SettingsError,
+    TrainingError,
+    describe,
+    one_line,
+)
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.arch import recall_student
 from kdcache.models.teacher import Teacher, build_teacher
@@ -162,7 +169,7 @@ def read_student(setting: Setting, run: Path) -> Learner:
         learner.student.load_state_dict(state["model_state_dict"])
         learner.loss.align.load_state_dict(state["alignment_state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         raise TrainingError(
             f"{run / BEST}: student is unreadable ({reason}); give another run"
         ) from None

@@ -10,7 +10,7 @@ import json
 from functools import singledispatch
 
 from kdcache import durable
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, one_line
 from kdcache.storage.place import Place
 
 MOST_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample; more than this is another file
@@ -75,7 +75,7 @@ def parse_json(path: Place, data: bytes, *, cure: str) -> dict:
     try:
         document = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         raise CacheCorruptError(path, f"file is no JSON ({reason})", cure=cure) from None
     if not isinstance(document, dict):
         raise CacheCorruptError(

@@ -10,6 +10,8 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.registry import get_codec_class
 
+from kdcache.errors import one_line
+
 
 class ZarrCoder:
     """Each chunk as an array of one chunk in a store in memory: slow, but whatever zarr-python knows works.
@@ -35,7 +37,7 @@ class ZarrCoder:
             self.codec = kind() if document is None else kind.from_dict(document)
             self._make_array({})
         except Exception as error:  # a codec may be anybody's
-            raise ValueError(f"codec {name[:40]} is not possible ({_first_line(error)})") from None
+            raise ValueError(f"codec {name[:40]} is not possible ({one_line(error)})") from None
 
     def to_dict(self) -> dict:
         """The codec as zarr.json has it, defaults written out as far as it does that itself."""
@@ -47,7 +49,7 @@ class ZarrCoder:
         try:
             self._make_array(store)[...] = item
         except Exception as error:
-            raise ValueError(_first_line(error)) from None
+            raise ValueError(one_line(error)) from None
         return store[self.key].to_bytes()
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
@@ -58,7 +60,7 @@ class ZarrCoder:
         try:
             slot[...] = array[...]
         except Exception as error:
-            raise ValueError(_first_line(error)) from None
+            raise ValueError(one_line(error)) from None
 
     def _make_array(self, store: dict) -> zarr.Array:
         return zarr.create_array(
@@ -81,7 +83,3 @@ def _find_class(name: str) -> type:
     if kind is None or not issubclass(kind, BytesBytesCodec):
         raise ValueError(f"codec {name[:40]!r} is none that zarr-python knows")
     return kind
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:80]

@@ -58,6 +58,11 @@ class LossConfig:
         if self.alpha == self.beta == self.gamma == 0:
             raise refuse("loss.alpha", 0.0, "one of loss.alpha, loss.beta, loss.gamma above 0")
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the student learns anything from the teacher; a baseline does not."""
+        return self.beta > 0 or self.gamma > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

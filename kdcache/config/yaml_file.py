@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from kdcache.config import Config
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.errors import Phrase, SettingsError, describe, one_line
 
 MOST_BYTES = 1_000_000  # a settings file has a few hundred lines; a larger one is another file
 SECTIONS = {
@@ -75,13 +75,9 @@ def _parse(path: Path, text: str) -> object:
         return yaml.load(text, _PlainLoader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
-        raise _refuse(
-            path, line, " ".join(str(error.problem).split())[:120], "plain YAML"
-        ) from None
+        raise _refuse(path, line, one_line(error.problem), "plain YAML") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise _refuse(
-            path, "content", " ".join(str(error).split())[:120] or "nested too deep", "plain YAML"
-        ) from None
+        raise _refuse(path, "content", one_line(error), "plain YAML") from None
 
 
 def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from kdcache.config import DatasetConfig
 from kdcache.data.views import VOID
-from kdcache.errors import DataError, Phrase, describe
+from kdcache.errors import DataError, Phrase, describe, one_line
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
@@ -99,7 +99,7 @@ def download_voc(config: DatasetConfig) -> None:
         config.root.mkdir(parents=True, exist_ok=True)
         VOCSegmentation(config.root, year="2012", image_set="train", download=True)
     except (OSError, RuntimeError, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         raise DataError(f"{_missing_data_set(config)} (the download failed: {reason})") from None
 
 
@@ -208,7 +208,7 @@ def _decode(path: Path, data: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(data))
         picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).replace(repr(data[:1]), "").split())[:100]
+        reason = one_line(str(error).replace(repr(data[:1]), ""))
         raise DataError(
             f"{path}: image is unreadable or truncated ({reason}); restore the file"
         ) from None

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcache.deploy.load import TrainedStudent
-from kdcache.errors import KdcacheError, Phrase, TrainingError, describe
-from kdcache.models.arch import first_line
+from kdcache.errors import KdcacheError, Phrase, TrainingError, describe, one_line
 
 Ask = Callable[[np.ndarray], Tensor]  # uint8 RGB [N, H, W, 3] -> logits float32 [N, K, H, W]
 MOST_DIFFERENCE = 1e-3  # between two logits
@@ -54,7 +53,7 @@ def check_answers(
         raise
     except Exception as error:  # whatever another runtime meets
         raise TrainingError(
-            f"{student.folder}: {name} fails ({first_line(error)}); nothing was kept"
+            f"{student.folder}: {name} fails ({one_line(error, named=True)}); nothing was kept"
         ) from None
     _check_limits(found, where=student.folder)
     times = measure_latency({"PyTorch": student.ask, name: exported}, batches[0])

@@ -17,8 +17,7 @@ from kdcache import durable
 from kdcache.deploy.check import Ask, check_answers
 from kdcache.deploy.facts import ByteStudent, quiet
 from kdcache.deploy.load import TrainedStudent
-from kdcache.errors import TrainingError
-from kdcache.models.arch import first_line
+from kdcache.errors import TrainingError, one_line
 
 
 def write(student: TrainedStudent, path: Path) -> None:
@@ -34,7 +33,7 @@ def write(student: TrainedStudent, path: Path) -> None:
                 program, partitioner=[XnnpackPartitioner()]
             ).to_executorch()
     except Exception as error:  # whatever the exporter and code of the user's meet
-        reason = first_line(error)
+        reason = one_line(error, named=True)
         raise TrainingError(
             f"{student.folder}: student cannot be lowered to ExecuTorch ({reason}); mend student.arch"
         ) from None

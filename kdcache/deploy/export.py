@@ -11,7 +11,7 @@ import numpy as np
 
 from kdcache import durable
 from kdcache.deploy.load import TrainedStudent
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.errors import Phrase, SettingsError, describe, one_line
 from kdcache.progress import Say
 
 FILES = {"onnx": "student.onnx", "safetensors": "student.safetensors", "executorch": "student.pte"}
@@ -23,7 +23,7 @@ def import_format(name: str) -> ModuleType:
         return importlib.import_module(f"kdcache.takeaway.{name}")
     except ImportError as error:  # missing, or of a version that does not fit
         found, expected = (
-            Phrase(f"{name} ({' '.join(str(error).split())[:120]})"),
+            Phrase(f"{name} ({one_line(error)})"),
             Phrase("a format that is installed"),
         )
         cure = f"`pip install 'kdcache[{name}]'`"

@@ -15,8 +15,8 @@ from kdcache.config import Config
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import drop_unknown, make_config
 from kdcache.config.yaml_file import check_settings_file
-from kdcache.errors import Phrase, SettingsError, TrainingError, describe
-from kdcache.models.arch import first_line, hash_source
+from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
+from kdcache.models.arch import hash_source
 from kdcache.models.inputs import normalize_images
 from kdcache.training.checkpoint import BEST, read_student
 from kdcache.training.folder import SETTINGS
@@ -50,7 +50,7 @@ class TrainedStudent:
             return self.module(normalize_images(torch.from_numpy(image_NHW3)))
         except Exception as error:  # whatever code of the user's meets; of a CPU's memory torch has no error of its own
             height, width = image_NHW3.shape[1:3]
-            reason = first_line(error)
+            reason = one_line(error, named=True)
             raise TrainingError(
                 f"{self.folder}: student fails at an image of {height}x{width} ({reason}); try another size"
             ) from None
@@ -88,7 +88,7 @@ def _read_config(path: Path) -> Config:
     try:
         return make_config(drop_unknown(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (TypeError, ValueError, KeyError, AttributeError) as error:  # edited by hand
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         raise SettingsError(
             f"{path}: settings are unreadable ({reason}); restore the file"
         ) from None

@@ -20,8 +20,7 @@ from kdcache import durable
 from kdcache.deploy.check import check_answers
 from kdcache.deploy.facts import ByteStudent, list_facts, quiet
 from kdcache.deploy.load import TrainedStudent
-from kdcache.errors import TrainingError
-from kdcache.models.arch import first_line
+from kdcache.errors import TrainingError, one_line
 
 log = logging.getLogger("kdcache")
 LEAST_PX = 32  # of the built-in student
@@ -105,7 +104,7 @@ def _export(student: TrainedStudent) -> torch.onnx.ONNXProgram:
                 input_names=["image"], output_names=["logits"],
             )  # fmt: skip
     except Exception as error:  # whatever the exporter and code of the user's meet
-        reason = first_line(error)
+        reason = one_line(error, named=True)
         raise TrainingError(
             f"{student.folder}: student cannot be exported to ONNX ({reason}); mend student.arch"
         ) from None

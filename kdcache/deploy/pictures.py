@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from kdcache.data.views import fit_inside
-from kdcache.errors import DataError, Phrase, describe
+from kdcache.errors import DataError, Phrase, describe, one_line
 
 log = logging.getLogger("kdcache")
 # of these an 8-bit RGB image can be made that looks the same; I, F and I;16 would be cut off at 255
@@ -85,7 +85,7 @@ def read_picture(path: Path) -> np.ndarray:
     except (
         Exception
     ) as error:  # damaged bytes end in a dozen kinds: OSError, SyntaxError, struct.error, ...
-        reason = " ".join(str(error).replace(f" {str(path)!r}", "").split())[:100]
+        reason = one_line(str(error).replace(f" {str(path)!r}", ""))
         raise DataError(
             f"{path}: image is unreadable or truncated ({reason}); give another file"
         ) from None

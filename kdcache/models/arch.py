@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcache.config import StudentConfig
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, one_line
 from kdcache.models.inputs import resize_to
 from kdcache.models.student import LightweightSegmentationModel
 
@@ -71,7 +71,7 @@ def build_student(
         raise
     except (Exception, SystemExit) as error:  # whatever code of yours meets
         expected = "a function of num_classes and student.options"
-        raise _refuse(config.arch, f"failing ({first_line(error)})", expected) from None
+        raise _refuse(config.arch, f"failing ({one_line(error, named=True)})", expected) from None
     if not isinstance(module, nn.Module):
         raise _refuse(
             config.arch,
@@ -102,7 +102,7 @@ def find_function(arch: str) -> Callable:
         return getattr(importlib.import_module(package), name)
     except (Exception, SystemExit) as error:  # whatever code of yours meets
         expected = "package.module:function that can be imported from here"
-        raise _refuse(arch, f"no such function ({first_line(error)})", expected) from None
+        raise _refuse(arch, f"no such function ({one_line(error, named=True)})", expected) from None
 
 
 def hash_source(arch: str) -> str:
@@ -147,7 +147,7 @@ def _ask(student: nn.Module, count: int, hw: tuple[int, int], *, arch: str) -> t
         return student(torch.zeros(count, 3, *hw), return_features=True, full_size=False)
     except (Exception, SystemExit) as error:  # whatever code of yours meets
         what = "two images in training mode," if student.training else "an image"
-        found = f"failing at {what} of {hw[0]}x{hw[1]} ({first_line(error)})"
+        found = f"failing at {what} of {hw[0]}x{hw[1]} ({one_line(error, named=True)})"
         raise _refuse(arch, found, f"to return {RETURNS}") from None
 
 
@@ -175,12 +175,6 @@ def _shape(value: object) -> str:
     if isinstance(value, Tensor):
         return str(list(value.shape))
     return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def first_line(error: BaseException) -> str:
-    """An error of code that is not kdcache's, short."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
 def _refuse(arch: str, found: str, expected: str) -> SettingsError:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from kdcache.errors import Phrase, TeacherError, describe
+from kdcache.errors import Phrase, TeacherError, describe, one_line
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
 
@@ -111,7 +111,7 @@ def _load_tensors(path: Path, *, field: str) -> object:
     except (
         Exception
     ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         cure = "write it with torch.save or fetch it again"
         raise TeacherError(
             f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}"
@@ -123,7 +123,7 @@ def _download(enum: WeightsEnum, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=_hash_prefix(path))
     except (URLError, OSError, RuntimeError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
+        reason = one_line(getattr(error, "reason", error))
         cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
         field, expected = f"weights {enum.name}", Phrase("a file")
         raise WeightsAbsentError(

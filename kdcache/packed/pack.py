@@ -23,7 +23,7 @@ from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
 from kdcache.cache.metadata import list_metadata
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import seal_record
-from kdcache.errors import CacheError, repair_cure
+from kdcache.errors import CacheError, one_line, repair_cure
 from kdcache.packed.file import count_fixed_bytes, create_file, find_filter
 from kdcache.packed.subset import cut_record, take_subset
 from kdcache.progress import Progress, Silent
@@ -224,7 +224,7 @@ def _explain_refusal(out: Path) -> Iterator[None]:
         raise _refuse_old(out) from None
     except OSError as error:
         reason = (
-            os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:120]
+            os.strerror(error.errno) if error.errno else one_line(error)
         )  # HDF5's are a page long
         raise CacheError(
             f"{out}: file cannot be written ({reason}); make room or choose another place"

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from kdcache.config import Config
-from kdcache.errors import SettingsError
+from kdcache.errors import SettingsError, one_line
 
 ANSWER_WITHIN_S = 10.0
 
@@ -31,7 +31,7 @@ def connect() -> Iterator[None]:
         _check_answers(os.environ.get("RAY_ADDRESS", ""))
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         cure = "set RAY_ADDRESS to a cluster that answers, or unset it"
         raise SettingsError(
             f"environment: Ray cannot be reached or begun ({reason}); {cure}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdcache.config import Config
-from kdcache.errors import TrainingError
+from kdcache.errors import TrainingError, one_line
 from kdcache.models.arch import build_student
 from kdcache.training.loop import Learner
 
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path) -> dict:
     except (
         Exception
     ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
     missing = [name for name in _PARTS if not isinstance(state, dict) or name not in state]
     if missing:
@@ -80,7 +80,7 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
         RuntimeError,
         AttributeError,
     ) as error:  # a student that has been changed; AttributeError: damage
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         cure = "make student.arch what it was, or start a new run"
         raise TrainingError(
             f"{where}: checkpoint is of another student ({reason}); {cure}"

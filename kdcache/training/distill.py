@@ -76,7 +76,7 @@ def distill(
     config, data = processes.agree(_open, given, root=root, processes=processes)
     _check_start(config, data, processes, say=events.said)
     folder, baseline, baseline_folder = config.run.dir, None, None
-    if config.run.baseline and (config.loss.beta or config.loss.gamma):
+    if config.run.baseline and config.loss.uses_teacher:
         plain, baseline_folder = find_baseline(
             config, data.manifest, beside=folder, count=processes.count
         )

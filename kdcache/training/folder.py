@@ -14,7 +14,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import flatten
-from kdcache.errors import OtherRunError, Phrase, SettingsError, TrainingError, describe
+from kdcache.errors import OtherRunError, Phrase, SettingsError, TrainingError, describe, one_line
 from kdcache.models.arch import hash_source
 from kdcache.storage.lock import hold_folder, is_empty
 from kdcache.training.arithmetic import choose_arithmetic
@@ -172,7 +172,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
 
 
 def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:
-    reason = " ".join(str(error).split())[:80]
+    reason = one_line(error)
     return TrainingError(
         f"{path}: {field} is unreadable ({reason}); delete the run folder and start again"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from kdcache.config.parser import flatten
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.errors import Phrase, SettingsError, describe, one_line
 
 VARIED = (
     "student.",
@@ -88,7 +88,7 @@ def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
             str(path), f"unreadable ({error.strerror})", "a YAML file that is there"
         ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         raise _refuse(
             str(path), f"no grid ({reason})", "lists of values by name, as in `loss.beta: [0, 0.5]`"
         ) from None

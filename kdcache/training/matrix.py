@@ -62,7 +62,7 @@ def plan_matrix(grid: Grid, ask: Ask, *, root: Place, manifest: Manifest) -> lis
     for plan in plans.values():
         check_student(plan.config)
         _check_folder(plan, manifest)
-    return sorted(plans.values(), key=lambda plan: _teaches(plan.config))
+    return sorted(plans.values(), key=lambda plan: plan.config.loss.uses_teacher)
 
 
 def name_run(point: Mapping[str, str], seed: int) -> str:
@@ -117,16 +117,12 @@ def _plan_point(config: Config, name: str, manifest: Manifest) -> list[Plan]:
     """The run, behind its baseline; the baseline alone where nothing is learned from the teacher."""
     plain, folder = find_baseline(config, manifest, beside=config.run.dir / name)
     baseline = Plan(plain, folder, resume=True)
-    if not _teaches(config):
+    if not config.loss.uses_teacher:
         return [baseline]
     run = Plan(
         config, config.run.dir / name, resume=True, baseline=folder if config.run.baseline else None
     )
     return [baseline, run] if config.run.baseline else [run]
-
-
-def _teaches(config: Config) -> bool:
-    return bool(config.loss.beta or config.loss.gamma)
 
 
 def _check_new(plan: Plan, plans: Mapping[Path, Plan]) -> None:
@@ -145,7 +141,7 @@ def _check_new(plan: Plan, plans: Mapping[Path, Plan]) -> None:
             )
         )
     other = plans.get(plan.folder)
-    if other is not None and other.config != plan.config and _teaches(plan.config):
+    if other is not None and other.config != plan.config and plan.config.loss.uses_teacher:
         found = Phrase("the folder of two runs")
         cure = "write the values in shorter or plainer words"
         raise SettingsError(

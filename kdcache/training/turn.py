@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import KdcacheError, TrainingError
-from kdcache.models.arch import find_source, first_line
+from kdcache.errors import KdcacheError, TrainingError, one_line
+from kdcache.models.arch import find_source
 
 FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)
 Value = TypeVar("Value")
@@ -98,7 +98,7 @@ def describe_failure(error: BaseException, arch: str) -> TrainingError:
         place = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
     cure = "mend it, then start again (--run.resume goes on after the last whole epoch)"
     return TrainingError(
-        f"student.arch {arch} is failing in training ({first_line(error)}{place}); {cure}"
+        f"student.arch {arch} is failing in training ({one_line(error, named=True)}{place}); {cure}"
     )
 
 

@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 from kdcache.config.parser import build_parser, read_given
+from kdcache.errors import one_line
 from tests.bench import (
     coded,
     encodings,
@@ -111,7 +112,7 @@ def _print_markdown(path: Path) -> int:
     try:
         print(table.render_markdown(json.loads(path.read_text())), end="")
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)
         print(
             f"{path}: it is no file of this program's ({reason}); run `make bench` first",
             file=sys.stderr,
@@ -126,7 +127,7 @@ def _run_part(bench: Bench, name: str) -> tuple[list[Figure], bool]:
         return PARTS[name](bench), False
     except Exception as error:
         traceback.print_exc()
-        reason = f"failed: {' '.join(str(error).split())[:200]}"
+        reason = f"failed: {one_line(error)}"
         return [skip_figure(spec.key, reason) for spec in SPECS if spec.part == name], True
     finally:
         for left in bench.folder.iterdir():
