@@ -108,3 +108,21 @@ class _TerminalBar(_SilentBar):
             rate = self.size_bytes / 1e6 / max(time.monotonic() - self.began_s, 1e-9)
             self.bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
         self.bar.update(count)
+
+
+def format_bytes(count: float) -> str:
+    """A size in words: 1234567 -> 1.23 MB; units of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 999.5 else f"{count:.0f} TB"
+
+
+def format_time(time_s: float) -> str:
+    """A duration in words: milliseconds below 1 s, then seconds, minutes, hours."""
+    if time_s < 0.9995:
+        return f"{1000 * time_s:.3g} ms"
+    if time_s < 99.5:
+        return f"{time_s:.3g} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"

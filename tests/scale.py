@@ -20,7 +20,7 @@ from kdcache.command import OneLineParser, run_command
 from kdcache.config import RankConfig
 from kdcache.forecast.estimate import add_shards
 from kdcache.forecast.fleet import Fleet, Work, spread
-from kdcache.report.forecast import format_bytes, format_time
+from kdcache.progress import format_bytes, format_time
 
 NUM_VIEWS, SHARD_SAMPLES, SIZE_PX = 4, 16, 512
 DATA_SETS = {

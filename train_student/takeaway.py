@@ -76,11 +76,15 @@ def predict(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from kdcache.deploy.load import load_student
     from kdcache.deploy.predict import predict_pictures
+    from kdcache.report.predictions import write_predictions
 
     student, out = load_student(args.run), args.out or args.run / "predictions"
-    errors = predict_pictures(
+    done, errors = predict_pictures(
         student, args.images, out=out, size=args.size, say=print, complain=_complain
     )
+    if done:
+        page = write_predictions(done, student, folder=out)
+        print(f"{page}: {len(done)} images" + (f", {len(errors)} refused" if errors else ""))
     return DAMAGED if errors else 0
 
 

@@ -1,4 +1,4 @@
-"""Asks a student about images of any size: class maps, overlays, and a page that shows them.
+"""Asks a student about images of any size: class maps and overlays.
 
 Letters: H height, W width, h, w what the student sees of them, K classes.
 """
@@ -6,6 +6,7 @@ Letters: H height, W width, h, w what the student sees of them, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from kdcache.data.palette import voc_palette
-from kdcache.deploy.gallery import MASKS, OVERLAYS, Prediction, write_gallery
 from kdcache.deploy.load import TrainedStudent
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.errors import KdcacheError, SettingsError
@@ -25,7 +25,22 @@ from kdcache.progress import Say
 
 STRIDE = 16  # sizes the student is asked at are multiples of it, as in training
 LEAST_PX = 32
+MASKS, OVERLAYS = "masks", "overlays"  # folders
 Size = int | Literal["original"] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written of one image: `masks/{name}` and `overlays/{name}`.
+
+    hw: height and width of the image in pixels.
+    shares: class number -> share of the image's pixels, 0 to 1, the largest first.
+    """
+
+    picture: Path
+    name: str
+    hw: tuple[int, int]
+    shares: dict[int, float]
 
 
 def predict_pictures(
@@ -36,15 +51,15 @@ def predict_pictures(
     size: Size,
     say: Say = lambda text: None,
     complain: Callable[[KdcacheError], None] = lambda error: None,
-) -> list[KdcacheError]:
-    """Write mask and overlay of each image, and index.html over all of them.
+) -> tuple[list[Prediction], list[KdcacheError]]:
+    """Write the mask and the overlay of each image.
 
     Args:
         given: images and folders. out: made where it is not there; files of the same names are replaced.
         size: what the student sees: None as in validation, N to fit [N, N], "original" unshrunk.
         say: called with a line each. complain: called with what is wrong with an image, which stops no other.
 
-    Returns: what was wrong. Raises: SettingsError where `out` cannot be written.
+    Returns: what was written, and what was wrong with the other images. Raises: SettingsError where `out` cannot be written.
     """
     pictures, errors = find_pictures(given)
     for error in errors:
@@ -61,12 +76,7 @@ def predict_pictures(
             continue
         done.append(_write(picture, image, classes, out=out, name=_choose_name(picture, taken)))
         say(f"{picture} -> {out / MASKS / done[-1].name}: {_format_shares(done[-1], student)}")
-    if done:
-        say(
-            f"{write_gallery(done, student, folder=out)}: {len(done)} images"
-            + (f", {len(errors)} refused" if errors else "")
-        )
-    return errors
+    return done, errors
 
 
 def find_classes(student: TrainedStudent, image_HW3: np.ndarray, *, size: Size) -> np.ndarray:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache.reader import open_split
+from kdcache.data.sampling import space_evenly
 from kdcache.deploy.load import TrainedStudent
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.errors import CacheError, Phrase, SettingsError, describe
-from kdcache.report.panels import space_evenly
 
 MOST = 100
 

@@ -13,7 +13,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.forecast.estimate import add_shards
 from kdcache.precompute.pipeline import Plan
-from kdcache.report.forecast import format_bytes
+from kdcache.progress import format_bytes
 
 LEAST_GROUPS, LEAST_SAMPLES = 2, 16  # of train
 SHARE = 0.5  # of the free space that more than the least may take

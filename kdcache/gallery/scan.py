@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.reader import CacheReader
+from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.progress import Progress
-from kdcache.report.panels import choose_extremes, space_evenly
 
 MOST_VIEWS = 4  # shown of a training sample: as many as fit beside each other
 # Looked at, in all: scores after the upsampling (400 views of 512x512 with 21 classes, about a minute on one core), and views,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kdcache.progress import format_bytes, format_time
+
 PARTS = {  # of the time
     "setup_s": "preparing",
     "val_s": "val",
@@ -33,24 +35,6 @@ def format_forecast(facts: dict) -> str:
     lines += _format_fleet(facts) if "fleet" in facts else []
     lines += _format_others(facts["others"], facts["compared"])
     return "\n".join(lines)
-
-
-def format_bytes(count: float) -> str:
-    """1234567 -> 1.23 MB; units of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB" if count < 999.5 else f"{count:.0f} TB"
-
-
-def format_time(time_s: float) -> str:
-    """Milliseconds, then seconds, minutes, hours."""
-    if time_s < 0.9995:
-        return f"{1000 * time_s:.3g} ms"
-    if time_s < 99.5:
-        return f"{time_s:.3g} s"
-    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
 
 
 def _format_state(facts: dict) -> str:

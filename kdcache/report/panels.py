@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
+from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.models.inputs import normalize_images, resize_to
 from kdcache.report.pictures import shrink_photo, thin_classes
 from kdcache.training.arithmetic import choose_arithmetic
@@ -85,21 +86,6 @@ def build_panels(
 def count_scanned(num_panels: int) -> int:
     """Among how many samples that many are chosen."""
     return max(NUM_SCANNED, 4 * num_panels)
-
-
-def space_evenly(total: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0..total-1, evenly spaced."""
-    count = min(total, most)
-    return [step * total // count for step in range(count)]
-
-
-def choose_extremes(shares: dict[int, float], count: int) -> list[int]:
-    """The `count` keys of largest and smallest value, half of each, in falling order; equal values by key."""
-    falling = sorted(shares, key=lambda sample: (-shares[sample], sample))
-    if len(falling) <= count:
-        return falling
-    least = count // 2
-    return falling[: count - least] + falling[len(falling) - least :]
 
 
 def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:

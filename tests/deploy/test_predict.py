@@ -19,6 +19,7 @@ from kdcache.deploy.predict import find_classes, predict_pictures
 from kdcache.deploy.samples import find_samples
 from kdcache.errors import TrainingError
 from kdcache.models.inputs import resize_to
+from kdcache.report.predictions import write_predictions
 from tests.support.helpers import check_one_line
 from train_student.cli import main
 
@@ -170,7 +171,8 @@ def test_names_that_collide_are_numbered_and_no_file_is_asked_twice(student, fol
     for name in ("a.png", "a.bmp", "A.gif", "b/a.png"):
         draw_picture().save(folder / name)
     given = [folder, folder / "a.png", folder / "b"]
-    assert not predict_pictures(student, given, out=tmp_path / "out", size=None)
+    _, errors = predict_pictures(student, given, out=tmp_path / "out", size=None)
+    assert not errors
     names = {path.name for path in (tmp_path / "out/masks").iterdir()}
     assert len(names) == 4 and {name.casefold() for name in names} == {
         "a.png",
@@ -190,7 +192,8 @@ def test_the_page_escapes_names_and_finds_its_pictures(student, folder, tmp_path
     all_first = torch.zeros(1, 8, 48, 48).index_fill(1, torch.tensor([0]), 1.0)
     config = replace(student.config, dataset=named)
     other = replace(student, config=config, module=lambda image: all_first)
-    predict_pictures(other, [folder], out=tmp_path / "out", size=None)
+    done, _ = predict_pictures(other, [folder], out=tmp_path / "out", size=None)
+    write_predictions(done, other, folder=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     assert (
         "<b>" not in page

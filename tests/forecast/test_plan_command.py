@@ -7,7 +7,8 @@ import yaml
 
 import cache_teacher.cli
 from kdcache.analysis import students
-from kdcache.report.forecast import format_bytes, format_forecast, format_time
+from kdcache.progress import format_bytes, format_time
+from kdcache.report.forecast import format_forecast
 from tests.forecast.changes import answer_otherwise
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
+from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.teacher import build_fcn
 from kdcache.precompute.build import build_cache
 from kdcache.report.curves import Curve, draw_chart, find_ticks
 from kdcache.report.page import write_report
-from kdcache.report.panels import choose_extremes, space_evenly
 from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import Outcome, distill

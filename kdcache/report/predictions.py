@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from kdcache.deploy.load import TrainedStudent
+from kdcache.deploy.predict import MASKS, OVERLAYS, Prediction
 from kdcache.report.document import BESIDE, make_document
 from kdcache.report.samples import COARSE_PX
 from kdcache.report.tables import draw_swatch
 
-MASKS, OVERLAYS, PAGE = "masks", "overlays", "index.html"
+PAGE = "index.html"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What was written of one image: `masks/{name}`, `overlays/{name}`.
-
-    shares: class number -> share of the image's pixels, the largest first.
-    """
-
-    picture: Path
-    name: str
-    hw: tuple[int, int]
-    shares: dict[int, float]
-
-
-def write_gallery(predictions: list[Prediction], student: TrainedStudent, *, folder: Path) -> Path:
+def write_predictions(
+    predictions: list[Prediction], student: TrainedStudent, *, folder: Path
+) -> Path:
     """Write the page beside the folders of masks and overlays; returns its path."""
     names = student.config.dataset.names
     title = f"{student.folder.resolve().name}: {len(predictions)} images"
