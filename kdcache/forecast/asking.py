@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kdcache.data.voc import Sample
 from kdcache.forecast.views import pick_samples
-from kdcache.precompute.answers import draw_view, refuse_answer
-from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.group import draw_view, refuse_answer
+from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress
 
 MOST_KEPT = 16  # samples whose answers are kept
@@ -39,16 +39,16 @@ class Asked:
     sample_s: float
 
 
-def ask_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> Asked:
+def ask_teacher(job: Job, split: str, *, least: int, progress: Progress) -> Asked:
     """Ask about `least` or more samples, in batches as phase one makes them; of several batches the first warms up and is not
     timed.
 
     Raises: DataError; TeacherError naming a sample whose answer phase one could not store.
     """
-    size = min(plan.config.teacher.batch_size, plan.config.cache.shard_samples)
-    samples, num_batches = plan.splits[split].samples, max(-(-least // size), min(least, 2))
+    size = min(job.config.teacher.batch_size, job.config.cache.shard_samples)
+    samples, num_batches = job.splits[split].samples, max(-(-least // size), min(least, 2))
     chosen = [samples[index] for index in pick_samples(len(samples), num_batches * size)]
-    names, encoder = list(plan.manifest.encodings) if split == "train" else ["logits"], plan.encoder
+    names, encoder = list(job.manifest.encodings) if split == "train" else ["logits"], job.encoder
     limits, kept, times = (
         {name: encoder.find_limit(name, split=split) for name in names},
         _Kept(),
@@ -58,9 +58,9 @@ def ask_teacher(plan: Plan, split: str, *, least: int, progress: Progress) -> As
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
             image_NHWC = np.stack(
-                [draw_view(plan.config, sample, split=split, view=0)[0] for sample in batch]
+                [draw_view(job.config, sample, split=split, view=0)[0] for sample in batch]
             )
-            answer, time_s = _ask(plan, image_NHWC)
+            answer, time_s = _ask(job, image_NHWC)
             times.append(time_s / len(batch))
             kept.add(image_NHWC, answer, _find_peaks(answer, batch, limits=limits))
             bar.advance(len(batch))
@@ -96,12 +96,12 @@ class _Kept:
         return Asked(np.concatenate(self.images), answers, self.peaks, sample_s)
 
 
-def _ask(plan: Plan, image_NHWC: np.ndarray) -> tuple[dict[str, Tensor], float]:
+def _ask(job: Job, image_NHWC: np.ndarray) -> tuple[dict[str, Tensor], float]:
     """The answer and the seconds to its end, on a GPU without the way to the host."""
     began_s = time.monotonic()
-    answer = plan.teacher(torch.from_numpy(image_NHWC))
-    if plan.teacher.device.type == "cuda":
-        torch.cuda.synchronize(plan.teacher.device)
+    answer = job.teacher(torch.from_numpy(image_NHWC))
+    if job.teacher.device.type == "cuda":
+        torch.cuda.synchronize(job.teacher.device)
     return answer, time.monotonic() - began_s
 
 

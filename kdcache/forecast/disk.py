@@ -12,7 +12,7 @@ from kdcache.cache.layout import CRC_BYTES, Group, SplitLayout
 from kdcache.cache.manifest import Manifest
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.forecast.estimate import add_shards
-from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.pipeline import Job
 from kdcache.progress import format_bytes
 
 LEAST_GROUPS, LEAST_SAMPLES = 2, 16  # of train
@@ -53,15 +53,15 @@ def _measure_least(manifest: Manifest) -> int:
 
 
 @contextmanager
-def say_what_is_lacking(plan: Plan, manifest: Manifest, folder: Path) -> Iterator[None]:
+def say_what_is_lacking(job: Job, manifest: Manifest, folder: Path) -> Iterator[None]:
     """Raises CacheError before a probe is begun in `folder` that its disk cannot hold, and where that is full after all.
 
     Args:
-        plan: of the whole cache. manifest: of the probe.
+        job: of the whole cache. manifest: of the probe.
     """
     needed, free = _measure_least(manifest), shutil.disk_usage(folder).free
     if needed > free:
-        raise _explain(plan, needed, format_bytes(free))
+        raise _explain(job, needed, format_bytes(free))
     try:
         yield
     except CacheError as error:
@@ -69,18 +69,18 @@ def say_what_is_lacking(plan: Plan, manifest: Manifest, folder: Path) -> Iterato
             error.__context__
         )  # of the disk, in whose words it would ask to go on with phase one
         if isinstance(refusal, OSError) and refusal.errno in _FULL:
-            raise _explain(plan, needed, f"used up ({refusal.strerror})") from None
+            raise _explain(job, needed, f"used up ({refusal.strerror})") from None
         raise
 
 
-def _explain(plan: Plan, needed: int, found: str) -> CacheError:
-    layouts = plan.manifest.layouts.values()
+def _explain(job: Job, needed: int, found: str) -> CacheError:
+    layouts = job.manifest.layouts.values()
     whole = sum(
         add_shards(x, sum(spec.most_chunk_bytes + CRC_BYTES for spec in x.arrays)) for x in layouts
     )
     expected = f"{format_bytes(needed)} or more for the samples that plan makes and removes again"
     cure = f"make room or set cache.path to another disk; the whole cache takes up to {format_bytes(whole)}"
-    root = plan.config.cache.path
+    root = job.config.cache.path
     return CacheError(
         describe(
             root, field="free disk space", found=Phrase(found), expected=Phrase(expected), cure=cure

@@ -24,8 +24,8 @@ from kdcache.forecast.estimate import expect_chunk
 from kdcache.forecast.probe import Probe, probe_cache
 from kdcache.forecast.variants import CODECS, Variants, measure_variants
 from kdcache.forecast.views import DRAWN, ViewBytes, measure_views
-from kdcache.precompute.build import make_plan
-from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.build import prepare_job
+from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples
 from kdcache.progress import Progress, Silent
 from kdcache.storage.place import Place, is_far
@@ -60,13 +60,13 @@ def forecast_cache(
     _refuse_bucket(root)
     check_changeable(root)
     folder = find_folder(root)
-    plan = _plan_for_disk(make_plan(config, progress))
+    job = _plan_for_disk(prepare_job(config, progress))
     setup_s = time.monotonic() - began_s
-    measured = _measure(plan, num_compared=num_compared, setup_s=setup_s, progress=progress)
-    layouts, probe, variants = plan.manifest.layouts, measured.probe, measured.variants
+    measured = _measure(job, num_compared=num_compared, setup_s=setup_s, progress=progress)
+    layouts, probe, variants = job.manifest.layouts, measured.probe, measured.variants
     splits = {split: _describe_split(root, layout, measured) for split, layout in layouts.items()}
-    size, times = _add_bytes(splits, probe), _add_times(splits, measured, plan.manifest)
-    device = str(plan.teacher.device)
+    size, times = _add_bytes(splits, probe), _add_times(splits, measured, job.manifest)
+    device = str(job.teacher.device)
     return {
         "path": str(root),
         "encoding": config.cache.kinds,
@@ -102,26 +102,26 @@ def _refuse_bucket(root: Place) -> None:
         )
 
 
-def _measure(plan: Plan, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:
+def _measure(job: Job, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:
     """Everything that takes time; the first questions warm the teacher up."""
     began_s = time.monotonic()
-    asked = {"val": ask_teacher(plan, "val", least=1, progress=progress)}
-    probe = probe_cache(plan, progress=progress)
-    asked["train"] = ask_teacher(plan, "train", least=MOST_KEPT, progress=progress)
-    views = measure_views(plan, CODECS, progress=progress)
-    variants = measure_variants(plan, asked, views, progress=progress)
+    asked = {"val": ask_teacher(job, "val", least=1, progress=progress)}
+    probe = probe_cache(job, progress=progress)
+    asked["train"] = ask_teacher(job, "train", least=MOST_KEPT, progress=progress)
+    views = measure_views(job, CODECS, progress=progress)
+    variants = measure_variants(job, asked, views, progress=progress)
     teacher_s = asked["train"].sample_s
-    comparison_s = expect_comparison(plan, num_samples=num_compared, teacher_s=teacher_s)
+    comparison_s = expect_comparison(job, num_samples=num_compared, teacher_s=teacher_s)
     return _Measured(
         probe, views, variants, teacher_s, comparison_s, setup_s, time.monotonic() - began_s
     )
 
 
-def _plan_for_disk(plan: Plan) -> Plan:
-    """The plan with the views that the cache would have: those there, if they are more. Raises CacheError for another cache."""
-    manifest = check_same_cache(plan.config.cache.path, plan.manifest)
-    augment = replace(plan.config.augment, views=manifest.layouts["train"].num_views)
-    return replace(plan, config=replace(plan.config, augment=augment), manifest=manifest)
+def _plan_for_disk(job: Job) -> Job:
+    """The job with the views that the cache would have: those there, if they are more. Raises CacheError for another cache."""
+    manifest = check_same_cache(job.config.cache.path, job.manifest)
+    augment = replace(job.config.augment, views=manifest.layouts["train"].num_views)
+    return replace(job, config=replace(job.config, augment=augment), manifest=manifest)
 
 
 def _describe_split(root: Path, layout: SplitLayout, measured: _Measured) -> dict:

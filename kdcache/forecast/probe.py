@@ -19,7 +19,7 @@ from kdcache.forecast.disk import count_fitting, count_least, list_groups, say_w
 from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
 from kdcache.forecast.rates import Clock, find_rates, stop_in_time
 from kdcache.forecast.views import pick_samples
-from kdcache.precompute.pipeline import Pipeline, Plan
+from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import count_answers
 from kdcache.progress import Progress, Silent
 
@@ -47,16 +47,16 @@ class Probe:
     document_bytes: int
 
 
-def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
+def probe_cache(job: Job, *, progress: Progress) -> Probe:
     """Run phase one on some groups of both splits, spread over samples and views.
 
     Raises: DataError, TeacherError; CacheError where the disk is too small for that or refuses it.
     """
-    with make_folder(plan.config.cache.path) as folder:
-        small = _shrink(plan, folder / CACHE)
+    with make_folder(job.config.cache.path) as folder:
+        small = _shrink(job, folder / CACHE)
         root, manifest = small.config.cache.path, small.manifest
-        with say_what_is_lacking(plan, small.manifest, folder):
-            document_bytes = _measure_documents(plan, folder / DOCUMENTS)
+        with say_what_is_lacking(job, small.manifest, folder):
+            document_bytes = _measure_documents(job, folder / DOCUMENTS)
             open_for_writing(root, manifest, small.bases)
             written, sample_s = _write_groups(small, progress)
         num_samples, chunk_bytes, record_bytes = {}, {}, {}
@@ -66,27 +66,27 @@ def probe_cache(plan: Plan, *, progress: Progress) -> Probe:
             chunk_bytes[split] = _measure_chunks(root, layout, groups)
             records = sum(commit_path(root, group).stat().st_size for group in groups)
             record_bytes[split] = records / num_samples[split]
-        score_s = _time_score(root, manifest, num_classes=plan.config.dataset.num_classes)
+        score_s = _time_score(root, manifest, num_classes=job.config.dataset.num_classes)
         return Probe(num_samples, sample_s, score_s, chunk_bytes, record_bytes, document_bytes)
 
 
-def _shrink(plan: Plan, root: Path) -> Plan:
+def _shrink(job: Job, root: Path) -> Job:
     """The same cache of fewer samples, at `root`, every group of it spread over the split; of val a batch a group."""
-    config, batch = plan.config, plan.config.teacher.batch_size
+    config, batch = job.config, job.config.teacher.batch_size
     shard = min(config.cache.shard_samples, max(SHARD_SAMPLES // batch, 1) * batch)
     shards = {"val": min(batch, shard), "train": shard}
     most = {
         "val": shards["val"] * (1 + -(-LEAST_VAL_SAMPLES // shards["val"])),
         "train": shard * 64,
     }
-    splits = {name: _choose(split, most[name]) for name, split in plan.splits.items()}
+    splits = {name: _choose(split, most[name]) for name, split in job.splits.items()}
     layouts = {
         name: replace(layout, num_samples=len(splits[name].samples), shard_samples=shards[name])
-        for name, layout in plan.manifest.layouts.items()
+        for name, layout in job.manifest.layouts.items()
     }
-    manifest = replace(plan.manifest, layouts=layouts)
+    manifest = replace(job.manifest, layouts=layouts)
     return replace(
-        plan,
+        job,
         config=replace(config, cache=replace(config.cache, path=root)),
         manifest=manifest,
         splits=splits,
@@ -98,16 +98,16 @@ def _choose(split: Split, most: int) -> Split:
     return replace(split, samples=samples)
 
 
-def _write_groups(plan: Plan, progress: Progress) -> tuple[list[Group], dict[str, float]]:
+def _write_groups(job: Job, progress: Progress) -> tuple[list[Group], dict[str, float]]:
     """Groups written, and split -> seconds a sample."""
-    layouts, root = plan.manifest.layouts, plan.config.cache.path
+    layouts, root = job.manifest.layouts, job.config.cache.path
     val, train = list(layouts["val"].groups()), list_groups(layouts["train"])
-    least, fitting = count_least(layouts["train"]), count_fitting(plan.manifest, root)
+    least, fitting = count_least(layouts["train"]), count_fitting(job.manifest, root)
     with (
         progress.start("probing", total=None, unit="samples") as bar,
-        Pipeline(plan, Clock(bar)) as pipeline,
+        Pipeline(job, Clock(bar)) as pipeline,
     ):
-        clock, crew = pipeline.bar, pipeline.crew
+        clock, crew = pipeline.done, pipeline.crew
         most = max(min(2 * crew.most_groups, fitting), least)
         pipeline.write(chain(val, stop_in_time(train[:most], least=least, ahead=crew.ahead)))
     counts = {
@@ -123,9 +123,9 @@ def _count(group: Group) -> int:
     return group.stop - group.start
 
 
-def _measure_documents(plan: Plan, root: Path) -> int:
+def _measure_documents(job: Job, root: Path) -> int:
     """Bytes of the manifest, every zarr.json and every basis of the whole cache."""
-    open_for_writing(root, plan.manifest, plan.bases)
+    open_for_writing(root, job.manifest, job.bases)
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 

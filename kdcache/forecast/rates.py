@@ -12,15 +12,15 @@ MOST_PROBING_S = 25.0  # no group is begun that would end later, but for the lea
 
 
 class Clock:
-    """A bar that notes when each group was committed."""
+    """For a `Pipeline`: notes when each group was committed, and advances a bar."""
 
     def __init__(self, bar: Bar) -> None:
         self.bar, self.began_s, self.times = bar, time.monotonic(), []
 
-    def advance(self, count: int, *, size_bytes: int = 0) -> None:
+    def __call__(self, group: Group, size_bytes: int) -> None:
         """One group more."""
         self.times.append(time.monotonic())
-        self.bar.advance(count, size_bytes=size_bytes)
+        self.bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
 
 def stop_in_time(groups: Iterable[Group], *, least: int, ahead: int) -> Iterator[Group]:

@@ -15,8 +15,9 @@ from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.forecast.asking import Asked
 from kdcache.forecast.estimate import add_shards, expect_chunk
 from kdcache.forecast.views import DRAWN, ViewBytes, measure_chunks
-from kdcache.precompute.encoder import LARGEST, Encoder, choose_encodings
-from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.bases import choose_encodings
+from kdcache.precompute.group import LARGEST, Encoder
+from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress
 
 CODECS = ("raw", "blosc-zstd")
@@ -49,7 +50,7 @@ class Variants:
 
 
 def measure_variants(
-    plan: Plan, asked: Mapping[str, Asked], views: ViewBytes, *, progress: Progress
+    job: Job, asked: Mapping[str, Asked], views: ViewBytes, *, progress: Progress
 ) -> Variants:
     """Weigh what the teacher said about a few samples of both splits; bases that the settings do not ask for are learned from
     that.
@@ -57,15 +58,15 @@ def measure_variants(
     Args:
         views: bytes of images and labels in each of CODECS.
     """
-    here, seen, others = plan.manifest.layouts, [plan.manifest.layouts["train"].arrays], []
-    _, here_bytes = _weigh(plan, [here], plan.encoder, asked=asked, views=views)[0]
-    bases, fitting = _find_bases(plan, asked["train"]), _find_fitting(plan.config, asked["train"])
+    here, seen, others = job.manifest.layouts, [job.manifest.layouts["train"].arrays], []
+    _, here_bytes = _weigh(job, [here], job.encoder, asked=asked, views=views)[0]
+    bases, fitting = _find_bases(job, asked["train"]), _find_fitting(job.config, asked["train"])
     with progress.start("coding in other ways", total=len(fitting), unit="encodings") as bar:
         for preset in fitting:
-            config = replace(plan.config, cache=replace(plan.config.cache, encoding=preset))
+            config = replace(job.config, cache=replace(job.config.cache, encoding=preset))
             encodings = choose_encodings(config.cache, bases)
             grids = {
-                codec: _plan_layouts(config, plan, encodings=encodings, codec=codec)
+                codec: _plan_layouts(config, job, encodings=encodings, codec=codec)
                 for codec in CODECS
             }
             grids = {
@@ -74,8 +75,8 @@ def measure_variants(
                 if layouts["train"].arrays not in seen
             }
             seen += [layouts["train"].arrays for layouts in grids.values()]
-            encoder = Encoder(encodings, bases, plan.teacher.device)
-            weights = _weigh(plan, list(grids.values()), encoder, asked=asked, views=views)
+            encoder = Encoder(encodings, bases, job.teacher.device)
+            weights = _weigh(job, list(grids.values()), encoder, asked=asked, views=views)
             others += [
                 Variant(preset, codec, *weight)
                 for codec, weight in zip(grids, weights, strict=True)
@@ -95,29 +96,29 @@ def _find_fitting(config: Config, asked: Asked) -> list[str]:
     return fitting
 
 
-def _find_bases(plan: Plan, asked: Asked) -> dict[str, np.ndarray]:
+def _find_bases(job: Job, asked: Asked) -> dict[str, np.ndarray]:
     """Bases of all levels: the plan's, else learned here, of as many coefficients as the settings say and the level has."""
     learner, ranks = BasisLearner(), {}
-    for level in (level for level in LEVELS if level in asked.answers and level not in plan.bases):
-        ranks[level] = min(getattr(plan.config.cache.rank, level), asked.answers[level].shape[1])
+    for level in (level for level in LEVELS if level in asked.answers and level not in job.bases):
+        ranks[level] = min(getattr(job.config.cache.rank, level), asked.answers[level].shape[1])
         for values in asked.answers[level].split(ENCODED_AT_ONCE):
             learner.add(level, values)
-    return {**learner.finish(ranks), **plan.bases}
+    return {**learner.finish(ranks), **job.bases}
 
 
 def _plan_layouts(
-    config: Config, plan: Plan, *, encodings: Mapping, codec: str
+    config: Config, job: Job, *, encodings: Mapping, codec: str
 ) -> dict[str, SplitLayout]:
-    num_samples = {split: layout.num_samples for split, layout in plan.manifest.layouts.items()}
+    num_samples = {split: layout.num_samples for split, layout in job.manifest.layouts.items()}
     codecs = {dtype: choose_codec(codec, dtype) for dtype in DTYPES}
-    levels = plan.teacher.probe_levels()
+    levels = job.teacher.probe_levels()
     return build_layouts(
         config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs
     )
 
 
 def _weigh(
-    plan: Plan,
+    job: Job,
     grids: list[dict[str, SplitLayout]],
     encoder: Encoder,
     *,
@@ -130,7 +131,7 @@ def _weigh(
         specs = {
             spec for layouts in grids for spec in layouts[split].arrays if spec.name not in DRAWN
         }
-        found = _encode_and_code(plan, encoder, answered, specs, split=split)
+        found = _encode_and_code(job, encoder, answered, specs, split=split)
         for sample_bytes, layouts in zip(weights, grids, strict=True):
             sample_bytes[split] = _add_chunks(layouts[split], found, answered, views)
     bases = sum(count_basis_bytes(encoder.encodings).values())
@@ -144,14 +145,14 @@ def _weigh(
 
 
 def _encode_and_code(
-    plan: Plan, encoder: Encoder, asked: Asked, specs: set[ArraySpec], *, split: str
+    job: Job, encoder: Encoder, asked: Asked, specs: set[ArraySpec], *, split: str
 ) -> dict[ArraySpec, np.ndarray]:
     """array -> bytes of the chunk of each sample."""
     found = {spec: [] for spec in specs}
     for start in range(0, len(asked.image_NHWC), ENCODED_AT_ONCE):
         rows = slice(start, start + ENCODED_AT_ONCE)
         answer = {
-            name: values[rows].to(plan.teacher.device) for name, values in asked.answers.items()
+            name: values[rows].to(job.teacher.device) for name, values in asked.answers.items()
         }
         arrays = encoder.encode(answer, split=split)
         for spec in specs:

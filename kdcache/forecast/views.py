@@ -14,8 +14,8 @@ import numpy as np
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, SplitLayout
 from kdcache.cache.writer import encode_samples
-from kdcache.precompute.answers import draw_view
-from kdcache.precompute.pipeline import Plan
+from kdcache.precompute.group import draw_view
+from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress
 
 MOST_VIEWS = 400  # of a split; of CamVid's 734 views the error of their mean is 0.4 %, that of 48 is 1.7 % (rms)
@@ -34,10 +34,10 @@ class ViewBytes:
     num_views: dict[str, int]
 
 
-def measure_views(plan: Plan, codecs: Iterable[str], *, progress: Progress) -> ViewBytes:
+def measure_views(job: Job, codecs: Iterable[str], *, progress: Progress) -> ViewBytes:
     """Of both splits, for the plan's image and label and for these codecs. Raises: DataError."""
     sizes, num_views = {}, {}
-    for split, layout in plan.manifest.layouts.items():
+    for split, layout in job.manifest.layouts.items():
         specs = {spec for name in DRAWN for spec in _list_specs(layout.array(name), codecs)}
         sizes |= {
             (split, spec): float(spec.item_bytes + CRC_BYTES)
@@ -47,7 +47,7 @@ def measure_views(plan: Plan, codecs: Iterable[str], *, progress: Progress) -> V
         coded = [spec for spec in specs if spec.codec]
         with progress.start(f"coding images of {split}", total=None, unit="samples") as bar:
             rows = []
-            for arrays in _draw(plan, layout):
+            for arrays in _draw(job, layout):
                 rows.append([measure_chunks(spec, arrays[spec.name][None])[0] for spec in coded])
                 bar.advance(1)
         sizes |= {
@@ -75,12 +75,12 @@ def _list_specs(spec: ArraySpec, codecs: Iterable[str]) -> list[ArraySpec]:
     return [spec, *(replace(spec, codec=choose_codec(codec, spec.dtype)) for codec in codecs)]
 
 
-def _draw(plan: Plan, layout: SplitLayout) -> Iterator[dict[str, np.ndarray]]:
+def _draw(job: Job, layout: SplitLayout) -> Iterator[dict[str, np.ndarray]]:
     """Image and label of samples and views spread over the split, until there are enough or it takes too long."""
-    began_s, samples = time.monotonic(), plan.splits[layout.split].samples
+    began_s, samples = time.monotonic(), job.splits[layout.split].samples
     for place in pick_samples(layout.num_samples * layout.num_views, MOST_VIEWS):
         view, sample = divmod(place, layout.num_samples)
-        image, label, _ = draw_view(plan.config, samples[sample], split=layout.split, view=view)
+        image, label, _ = draw_view(job.config, samples[sample], split=layout.split, view=view)
         yield {"image": image, "label": label}
         if time.monotonic() - began_s > MOST_DRAWING_S:
             return

@@ -1,9 +1,10 @@
-"""Phase one: ask the teacher about every view once, keep what it said, shard group by shard group."""
+"""Phase one: ask the teacher about every view once and store its answers, shard group by group."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kdcache.cache.folder import (
@@ -18,7 +19,7 @@ from kdcache.cache.folder import (
 )
 from kdcache.cache.layout import Group, manifest_path
 from kdcache.cache.lease import SCORE, read_holder, take_lease
-from kdcache.cache.manifest import Manifest, find_manifest, read_manifest
+from kdcache.cache.manifest import find_manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
@@ -28,20 +29,20 @@ from kdcache.machine.devices import check_precision, choose_device
 from kdcache.machine.workers import Worker, find_worker
 from kdcache.models.teacher import build_teacher
 from kdcache.models.weights import hash_weights
-from kdcache.precompute.encoder import choose_encodings, choose_ranks
-from kdcache.precompute.learning import adopt_bases, find_bases
-from kdcache.precompute.pipeline import Pipeline, Plan
+from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases
+from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import TeacherScore, score_teacher
-from kdcache.progress import Progress, Silent
+from kdcache.progress import Bar, Progress, Silent
 
 log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What this process of phase one did: samples and bytes written now, seconds, and how right the teacher is.
+    """What this process of phase one did.
 
-    score: None where another worker finds it: the one that ends last.
+    num_samples, size_bytes: written now. time_s: seconds. score: of the teacher; None if another
+    worker finds it, the one that ends last.
     """
 
     num_samples: int
@@ -51,49 +52,27 @@ class BuildSummary:
 
 
 def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSummary:
-    """Build the cache of the settings, or finish one that was interrupted; committed groups are not touched.
+    """Build the cache of these settings, or finish one; committed groups are not touched.
 
-    Several processes may do so at once: each group is written by one of them. As workers (torchrun, SLURM)
-    they begin at different ones, and end when nothing is left that no one has begun; the first waits for the others' last groups.
+    Several processes may do so at once: each group is written by one of them. As workers (torchrun,
+    SLURM) they start at different groups and end when no group is left that nobody has begun; the
+    first worker also waits for the others' last groups.
 
-    Raises: SettingsError, DataError, TeacherError or CacheError, each before or between shard groups.
+    Raises: SettingsError, DataError, TeacherError or CacheError, before or between shard groups.
     """
     progress, began_s, worker = progress or Silent(), time.monotonic(), find_worker()
-    plan, missing = open_plan(make_plan(config, progress))
-    done = _write_missing(plan, missing, worker, progress)
-    return finish_cache(
-        config,
-        done.written,
-        size_bytes=done.written_bytes,
-        worker=worker,
-        progress=progress,
-        began_s=began_s,
-    )
+    job, missing = open_job(prepare_job(config, progress))
+    total = sum(group.stop - group.start for group in missing)
+    with progress.start("asking the teacher", total=total, unit="samples") as bar:
+        done = write_missing(job, missing, worker, advance_by_group(bar))
+    warn_of_shrunk(done.shrunk, config)
+    score = finish_cache(config, worker, progress)
+    num_samples = sum(group.stop - group.start for group in done.written)
+    return BuildSummary(num_samples, done.written_bytes, time.monotonic() - began_s, score)
 
 
-def finish_cache(
-    config: Config,
-    written: list[Group],
-    *,
-    size_bytes: int,
-    worker: Worker,
-    progress: Progress,
-    began_s: float,
-) -> BuildSummary:
-    """Tell what is complete now, and score the teacher where this is to do it.
-
-    Args:
-        written: groups committed by this process. size_bytes: of their shard files. began_s: when, of `time.monotonic`.
-    """
-    root = config.cache.path
-    manifest = complete_views(root)
-    score = _score_once(config, manifest, worker, progress)
-    num_samples = sum(group.stop - group.start for group in written)
-    return BuildSummary(num_samples, size_bytes, time.monotonic() - began_s, score)
-
-
-def make_plan(config: Config, progress: Progress) -> Plan:
-    """Read weights and data set, check every file, and say what the cache of these settings is.
+def prepare_job(config: Config, progress: Progress) -> Job:
+    """Read weights and data set, check every file, and find out what the cache of `config` is.
 
     Raises: SettingsError, DataError, TeacherError, CacheError.
     """
@@ -106,11 +85,9 @@ def make_plan(config: Config, progress: Progress) -> Plan:
     codecs = choose_codecs(config, there)
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
+    classes, names = config.dataset.num_classes, config.cache.levels
     teacher, weights = build_teacher(
-        config.teacher,
-        num_classes=config.dataset.num_classes,
-        levels=config.cache.levels,
-        device=device,
+        config.teacher, num_classes=classes, levels=names, device=device
     )
     levels = teacher.probe_levels()
     ranks = choose_ranks(config.cache, levels)
@@ -134,11 +111,11 @@ def make_plan(config: Config, progress: Progress) -> Plan:
         codecs=codecs,
         device=device,
     )
-    return Plan(config, manifest, splits, teacher, bases)
+    return Job(config, manifest, splits, teacher, bases)
 
 
 def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
-    """Both splits, every file checked."""
+    """Both splits, every file checked. Raises DataError."""
     names = {"train": config.dataset.train_split, "val": config.dataset.val_split}
     splits = {}
     for role, name in names.items():
@@ -147,87 +124,100 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
     return splits
 
 
-def open_plan(plan: Plan) -> tuple[Plan, list[Group]]:
-    """Make the folder ready; returns the plan for what is on disk and the groups still to be written, validation first."""
-    path = manifest_path(plan.config.cache.path)
-    began = path.is_file()
+def open_job(job: Job) -> tuple[Job, list[Group]]:
+    """Make the cache ready to be written.
+
+    Returns: the job with the manifest that is stored now, and the groups that are missing,
+        validation first.
+    Raises: CacheError.
+    """
+    path = manifest_path(job.config.cache.path)
+    there = path.is_file()
     try:
-        return _open_once(plan)
+        return _open_once(job)
     except CacheMismatchError:
-        if began or not path.is_file():
+        if there or not path.is_file():
             raise
-        return _open_once(plan)  # begun by another process after we had looked for its bases
+        return _open_once(job)  # another process began it after we had looked for its bases
 
 
-def _open_once(plan: Plan) -> tuple[Plan, list[Group]]:
-    plan = adopt_bases(plan)
-    root, manifest = plan.config.cache.path, plan.manifest
+def _open_once(job: Job) -> tuple[Job, list[Group]]:
+    job = adopt_bases(job)
+    root, manifest = job.config.cache.path, job.manifest
     free_bytes = find_free_bytes(root)
-    layouts = check_same_cache(root, manifest).layouts
-    missing = [
-        group for split in ("val", "train") for group in find_missing_groups(root, layouts[split])
-    ]
-    needed = sum(
-        layouts[split].sum_bytes([group for group in missing if group.split == split])
-        for split in layouts
-    )
+    layouts, missing, needed = check_same_cache(root, manifest).layouts, [], 0
+    for split in ("val", "train"):
+        groups = find_missing_groups(root, layouts[split])
+        missing += groups
+        needed += layouts[split].sum_bytes(groups)
     coded = any(array.codec for layout in layouts.values() for array in layout.arrays)
     check_free_space(root, needed_bytes=needed, free_bytes=free_bytes, at_most=coded)
-    if not missing:  # versions and device are those of the process that wrote
+    if not missing:  # versions and device stay those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
-    return replace(plan, manifest=open_for_writing(root, manifest, plan.bases)), missing
+    return replace(job, manifest=open_for_writing(root, manifest, job.bases)), missing
 
 
-def _write_missing(
-    plan: Plan, missing: list[Group], worker: Worker, progress: Progress
+def advance_by_group(bar: Bar) -> Callable[[Group, int], None]:
+    """For a `Pipeline`: advances the bar by the samples of each group."""
+
+    def advance(group: Group, size_bytes: int) -> None:
+        bar.advance(group.stop - group.start, size_bytes=size_bytes)
+
+    return advance
+
+
+def write_missing(
+    job: Job, missing: list[Group], worker: Worker, done: Callable[[Group, int], None]
 ) -> Pipeline:
-    """Write a worker's stripe, then what others have left; the first also waits for those that others hold, last of all: where
-    they die, their groups are written here. Returns what wrote them.
+    """Write a worker's share of the missing groups, then what the others have left.
+
+    The first worker also waits for groups that others hold, last of all: it writes them if the
+    others die.
+
+    Args:
+        done: see `Pipeline`.
+
+    Returns: the pipeline, which has ended and says what was written.
     """
-    root = plan.config.cache.path
-    total = sum(group.stop - group.start for group in missing)
-    with (
-        progress.start("asking the teacher", total=total, unit="samples") as bar,
-        Pipeline(plan, bar) as pipeline,
-    ):
+    root, others = job.config.cache.path, worker.others(missing)
+    with Pipeline(job, done) as pipeline:
         held = pipeline.write(worker.own(missing))
-        others = worker.others(missing)
-        committed = set(
-            find_committed(root, others)
-        )  # one look, where looking for each would take long
-        pipeline.advance(committed)
-        held += pipeline.write(group for group in others if group not in committed)
+        there = set(find_committed(root, others))  # one look: one for each group takes long
+        pipeline.skip(there)
+        held += pipeline.write(group for group in others if group not in there)
         held = pipeline.write(held)  # a holder may have died, or only looked
         for group in held if worker.leads else ():
             holder = read_holder(root, group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
-    warn_of_shrunk(pipeline.shrunk, plan.config)
     return pipeline
 
 
-def _score_once(
-    config: Config, manifest: Manifest, worker: Worker, progress: Progress
-) -> TeacherScore | None:
-    """How right the teacher is; of several workers found by one that sees all groups. None for the others."""
-    root, complete = config.cache.path, manifest.complete_views
+def finish_cache(config: Config, worker: Worker, progress: Progress) -> TeacherScore | None:
+    """Record which views are complete and, once all are, score the teacher.
+
+    Of several workers the one that sees all groups scores; the others return None.
+    """
+    root = config.cache.path
+    manifest = complete_views(root)
+    complete = manifest.complete_views
     if any(complete[split] < layout.num_views for split, layout in manifest.layouts.items()):
         return None
     with take_lease(root, SCORE, wait=True):
         if worker.count > 1 and read_manifest(root).information.get("scored_views") == complete:
             return None
-        score = score_teacher(
-            root, manifest, num_classes=config.dataset.num_classes, progress=progress
-        )
+        classes = config.dataset.num_classes
+        score = score_teacher(root, manifest, num_classes=classes, progress=progress)
         add_information(root, {**score.to_information(), "scored_views": complete})
     return score
 
 
 def warn_of_shrunk(views: list[dict], config: Config) -> None:
-    """Say once that validation images were scaled down."""
+    """Warn once that validation images were scaled down; `views` are their parameters."""
     if views:
         log.warning(
-            "%d validation images are larger than dataset.val_size (%s pixels, height and width) and were scaled down "
-            "with their labels, the first from %s to %s: mIoU is measured on the smaller images",
+            "%d validation images are larger than dataset.val_size (%s pixels, height and width) "
+            "and were scaled down with their labels, the first from %s to %s: "
+            "mIoU is measured on the smaller images",
             len(views), list(config.dataset.val_hw), list(views[0]["image_hw"]), list(views[0]["image_box"][2:]),
         )  # fmt: skip

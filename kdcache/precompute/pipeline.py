@@ -1,16 +1,17 @@
-"""Phase one at work: views of the next groups are drawn, the teacher is asked, finished groups are written, all at once.
+"""Phase one at work: draw the next groups' views, ask the teacher, write finished groups, all at once.
 
-A shard group passes from the drawing threads through the thread that calls, where the teacher is, to a writing thread, and
-takes its lease with it. How many are on the way is fixed, and with it the memory.
+A shard group passes from the drawing threads through the calling thread, which asks the teacher,
+to a writing thread, and takes its lease with it. The number of groups in flight is fixed, and with
+it the memory.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +26,17 @@ from kdcache.data.voc import Split
 from kdcache.machine.memory import count_own_cores, find_free_ram
 from kdcache.machine.workers import find_worker
 from kdcache.models.teacher import Teacher
-from kdcache.precompute.answers import GroupAnswers, View, collect_views, start_views
-from kdcache.precompute.encoder import Encoder
-from kdcache.progress import Bar
+from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views
 
 MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
-MOST_GROUPS = MOST_AHEAD + 1 + MOST_WRITERS  # on the way at once in one process
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be built, and what it takes: settings, manifest, checked data set, teacher, bases of lowrank levels."""
+class Job:
+    """A cache to build, and what that takes.
+
+    splits: "train" and "val", every file checked. bases: lowrank level -> float32 [C, R].
+    """
 
     config: Config
     manifest: Manifest
@@ -45,17 +46,18 @@ class Plan:
 
     @property
     def encoder(self) -> Encoder:
-        """Of this cache's encodings, on the teacher's device."""
+        """Encodes answers as this cache stores them, on the teacher's device."""
         return Encoder(self.manifest.encodings, self.bases, self.teacher.device)
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Threads that draw, threads that write, and how many groups are drawn ahead of the one the teacher is asked about.
+    """Numbers of drawing threads, of writing threads, and of groups drawn ahead of the teacher.
 
-    In memory are at most the views of `ahead` groups, the answers to one and what `writers` write. At 512x512 and 16 samples a
-    group that is 17 MB for views and 254 MB for all that a group stores: 2 x 254 + 17 = 525 MB with two cores,
-    9 x 254 + 2 x 17 = 2.3 GB from 16 cores on; with a codec each writer has the chunks of one array besides.
+    Memory holds at most the views of `ahead` groups, the answers about one, and what `writers`
+    write. At 512x512 and 16 samples a group, views are 17 MB and all arrays 254 MB:
+    2 x 254 + 17 = 525 MB with two cores, 9 x 254 + 2 x 17 = 2.3 GB with 16 cores or more. With a
+    codec each writer also has the chunks of one array.
     """
 
     drawers: int
@@ -64,24 +66,27 @@ class Crew:
 
     @property
     def most_groups(self) -> int:
-        """Groups on the way at once, each under its lease: what an interruption can cost."""
+        """Groups in flight at once, each under its lease: what an interruption can cost."""
         return self.ahead + 1 + self.writers
 
 
 def choose_crew(group_bytes: int) -> Crew:
-    """For the cores of this process: 1 writer on two, 8 on 16, as one hashes and copies less than 1 GB/s; fewer where groups
-    of that size would take more than half of the free memory; both are shared with the other workers of the machine."""
+    """A crew for the cores and the free memory of this process.
+
+    One writer for two cores, 8 for 16, since one hashes and copies less than 1 GB/s; fewer if
+    groups of `group_bytes` would take more than half of the free memory. The workers of a machine
+    share both.
+    """
     cores = count_own_cores()
     most_held = find_free_ram() // 2 // find_worker().local_count // group_bytes
     writers = max(min(cores // 2, MOST_WRITERS, most_held - 1), 1)
-    return Crew(
-        drawers=min(max(cores, 2), MOST_DRAWERS), writers=writers, ahead=min(writers, MOST_AHEAD)
-    )
+    drawers, ahead = min(max(cores, 2), MOST_DRAWERS), min(writers, MOST_AHEAD)
+    return Crew(drawers=drawers, writers=writers, ahead=ahead)
 
 
 @dataclass
-class _Job:
-    """One group on its way; `held` gives its lease back."""
+class _Flight:
+    """One group in flight; closing `held` returns its lease."""
 
     group: Group
     lease: Lease
@@ -91,37 +96,31 @@ class _Job:
 
 
 class Pipeline:
-    """Writes shard groups; a context, at whose end no thread runs and no lease is held.
+    """Writes shard groups. A context: after it no thread runs and no lease is held.
 
-    An error ends it: the first one is raised, in the thread that calls. Groups that the teacher has been asked about are still
-    committed, unless it was writing that failed; then only those whose writing has begun.
+    The first error ends it and is raised in the calling thread. Groups that the teacher has been
+    asked about are still committed, unless the error came from writing; then only those whose
+    writing has begun are.
 
-    asking: held while the teacher is asked about a group and until there is room to write it. room: for groups that are being
-    written, as many as the crew has writers. Where several pipelines share both, they hold the answers of one.
-    written: groups committed by this process; written_bytes: of their shard files. shrunk: parameters of the
-    validation views among them that were scaled down.
+    Args:
+        done: called with each group that is in the cache now and the bytes that this process
+            wrote, 0 if another process wrote it; from several threads, one call at a time.
+
+    Attributes:
+        written: groups that this process committed. written_bytes: size of their shard files.
+        shrunk: view parameters of the validation images among them that were scaled down.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        bar: Bar,
-        *,
-        asking: AbstractContextManager | None = None,
-        room: threading.Semaphore | None = None,
-    ) -> None:
-        self.plan, self.bar, self.crew = plan, bar, choose_crew(_largest_group(plan.manifest))
-        self.asking = asking or nullcontext()
-        self.encoder = plan.encoder
+    def __init__(self, job: Job, done: Callable[[Group, int], None]) -> None:
+        self.job, self.done = job, done
+        self.crew, self.encoder = choose_crew(_measure_largest_group(job.manifest)), job.encoder
         self.written: list[Group] = []
         self.written_bytes = 0
         self.shrunk: list[dict] = []
         self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
         self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write")
-        self.room = room or threading.Semaphore(
-            self.crew.writers
-        )  # no group waits in a queue, with all its memory
-        self._drawn: deque[_Job] = deque()
+        self._room = threading.Semaphore(self.crew.writers)  # no group waits in a queue, in memory
+        self._drawn: deque[_Flight] = deque()
         self._writing: list[Future[None]] = []
         self._error: BaseException | None = None  # the first that a writer met
         self._lock = threading.Lock()
@@ -133,19 +132,20 @@ class Pipeline:
         first = self._error or error
         try:
             self._writers.shutdown()
-        finally:  # Ctrl-C once more
-            for job in self._drawn:
-                job.held.close()
+        finally:  # even if Ctrl-C comes again
+            for flight in self._drawn:
+                flight.held.close()
             self._drawers.shutdown(cancel_futures=True)
         if first is not None and first is not error:
             raise first from None
 
     def write(self, groups: Iterable[Group], *, wait: bool = False) -> list[Group]:
-        """Compute and commit those that are not there; returns those that other processes hold.
+        """Compute and commit the groups that are missing; return those that other processes hold.
 
         Args:
-            groups: each is taken once there is room for it.
-            wait: for those. Nothing may be on the way then, or two processes could wait for each other: one group a call.
+            groups: the next is taken as soon as there is room for it.
+            wait: wait for the groups that others hold. Give one group a call and have none in
+                flight, or two processes could wait for each other.
         """
         held = []
         for group in groups:
@@ -155,92 +155,86 @@ class Pipeline:
                 self._ask_next()
         while self._drawn:
             self._ask_next()
-        self._wait_for_writers()
+        for writing in self._writing:
+            writing.result()
+        self._check()
         return held
 
-    def advance(self, groups: Iterable[Group]) -> None:
+    def skip(self, groups: Iterable[Group]) -> None:
         """Count groups that other processes have committed."""
         for group in groups:
-            self._advance(group, size_bytes=0)
+            self._tell(group, 0)
 
     def _begin(self, group: Group, *, wait: bool) -> bool:
-        """Take the lease and begin to draw, unless the group is there meanwhile; False where another process holds it."""
-        root = self.plan.config.cache.path
+        """Take the lease and start drawing, unless the group is there; False if another holds it."""
         self._check()
-        if has_record(
-            root, group
-        ):  # looked at first: of many workers each meets what the others have done
-            self._advance(group, size_bytes=0)
+        if self._is_there(group):  # before the lease: most groups here are done by other workers
             return True
         with ExitStack() as held:
+            root, config = self.job.config.cache.path, self.job.config
             lease = held.enter_context(take_lease(root, group.name, wait=wait))
             if lease is None:
                 return False
             look_again(root)
-            if has_record(root, group):
-                self._advance(group, size_bytes=0)
-                return True
-            views = start_views(
-                self.plan.config, group, splits=self.plan.splits, pool=self._drawers
-            )
-            self._drawn.append(_Job(group, lease, held.pop_all(), views))
+            if not self._is_there(group):
+                views = start_views(config, group, splits=self.job.splits, pool=self._drawers)
+                self._drawn.append(_Flight(group, lease, held.pop_all(), views))
         return True
 
-    def _ask_next(self) -> None:
-        """Ask the teacher about the group drawn first, and hand it over to a writer once one is free."""
-        job = self._drawn[0]
-        job.answers = GroupAnswers(
-            collect_views(job.group, job.views, splits=self.plan.splits), self.encoder
-        )
-        with self.asking:
-            for rows in job.answers.batches(self.plan.config.teacher.batch_size):
-                self._check()
-                job.answers.ask(self.plan.teacher, rows)
-            self.room.acquire()
-        self._writing = [writing for writing in self._writing if not writing.done()]
-        self._writing.append(self._writers.submit(self._write, job))
-        self._drawn.popleft()  # after that, so that Ctrl-C finds it here or there
+    def _is_there(self, group: Group) -> bool:
+        there = has_record(self.job.config.cache.path, group)
+        if there:
+            self._tell(group, 0)
+        return there
 
-    def _write(self, job: _Job) -> None:
-        """In a writing thread: the group's way to its end."""
+    def _ask_next(self) -> None:
+        """Ask the teacher about the group drawn first; pass it to a writer once one is free."""
+        flight, job = self._drawn[0], self.job
+        drawn = collect_views(flight.group, flight.views, splits=job.splits)
+        flight.answers = GroupAnswers(drawn, self.encoder)
+        for rows in flight.answers.batches(job.config.teacher.batch_size):
+            self._check()
+            flight.answers.ask(job.teacher, rows)
+        self._room.acquire()
+        self._writing = [writing for writing in self._writing if not writing.done()]
+        self._writing.append(self._writers.submit(self._write, flight))
+        self._drawn.popleft()  # only now, so that Ctrl-C finds the group in one of the two lists
+
+    def _write(self, flight: _Flight) -> None:
+        """Commit the group and return its lease; runs in a writing thread."""
         try:
-            with job.held.pop_all():
-                if self._error is None:  # what one was refused, the next would be, too
-                    self._commit(job)
+            with flight.held.pop_all():
+                if self._error is None:  # what failed for one group would fail for the next
+                    self._commit(flight)
         except BaseException as error:
             with self._lock:
                 self._error = self._error or error
         finally:
-            job.answers = None  # before there is room for others
-            self.room.release()
+            flight.answers = None  # free the memory before another group takes the room
+            self._room.release()
 
-    def _commit(self, job: _Job) -> None:
-        contents = job.answers.wait()
-        root, manifest = self.plan.config.cache.path, self.plan.manifest
-        size_bytes = write_group(root, manifest, job.group, contents=contents, lease=job.lease)
+    def _commit(self, flight: _Flight) -> None:
+        contents = flight.answers.wait()
+        root, manifest, group = self.job.config.cache.path, self.job.manifest, flight.group
+        size_bytes = write_group(root, manifest, group, contents=contents, lease=flight.lease)
         with self._lock:
-            self.written.append(job.group)
+            self.written.append(group)
             self.written_bytes += size_bytes
-            self.shrunk += _find_shrunk(job.group, contents)
-        self._advance(job.group, size_bytes=size_bytes)
+            self.shrunk += _find_shrunk(group, contents)
+        self._tell(group, size_bytes)
 
-    def _advance(self, group: Group, *, size_bytes: int) -> None:
+    def _tell(self, group: Group, size_bytes: int) -> None:
         with self._lock:
-            self.bar.advance(group.stop - group.start, size_bytes=size_bytes)
+            self.done(group, size_bytes)
 
     def _check(self) -> None:
-        """Raises the first error that a writer met."""
+        """Raise the first error that a writer met."""
         if self._error is not None:
             raise self._error
 
-    def _wait_for_writers(self) -> None:
-        for writing in self._writing:
-            writing.result()
-        self._check()
 
-
-def _largest_group(manifest: Manifest) -> int:
-    """Bytes of a full shard group, and of the chunks of its largest array where they are coded."""
+def _measure_largest_group(manifest: Manifest) -> int:
+    """Bytes of a full shard group, and of the chunks of its largest array if they are coded."""
 
     def measure(layout: SplitLayout) -> int:
         group = layout.group(0, 0)
@@ -251,8 +245,6 @@ def _largest_group(manifest: Manifest) -> int:
 
 
 def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
-    return [
-        view
-        for view in contents.views
-        if group.split == "val" and view["image_box"][2:] != view["image_hw"]
-    ]
+    if group.split != "val":
+        return []
+    return [view for view in contents.views if view["image_box"][2:] != view["image_hw"]]

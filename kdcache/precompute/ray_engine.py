@@ -1,239 +1,275 @@
-"""Phase one on Ray: an actor a GPU, a task a shard group; an actor that is lost is replaced, its groups are given to others.
+"""Phase one on Ray: one task a worker, which does what a worker of torchrun or SLURM does.
 
-Nothing here keeps books of what is done. Actors open the cache, take leases and commit as all processes do: a group is there
-once its record is, whoever died. With `ray_actor` and `ray_cluster` the only module that needs Ray.
+Ray only places workers and reports those it loses. Nothing here records what is done: workers open
+the cache, take leases and commit groups like all processes; a group is there once its record is.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
+import socket
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import Group, manifest_path
-from kdcache.cache.lease import read_holder
+from kdcache.cache.layout import Group, manifest_path, record_name
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.records import has_record, look_again
+from kdcache.cache.records import has_record, list_records, look_again
 from kdcache.config import Config
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.machine.workers import Worker
-from kdcache.precompute.build import BuildSummary, finish_cache, warn_of_shrunk
-from kdcache.precompute.ray_actor import GroupWriter, Opened, Outcome, Staff, choose_staff
-from kdcache.precompute.ray_cluster import connect, list_machines, make_absolute
+from kdcache.precompute.build import (
+    BuildSummary,
+    finish_cache,
+    open_job,
+    prepare_job,
+    warn_of_shrunk,
+    write_missing,
+)
+from kdcache.precompute.ray_cluster import (
+    Pool,
+    choose_pool,
+    connect,
+    count_neighbours,
+    list_machines,
+    make_absolute,
+)
 from kdcache.progress import Bar, Progress, Silent
 from kdcache.storage.place import Place
 
 log = logging.getLogger("kdcache")
-PATIENCE_S = 60.0  # until the first actor has begun
-SEEN_WITHIN_S, LOOK_EVERY_S = 60.0, 1.0
-MOST_LOSSES = 3  # of as many actors as there are to be, while no group is committed
+PATIENCE_S = 60.0  # until the first worker has started
+SEEN_WITHIN_S, LOOK_EVERY_S = 60.0, 1.0  # network file systems show new files late
+MOST_LOSSES = 3  # times the number of workers, while no group is committed
 
 
 def build_with_ray(
     config: Config, *, num_workers: int | None = None, progress: Progress | None = None
 ) -> BuildSummary:
-    """`build_cache` by actors on the Ray cluster that is there (RAY_ADDRESS, or one of this machine), else on a local Ray.
+    """Like `build_cache`, by workers on a Ray cluster (RAY_ADDRESS, or this machine's), else a local Ray.
 
-    Every machine must have data set and weights where the settings say, and see the cache's folder; this one only that. On CPUs
-    an actor has as many threads as this process: with equal threads the bytes are equal, however many actors there are.
+    Every machine must have data set and weights where the settings say, and share the cache's
+    folder; this machine needs only the folder. On CPUs a worker has as many threads as this
+    process: with equal threads the bytes are equal, however many workers there are.
 
     Args:
-        num_workers: actors; None: one a GPU, without GPUs as many as the CPUs have room for.
+        num_workers: None: one a GPU; without GPUs as many as the CPUs have room for.
 
-    Raises: SettingsError, DataError, TeacherError or CacheError, those of actors, too; committed groups are kept.
+    Raises: SettingsError, DataError, TeacherError or CacheError, also of workers; committed groups
+        are kept.
     """
     progress, began_s, config = progress or Silent(), time.monotonic(), make_absolute(config)
     with connect():
-        foreman = _Foreman(config, choose_staff(config, num_workers))
+        driver = _Driver(config, choose_pool(config, num_workers))
         try:
-            _write_missing(foreman, progress)
+            driver.run(progress)
         finally:
-            foreman.dismiss()
-    size_bytes, worker = foreman.written_bytes, Worker()
-    return finish_cache(
-        config,
-        foreman.written,
-        size_bytes=size_bytes,
-        worker=worker,
-        progress=progress,
-        began_s=began_s,
-    )
+            driver.stop()
+    score = finish_cache(config, Worker(), progress)
+    num_samples = sum(group.stop - group.start for group in driver.written)
+    return BuildSummary(num_samples, driver.written_bytes, time.monotonic() - began_s, score)
 
 
-def _write_missing(foreman: _Foreman, progress: Progress) -> None:
-    """Write what is missing; groups that processes outside hold last of all."""
-    with progress.start("starting the first worker", total=1, unit="workers") as bar:
-        missing = foreman.find_missing()
-        bar.advance(1)
-    with progress.start(
-        "asking the teacher", total=sum(g.stop - g.start for g in missing), unit="samples"
-    ) as bar:
-        held = foreman.write(missing, bar)
-        for group in held:
-            holder = read_holder(foreman.root, group.name)
-            log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
-        foreman.write(held, bar, wait=True)
-    warn_of_shrunk(foreman.shrunk, foreman.config)
+@dataclass(frozen=True)
+class _Started:
+    """A worker has opened the cache. missing: groups that it found missing."""
+
+    host: str
+    missing: list[Group]
 
 
-class _Foreman:
-    """Gives groups to actors, to each as many as it takes at once, and puts another in the place of one that is lost.
+@dataclass(frozen=True)
+class _Written:
+    group: Group
+    size_bytes: int
 
-    A new actor, not Ray's restart of the old one: what that one was doing would wait until a machine like the lost one comes.
 
-    written: groups committed by the actors; written_bytes: of their shard files. shrunk: parameters of the validation views
-    among them that were scaled down.
+Event = _Started | _Written | str  # str: a warning
+
+
+def _work(config: Config, worker: Worker, pool: Pool) -> Iterator[Event]:
+    """The task: one worker, from weights and data set to its last group. Yields its events."""
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(count_neighbours(pool))}
+    events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            with _hear_warnings(events.put):
+                job, missing = open_job(prepare_job(config, Silent()))
+                events.put(_Started(socket.gethostname(), missing))
+                done = write_missing(job, missing, worker, tell)
+                warn_of_shrunk(done.shrunk, config)
+        except BaseException as error:
+            events.put(error)
+        events.put(None)
+
+    def tell(group: Group, size_bytes: int) -> None:
+        if size_bytes:  # others tell what they have written
+            events.put(_Written(group, size_bytes))
+
+    threading.Thread(target=run).start()
+    while (event := events.get()) is not None:
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+
+
+class _Driver:
+    """Starts the workers, shows their progress, and starts another in place of a lost one.
+
+    Attributes:
+        written: groups that the workers committed. written_bytes: size of their shard files.
     """
 
-    def __init__(self, config: Config, staff: Staff) -> None:
-        self.config, self.staff, self.root = config, staff, config.cache.path
+    def __init__(self, config: Config, pool: Pool) -> None:
+        self.config, self.pool, self.root = config, pool, config.cache.path
         self.written: list[Group] = []
         self.written_bytes = 0
-        self.shrunk: list[dict] = []
-        self._actors: set[ActorHandle] = set()
-        self._opened: dict[ActorHandle, Opened] = {}
-        self._asked: dict[
-            ray.ObjectRef, tuple[ActorHandle, Group | None]
-        ] = {}  # None: to open the cache
+        self._task = ray.remote(_work).options(**pool.options)
+        self._tasks: dict[ray.ObjectRefGenerator, int] = {}  # -> rank
+        self._started: set[int] = set()  # ranks
+        self._left: dict[Group, None] | None = None  # not known to be there; None: nobody started
+        self._bar: Bar = Silent().start("", total=None, unit="")
         self._said: set[str] = set()
-        self._losses = 0  # since a group was committed
-        self._lost: set[Group] = set()  # what lost actors had; they may have committed it
-        for _ in range(staff.count):
-            self._hire()
+        self._losses, self._lost = 0, False  # _losses: since a group was committed
 
-    def find_missing(self) -> list[Group]:
-        """The groups to be written, as the first actor finds them that can begin."""
-        while not self._opened:
-            self._take_answer()
-        return next(iter(self._opened.values())).missing
+    def run(self, progress: Progress) -> None:
+        """Until every group is there."""
+        for rank in range(self.pool.count):
+            self._start(rank)
+        with progress.start("starting the first worker", total=1, unit="workers") as bar:
+            if not ray.wait(list(self._tasks), timeout=PATIENCE_S)[0]:
+                self._warn_of_waiting()
+            while self._left is None:
+                self._step()
+            bar.advance(1)
+        total = sum(group.stop - group.start for group in self._left)
+        with progress.start("asking the teacher", total=total, unit="samples") as self._bar:
+            while self._tasks:
+                self._step()
+            for group in list(self._left):  # written by others, or by workers that were lost
+                self._count(group, self._measure(group) if self._lost else 0)
 
-    def write(self, groups: list[Group], bar: Bar, *, wait: bool = False) -> list[Group]:
-        """Have these groups written; returns those that processes outside hold, unless told to `wait` for them."""
-        waiting, held = deque(groups), []
-        while waiting or any(group for _, group in self._asked.values()):
-            self._hand_out(waiting, wait=wait)
-            group, outcome = self._take_answer()
-            if group and outcome is None:
-                waiting.appendleft(group)
-            elif group and outcome.held:
-                held.append(group)
-            elif group:
-                self._count(group, outcome, bar)
-        return held
+    def stop(self) -> None:
+        """End all workers at once; what they have not committed is lost."""
+        for task in self._tasks:
+            ray.cancel(task, force=True)
 
-    def dismiss(self) -> None:
-        """End all actors at once; what they have not committed is lost."""
-        for actor in self._actors:
-            ray.kill(actor)
+    def _start(self, rank: int) -> None:
+        worker = Worker(rank, self.pool.count)
+        self._tasks[self._task.remote(self.config, worker, self.pool)] = rank
 
-    def _hire(self) -> None:
-        actor = ray.remote(GroupWriter).options(**self.staff.options).remote()
-        self._actors.add(actor)
-        self._asked[actor.open.remote(self.config, self.staff)] = actor, None
-
-    def _hand_out(self, waiting: deque[Group], *, wait: bool) -> None:
-        busy = Counter(actor for actor, group in self._asked.values() if group)
-        for actor, opened in self._opened.items():
-            for _ in range(min(opened.room - busy[actor], len(waiting))):
-                group = waiting.popleft()
-                self._asked[actor.write.remote(group, wait=wait)] = actor, group
-
-    def _take_answer(self) -> tuple[Group | None, Outcome | None]:
-        """Wait for an actor: a group and what became of it, None where the actor is lost; no group where one has begun."""
-        if not self._opened and not ray.wait(list(self._asked), timeout=PATIENCE_S)[0]:
-            self._warn_of_waiting()
-        [answer], _ = ray.wait(list(self._asked))
-        actor, group = self._asked.pop(answer)
+    def _step(self) -> None:
+        """Take one event."""
+        [task], _ = ray.wait(list(self._tasks))
+        rank = self._tasks.pop(task)
         try:
-            found = ray.get(answer)
-        except RayTaskError as error:  # raised by kdcache in the actor, which is as good as here
+            event = ray.get(next(task))
+        except StopIteration:
+            self._drop_waiting()
+        except RayTaskError as error:  # kdcache's own error, which is as good as here
             raise error.cause from error
         except RayError as error:
-            self._lose(actor, error)
-            self._lost |= {group} - {None}
-            return group, None
-        if group is None:
-            self._begin(actor, found)
-            return None, None
-        return group, found
+            self._restart(rank, error)
+        else:
+            self._tasks[task] = rank  # behind the others
+            self._take(event, rank)
 
-    def _warn_of_waiting(self) -> None:
-        """Ray says nothing while a cluster has no room for an actor, which may be for ever."""
-        [(kind, amount)] = self.staff.demand.items()
-        free = ray.available_resources().get(kind, 0)
-        log.warning(
-            "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest machine of the cluster has %g, "
-            "and %g are free in all; waiting for room, or for weights and data set to be read",
-            PATIENCE_S, self.staff.count, amount, kind, max(list_machines(kind)), free,
-        )  # fmt: skip
+    def _take(self, event: Event, rank: int) -> None:
+        if isinstance(event, str) and event not in self._said:
+            self._said.add(event)
+            log.warning("%s", event)
+        elif isinstance(event, _Started):
+            self._check_seen(manifest_path(self.root).is_file, "manifest.json", event.host)
+            self._started.add(rank)
+            self._left = dict.fromkeys(event.missing) if self._left is None else self._left
+        elif isinstance(event, _Written):
+            self._count(event.group, event.size_bytes)
 
-    def _begin(self, actor: ActorHandle, opened: Opened) -> None:
-        if not _is_seen(manifest_path(self.root).is_file):
-            raise _refuse_unshared(self.root, "manifest.json", opened.host)
-        for warning in opened.warnings:
-            if warning not in self._said:
-                log.warning("%s", warning)
-        self._said |= set(opened.warnings)
-        self._opened[actor] = opened
-
-    def _count(self, group: Group, outcome: Outcome, bar: Bar) -> None:
-        if not _is_seen(partial(self._has_record, group)):
-            raise _refuse_unshared(
-                self.root, f"commit record of {group.name}", "an actor's machine"
-            )
-        size_bytes = outcome.size_bytes or (self._measure(group) if group in self._lost else 0)
+    def _count(self, group: Group, size_bytes: int) -> None:
+        field = f"commit record of {group.name}"
+        self._check_seen(partial(self._has_record, group), field, "a worker's machine")
         if size_bytes:
             self.written.append(group)
             self.written_bytes += size_bytes
-            self.shrunk += outcome.shrunk
+        self._left.pop(group, None)
         self._losses = 0
-        bar.advance(group.stop - group.start, size_bytes=size_bytes)
+        self._bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
     def _has_record(self, group: Group) -> bool:
         look_again(self.root)
         return has_record(self.root, group)
 
     def _measure(self, group: Group) -> int:
-        """Bytes of the shard files of a group whose writer did not live to tell."""
+        """Bytes of the shard files of a group, from its commit record."""
         record = read_group_record(self.root, read_manifest(self.root), group)
         return sum(file.size_bytes for file in record.files.values())
 
-    def _lose(self, actor: ActorHandle, error: RayError) -> None:
-        """Replace an actor; each task that it had ends in such an error."""
-        if actor not in self._actors:
-            return
-        ray.kill(actor)  # it may be only out of reach
-        self._actors.remove(actor)
-        self._opened.pop(actor, None)
-        self._losses += 1
-        reason = (
-            str(error).strip().splitlines()[-1].strip()[:200]
-        )  # behind a traceback, or Ray's description of the actor
-        if self._losses > MOST_LOSSES * self.staff.count:
-            what = f"Ray has lost {self._losses} workers while no shard group was committed, the last one: {reason}"
+    def _drop_waiting(self) -> None:
+        """If nothing is missing, workers that have found no room yet need not start."""
+        there = list_records(self.root)
+        if all(record_name(group) in there for group in self._left or ()):
+            for task, rank in list(self._tasks.items()):
+                if rank not in self._started:
+                    ray.cancel(task, force=True)
+                    del self._tasks[task]
+
+    def _restart(self, rank: int, error: RayError) -> None:
+        """Start a lost worker again, on any machine with room. Raises CacheError if that is no use."""
+        self._started.discard(rank)
+        self._losses, self._lost = self._losses + 1, True
+        reason = str(error).strip().splitlines()[-1].strip()[:200]  # behind Ray's description
+        if self._losses > MOST_LOSSES * self.pool.count:
             raise CacheError(
-                f"{self.root}: {what}; mend that and run again, what is committed is kept"
+                f"{self.root}: Ray has lost {self._losses} workers while no shard group was "
+                f"committed, the last one: {reason}; mend that and run again, what is committed is kept"
             )
         log.warning("a worker was lost (%s); another takes its place", reason)
-        self._hire()
+        self._start(rank)
 
+    def _warn_of_waiting(self) -> None:
+        """Ray says nothing while a cluster has no room for a task, which may be forever."""
+        [(kind, amount)] = self.pool.demand.items()
+        free = ray.available_resources().get(kind, 0)
+        log.warning(
+            "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest machine "
+            "of the cluster has %g, and %g are free in all; waiting for room, or for weights and "
+            "data set to be read",
+            PATIENCE_S, self.pool.count, amount, kind, max(list_machines(kind)), free,
+        )  # fmt: skip
 
-def _is_seen(look: Callable[[], bool]) -> bool:
-    """Within a minute: only then a network file system need show what another machine has written."""
-    until_s = time.monotonic() + SEEN_WITHIN_S
-    while not (seen := look()) and time.monotonic() < until_s:
-        time.sleep(LOOK_EVERY_S)
-    return seen
+    def _check_seen(self, look: Callable[[], bool], field: str, host: str) -> None:
+        """Raise CacheError unless `look` becomes true soon: the folder is not shared."""
+        until_s = time.monotonic() + SEEN_WITHIN_S
+        while not (seen := look()) and time.monotonic() < until_s:
+            time.sleep(LOOK_EVERY_S)
+        if not seen:
+            raise _refuse_unshared(self.root, field, host)
 
 
 def _refuse_unshared(root: Place, field: str, host: str) -> CacheError:
     found, expected = Phrase("missing here"), Phrase(f"there, as {host} has written it")
     cure = "set cache.path to a folder that all machines of the cluster share"
     return CacheError(describe(root, field=field, found=found, expected=expected, cure=cure))
+
+
+@contextmanager
+def _hear_warnings(hear: Callable[[str], None]) -> Iterator[None]:
+    """Pass on kdcache's warnings: nobody reads a worker's stderr."""
+    handler = logging.Handler()
+    handler.emit = lambda record: hear(record.getMessage())
+    logger = logging.getLogger("kdcache")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -127,7 +127,7 @@ def precision_of(learner: Learner) -> str:
 def time_writing() -> Iterator[list[float]]:
     """Seconds of phase one's part from the first batch to the last commit, one entry for each build in the block."""
     times_s: list[float] = []
-    original = build._write_missing
+    original = build.write_missing
 
     def timed(*args: object, **options: object) -> object:
         began_s = time.perf_counter()
@@ -136,5 +136,5 @@ def time_writing() -> Iterator[list[float]]:
         finally:
             times_s.append(time.perf_counter() - began_s)
 
-    with patch.object(build, "_write_missing", timed):
+    with patch.object(build, "write_missing", timed):
         yield times_s

@@ -28,8 +28,7 @@ from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.machine.workers import Worker
 from kdcache.precompute import build, pipeline
-from kdcache.precompute.pipeline import Crew, Pipeline, Plan
-from kdcache.progress import Bar, Silent
+from kdcache.precompute.pipeline import Crew, Job, Pipeline
 from tests.bench.data import make_ids
 
 STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.durable
@@ -134,8 +133,8 @@ class Life:
 class BarePipeline(Pipeline):
     """The way of groups through the pipeline without its threads: what is begun is written at once, by its caller."""
 
-    def __init__(self, plan: Plan, bar: Bar) -> None:
-        self.plan, self.bar, self.crew = plan, bar, Crew(drawers=1, writers=1, ahead=0)
+    def __init__(self, job: Job, done: Callable[[Group, int], None]) -> None:
+        self.job, self.done, self.crew = job, done, Crew(drawers=1, writers=1, ahead=0)
         self.written, self.shrunk, self._writing, self._drawn = [], [], [], deque()
         self._error, self._drawers, self._lock = None, None, threading.Lock()
 
@@ -145,20 +144,24 @@ class BarePipeline(Pipeline):
     def _begin(self, group: Group, *, wait: bool) -> bool:
         ours = super()._begin(group, wait=wait)
         if not self._drawn:
-            self.plan.teacher.clock.count("met")
+            self.job.teacher.clock.count("met")
         return ours
 
     def _ask_next(self) -> None:
-        job, life, manifest = self._drawn.popleft(), self.plan.teacher, self.plan.manifest
-        contents = life.answer(manifest.layouts[job.group.split], job.group)
-        life.draw_fate(job.group)
-        with job.held, life.clock.time("writing"):
+        flight, life, manifest = self._drawn.popleft(), self.job.teacher, self.job.manifest
+        contents = life.answer(manifest.layouts[flight.group.split], flight.group)
+        life.draw_fate(flight.group)
+        with flight.held, life.clock.time("writing"):
             write_group(
-                self.plan.config.cache.path, manifest, job.group, contents=contents, lease=job.lease
+                self.job.config.cache.path,
+                manifest,
+                flight.group,
+                contents=contents,
+                lease=flight.lease,
             )
             if life.fate.due is not None:
-                raise Killed(job.group.name)
-        self.written.append(job.group)
+                raise Killed(flight.group.name)
+        self.written.append(flight.group)
 
 
 def run_workers(
@@ -179,7 +182,7 @@ def run_workers(
         for number in itertools.count():
             life = Life(f"{rank} {number}", share, fate, clock)
             clock.count("begun")
-            if _survives(Plan(config, manifest, {}, life, {}), Worker(rank, num_workers)):
+            if _survives(Job(config, manifest, {}, life, {}), Worker(rank, num_workers)):
                 return
             clock.count("killed")
 
@@ -188,13 +191,13 @@ def run_workers(
     return record
 
 
-def _survives(plan: Plan, worker: Worker) -> bool:
+def _survives(plan: Job, worker: Worker) -> bool:
     """One life, as `build_cache` has it behind the reading of the data set. What was killed leaves its files and its lease's."""
     root, clock, fate = plan.config.cache.path, plan.teacher.clock, plan.teacher.fate
     try:
         with clock.time("opening"):
-            plan, missing = build.open_plan(plan)
-        build._write_missing(plan, missing, worker, Silent())
+            plan, missing = build.open_job(plan)
+        build.write_missing(plan, missing, worker, lambda group, size_bytes: None)
     except Killed as death:
         fate.due = None
         lease_path(

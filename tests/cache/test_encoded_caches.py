@@ -141,7 +141,7 @@ def test_training_reads_the_stored_numbers_only(roots):
 
 def test_building_again_learns_no_basis_and_writes_nothing(root, quick_data, monkeypatch):
     monkeypatch.setattr(
-        "kdcache.precompute.learning.learn_bases",
+        "kdcache.precompute.bases.learn_bases",
         lambda *args, **kwargs: pytest.fail("learned again"),
     )
     before = quick.snapshot(root)
@@ -325,7 +325,7 @@ def test_a_lost_manifest_is_made_anew_by_a_process_of_other_ways(root, quick_dat
     before = quick.snapshot(root)
     (root / "manifest.json").unlink()
     monkeypatch.setattr(
-        "kdcache.precompute.learning.learn_bases",
+        "kdcache.precompute.bases.learn_bases",
         lambda *args, **kwargs: pytest.fail("learned again"),
     )
     assert build_cache(make_config(encoded_given(quick_data, root, "compact"))).num_samples == 0
@@ -337,7 +337,7 @@ def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(
     quick_data, tmp_path, monkeypatch, looked_too_early
 ):
     config = make_config(encoded_given(quick_data, tmp_path / "cache", "compact"))
-    late = phase_one.make_plan(config, Silent())  # before there is a cache
+    late = phase_one.prepare_job(config, Silent())  # before there is a cache
     finish = BasisLearner.finish
     monkeypatch.setattr(
         BasisLearner,
@@ -357,7 +357,7 @@ def test_a_process_that_began_at_the_same_time_takes_the_basis_that_is_there(
 
     adopt_bases = phase_one.adopt_bases
     monkeypatch.setattr(phase_one, "adopt_bases", build_meanwhile)
-    adopted, missing = phase_one.open_plan(late)
+    adopted, missing = phase_one.open_job(late)
     assert not missing and adopted.manifest.identity == read_manifest(config.cache.path).identity
     assert quick.snapshot(config.cache.path) == before
     assert hash_basis(adopted.bases["low"]) != hash_basis(late.bases["low"])

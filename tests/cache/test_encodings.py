@@ -14,7 +14,7 @@ from kdcache.config.parser import make_config
 from kdcache.errors import SettingsError
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.losses.target import Target
-from kdcache.precompute import answers
+from kdcache.precompute import group
 
 
 def make_features(seed: int = 0, shape: tuple = (3, 8, 6, 5)) -> torch.Tensor:
@@ -151,7 +151,7 @@ def test_any_finite_answer_comes_back_finite(seed, size, kind):
 
 
 def test_every_encoding_has_a_largest_answer():
-    assert set(answers.LARGEST) == set(KINDS)
+    assert set(group.LARGEST) == set(KINDS)
 
 
 @pytest.mark.parametrize("encoding", [{"low": ["int8"]}, {"low": {}}, 3])

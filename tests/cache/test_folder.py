@@ -20,8 +20,8 @@ from kdcache.cache.records import write_record
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError
-from kdcache.precompute.answers import collect_views
 from kdcache.precompute.build import build_cache
+from kdcache.precompute.group import collect_views
 from kdcache.precompute.repair import repair_cache
 from tests.support.quick import snapshot
 

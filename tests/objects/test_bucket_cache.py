@@ -13,7 +13,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
 from kdcache.objects.path import ObjectPath
-from kdcache.precompute.build import build_cache, make_plan
+from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.repair import repair_cache
 from kdcache.progress import Silent
 from kdcache.storage.place import find_place
@@ -138,7 +138,7 @@ def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, caps
     quick.build_quick(quick_data, bucket, views=1)
     layout = read_manifest(bucket).layouts["train"]
     config = make_config(quick.quick_given(quick_data, bucket))
-    open_for_writing(bucket, make_plan(config, Silent()).manifest)
+    open_for_writing(bucket, prepare_job(config, Silent()).manifest)
     lost = shard_path(
         bucket, layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0)
     )
@@ -210,7 +210,7 @@ def test_a_worker_that_finds_everything_ready_takes_no_lease_for_documents(
         "kdcache.objects.folder.take_object_lease", lambda *args, **_: taken.append(args)
     )
     assert (
-        open_for_writing(bucket, make_plan(config, Silent()).manifest)
+        open_for_writing(bucket, prepare_job(config, Silent()).manifest)
         == manifest
         == complete_views(bucket)
     )

@@ -19,8 +19,8 @@ from kdcache.objects import lease as leases
 from kdcache.objects.folder import _holds
 from kdcache.objects.path import AlreadyThereError
 from kdcache.objects.writer import put_own
-from kdcache.precompute.answers import compute_group
-from kdcache.precompute.build import build_cache, make_plan
+from kdcache.precompute.build import build_cache, prepare_job
+from kdcache.precompute.group import compute_group
 from kdcache.progress import Silent
 from kdcache.storage.lock import hold_folder
 from tests.objects.test_bucket_cache import read_all
@@ -106,7 +106,7 @@ def test_an_answer_that_was_lost_costs_no_lease(use_server):
 
 @pytest.fixture
 def plan(quick_data, bucket):
-    plan = make_plan(make_config(quick.quick_given(quick_data, bucket)), Silent())
+    plan = prepare_job(make_config(quick.quick_given(quick_data, bucket)), Silent())
     open_for_writing(bucket, plan.manifest)
     return plan
 

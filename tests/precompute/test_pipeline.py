@@ -17,8 +17,9 @@ from kdcache.cache.writer import write_group
 from kdcache.config.parser import make_config
 from kdcache.data import voc
 from kdcache.errors import CacheError, DataError, TeacherError
-from kdcache.precompute import answers, build, pipeline
-from kdcache.precompute.answers import GroupAnswers, compute_group
+from kdcache.precompute import build, pipeline
+from kdcache.precompute import group as shard_group
+from kdcache.precompute.group import GroupAnswers, compute_group
 from kdcache.precompute.pipeline import Crew, Pipeline, choose_crew
 from kdcache.progress import Silent
 from tests.support import quick
@@ -35,60 +36,64 @@ def data_root(tmp_path_factory):
 
 
 @pytest.fixture
-def plan(data_root, tmp_path, monkeypatch):
+def job(data_root, tmp_path, monkeypatch):
     """A cache whose folder is ready and empty, the stand-in teacher, two writers."""
     monkeypatch.setattr(build, "build_teacher", quick.make_quick_teacher)
     monkeypatch.setattr(pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=2, ahead=1))
-    return make_plan(make_config(quick.quick_given(data_root, tmp_path / "cache", views=NUM_VIEWS)))
+    return make_job(make_config(quick.quick_given(data_root, tmp_path / "cache", views=NUM_VIEWS)))
 
 
-def make_plan(config):
-    plan = build.make_plan(config, Silent())
-    open_for_writing(config.cache.path, plan.manifest)
-    return plan
+def make_job(config):
+    job = build.prepare_job(config, Silent())
+    open_for_writing(config.cache.path, job.manifest)
+    return job
 
 
-def all_groups(plan):
+def all_groups(job):
     return [
         g
         for split in ("val", "train")
-        for g in find_missing_groups(plan.config.cache.path, layout(plan, split))
+        for g in find_missing_groups(job.config.cache.path, layout(job, split))
     ]
 
 
-def layout(plan, split):
-    return plan.manifest.layouts[split]
+def layout(job, split):
+    return job.manifest.layouts[split]
 
 
-def write_all(plan):
-    with Silent().start("", total=None, unit="") as bar, Pipeline(plan, bar) as writing:
-        assert writing.write(all_groups(plan)) == []
+def ignore(group, size_bytes):
+    """Of progress."""
+
+
+def write_all(job):
+    with Pipeline(job, ignore) as writing:
+        assert writing.write(all_groups(job)) == []
     return writing
 
 
-def write_serially(plan):
+def write_serially(job):
     """What the pipeline replaces: one step after the other."""
-    root = plan.config.cache.path
-    for group in all_groups(plan):
+    root = job.config.cache.path
+    for group in all_groups(job):
         with take_lease(root, group.name) as lease, ThreadPoolExecutor(2) as pool:
-            asked = {"teacher": plan.teacher, "encoder": plan.encoder}
-            contents = compute_group(plan.config, group, splits=plan.splits, pool=pool, **asked)
-            write_group(root, plan.manifest, group, contents=contents, lease=lease)
+            asked = {"teacher": job.teacher, "encoder": job.encoder}
+            contents = compute_group(job.config, group, splits=job.splits, pool=pool, **asked)
+            write_group(root, job.manifest, group, contents=contents, lease=lease)
 
 
-def committed(plan) -> set[str]:
-    return {path.stem for path in plan.config.cache.path.glob("commits/*.json")}
+def committed(job) -> set[str]:
+    return {path.stem for path in job.config.cache.path.glob("commits/*.json")}
 
 
-def replace_teacher(plan, answer) -> None:
-    """`answer(true, call)` instead of the stand-in's answers, `call` from 0; a call is a group here."""
+def replace_teacher(job, answer) -> None:
+    """`answer(true, call)` instead of the stand-in's group, `call` from 0; a call is a group here."""
     calls, original = iter(range(10**6)), quick.QuickTeacher.__call__
     kind = type(
         "Changed",
         (quick.QuickTeacher,),
         {"__call__": lambda self, x: answer(original(self, x), next(calls))},
     )
-    plan.teacher.__class__ = kind
+    job.teacher.__class__ = kind
 
 
 @pytest.mark.parametrize("writers", [1, 3])
@@ -98,18 +103,18 @@ def test_the_bytes_are_those_of_one_step_after_the_other(
     monkeypatch.setattr(
         pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=writers, ahead=2)
     )
-    serial = make_plan(config)
+    serial = make_job(config)
     write_serially(serial)
     given["cache"]["path"] = str(tmp_path / "overlapped")
-    plan = make_plan(make_config(given))
-    groups = all_groups(plan)
-    assert sorted(write_all(plan).written) == sorted(groups)
-    assert snapshot(plan.config.cache.path) == snapshot(config.cache.path)
+    job = make_job(make_config(given))
+    groups = all_groups(job)
+    assert sorted(write_all(job).written) == sorted(groups)
+    assert snapshot(job.config.cache.path) == snapshot(config.cache.path)
 
 
-def test_the_next_group_is_drawn_while_the_teacher_answers(plan, monkeypatch):
+def test_the_next_group_is_drawn_while_the_teacher_answers(job, monkeypatch):
     drawn = threading.Event()
-    make_view = answers.draw_view
+    make_view = shard_group.draw_view
 
     def make_view_and_tell(config, sample, *, split, view):
         if split == "train":  # val is one group, the first
@@ -120,12 +125,12 @@ def test_the_next_group_is_drawn_while_the_teacher_answers(plan, monkeypatch):
         assert drawn.wait(PATIENCE_S), "nothing was drawn beside the first question"
         return true
 
-    monkeypatch.setattr(answers, "draw_view", make_view_and_tell)
-    replace_teacher(plan, answer_when_drawn)
-    write_all(plan)
+    monkeypatch.setattr(shard_group, "draw_view", make_view_and_tell)
+    replace_teacher(job, answer_when_drawn)
+    write_all(job)
 
 
-def test_the_teacher_goes_on_and_groups_are_written_at_once(plan, monkeypatch):
+def test_the_teacher_goes_on_and_groups_are_written_at_once(job, monkeypatch):
     """The first two writers wait for each other and for the question about the third group."""
     third_asked, both_write = threading.Event(), threading.Barrier(2)
 
@@ -141,13 +146,13 @@ def test_the_teacher_goes_on_and_groups_are_written_at_once(plan, monkeypatch):
         return true
 
     monkeypatch.setattr(pipeline, "write_group", write_when_asked)
-    replace_teacher(plan, answer_and_tell)
-    assert len(write_all(plan).written) == 11
+    replace_teacher(job, answer_and_tell)
+    assert len(write_all(job).written) == 11
 
 
-def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
+def test_no_more_groups_than_stated_are_on_the_way(job, monkeypatch):
     """Writers stand still until memory is full; it never gets fuller, then or later."""
-    crew, root, full = pipeline.choose_crew(1), plan.config.cache.path, threading.Event()
+    crew, root, full = pipeline.choose_crew(1), job.config.cache.path, threading.Event()
     alive, most = [], {"answers": 0, "leases": 0}
 
     class Counted(GroupAnswers):
@@ -168,46 +173,14 @@ def test_no_more_groups_than_stated_are_on_the_way(plan, monkeypatch):
 
     monkeypatch.setattr(pipeline, "GroupAnswers", Counted)
     monkeypatch.setattr(pipeline, "write_group", write_when_full)
-    write_all(plan)
+    write_all(job)
     assert most == {"answers": 1 + crew.writers, "leases": crew.most_groups}
 
 
-def test_pipelines_that_share_asking_and_room_hold_no_more_answers_than_one(plan, monkeypatch):
-    """As in an actor of Ray: a thread a group, each with a pipeline of its own."""
-    lock, full, held = threading.Lock(), threading.Event(), [0, 0]  # now, at most
-
-    def change(by: int) -> None:
-        with lock:
-            held[0] += by
-            held[1] = max(held)
-        if held[0] == 2:
-            full.set()
-
-    def write_when_full(*args, **kwargs):
-        assert full.wait(PATIENCE_S), "there is room, but the teacher waits"
-        time.sleep(0.05)
-        change(-1)
-        return write_group(*args, **kwargs)
-
-    def write_one(group):
-        with (
-            Silent().start("", total=None, unit="") as bar,
-            Pipeline(plan, bar, asking=asking, room=room) as writing,
-        ):
-            writing.write([group])
-
-    asking, room = threading.Lock(), threading.Semaphore(1)
-    replace_teacher(plan, lambda true, call: change(1) or true)
-    monkeypatch.setattr(pipeline, "write_group", write_when_full)
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(write_one, all_groups(plan)))
-    assert held == [0, 2]  # one that is asked about or waits for room, one that is written
-
-
-def fail_drawing(plan, monkeypatch):
-    bad = plan.splits["train"].samples[2]  # alone in the second group of each view
+def fail_drawing(job, monkeypatch):
+    bad = job.splits["train"].samples[2]  # alone in the second group of each view
     monkeypatch.setattr(
-        answers, "read_sample", lambda config, sample: read_or_fail(config, sample, bad)
+        shard_group, "read_sample", lambda config, sample: read_or_fail(config, sample, bad)
     )
     return DataError, "train-v0000-g00001"
 
@@ -218,31 +191,31 @@ def read_or_fail(config, sample, bad):
     return voc.read_sample(config, sample)
 
 
-def fail_asking(plan, monkeypatch, error=TeacherError):
+def fail_asking(job, monkeypatch, error=TeacherError):
     def answer(true, call):
         if call == 2:
             raise error("no answer")
         return true
 
-    replace_teacher(plan, answer)
+    replace_teacher(job, answer)
     return error, "train-v0000-g00001"
 
 
-def interrupt(plan, monkeypatch):
-    return fail_asking(plan, monkeypatch, KeyboardInterrupt)
+def interrupt(job, monkeypatch):
+    return fail_asking(job, monkeypatch, KeyboardInterrupt)
 
 
-def overflow(plan, monkeypatch):
+def overflow(job, monkeypatch):
     def answer(true, call):
         if call == 2:
             true["mid"][0, 1, 2, 0] = float("-inf")
         return true
 
-    replace_teacher(plan, answer)
+    replace_teacher(job, answer)
     return TeacherError, "train-v0000-g00001"
 
 
-def fill_disk(plan, monkeypatch, error=None):
+def fill_disk(job, monkeypatch, error=None):
     error, original = error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), durable.write_file
 
     def write_file(path, parts):
@@ -254,11 +227,11 @@ def fill_disk(plan, monkeypatch, error=None):
     return (CacheError if isinstance(error, OSError) else type(error)), "train-v0000-g00001"
 
 
-def break_writer(plan, monkeypatch):
-    return fill_disk(plan, monkeypatch, SystemExit("of a thread"))
+def break_writer(job, monkeypatch):
+    return fill_disk(job, monkeypatch, SystemExit("of a thread"))
 
 
-def lose_lease(plan, monkeypatch):
+def lose_lease(job, monkeypatch):
     def write_without(root, manifest, group, **kwargs):
         if group.name == "train-v0000-g00001":
             (root / "leases" / group.name).unlink()
@@ -273,35 +246,33 @@ def lose_lease(plan, monkeypatch):
     "fail", [fail_drawing, fail_asking, interrupt, overflow, fill_disk, break_writer, lose_lease], ids=lambda f: f.__name__
 )  # fmt: skip
 def test_an_error_leaves_no_commit_of_its_group_no_lease_and_no_thread(
-    plan, monkeypatch, tmp_path, fail, writers
+    job, monkeypatch, tmp_path, fail, writers
 ):
     monkeypatch.setattr(
         pipeline, "choose_crew", lambda *_: Crew(drawers=2, writers=writers, ahead=1)
     )
     threads = threading.active_count()
     with monkeypatch.context() as patch:
-        error, group = fail(plan, patch)
+        error, group = fail(job, patch)
         with pytest.raises(error):
-            write_all(plan)
+            write_all(job)
     assert threading.active_count() == threads
-    assert not list((plan.config.cache.path / "leases").iterdir())
+    assert not list((job.config.cache.path / "leases").iterdir())
     begun = {"val-v0000-g00000", "train-v0000-g00000"}
     in_flight = {"train-v0001-g00000", "train-v0001-g00001"}  # others that writers may have had
-    assert begun - committed(plan) <= ({"train-v0000-g00000"} if writers > 1 else set())
-    assert committed(plan) <= begun | in_flight and group not in committed(plan)
+    assert begun - committed(job) <= ({"train-v0000-g00000"} if writers > 1 else set())
+    assert committed(job) <= begun | in_flight and group not in committed(job)
 
-    plan.teacher.__class__ = quick.QuickTeacher
-    write_all(plan)
-    whole = make_plan(
-        make_config(
-            quick.quick_given(plan.config.dataset.root, tmp_path / "whole", views=NUM_VIEWS)
-        )
+    job.teacher.__class__ = quick.QuickTeacher
+    write_all(job)
+    whole = make_job(
+        make_config(quick.quick_given(job.config.dataset.root, tmp_path / "whole", views=NUM_VIEWS))
     )
     write_serially(whole)
-    assert snapshot(plan.config.cache.path) == snapshot(whole.config.cache.path)
+    assert snapshot(job.config.cache.path) == snapshot(whole.config.cache.path)
 
 
-def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(plan, monkeypatch):
+def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(job, monkeypatch):
     """Ctrl-C finds both writers at work: their groups are kept."""
     interrupted = threading.Event()
 
@@ -316,15 +287,15 @@ def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(pla
         return true
 
     monkeypatch.setattr(pipeline, "write_group", write_late)
-    replace_teacher(plan, answer)
+    replace_teacher(job, answer)
     with pytest.raises(KeyboardInterrupt):
-        write_all(plan)
-    assert committed(plan) == {"val-v0000-g00000", "train-v0000-g00000"}
+        write_all(job)
+    assert committed(job) == {"val-v0000-g00000", "train-v0000-g00000"}
 
 
-def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(plan, monkeypatch):
+def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(job, monkeypatch):
     """The teacher is in the middle of the next group, whose second batch is never asked about; the first error is the one."""
-    object.__setattr__(plan.config.teacher, "batch_size", 1)
+    object.__setattr__(job.config.teacher, "batch_size", 1)
     failed, calls = threading.Event(), []
 
     def refuse(*args, **kwargs):
@@ -340,72 +311,72 @@ def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(plan, monke
         return true
 
     monkeypatch.setattr(pipeline, "write_group", refuse)
-    replace_teacher(plan, answer)
+    replace_teacher(job, answer)
     with (
         pytest.raises(CacheError, match="the disk is gone"),
-        Silent().start("", total=None, unit="") as bar,
-        Pipeline(plan, bar) as writing,
+        Pipeline(job, ignore) as writing,
     ):
-        writing.write(all_groups(plan))
+        writing.write(all_groups(job))
     assert calls in ([0, 1], [0, 1, 2]) and not committed(
-        plan
+        job
     )  # it may be noted before the second group is begun
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), -70_000.0])
-def test_a_value_that_float16_cannot_hold_is_named_by_sample_and_level(plan, value):
+def test_a_value_that_float16_cannot_hold_is_named_by_sample_and_level(job, value):
     def answer(true, call):
         if call == 1:
             true["mid"][1, 1, 2, 0] = value
             true["high"][0, 0, 0, 0] = value  # a later level, though an earlier sample
         return true
 
-    replace_teacher(plan, answer)
+    replace_teacher(job, answer)
     with pytest.raises(TeacherError) as error:
-        write_all(plan)
-    sample = plan.splits["train"].samples[1].id
+        write_all(job)
+    sample = job.splits["train"].samples[1].id
     check_one_line(
         error,
         f"sample '{sample}': teacher's mid reaches {abs(value):g}, expected finite values up to 65504",
     )
 
 
-def test_batches_never_cross_a_shard_group(plan):
+def test_batches_never_cross_a_shard_group(job):
     sizes = []
-    object.__setattr__(plan.config.teacher, "batch_size", 3)
-    replace_teacher(plan, lambda true, call: sizes.append(len(true["logits"])) or true)
-    write_all(plan)
+    object.__setattr__(job.config.teacher, "batch_size", 3)
+    replace_teacher(job, lambda true, call: sizes.append(len(true["logits"])) or true)
+    write_all(job)
     assert sizes == [2] + NUM_VIEWS * [2, 1]
 
 
-def test_progress_moves_at_commits(plan):
+def test_progress_moves_at_commits(job):
     class Seen:
         count = size_bytes = 0
 
-        def advance(self, count, *, size_bytes=0):
-            self.count, self.size_bytes = self.count + count, self.size_bytes + size_bytes
-            assert len(committed(plan)) >= self.count / quick.SHARD
+        def __call__(self, group, size_bytes):
+            self.count += group.stop - group.start
+            self.size_bytes += size_bytes
+            assert len(committed(job)) >= self.count / quick.SHARD
 
-    seen, groups = Seen(), all_groups(plan)
-    with Pipeline(plan, seen) as writing:
-        writing.write(all_groups(plan))
-        writing.write([layout(plan, "val").group(0, 0)])  # somebody has written it meanwhile
+    seen, groups = Seen(), all_groups(job)
+    with Pipeline(job, seen) as writing:
+        writing.write(all_groups(job))
+        writing.write([layout(job, "val").group(0, 0)])  # somebody has written it meanwhile
     assert (
         seen.count == 2 * quick.NUM_VAL + NUM_VIEWS * quick.NUM_TRAIN and len(writing.written) == 11
     )
     assert seen.size_bytes == sum(
-        layout(plan, group.split).group_bytes(group) for group in groups
+        layout(job, group.split).group_bytes(group) for group in groups
     )  # raw chunks
 
 
-def test_groups_held_by_another_process_are_returned_and_the_others_written(plan):
-    held = layout(plan, "train").group(0, 1)
+def test_groups_held_by_another_process_are_returned_and_the_others_written(job):
+    held = layout(job, "train").group(0, 1)
     with (
-        take_lease(plan.config.cache.path, held.name),
-        Pipeline(plan, Silent().start("", total=None, unit="")) as writing,
+        take_lease(job.config.cache.path, held.name),
+        Pipeline(job, ignore) as writing,
     ):
-        assert writing.write(all_groups(plan)) == [held]
-        assert held.name not in committed(plan) and len(committed(plan)) == 10
+        assert writing.write(all_groups(job)) == [held]
+        assert held.name not in committed(job) and len(committed(job)) == 10
 
 
 @pytest.mark.parametrize(
@@ -426,28 +397,26 @@ def test_the_crew_shrinks_where_groups_are_large(monkeypatch, group_gb, writers)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu_an_overflow_is_found_when_its_copy_is_complete(plan, monkeypatch):
+def test_on_a_gpu_an_overflow_is_found_when_its_copy_is_complete(job, monkeypatch):
     def answer(true, call):
         if call == 1:
             true["mid"][1, 1, 2, 0] = float("inf")
         return {name: values.cuda() for name, values in true.items()}
 
-    replace_teacher(plan, answer)
-    sample = plan.splits["train"].samples[1].id
+    replace_teacher(job, answer)
+    sample = job.splits["train"].samples[1].id
     with pytest.raises(TeacherError, match=f"sample '{sample}': teacher's mid reaches inf"):
-        write_all(plan)
-    assert "train-v0000-g00000" not in committed(plan)
+        write_all(job)
+    assert "train-v0000-g00000" not in committed(job)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_answers_that_are_copied_beside_the_next_batch_are_the_same_bytes(
-    plan, monkeypatch, data_root, tmp_path
+    job, monkeypatch, data_root, tmp_path
 ):
-    whole = make_plan(
-        make_config(quick.quick_given(data_root, tmp_path / "whole", views=NUM_VIEWS))
-    )
+    whole = make_job(make_config(quick.quick_given(data_root, tmp_path / "whole", views=NUM_VIEWS)))
     write_serially(whole)
-    object.__setattr__(plan.config.teacher, "batch_size", 1)
-    replace_teacher(plan, lambda true, call: {name: values.cuda() for name, values in true.items()})
-    write_all(plan)
-    assert snapshot(plan.config.cache.path) == snapshot(whole.config.cache.path)
+    object.__setattr__(job.config.teacher, "batch_size", 1)
+    replace_teacher(job, lambda true, call: {name: values.cuda() for name, values in true.items()})
+    write_all(job)
+    assert snapshot(job.config.cache.path) == snapshot(whole.config.cache.path)

@@ -34,8 +34,7 @@ from kdcache.errors import (
 )
 from kdcache.precompute import ray_engine
 from kdcache.precompute.build import build_cache
-from kdcache.precompute.ray_actor import choose_staff
-from kdcache.precompute.ray_cluster import make_absolute
+from kdcache.precompute.ray_cluster import Pool, choose_pool, make_absolute
 from kdcache.precompute.ray_engine import build_with_ray
 from tests.support import quick, traps
 from tests.support.helpers import check_one_line
@@ -203,6 +202,22 @@ def test_what_an_actor_committed_before_it_was_lost_counts_as_written(trap, conf
     assert (summary.num_samples, summary.size_bytes) == (8, size_bytes)
 
 
+def test_workers_without_room_do_not_start_once_all_is_done(trap, config, whole, monkeypatch):
+    """Each takes both CPUs of this Ray, so that the first does all."""
+    monkeypatch.setattr(ray_engine, "choose_pool", lambda *_: Pool(3, {"CPU": 2}, 1))
+    started = []
+    take = ray_engine._Driver._take
+
+    def note(self, event, rank):
+        take(self, event, rank)
+        started.append(sorted(self._started))
+
+    monkeypatch.setattr(ray_engine._Driver, "_take", note)
+    assert build_with_ray(config).num_samples == 8
+    assert started[-1] == [0]
+    check_same(config.cache.path, whole.cache.path)
+
+
 def test_relative_paths_are_those_of_the_caller(trap, given, whole, quick_data, monkeypatch):
     """Actors of a Ray that was begun elsewhere have other working directories."""
     root = Path(given["cache"]["path"])
@@ -293,11 +308,9 @@ def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(
     gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, gone])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    staff = choose_staff(
-        replace(config, teacher=replace(config.teacher, device=device)), num_workers
-    )
-    assert (staff.count, staff.demand) == (count, demand)
-    assert staff.options["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": "4"}}
+    pool = choose_pool(replace(config, teacher=replace(config.teacher, device=device)), num_workers)
+    assert (pool.count, pool.demand) == (count, demand)
+    assert pool.options["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": "4"}}
 
 
 @pytest.mark.parametrize(
@@ -319,11 +332,7 @@ def test_wrong_options_are_one_line(options, words, capsys):
 
 
 def test_without_ray_the_command_says_how_to_install_it(monkeypatch, capsys):
-    for name in (
-        "kdcache.precompute.ray_engine",
-        "kdcache.precompute.ray_actor",
-        "kdcache.precompute.ray_cluster",
-    ):
+    for name in ("kdcache.precompute.ray_engine", "kdcache.precompute.ray_cluster"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.main(["--engine", "ray"]) == 2

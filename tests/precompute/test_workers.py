@@ -19,7 +19,7 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError
 from kdcache.machine.devices import choose_device
 from kdcache.machine.workers import Worker, find_worker
-from kdcache.precompute.build import build_cache, make_plan
+from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.pipeline import Pipeline, choose_crew
 from kdcache.progress import Silent
 from tests.support import quick
@@ -186,8 +186,8 @@ def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
     monkeypatch.setattr("kdcache.precompute.pipeline.take_lease", note)
     assert build_cache(config).num_samples == 1 and taken == ["val-v0000-g00001"]
     everything = list(read_manifest(config.cache.path).layouts["val"].groups())
-    plan = make_plan(config, Silent())
-    with Pipeline(plan, Silent().start("", total=None, unit="")) as pipeline:
+    job = prepare_job(config, Silent())
+    with Pipeline(job, lambda group, size_bytes: None) as pipeline:
         assert pipeline.write(everything) == [] and len(taken) == 1
 
 

@@ -1,0 +1,263 @@
+"""One shard group, from pictures to arrays: draw its views, ask the teacher, encode and check the answers.
+
+Letters: N samples of a batch, C channels, R coefficients, H, W height and width of a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.cache.encodings import Encoding, encode
+from kdcache.cache.layout import Group
+from kdcache.cache.writer import GroupContents
+from kdcache.config import Config
+from kdcache.data.views import apply, draw, fit_inside
+from kdcache.data.voc import Sample, Split, read_sample
+from kdcache.errors import TeacherError
+from kdcache.models.teacher import Teacher
+
+IN_FLIGHT = 2  # batches on a GPU: one computed, one copied
+_FLOAT32 = torch.finfo(torch.float32).max
+LARGEST = {"float16": 65_504.0, "int8": _FLOAT32, "lowrank": _FLOAT32}  # magnitude of a value
+
+View = tuple[np.ndarray, np.ndarray, dict]  # image [H, W, 3], label [H, W], parameters
+
+
+def compute_group(
+    config: Config,
+    group: Group,
+    *,
+    splits: dict[str, Split],
+    teacher: Teacher,
+    encoder: Encoder,
+    pool: Executor,
+) -> GroupContents:
+    """Everything a group stores: a pure function of its samples, the settings and the weights.
+
+    Raises: DataError, TeacherError naming the sample.
+    """
+    views = start_views(config, group, splits=splits, pool=pool)
+    answers = GroupAnswers(collect_views(group, views, splits=splits), encoder)
+    for rows in answers.batches(config.teacher.batch_size):
+        answers.ask(teacher, rows)
+    return answers.wait()
+
+
+def draw_view(config: Config, sample: Sample, *, split: str, view: int) -> View:
+    """Image, label and parameters of one stored sample. Raises DataError."""
+    image, label = read_sample(config.dataset, sample)
+    if split == "train":
+        size_hw = config.dataset.size_hw
+        drawn = draw(
+            config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw
+        )
+        return *apply(drawn, image, label), {**drawn.to_dict(), "image_box": drawn.image_box}
+    padded_image, padded_label, shrunk_hw = fit_inside(image, label, size_hw=config.dataset.val_hw)
+    return padded_image, padded_label, {"image_box": (0, 0, *shrunk_hw), "image_hw": label.shape}
+
+
+def start_views(
+    config: Config, group: Group, *, splits: dict[str, Split], pool: Executor
+) -> list[Future[View]]:
+    """Start to draw the views of a group in the threads of `pool`, one future a sample."""
+    return [
+        pool.submit(draw_view, config, sample, split=group.split, view=group.view)
+        for sample in splits[group.split].samples[group.start : group.stop]
+    ]
+
+
+@dataclass(frozen=True)
+class DrawnGroup:
+    """A group before the teacher is asked.
+
+    image: uint8 [n, H, W, 3]. label: uint8 [n, H, W]. ids, views: of its n samples, views as
+    parameters.
+    """
+
+    group: Group
+    image: np.ndarray
+    label: np.ndarray
+    ids: list[str]
+    views: list[dict]
+
+
+def collect_views(
+    group: Group, views: list[Future[View]], *, splits: dict[str, Split]
+) -> DrawnGroup:
+    """Wait for the views of a group. Raises DataError for the first bad sample.
+
+    Empties the list `views`, so that no picture is in memory twice.
+    """
+    images, labels, parameters = zip(*(view.result() for view in views), strict=True)
+    views.clear()
+    ids = [sample.id for sample in splits[group.split].samples[group.start : group.stop]]
+    return DrawnGroup(group, np.stack(images), np.stack(labels), ids, list(parameters))
+
+
+class Encoder:
+    """Encodes answers on the device they are on.
+
+    Args:
+        encodings: of logits and levels. bases: lowrank level -> float32 [C, R].
+        device: the teacher's.
+    """
+
+    def __init__(
+        self,
+        encodings: Mapping[str, Encoding],
+        bases: Mapping[str, np.ndarray],
+        device: torch.device,
+    ) -> None:
+        self.encodings = encodings
+        self.bases = {level: torch.from_numpy(basis).to(device) for level, basis in bases.items()}
+
+    def encode(self, answer: Mapping[str, Tensor], *, split: str) -> dict[str, Tensor]:
+        """Array name -> what is stored [N, ...], from float32 answers [N, C, H, W].
+
+        Of "val" only the logits are stored, as float16.
+        """
+        if split == "val":
+            return encode("logits", answer["logits"], Encoding(), None)
+        arrays = {}
+        for name, values in answer.items():
+            arrays |= encode(name, values, self.encodings[name], self.bases.get(name))
+        return arrays
+
+    def find_limit(self, name: str, *, split: str) -> float:
+        """The largest magnitude of an answer that can be stored."""
+        return LARGEST["float16" if split == "val" else self.encodings[name].kind]
+
+
+class GroupAnswers:
+    """The teacher's answers about one drawn group, asked batch by batch.
+
+    On a GPU `ask` does not wait for its answers: they are encoded there and copied to pinned memory
+    on a stream of their own, beside the next batch. `wait` may be called from another thread.
+    """
+
+    def __init__(self, drawn: DrawnGroup, encoder: Encoder) -> None:
+        self.drawn, self.encoder = drawn, encoder
+        self.answers: dict[str, Tensor] = {}  # array -> what is stored [n, ...], on the host
+        self.in_flight: deque[_Copy] = deque()
+
+    def batches(self, batch_size: int) -> list[slice]:
+        """The rows of each batch, in order."""
+        count = len(self.drawn.ids)
+        starts = range(0, count, batch_size)
+        return [slice(start, min(start + batch_size, count)) for start in starts]
+
+    def ask(self, teacher: Teacher, rows: slice) -> None:
+        """Ask about the samples in `rows`.
+
+        Raises: TeacherError naming a sample of this batch, or of one before, that cannot be stored.
+        """
+        while len(self.in_flight) >= IN_FLIGHT:
+            self._finish(self.in_flight.popleft())
+        answer, split = teacher(torch.from_numpy(self.drawn.image[rows])), self.drawn.group.split
+        names = list(answer) if split == "train" else ["logits"]
+        peaks = torch.stack([_find_peaks(answer[name]) for name in names])
+        limits = torch.tensor([self.encoder.find_limit(name, split=split) for name in names])
+        arrays = self.encoder.encode(answer, split=split)
+        slots = [self._find_slot(name, values)[rows] for name, values in arrays.items()]
+        asked = _Asked(names, limits, rows)
+        if peaks.is_cuda:
+            self.in_flight.append(_Copy([*arrays.values()], slots, peaks, asked))
+            return
+        self._check_peaks(peaks, asked)
+        for slot, values in zip(slots, arrays.values(), strict=True):
+            slot.copy_(values)
+
+    def wait(self) -> GroupContents:
+        """What the group stores, once all is on the host. Raises TeacherError naming the sample."""
+        while self.in_flight:
+            self._finish(self.in_flight.popleft())
+        drawn, arrays = self.drawn, {name: x.numpy() for name, x in self.answers.items()}
+        arrays = {"image": drawn.image, "label": drawn.label, **arrays}
+        return GroupContents(arrays, drawn.ids, drawn.views)
+
+    def _find_slot(self, name: str, values: Tensor) -> Tensor:
+        """Memory for an array of the whole group, pinned if a GPU copies into it."""
+        if name not in self.answers:
+            shape = (len(self.drawn.ids), *values.shape[1:])
+            self.answers[name] = torch.empty(shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        return self.answers[name]
+
+    def _finish(self, copy: _Copy) -> None:
+        copy.done.synchronize()
+        self._check_peaks(copy.peaks, copy.asked)
+
+    def _check_peaks(self, peaks: Tensor, asked: _Asked) -> None:
+        """Raise TeacherError for the first answer, then sample, beyond its limit.
+
+        Args:
+            peaks: [names, N].
+        """
+        bad = ~(peaks <= asked.limits[:, None])  # catches NaN, too
+        if bad.any():
+            level, row = bad.nonzero()[0].tolist()
+            limit = asked.limits[level].item()
+            sample_id, name = self.drawn.ids[asked.rows][row], asked.names[level]
+            raise refuse_answer(sample_id, name, peak=peaks[level, row].item(), limit=limit)
+
+
+def refuse_answer(sample_id: str, name: str, *, peak: float, limit: float) -> TeacherError:
+    """The error for an answer whose largest magnitude is over `limit` or not finite."""
+    too_large = limit == LARGEST["float16"] and not math.isnan(peak)
+    cure = "float16 cannot hold it: " if too_large else ""
+    return TeacherError(
+        f"sample {sample_id!r}: teacher's {name} reaches {peak:g}, expected finite values up to "
+        f"{limit:g}; {cure}check the weights, teacher.precision and teacher.layers"
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which answers about which rows of a group, and their limits, float32 [names]."""
+
+    names: list[str]
+    limits: Tensor
+    rows: slice
+
+
+class _Copy:
+    """A batch on its way from the GPU to the host.
+
+    Keeps `values` until it is done; without that their memory would be used again.
+    """
+
+    def __init__(
+        self, values: list[Tensor], slots: list[Tensor], peaks: Tensor, asked: _Asked
+    ) -> None:
+        self.values, self.asked = [*values, peaks], asked
+        self.peaks = torch.empty(peaks.shape, pin_memory=True)
+        self.done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps: cores draw views
+        stream = _copy_stream(peaks.device)
+        stream.wait_stream(torch.cuda.current_stream(peaks.device))
+        with torch.cuda.stream(stream):
+            for slot, value in zip([*slots, self.peaks], self.values, strict=True):
+                slot.copy_(value, non_blocking=True)
+            self.done.record(stream)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device that copies answers to the host."""
+    return torch.cuda.Stream(device)
+
+
+def _find_peaks(values_NCHW: Tensor) -> Tensor:
+    """Largest magnitude of each sample, float32 [N], NaN if it has one.
+
+    Not abs().amax(), which would write all values once more.
+    """
+    dims = (1, 2, 3)
+    return torch.maximum(values_NCHW.amax(dims), -values_NCHW.amin(dims))
