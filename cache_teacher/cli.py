@@ -112,7 +112,7 @@ def _import_ray_engine() -> Callable[..., BuildSummary]:
 def _say_fidelity(config: Config) -> None:
     """A small measurement at the end of phase one."""
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
-    from kdcache.report.fidelity import format_fidelity_line
+    from kdcache.report.findings import format_fidelity_line
 
     given = config_to_dict(config)
     here = {

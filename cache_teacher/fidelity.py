@@ -28,7 +28,7 @@ def fidelity(argv: list[str]) -> int:
     root, rest = split_path([word for word in words if word != "--json"], "fidelity")
     given = read_given(parser, rest)
     from kdcache.analysis.fidelity import measure_fidelity
-    from kdcache.report.fidelity import format_fidelity
+    from kdcache.report.findings import format_fidelity
 
     num_samples, seed = (
         read_count(options, "--samples", least=1),

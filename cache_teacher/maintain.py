@@ -29,8 +29,7 @@ def info(argv: list[str]) -> None:
         help=f"show how far its building is until it is complete, whoever builds it; a look every {WATCH_EVERY_S:g} s",
     )
     args = parser.parse_args(argv)
-    from kdcache.report.cache_info import describe_cache, format_info
-    from kdcache.report.watch import watch_cache
+    from kdcache.report.cache_info import describe_cache, format_info, watch_cache
 
     if args.watch:
         watch_cache(
@@ -67,7 +66,7 @@ def verify(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from kdcache.cache.subset import choose_subset
     from kdcache.cache.verify import verify_cache
-    from kdcache.report.damage import describe_findings, format_findings
+    from kdcache.report.findings import describe_findings, format_findings
 
     choose = choose_subset(args.subset)
     try:
@@ -100,7 +99,7 @@ def repair(argv: list[str]) -> None:
     root, rest = split_path([word for word in argv if word != "--dry-run"], "repair")
     given = read_given(parser, rest)
     from kdcache.precompute.repair import repair_cache
-    from kdcache.report.damage import format_repair
+    from kdcache.report.findings import format_repair
 
     done = repair_cache(root, given, dry_run="--dry-run" in argv, progress=Console())
     print(format_repair(done, root, dry_run="--dry-run" in argv))

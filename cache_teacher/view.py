@@ -43,8 +43,7 @@ def view(argv: list[str]) -> None:
         help="val, or train in its views",
     )
     args = parser.parse_args(argv)
-    from kdcache.gallery.file import name_cache
-    from kdcache.gallery.page import write_gallery
+    from kdcache.report.gallery import name_cache, write_gallery
 
     out = args.out or Path(f"{name_cache(args.path)}-{args.split}.html")
     try:

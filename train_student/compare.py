@@ -16,9 +16,8 @@ def compare(argv: list[str]) -> None:
     args = _build_parser().parse_args(argv)
     from kdcache import durable
     from kdcache.analysis.comparison import compare_runs
-    from kdcache.report.comparison_csv import format_csv
     from kdcache.report.comparison_page import format_page
-    from kdcache.report.comparison_text import format_comparison
+    from kdcache.report.comparison_text import format_comparison, format_csv
 
     comparison = compare_runs(args.paths)
     asked = [

@@ -38,8 +38,8 @@ def report(argv: list[str]) -> None:
         help="that answers (default: the one that trained)",
     )
     args = parser.parse_args(argv)
-    from kdcache.report.again import rewrite_report
     from kdcache.report.panels import NUM_PANELS
+    from kdcache.report.run_page import rewrite_report
 
     cache = {"cache": {"path": args.path}} if args.path else {}
     device = {"train": {"device": args.device}} if args.device else {}

@@ -1,10 +1,16 @@
-"""A comparison of runs in the terminal, within 100 columns."""
+"""A comparison of runs in the terminal, within 100 columns, and as CSV."""
 
 from __future__ import annotations
 
-from kdcache.analysis.comparison import Comparison, list_beyond_loss, list_shared
+import csv
+import io
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
+from kdcache.analysis.comparison import Comparison, format_value, list_beyond_loss, list_shared
 from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
-from kdcache.report.columns import lay_out, wrap
+from kdcache.analysis.runs import SEED, Run
 
 WIDTH = 100
 WIDTHS = (34, 5, 5, 15, 24, 7)
@@ -139,3 +145,86 @@ def _format_classes(row: Row, names: list[str]) -> str:
 
 def _fill(text: str) -> str:
     return "\n".join(wrap(text, WIDTH))
+
+
+def format_csv(comparison: Comparison) -> str:
+    """Columns: row, folder, seed, mious and IoUs (0 to 1), differences from the baseline of the same seed (points), seconds an
+    epoch, then every fact by name. Empty where there is none."""
+    settings = sorted({name for row in comparison.rows for name in row.facts})
+    ious = [f"iou {number} {name}" for number, name in enumerate(comparison.names)]
+    columns = [
+        "row",
+        "folder",
+        SEED,
+        "best_miou",
+        "best_epoch",
+        "last_miou",
+        "best_points",
+        "last_points",
+        "baseline",
+    ]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*columns, "epoch_s", "encoding", *settings, *ious])
+    for row, run in comparison.runs:
+        facts = [format_value(row.facts[name]) if name in row.facts else "" for name in settings]
+        writer.writerow([*_list_numbers(row, run), run.epoch_s, row.encoding, *facts, *run.ious])
+    return out.getvalue()
+
+
+def _list_numbers(row: Row, run: Run) -> list[object]:
+    base = next((base.folder for own, base in row.pairs if own is run), None)
+    points = [row.differences(measure).get(run.seed) for measure in (best_miou, last_miou)]
+    return [row.name, run.folder, run.seed, run.miou, run.best_epoch, run.last_miou, *points, base]
+
+
+def measure_width(text: str) -> int:
+    """Places the text takes."""
+    return sum(_width(letter) for letter in text)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` places, broken at spaces, a longer word anywhere; nothing is left out."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if measure_width(joined) <= width:
+            lines[-1] = joined
+        else:
+            pieces = list(_cut(word, width))
+            lines += pieces if lines[-1] else []
+            lines = lines if lines[-1] else pieces
+    return lines
+
+
+def lay_out(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """One row of a table as lines: each cell wrapped to its width, its own line breaks kept; columns two spaces apart."""
+    columns = [
+        [line for part in cell.split("\n") for line in wrap(part, width)]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    lines = zip_longest(*columns, fillvalue="")
+    return [
+        "  ".join(_pad(part, width) for part, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - measure_width(text))
+
+
+def _width(letter: str) -> int:
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def _cut(word: str, width: int) -> Iterator[str]:
+    piece = ""
+    for letter in word:
+        if piece and measure_width(piece + letter) > width:
+            yield piece
+            piece = ""
+        piece += letter
+    yield piece

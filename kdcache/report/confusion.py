@@ -1,44 +1,28 @@
-"""Which classes are taken for which: a heat map where there is room for one, and the pairs that are confused most, as HTML.
+"""What is taken for what: confusion matrices of a student, and of a cached teacher, as view data.
 
-Letters: K classes.
+Letters: K classes. A confusion is int64 [K, K]: pixels of each label (row) by what they are called.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcache.report.finished import Finished
-from kdcache.report.tables import draw_grid, draw_swatch, shorten
+from kdcache.report.pictures import heat_map_uri
+from kdcache.report.template import shorten
 
-# On a page of 1240 px a cell of 40 classes has 26 px, the width of two digits and their margins; on a telephone of 390 px
-# one of 12 classes has 20.
+if TYPE_CHECKING:
+    from kdcache.report.finished import Finished
+
+# On a page of 1240 px a cell of 40 classes is 26 px wide, which is two digits and their margins; on
+# a telephone of 390 px one of 12 classes is 20 px wide.
 MOST_CLASSES = 40
 MOST_NUMBERED_ON_PHONE = 12
 MOST_PAIRS = 20
-TINTS = (
-    0.0,
-    0.005,
-    0.02,
-    0.05,
-    0.15,
-    0.4,
-    0.7,
-)  # shares above which a cell has tint 1, 2, ... 7 (`style.TINTS_PERCENT`)
-
-
-def draw_confusion(names: list[str], student: Finished, baseline: Finished | None) -> str:
-    """The section, or nothing where the student's confusion is not kept."""
-    if student.confusion_KK is None:
-        return ""
-    shares = normalize_rows(student.confusion_KK)
-    matrix = _draw_matrix(names, shares) if len(names) <= MOST_CLASSES else ""
-    return (
-        f'<section><h2>What is taken for what</h2><p class="soft">The student at its best epoch, on val.</p>{matrix}'
-        f"{_draw_pairs(names, student.confusion_KK, baseline)}</section>"
-    )
+MOST_NAMED = 12  # classes that are named above the table of a teacher's classes
+TINTS = (0.0, 0.005, 0.02, 0.05, 0.15, 0.4, 0.7)  # shares above which a cell has `.tint1`, ... 7
 
 
 def normalize_rows(confusion_KK: np.ndarray) -> np.ndarray:
@@ -50,65 +34,124 @@ def normalize_rows(confusion_KK: np.ndarray) -> np.ndarray:
 
 
 def find_most_confused(shares_KK: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """At most `most` pairs (label, called) in falling share of the label's pixels, none of share 0; equal ones by number."""
+    """The pairs (label, called) with the largest shares of the label's pixels.
+
+    Returns: at most `most`, the largest first, none of share 0; equal ones by number.
+    """
     wrong = np.where(np.eye(len(shares_KK), dtype=bool), 0.0, np.nan_to_num(shares_KK))
     falling = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = (divmod(int(place), len(wrong)) for place in falling)
     return [pair for pair in pairs if wrong[pair] > 0]
 
 
-def _draw_matrix(names: list[str], shares_KK: np.ndarray) -> str:
-    heads = "".join(
-        f"<th><span>{draw_swatch(k)}{escape(shorten(name))}</span></th>"
-        for k, name in enumerate(names)
-    )
-    rows = "".join(_draw_row(label, names, shares) for label, shares in enumerate(shares_KK))
-    many = " many" if len(names) > MOST_NUMBERED_ON_PHONE else ""
-    return (
-        '<p class="soft">A row is a label: so many % of its pixels are called the class of each column.</p>'
-        f'<table class="matrix{many}"><thead><tr><th>label / called</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    )
+def view_confusion(names: list[str], student: Finished, baseline: Finished | None) -> dict | None:
+    """The section of a student; None if its confusion is not kept."""
+    if student.confusion_KK is None:
+        return None
+    shares = normalize_rows(student.confusion_KK)
+    rows = [_view_row(label, names, shares[label]) for label in range(len(names))]
+    return {
+        "names": names,
+        "rows": rows if len(names) <= MOST_CLASSES else [],
+        "is_many": len(names) > MOST_NUMBERED_ON_PHONE,
+        **_view_pairs(names, student.confusion_KK, baseline),
+    }
 
 
-def _draw_row(label: int, names: list[str], shares_K: np.ndarray) -> str:
-    cells = "".join(
-        _draw_cell(label, called, names, share) for called, share in enumerate(shares_K)
-    )
-    return (
-        f"<tr><th><span>{draw_swatch(label)}{escape(shorten(names[label]))}</span></th>{cells}</tr>"
-    )
+def _view_row(label: int, names: list[str], shares_K: np.ndarray) -> list[dict | None]:
+    """A cell per class; None for a cell without pixels."""
+    return [
+        {
+            "kind": "right" if label == called else "wrong",
+            "tint": bisect_right(TINTS, share),
+            "title": f"{shorten(names[label])} called {shorten(names[called])}: {100 * share:.2f} %",
+            "number": f"{100 * share:.0f}" if share >= 0.005 else "",
+        }
+        if share > 0  # NaN: no such pixel
+        else None
+        for called, share in enumerate(shares_K)
+    ]
 
 
-def _draw_cell(label: int, called: int, names: list[str], share: float) -> str:
-    if not share > 0:  # NaN: no such pixel
-        return "<td></td>"
-    kind = "right" if label == called else "wrong"
-    title = escape(f"{shorten(names[label])} called {shorten(names[called])}: {100 * share:.2f} %")
-    number = f"{100 * share:.0f}" if share >= 0.005 else ""
-    return f'<td class="{kind} tint{bisect_right(TINTS, share)}" title="{title}">{number}</td>'
-
-
-def _draw_pairs(names: list[str], confusion_KK: np.ndarray, baseline: Finished | None) -> str:
-    """A row a pair: label, what it is called, shares."""
+def _view_pairs(names: list[str], confusion_KK: np.ndarray, baseline: Finished | None) -> dict:
+    """A table with a row per pair: label, what it is called, shares."""
     shares, wrong = normalize_rows(confusion_KK), confusion_KK.sum() - confusion_KK.trace()
-    pairs = find_most_confused(shares, MOST_PAIRS)
-    if not pairs:
-        return '<p class="soft">No pixel is called another class than its label.</p>'
-    compared = baseline is not None and baseline.confusion_KK is not None
-    before = normalize_rows(baseline.confusion_KK) if compared else None
-    rows = [
+    is_compared = baseline is not None and baseline.confusion_KK is not None
+    before = normalize_rows(baseline.confusion_KK) if is_compared else None
+    pairs = [
         [
             [(names[label], label), (names[called], called)],
             f"{100 * shares[label, called]:.1f}",
-            *([f"{100 * before[label, called]:.1f}"] if compared else []),
+            *([f"{100 * before[label, called]:.1f}"] if is_compared else []),
             f"{100 * confusion_KK[label, called] / wrong:.1f}",
         ]
-        for label, called in pairs
+        for label, called in find_most_confused(shares, MOST_PAIRS)
     ]
-    titles = [
-        "label → called",
-        "% of the label",
-        *(["baseline"] if compared else []),
-        "% of all errors",
-    ]
-    return f"<h3>Most confused</h3>{draw_grid(titles, rows, kind='pairs')}"
+    compared = ["baseline"] if is_compared else []
+    titles = ["label → called", "% of the label", *compared, "% of all errors"]
+    return {"titles": titles, "pairs": pairs}
+
+
+def find_called(confusion_KK: np.ndarray) -> list[int | None]:
+    """What most pixels of each label are called; None for a label without pixels.
+
+    The label itself if no other class has more.
+    """
+    called = []
+    for number, counts in enumerate(confusion_KK):
+        most = int(counts.argmax())
+        called.append(
+            None if not counts.any() else number if counts[number] == counts[most] else most
+        )
+    return called
+
+
+def find_misnamed(confusion_KK: np.ndarray) -> list[int]:
+    """Labels most of whose pixels are called one other class."""
+    called = find_called(confusion_KK)
+    return [number for number, most in enumerate(called) if most not in (None, number)]
+
+
+def is_exchanged(confusion_KK: np.ndarray) -> bool:
+    """Whether several labels have other labels' names, and no two the same."""
+    called = [most for most in find_called(confusion_KK) if most is not None]
+    return len(find_misnamed(confusion_KK)) > 1 and len(set(called)) == len(called)
+
+
+def view_teacher_classes(names: list[str], confusion_KK: np.ndarray) -> dict:
+    """The section of a gallery: a verdict, the confusion as a picture, a row per class.
+
+    Another order of classes, or weights of another data set, show here at once.
+    """
+    called, misnamed = find_called(confusion_KK), find_misnamed(confusion_KK)
+    matrix_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
+    return {
+        "picture": heat_map_uri(matrix_KK, most=1.0),
+        "is_open": len(names) <= MOST_CLASSES,
+        "num_labelled": len(called) - called.count(None),
+        "num_misnamed": len(misnamed),
+        "misnamed": [(names[k], names[called[k]]) for k in misnamed[:MOST_NAMED]],
+        "is_exchanged": is_exchanged(confusion_KK),
+        "rows": [
+            _view_class(number, called[number], names, confusion_KK) for number in range(len(names))
+        ],
+    }
+
+
+def _view_class(number: int, most: int | None, names: list[str], confusion_KK: np.ndarray) -> dict:
+    total = max(int(confusion_KK.sum()), 1)
+    labels, answers = int(confusion_KK[number].sum()), int(confusion_KK[:, number].sum())
+    row = {
+        "number": number,
+        "name": names[number],
+        "of_labels": f"{100 * labels / total:.1f}",
+        "of_answers": f"{100 * answers / total:.1f}",
+        "is_wrong": most not in (None, number),
+        "called": None,
+        "right": "-",
+    }
+    if most is not None:
+        row["right"] = f"{100 * confusion_KK[number, number] / labels:.1f}"
+        share = f"{100 * confusion_KK[number, most] / labels:.1f} %"
+        row["called"] = {"number": most, "name": names[most], "share": share}
+    return row

@@ -1,4 +1,4 @@
-"""Which validation samples a report shows, and what teacher, baseline and student say about them.
+"""The validation samples of a report: image, label, and what teacher, baseline and student answer.
 
 Letters: H height, W width, K classes.
 """
@@ -15,21 +15,33 @@ from torch import Tensor, nn
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.data.sampling import choose_extremes, space_evenly
+from kdcache.metrics import VOID
 from kdcache.models.inputs import normalize_images, resize_to
-from kdcache.report.pictures import shrink_photo, thin_classes
+from kdcache.report.pictures import (
+    LONGEST_PX,
+    class_map_uri,
+    error_map_uri,
+    photo_uri,
+    shrink_photo,
+    thin_classes,
+)
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import read_student
 
 NUM_PANELS = 6
-# 64 samples of 512x512 take some 20 s on two CPU cores; a report should not be waited for. Of more panels four times as many
-# are looked at, so that most and least are rare ones.
+# 64 samples of 512x512 take about 20 s on two CPU cores, and nobody should wait long for a report.
+# For more panels four times as many are looked at, so that most and least are rare ones.
 NUM_SCANNED = 64
+COARSE_PX = 256  # smaller pictures are enlarged pixel by pixel, larger ones smoothly reduced
+MOST_CHARACTERS = 4_200_000  # of all pictures as text, so that a page stays below 5 MB
+LEAST_PX = 40
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One validation sample, cropped to its image and made small: every map is uint8 [H, W], LONGEST_PX at most.
+    """One validation sample, cropped to its image and made small.
 
+    image: uint8 [H, W, 3], every map uint8 [H, W], LONGEST_PX at most.
     disagreement: share of pixels on which student and teacher name different classes, 0 to 1.
     maps: title ("label", "teacher", "baseline", "student") -> class numbers.
     """
@@ -41,11 +53,13 @@ class Panel:
 
 
 class Predictor:
-    """A trained student asked for classes, with the arithmetic of its training: the answers that were scored.
+    """A trained student asked for classes in the arithmetic of its training, as it was scored.
 
     Args:
         config: resolved settings of the run.
-        checkpoint: its best epoch. Raises TrainingError where that is damaged.
+        checkpoint: of its best epoch.
+
+    Raises: TrainingError if the checkpoint is damaged.
     """
 
     def __init__(self, config: Config, checkpoint: Path) -> None:
@@ -71,9 +85,14 @@ def build_panels(
     baseline: Predictor | None,
     num_panels: int = NUM_PANELS,
 ) -> list[Panel]:
-    """Up to `num_panels` validation samples: those on which student and teacher differ most, then least.
+    """Up to `num_panels` validation samples: where student and teacher differ most, then least.
 
-    Of a large split `count_scanned` evenly spaced samples are looked at. Raises CacheCorruptError.
+    Of a large split, `count_scanned` evenly spaced samples are looked at.
+
+    Args:
+        baseline: None if there is none, or none whose answers can be shown.
+
+    Raises: CacheCorruptError.
     """
     scanned = space_evenly(reader.layout.num_samples, count_scanned(num_panels))
     shares = {sample: _disagreement(reader, sample, student) for sample in scanned}
@@ -83,19 +102,19 @@ def build_panels(
     ]
 
 
-def count_scanned(num_panels: int) -> int:
-    """Among how many samples that many are chosen."""
-    return max(NUM_SCANNED, 4 * num_panels)
-
-
 def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:
     """The teacher's classes uint8 [H, W], padding included, from the cached scores."""
     logits = torch.from_numpy(reader.decode("logits", 0, sample))[None]
     return _to_classes(resize_to(logits, reader.layout.array("label").item_shape))
 
 
+def count_scanned(num_panels: int) -> int:
+    """How many samples are looked at to choose that many."""
+    return max(NUM_SCANNED, 4 * num_panels)
+
+
 def image_box(reader: CacheReader, sample: int) -> tuple[slice, slice]:
-    """Where the image lies inside the padded sample."""
+    """Rows and columns of the padded sample that the image fills."""
     group, row = divmod(sample, reader.layout.shard_samples)
     top, left, bottom, right = reader.record(0, group).views[row]["image_box"]
     return slice(top, bottom), slice(left, right)
@@ -122,11 +141,55 @@ def _build_panel(
     if baseline:
         maps["baseline"] = baseline.predict(image)
     maps["student"] = student.predict(image)
-    small = {
-        title: thin_classes(classes[box]) for title, classes in maps.items()
-    }  # fifty large ones fill the memory
+    # made small here: fifty large ones would fill the memory
+    small = {title: thin_classes(classes[box]) for title, classes in maps.items()}
     return Panel(reader.sample_ids[sample], disagreement, shrink_photo(image[box]), small)
 
 
 def _to_classes(logits_1KHW: Tensor) -> np.ndarray:
     return logits_1KHW.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def view_samples(names: list[str], panels: list[Panel], *, total: int) -> dict:
+    """The section about validation samples.
+
+    Args:
+        names: one per class. panels: in falling disagreement. total: of the validation samples.
+    """
+    num_scanned, num_most = count_scanned(len(panels)), len(panels) - len(panels) // 2
+    rows, px = _view_within(panels, MOST_CHARACTERS)
+    maps = [np.unique(classes) for panel in panels for classes in panel.maps.values()]
+    shown = np.unique(np.concatenate(maps)).tolist()
+    return {
+        "num_shown": len(panels),
+        "total": total,
+        "num_scanned": num_scanned if total > num_scanned else None,
+        "smaller_px": px if px < LONGEST_PX else None,
+        "classes": [(number, names[number]) for number in shown if number != VOID],
+        "most": rows[:num_most],
+        "least": rows[num_most:],
+    }
+
+
+def _view_within(panels: list[Panel], most: int) -> tuple[list[dict], int]:
+    """The panels with pictures as large as `most` characters allow, and their longest side."""
+    px = LONGEST_PX
+    while True:
+        rows = [_view_panel(panel, px) for panel in panels]
+        size = sum(len(uri) for row in rows for uri in row["pictures"].values())
+        if size <= most or px <= LEAST_PX:
+            return rows, px
+        px = max(LEAST_PX, min(px - 20, int(px * (most / size) ** 0.5)))
+
+
+def _view_panel(panel: Panel, px: int) -> dict:
+    """Pictures by title, of `px` pixels at most."""
+    uris = {"image": photo_uri(panel.image, longest_px=px)}
+    uris |= {title: class_map_uri(classes, longest_px=px) for title, classes in panel.maps.items()}
+    uris["errors"] = error_map_uri(panel.maps["student"], panel.maps["label"], longest_px=px)
+    return {
+        "name": panel.sample_id,
+        "percent": f"{100 * panel.disagreement:.1f}",
+        "is_coarse": max(panel.image.shape) < COARSE_PX,
+        "pictures": uris,
+    }

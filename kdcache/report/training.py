@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache.config import Config
 from kdcache.progress import Say
-from kdcache.report.page import REPORT, write_report
+from kdcache.report.run_page import REPORT, write_report
 from kdcache.training.distill import Outcome
 from kdcache.training.events import TrainingEvents
 from kdcache.training.folder import RESULT

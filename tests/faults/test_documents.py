@@ -21,7 +21,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.precompute.repair import stored_config
 from kdcache.report.cache_info import describe_cache, format_info
-from kdcache.report.damage import describe_findings, format_findings
+from kdcache.report.findings import describe_findings, format_findings
 from kdcache.training.settings import resolve_config
 from tests.faults.test_bit_flips import read_all
 from tests.support.helpers import check_one_line

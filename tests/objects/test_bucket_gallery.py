@@ -5,7 +5,7 @@ import pytest
 from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.layout import shard_path
 from kdcache.cache.manifest import read_manifest
-from kdcache.gallery.page import write_gallery
+from kdcache.report.gallery import write_gallery
 from tests.support import quick
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")

@@ -25,7 +25,10 @@ def read(path: Path) -> str:
 def test_every_page_is_shipped():
     project = tomllib.loads(read(ROOT / "pyproject.toml"))
     shipped = project["tool"]["setuptools"]["package-data"]["kdcache"]
-    assert shipped == [str(path.relative_to(ROOT / "kdcache")) for path in PAGES]
+    room = ROOT / "kdcache"
+    templates = [path for path in (room / "report/templates").iterdir() if path.is_file()]
+    needed = {str(path.relative_to(room)) for path in PAGES} | {"report/templates/*"}
+    assert set(shipped) == needed and {path.suffix for path in templates} == {".css", ".j2", ".js"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

@@ -2,46 +2,17 @@
 
 import csv
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from kdcache.report.columns import lay_out, measure_width, wrap
-from kdcache.report.comparison_page import CSS
-from kdcache.report.style import CSS as HOUSE_CSS
+from kdcache.report.comparison_text import lay_out, measure_width, wrap
+from kdcache.report.template import read_asset
 from tests.support.finished import write_baseline, write_run, write_three_seeds
+from tests.support.pages import Page, parse
 from train_student.cli import main
 
 NASTY = ["車" * 70, '</table><script>alert("1")</script>', "Wohnungseingangstür" * 12]
-
-
-class Page(HTMLParser):
-    """Tags must nest; keeps text, titles and the attributes of drawn paths."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.text, self.open, self.tags, self.paths, self.labels = "", [], set(), [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.labels += [value for name, value in attributes if name == "aria-label"]
-        if tag == "path":
-            self.paths.append(dict(attributes))
-        if tag != "meta" and not (tag == "path" and self.get_starttag_text().endswith("/>")):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.paths.append(dict(attributes))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text = " ".join([*self.text.split(), *data.split()])
 
 
 @pytest.fixture
@@ -57,7 +28,7 @@ def compare(runs, capsys, tmp_path):
         html, table = tmp_path / "page.html", tmp_path / "table.csv"
         assert main(["compare", str(runs), "--html", str(html), "--csv", str(table)]) == 0
         with table.open(encoding="utf-8", newline="") as file:
-            return capsys.readouterr().out, Page(html), list(csv.DictReader(file))
+            return capsys.readouterr().out, parse(html), list(csv.DictReader(file))
 
     return run
 
@@ -238,7 +209,7 @@ def test_page_needs_nothing_but_itself(runs, compare, tmp_path):
     write_three_seeds(runs)
     page = compare()[1]
     text = (tmp_path / "page.html").read_text()
-    assert not {"script", "link", "iframe", "object", "embed", "base", "img"} & page.tags
+    assert not {"script", "link", "iframe", "object", "embed", "base", "img"} & set(page.tags)
     assert (
         "Content-Security-Policy" in text
         and "default-src 'none'" in text
@@ -295,7 +266,7 @@ def test_files_are_there_before_the_table_is_read(runs, tmp_path, monkeypatch):
 def test_colours_of_differences_are_legible(scheme):
     """WCAG AA: 4.5 to 1 on the card and on the tint of marked cells."""
     light, dark = ({}, {})
-    for sheet in (HOUSE_CSS, CSS):
+    for sheet in map(read_asset, ("pages.css", "comparison.css")):
         first, _, rest = sheet.partition("@media")
         light |= dict(re.findall(r"(--\w+): (#\w{6})", first))
         dark |= dict(re.findall(r"(--\w+): (#\w{6})", rest))

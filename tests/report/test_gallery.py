@@ -5,30 +5,29 @@ Letters: N samples, K classes, H, W height and width, C channels.
 
 import base64
 import hashlib
-import io
 import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from kdcache.analysis import scan
 from kdcache.cache.layout import Group
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
-from kdcache.gallery import exhibit, scan
-from kdcache.gallery.page import Gallery, write_gallery
 from kdcache.metrics import VOID
 from kdcache.packed.pack import pack_cache
 from kdcache.precompute import pipeline
 from kdcache.precompute.build import build_cache
+from kdcache.report import gallery_samples
+from kdcache.report.gallery import Gallery, write_gallery
 from kdcache.report.pictures import DARK_VOID, NUM_HEATS
 from kdcache.storage.place import find_place
 from tests.support import quick
+from tests.support.pages import Page, parse
 
 NUM_CLASSES = len(CLASS_NAMES)
 NASTY = [
@@ -38,71 +37,11 @@ NASTY = [
 ]
 RANKS = {"low": 2, "mid": 3, "high": 4}
 GOLDEN = Path(__file__).parents[1] / "golden"
-EMPTY_TAGS = {"meta", "img", "br", "input"}
-
-
-@dataclass
-class Page(HTMLParser):
-    """A parsed gallery: its tags must nest, its pictures are decoded."""
-
-    text: str = ""
-    tags: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    articles: list[dict] = field(default_factory=list)
-    headings: list[str] = field(default_factory=list)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    open: list[str] = field(default_factory=list)
-    photo: str = ""
-
-    def __post_init__(self):
-        super().__init__()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self.links += [attributes[name] for name in ("src", "href", "data") if name in attributes]
-        if "--photo" in attributes.get("style", ""):
-            self.photo = re.fullmatch(r"--photo:url\((.*)\)", attributes["style"])[1]
-        if tag == "img":
-            self.pictures[attributes["alt"]] = decode(attributes["src"])
-        elif "aria-label" in attributes:
-            self.pictures[attributes["aria-label"]] = decode(self.photo)
-        if tag == "article":
-            self.articles.append(
-                {name.removeprefix("data-"): value for name, value in attributes.items()}
-            )
-        if tag not in EMPTY_TAGS:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        """Pieces of text are parted by a space, though none may be seen between inline tags."""
-        if self.open and self.open[-1] in ("style", "script"):
-            return
-        self.text = " ".join([*self.text.split(), *data.split()])
-        if self.open[-1:] == ["h3"]:
-            self.headings.append(data.strip())
-
-
-def decode(uri: str) -> np.ndarray:
-    head, body = uri.split(",")
-    assert head in ("data:image/png;base64", "data:image/webp;base64")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
-
-
-def read_page(path: Path) -> Page:
-    page = Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    return page
 
 
 def show(root: object, out: Path, *, split: str = "val", num_samples: int = 50) -> Page:
     write_gallery(find_place(root), out, split=split, num_samples=num_samples)
-    return read_page(out)
+    return parse(out)
 
 
 def build(data: Path, root: Path, *, roll: int = 0, void: int | None = None, **given: dict) -> Path:
@@ -321,7 +260,7 @@ def test_a_large_split_is_looked_at_evenly_and_says_so(root, out, monkeypatch):
     assert write_gallery(root, out, split="val", num_samples=2) == Gallery(
         2, 4, 9, [], out.stat().st_size
     )
-    page = read_page(out)
+    page = parse(out)
     assert "shown 2 of 4 looked at, of 9" in page.text
     assert "smallest teacher error of 4 evenly spaced samples looked at" in page.text
     assert {int(article["number"]) for article in page.articles} <= {0, 2, 4, 6}
@@ -377,7 +316,7 @@ def test_rows_are_shares_of_a_label(root, out):
 def test_a_wrong_order_of_classes_is_seen_at_once(data, tmp_path, out):
     root = build(data, tmp_path / "wrong", roll=1)
     assert write_gallery(root, out, split="val", num_samples=3).misnamed == list(CLASS_NAMES)
-    page = read_page(out)
+    page = parse(out)
     assert (
         "8 of 8 labelled classes mostly called something else : background → horizontal ; horizontal → vertical"
         in page.text
@@ -458,7 +397,7 @@ def test_few_and_many_classes(quick_data, tmp_path, out, quick_teacher, num_clas
 
 
 def test_pictures_of_many_views_are_smaller():
-    assert [exhibit.choose_size(num_views) for num_views in (1, 50, 100, 200, 4000)] == [
+    assert [gallery_samples.choose_size(num_views) for num_views in (1, 50, 100, 200, 4000)] == [
         320,
         320,
         226,
@@ -468,8 +407,8 @@ def test_pictures_of_many_views_are_smaller():
 
 
 def test_large_pictures_shrink_and_class_maps_keep_their_classes(root, out, monkeypatch):
-    monkeypatch.setattr(exhibit, "LONGEST_PX", 24)
-    monkeypatch.setattr(exhibit, "LEAST_PX", 16)
+    monkeypatch.setattr(gallery_samples, "LONGEST_PX", 24)
+    monkeypatch.setattr(gallery_samples, "LEAST_PX", 16)
     page, reader = show(root, out, split="train"), open_split(root, "train")
     for number, id in enumerate(reader.sample_ids):
         shown = page.pictures[f"label of {id}, view 1"]

@@ -170,7 +170,7 @@ def test_an_interruption_keeps_nothing(root, capsys, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdcache.gallery.page.draw_cards", interrupt)
+    monkeypatch.setattr("kdcache.report.gallery_samples._view_one", interrupt)
     check = cache_teacher(["view", str(root)])
     assert check == 130 and "interrupted; nothing is kept" in capsys.readouterr().err
     assert not list((tmp_path / "here").iterdir())

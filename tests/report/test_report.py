@@ -18,13 +18,13 @@ from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.teacher import build_fcn
 from kdcache.precompute.build import build_cache
-from kdcache.report.curves import Curve, draw_chart, find_ticks
-from kdcache.report.page import write_report
+from kdcache.report.charts import Curve, build_chart, find_ticks
 from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
+from kdcache.report.run_page import write_report
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import Outcome, distill
 from kdcache.training.folder import write_result
-from tests.support.pages import Page, decode, parse
+from tests.support.pages import Page, decode, parse, parse_text, render
 
 NASTY = ['<b>hinter & "grund"</b>', "車 </table><script>alert(1)</script>"]
 
@@ -276,10 +276,10 @@ def test_ticks_enclose_the_data_in_a_few_even_steps(low, high):
     "values", [[0.0], [0.3], [0.5, 0.5], [0.1, 0.9, 0.2], [0.001 * n for n in range(1000)]]
 )
 def test_chart_stays_inside_its_box(values):
-    html = draw_chart("<mIoU>", "", [Curve("student", values, best=1)], height_px=200, level=0.7)
-    page = Page()
-    page.feed(html)
-    assert "<mIoU>" in page.text and page.open == []
+    curve = Curve("student", values, best=1)
+    chart = build_chart("<mIoU>", "", [curve], height_px=200, level=0.7)
+    html = render("line_chart", chart, template="parts.html.j2")
+    assert "<mIoU>" in parse_text(html).text
     line = html.split('class="line student" d="M')[1].split('"')[0]
     places = [float(n) for point in line.split("L") for n in point.split()]
     assert len(places) == 2 * len(values) and all(0 <= place <= 100 for place in places)

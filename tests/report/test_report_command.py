@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdcache.config.parser import merge
-from kdcache.report.again import recall_baseline, rewrite_report
+from kdcache.report.run_page import find_baseline_folder, rewrite_report
 from kdcache.report.training import report_outcome
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import distill
@@ -108,7 +108,7 @@ def test_page_says_who_trained_and_what_was_cached(run):
     torch, zarr = result["versions"]["torch"], "zarr not recorded not recorded"
     assert f"torch {torch} {torch} {torch}" in text and zarr in text
     assert result["baseline"].startswith("../baseline-")
-    assert recall_baseline(run.folder, result).name in [
+    assert find_baseline_folder(run.folder, result).name in [
         path.name for path in run.folder.parent.iterdir()
     ]
 
@@ -126,13 +126,13 @@ def test_older_runs_have_a_report_without_what_they_do_not_know(run):
 
 
 def test_a_baseline_that_is_gone_leaves_its_miou(run):
-    shutil.rmtree(recall_baseline(run.folder, read_result(run.folder)))
+    shutil.rmtree(find_baseline_folder(run.folder, read_result(run.folder)))
     assert run.report() == 0
     assert "only its mIoU is known" in run.page().text
 
 
 def test_a_baseline_without_its_checkpoint_leaves_its_numbers(run):
-    (recall_baseline(run.folder, read_result(run.folder)) / BEST).unlink()
+    (find_baseline_folder(run.folder, read_result(run.folder)) / BEST).unlink()
     assert run.report() == 0
     page = run.page()
     assert "only its mIoU is known" not in page.text and "baseline of" not in " ".join(

@@ -7,25 +7,48 @@ import numpy as np
 import pytest
 
 from kdcache.metrics import VOID
-from kdcache.report.budget import draw_budget, measure_budget
+from kdcache.report.charts import MOST_POINTS, Curve, build_chart
 from kdcache.report.confusion import (
     MOST_CLASSES,
     MOST_PAIRS,
     TINTS,
-    draw_confusion,
     find_most_confused,
     normalize_rows,
+    view_confusion,
 )
-from kdcache.report.curves import MOST_POINTS, Curve, draw_chart
-from kdcache.report.finished import Finished
-from kdcache.report.panels import Panel
-from kdcache.report.pictures import RIGHT, WRONG, error_map_uri
-from kdcache.report.samples import draw_samples
-from kdcache.report.style import CSS, TINTS_PERCENT
-from kdcache.report.tables import LONGEST_NAME, draw_class_table
-from tests.support.pages import decode, parse_text
+from kdcache.report.finished import Finished, measure_budget, view_budget
+from kdcache.report.panels import Panel, view_samples
+from kdcache.report.pictures import (
+    ERROR_COLOURS,
+    RIGHT,
+    WRONG,
+    error_map_uri,
+    heat_colours,
+)
+from kdcache.report.run_page import view_classes
+from kdcache.report.template import LONGEST_NAME, read_asset
+from tests.support.pages import decode, parse_text, render
+
+CSS = read_asset("pages.css")
+TINTS_PERCENT = [int(percent) for percent in re.findall(r"\.tint\d \{ --mix: (\d+)%", CSS)]
 
 HOSTILE = ['"><script>alert(1)</script>', "車 & مركبة", "x" * 300]
+
+
+def draw_confusion(names: list[str], student: Finished, baseline: Finished | None) -> str:
+    return render("confusion", view_confusion(names, student, baseline)).strip()
+
+
+def draw_class_table(names: list[str], ious: dict[str, list], mious: dict) -> str:
+    return render("classes", view_classes(names, ious, mious))
+
+
+def draw_samples(names: list[str], panels: list[Panel], *, total: int) -> str:
+    return render("samples", view_samples(names, panels, total=total))
+
+
+def draw_budget(runs: dict[str, Finished], *, num_samples: int) -> str:
+    return render("budget", view_budget(runs, num_samples=num_samples)).strip()
 
 
 def finish(confusion: object, history: list[dict] | None = None) -> Finished:
@@ -182,7 +205,8 @@ def test_fifty_panels_of_noise_stay_below_five_megabytes():
 
 def test_long_runs_are_thinned_but_for_their_best_epoch():
     values = [0.5] * 10_000
-    html = draw_chart("mIoU", "", [Curve("student", values, best=7_777)], height_px=260)
+    chart = build_chart("mIoU", "", [Curve("student", values, best=7_777)], height_px=260)
+    html = render("line_chart", chart, template="parts.html.j2")
     points = html.split('class="line student" d="M')[1].split('"')[0].split("L")
     assert MOST_POINTS <= len(points) <= MOST_POINTS + 2 and points[-1].startswith("100.0 ")
     assert "student, epoch 7777" in html and len(html) < 30_000
@@ -191,6 +215,13 @@ def test_long_runs_are_thinned_but_for_their_best_epoch():
 def test_every_tint_has_a_rule():
     assert len(TINTS) == len(TINTS_PERCENT) and list(TINTS) == sorted(TINTS)
     assert all(f".tint{n} " in CSS for n in range(1, len(TINTS) + 1))
+
+
+def test_colours_of_the_legends_are_those_of_the_pictures():
+    assert f".err {{ background: rgb{ERROR_COLOURS[WRONG]}; }}" in CSS
+    stops = re.search(r"linear-gradient\(90deg, (.*?)\)", read_asset("gallery.css"), re.DOTALL)[1]
+    drawn = ["#" + colour.tobytes().hex() for colour in heat_colours()[::7]]
+    assert [stop.strip() for stop in stops.split(",")] == drawn
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

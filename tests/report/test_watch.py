@@ -10,7 +10,7 @@ from kdcache.cache.lease import take_lease
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheMismatchError
 from kdcache.precompute.build import build_cache
-from kdcache.report.watch import watch_cache
+from kdcache.report.cache_info import watch_cache
 from tests.support import quick
 from tests.support.helpers import check_one_line
 

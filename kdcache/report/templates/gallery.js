@@ -1,8 +1,4 @@
-"""What a gallery's page does where scripts run: choose and sort its samples. Without, all are there, the worst first."""
-
-from __future__ import annotations
-
-SCRIPT = """
+// Chooses and sorts the samples. Where no script runs, all are there, the worst first.
 "use strict";
 const gallery = document.getElementById("gallery"), cards = [...gallery.children];
 const [form, shown] = ["controls", "shown"].map(id => document.getElementById(id));
@@ -17,7 +13,8 @@ function update() {
   const { of, least, order } = form.elements, error = Number(least.value);
   for (const card of cards) {
     const classes = card.dataset.classes.split(" ");
-    card.hidden = (of.value !== "" && !classes.includes(of.value)) || Number(card.dataset.error) < error;
+    const isLacking = of.value !== "" && !classes.includes(of.value);
+    card.hidden = isLacking || Number(card.dataset.error) < error;
   }
   gallery.append(...cards.sort(orders[order.value]));
   document.getElementById("bound").textContent = `${error} %`;
@@ -27,4 +24,3 @@ form.addEventListener("input", update);
 form.addEventListener("submit", event => event.preventDefault());
 form.hidden = false;
 update();
-"""

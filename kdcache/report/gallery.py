@@ -1,0 +1,186 @@
+"""The gallery of a cache: one HTML file that needs nothing else, with a script that filters and sorts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, scan_split
+from kdcache.cache.layout import COMMITS, manifest_path
+from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.reader import CacheReader
+from kdcache.config.parser import drop_unknown, flatten, make_config
+from kdcache.durable import partial_path
+from kdcache.errors import CacheError
+from kdcache.progress import Progress, Silent
+from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
+from kdcache.report.gallery_samples import Exhibit, holds_directions, open_exhibit, view_samples
+from kdcache.report.template import render_page
+from kdcache.storage.place import Place, is_one_file
+
+MARK = '<header id="kdcache-gallery">'  # of the template
+HEAD_BYTES = 64_000  # the mark stands behind the style sheets
+ORDERS = {  # of the script
+    "worst": "worst first",
+    "best": "best first",
+    "unsure": "most entropy first",
+    "split": "as in the split",
+}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What was written: how many samples are shown, of how many looked at, of how many there are.
+
+    misnamed: names of the classes that the teacher mostly calls something else.
+    """
+
+    num_shown: int
+    num_looked_at: int
+    num_samples: int
+    misnamed: list[str]
+    size_bytes: int
+
+
+def write_gallery(
+    root: Place, out: Path, *, split: str, num_samples: int, progress: Progress | None = None
+) -> Gallery:
+    """Write the gallery of one split of the cache at `root` into the file `out`.
+
+    Args:
+        out: a new file or an older gallery. split: "val", or "train", of whose views the first
+            MOST_VIEWS are shown.
+        num_samples: how many are shown: half of them the worst, half the best of those looked at.
+
+    Raises: CacheError if there is no cache, it is half-built or damaged, or `out` is another file,
+        inside a cache or cannot be written.
+    """
+    check_out(out)
+    progress, manifest = progress or Silent(), read_manifest(root)
+    layout = manifest.layouts[split]
+    names = make_config(drop_unknown(manifest.information["settings"])).dataset.names
+    reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
+    scan = scan_split(reader, num_classes=len(names), at_least=num_samples, progress=progress)
+    exhibit = open_exhibit(reader, scan.choose(num_samples), progress=progress)
+    html = render_page(
+        "gallery.html.j2",
+        title=f"{name_cache(root)}, {split}",
+        styles=["gallery.css"],
+        script="gallery.js",
+        **_view_gallery(names, manifest, exhibit, scan),
+        samples=view_samples(exhibit, progress=progress),
+    )
+    misnamed = [names[number] for number in find_misnamed(scan.confusion_KK)]
+    return Gallery(
+        len(exhibit.samples), len(scan.samples), layout.num_samples, misnamed, _write(out, html)
+    )
+
+
+def name_cache(place: Place) -> str:
+    """What a cache is called: the last name of its folder, key or file."""
+    path = Path(str(place)).resolve()
+    return path.stem if is_one_file(place) else path.name
+
+
+def check_out(out: Path) -> None:
+    """Raises CacheError if no gallery can be written there; asked before anything is read."""
+    folder = out.parent.resolve()
+    if not folder.is_dir():
+        missing = f"folder {out.parent} is missing"
+        raise CacheError(f"{out}: {missing}, expected one to write into; make it first")
+    cache = next((above for above in (folder, *folder.parents) if _is_cache(above)), None)
+    if cache:
+        inside = f"folder is inside the cache {cache}"
+        raise CacheError(f"{out}: {inside}, expected another; choose it with --out")
+    if out.exists() and not _is_gallery(out):
+        cure = "expected a new name; choose it with --out, or remove it first"
+        raise CacheError(f"{out}: file is there and no gallery, {cure}")
+
+
+def _is_cache(folder: Path) -> bool:
+    return manifest_path(folder).is_file() and (folder / COMMITS).is_dir()
+
+
+def _is_gallery(out: Path) -> bool:
+    try:
+        with out.open("rb") as file:
+            return MARK.encode() in file.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def _write(out: Path, html: str) -> int:
+    """Returns the size in bytes; the file takes its name once it is whole. Raises CacheError."""
+    # paths may hold bytes that are no text
+    partial, data = partial_path(out), html.encode(errors="backslashreplace")
+    try:
+        partial.write_bytes(data)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        cure = "mend that or choose another --out"
+        raise CacheError(f"{out}: gallery cannot be written ({error.strerror}); {cure}") from None
+    return len(data)
+
+
+def _view_gallery(names: list[str], manifest: Manifest, exhibit: Exhibit, scan: Scan) -> dict:
+    """Everything but the samples."""
+    reader = exhibit.reader
+    there = sorted({number for sample in exhibit.samples for number in sample.classes})
+    height, width = exhibit.size_hw
+    identity = flatten(manifest.identity[reader.layout.split])
+    return {
+        "note": _describe_cache(manifest, reader),
+        "tiles": _view_tiles(manifest, exhibit, scan),
+        "called": view_teacher_classes(names, scan.confusion_KK),
+        "num_shown": len(exhibit.samples),
+        "num_looked_at": len(scan.samples),
+        "is_spaced": len(scan.samples) != reader.layout.num_samples,
+        "scales": _list_scales(exhibit),
+        "classes": names,
+        "classes_open": len(names) <= MOST_CLASSES,
+        "classes_there": [(number, names[number]) for number in there],
+        "orders": ORDERS,
+        "shape": f"{width}/{height}",
+        "num_views": reader.num_views,
+        "facts": {"path": reader.root, "identity": manifest.identity_hash, **identity},
+    }
+
+
+def _describe_cache(manifest: Manifest, reader: CacheReader) -> str:
+    """One line."""
+    layout, (height, width) = reader.layout, reader.layout.array("label").item_shape
+    views = f"{layout.num_samples} samples x {layout.num_views} views of {width} x {height} pixels"
+    stored = ", ".join(f"{name} {encoding.kind}" for name, encoding in reader.encodings.items())
+    return f"kdcache cache {manifest.identity_hash[:12]}: {views}; {stored}"
+
+
+def _view_tiles(manifest: Manifest, exhibit: Exhibit, scan: Scan) -> list[dict]:
+    """Headline numbers: title, value and note."""
+    reader, confusion = exhibit.reader, scan.confusion_KK
+    error = find_share(int(confusion.sum() - confusion.trace()), int(confusion.sum()))
+    entropy = sum(sample.entropy for sample in scan.samples) / len(scan.samples)
+    certain = f"nats, mean; 0 is certain, {exhibit.most_entropy:.2f} knows nothing"
+    miou = manifest.information.get("teacher_miou")
+    views = f" x {reader.num_views} views" if reader.num_views > 1 else ""
+    shown = f"of {len(scan.samples)} looked at, of {reader.layout.num_samples}{views}"
+    error_text = "-" if error is None else f"{100 * error:.1f} %"
+    miou_text = "-" if miou is None else f"{miou:.4f}"
+    tiles = [
+        ("teacher error", error_text, "of the labelled pixels looked at"),
+        ("entropy", f"{entropy:.2f}", certain),
+        ("shown", str(len(exhibit.samples)), shown),
+        ("teacher mIoU on val", miou_text, "when the cache was built"),
+    ]
+    return [{"kind": "", "title": t, "value": value, "note": note} for t, value, note in tiles]
+
+
+def _list_scales(exhibit: Exhibit) -> list[tuple[str, str]]:
+    """Title and largest value of each heat map's scale."""
+    scales = [("entropy", f"{exhibit.most_entropy:.2f} (log K)")]
+    for level, most in exhibit.mosts.items():
+        is_direction = holds_directions(exhibit.reader.encodings[level])
+        kept = "share of the features' direction kept (lengths are not)"
+        what = kept if is_direction else "energy of the features"
+        scales.append((f"{level}: {what}", f"{most:.3g}"))
+    return scales
