@@ -26,8 +26,8 @@ def plan(argv: list[str]) -> None:
     fleet = _read_fleet(options)
     config = make_config(read_given(parser, [word for word in words if word != "--json"]))
     from kdcache.analysis.fidelity import FEW_SAMPLES
-    from kdcache.forecast import forecast_cache
     from kdcache.forecast.fleet import Fleet, find_work, spread
+    from kdcache.forecast.forecast import forecast_cache
     from kdcache.report.forecast import format_forecast
 
     before = signal.signal(

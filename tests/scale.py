@@ -18,8 +18,8 @@ from kdcache.cache.encodings import STEPS, Encoding
 from kdcache.cache.layout import DTYPES, SplitLayout, list_specs
 from kdcache.command import OneLineParser, run_command
 from kdcache.config import RankConfig
-from kdcache.forecast.estimate import add_shards
 from kdcache.forecast.fleet import Fleet, Work, spread
+from kdcache.forecast.folder import sum_shards
 from kdcache.progress import format_bytes, format_time
 
 NUM_VIEWS, SHARD_SAMPLES, SIZE_PX = 4, 16, 512
@@ -49,7 +49,7 @@ class Cache:
     @property
     def size_bytes(self) -> float:
         """Of all shard files."""
-        return add_shards(self.layout, self.sample_bytes)
+        return sum_shards(self.layout, self.sample_bytes)
 
     @property
     def num_puts(self) -> int:

@@ -1,8 +1,9 @@
-"""A few shard groups of a cache that is not there yet: really made, in a folder beside it that is gone afterwards."""
+"""The probe: phase one really run on a few shard groups, in a folder that is removed again."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,27 +15,31 @@ from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, sha
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shard import read_index
-from kdcache.data.voc import Split
-from kdcache.forecast.disk import count_fitting, count_least, list_groups, say_what_is_lacking
-from kdcache.forecast.folder import CACHE, DOCUMENTS, make_folder
-from kdcache.forecast.rates import Clock, find_rates, stop_in_time
-from kdcache.forecast.views import pick_samples
+from kdcache.forecast.folder import (
+    CACHE,
+    DOCUMENTS,
+    check_room,
+    count_fitting,
+    count_least,
+    list_groups,
+    make_folder,
+)
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import count_answers
-from kdcache.progress import Progress, Silent
+from kdcache.progress import Bar, Progress, Silent
 
-LEAST_VAL_SAMPLES = 4  # behind the first group, which fills the pipeline
+LEAST_VAL_SAMPLES = 4  # after the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
+MOST_PROBING_S = 25.0  # no group starts that would end later, but for the least
 
 
 @dataclass(frozen=True)
 class Probe:
     """What a few shard groups took.
 
-    num_samples: split -> samples made.
-    sample_s: split -> seconds a sample, drawing, teacher and writing overlapping as in phase one.
-    score_s: seconds a validation sample to compare it with its label.
-    chunk_bytes: split -> array -> bytes of each sample's chunk and its checksum, float64.
+    num_samples: split -> samples made. sample_s: split -> seconds a sample, with drawing, teacher
+    and writing overlapping. score_s: seconds to score a validation sample.
+    chunk_bytes: split -> array -> mean bytes of a sample's chunk and its checksum.
     record_bytes: split -> bytes a sample of commit records.
     document_bytes: of all other documents of the whole cache.
     """
@@ -42,7 +47,7 @@ class Probe:
     num_samples: dict[str, int]
     sample_s: dict[str, float]
     score_s: float
-    chunk_bytes: dict[str, dict[str, np.ndarray]]
+    chunk_bytes: dict[str, dict[str, float]]
     record_bytes: dict[str, float]
     document_bytes: int
 
@@ -50,105 +55,142 @@ class Probe:
 def probe_cache(job: Job, *, progress: Progress) -> Probe:
     """Run phase one on some groups of both splits, spread over samples and views.
 
-    Raises: DataError, TeacherError; CacheError where the disk is too small for that or refuses it.
+    Raises: DataError, TeacherError; CacheError if the disk is too small for that or refuses it.
     """
     with make_folder(job.config.cache.path) as folder:
         small = _shrink(job, folder / CACHE)
         root, manifest = small.config.cache.path, small.manifest
-        with say_what_is_lacking(job, small.manifest, folder):
-            document_bytes = _measure_documents(job, folder / DOCUMENTS)
+        with check_room(job, manifest, folder):
+            open_for_writing(folder / DOCUMENTS, job.manifest, job.bases)
             open_for_writing(root, manifest, small.bases)
             written, sample_s = _write_groups(small, progress)
         num_samples, chunk_bytes, record_bytes = {}, {}, {}
         for split, layout in manifest.layouts.items():
             groups = [group for group in written if group.split == split]
-            num_samples[split] = sum(_count(group) for group in groups)
-            chunk_bytes[split] = _measure_chunks(root, layout, groups)
+            num_samples[split] = sum(count_samples(groups))
+            chunk_bytes[split] = {
+                spec.name: _measure_chunks(root, layout, spec, groups) for spec in layout.arrays
+            }
             records = sum(commit_path(root, group).stat().st_size for group in groups)
             record_bytes[split] = records / num_samples[split]
+        documents = (folder / DOCUMENTS).rglob("*")
+        document_bytes = sum(path.stat().st_size for path in documents if path.is_file())
         score_s = _time_score(root, manifest, num_classes=job.config.dataset.num_classes)
         return Probe(num_samples, sample_s, score_s, chunk_bytes, record_bytes, document_bytes)
 
 
+def count_samples(groups: Iterable[Group]) -> list[int]:
+    """Samples of each group."""
+    return [group.stop - group.start for group in groups]
+
+
+def pick_samples(count: int, most: int) -> list[int]:
+    """Up to `most` different samples of `count`, in a random order that is always the same.
+
+    Not in even steps: those can be in step with the data set's order.
+    """
+    return np.random.default_rng(0).permutation(count)[:most].tolist()
+
+
 def _shrink(job: Job, root: Path) -> Job:
-    """The same cache of fewer samples, at `root`, every group of it spread over the split; of val a batch a group."""
+    """The same cache with fewer samples, at `root`; each group is spread over the split."""
     config, batch = job.config, job.config.teacher.batch_size
     shard = min(config.cache.shard_samples, max(SHARD_SAMPLES // batch, 1) * batch)
     shards = {"val": min(batch, shard), "train": shard}
-    most = {
-        "val": shards["val"] * (1 + -(-LEAST_VAL_SAMPLES // shards["val"])),
-        "train": shard * 64,
-    }
-    splits = {name: _choose(split, most[name]) for name, split in job.splits.items()}
-    layouts = {
-        name: replace(layout, num_samples=len(splits[name].samples), shard_samples=shards[name])
-        for name, layout in job.manifest.layouts.items()
-    }
+    groups = {"val": 1 + -(-LEAST_VAL_SAMPLES // shards["val"]), "train": 64}
+    splits, layouts = {}, {}
+    for name, split in job.splits.items():
+        chosen = pick_samples(len(split.samples), groups[name] * shards[name])
+        splits[name] = replace(split, samples=tuple(split.samples[index] for index in chosen))
+        layouts[name] = replace(
+            job.manifest.layouts[name], num_samples=len(chosen), shard_samples=shards[name]
+        )
+    config = replace(config, cache=replace(config.cache, path=root))
     manifest = replace(job.manifest, layouts=layouts)
-    return replace(
-        job,
-        config=replace(config, cache=replace(config.cache, path=root)),
-        manifest=manifest,
-        splits=splits,
-    )
+    return replace(job, config=config, manifest=manifest, splits=splits)
 
 
-def _choose(split: Split, most: int) -> Split:
-    samples = tuple(split.samples[index] for index in pick_samples(len(split.samples), most))
-    return replace(split, samples=samples)
+class Clock:
+    """For a `Pipeline`: notes when each group was committed, and advances a bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar, self.began_s, self.times = bar, time.monotonic(), []
+
+    def __call__(self, group: Group, size_bytes: int) -> None:
+        """One group more."""
+        self.times.append(time.monotonic())
+        self.bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
 
 def _write_groups(job: Job, progress: Progress) -> tuple[list[Group], dict[str, float]]:
     """Groups written, and split -> seconds a sample."""
-    layouts, root = job.manifest.layouts, job.config.cache.path
-    val, train = list(layouts["val"].groups()), list_groups(layouts["train"])
-    least, fitting = count_least(layouts["train"]), count_fitting(job.manifest, root)
-    with (
-        progress.start("probing", total=None, unit="samples") as bar,
-        Pipeline(job, Clock(bar)) as pipeline,
-    ):
-        clock, crew = pipeline.done, pipeline.crew
-        most = max(min(2 * crew.most_groups, fitting), least)
-        pipeline.write(chain(val, stop_in_time(train[:most], least=least, ahead=crew.ahead)))
-    counts = {
-        split: [_count(group) for group in pipeline.written if group.split == split]
-        for split in layouts
-    }
-    return pipeline.written, find_rates(
-        clock.times, began_s=clock.began_s, writers=crew.writers, **counts
-    )
+    val, train = job.manifest.layouts["val"], job.manifest.layouts["train"]
+    least, fitting = count_least(train), count_fitting(job.manifest, job.config.cache.path)
+    with progress.start("probing", total=None, unit="samples") as bar:
+        clock = Clock(bar)
+        with Pipeline(job, clock) as pipeline:
+            crew = pipeline.crew
+            most = max(min(2 * crew.most_groups, fitting), least)
+            groups = _stop_in_time(list_groups(train)[:most], least=least, ahead=crew.ahead)
+            pipeline.write(chain(val.groups(), groups))
+    written, counts = pipeline.written, {}
+    for split in ("val", "train"):
+        counts[split] = count_samples(group for group in written if group.split == split)
+    rates = find_rates(clock.times, began_s=clock.began_s, writers=crew.writers, **counts)
+    return written, rates
 
 
-def _count(group: Group) -> int:
-    return group.stop - group.start
+def _stop_in_time(groups: Iterable[Group], *, least: int, ahead: int) -> Iterator[Group]:
+    """Groups, until the next would end too late at the pace of those before.
+
+    Args:
+        ahead: how many of those that were taken are only drawn yet.
+    """
+    began_s = time.monotonic()
+    for count, group in enumerate(groups):
+        group_s = (time.monotonic() - began_s) / max(count - ahead, 1)
+        if count >= least and group_s * (count + 1) > MOST_PROBING_S:
+            return
+        yield group
 
 
-def _measure_documents(job: Job, root: Path) -> int:
-    """Bytes of the manifest, every zarr.json and every basis of the whole cache."""
-    open_for_writing(root, job.manifest, job.bases)
-    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+def find_rates(
+    ends_s: list[float], *, began_s: float, val: list[int], train: list[int], writers: int
+) -> dict[str, float]:
+    """Split -> seconds a sample while the pipeline is full.
 
+    The first group of a split fills the pipeline, so it counts only if there are few others: of
+    train up to twice the writers, since groups written at once are committed at once.
 
-def _measure_chunks(root: Path, layout: SplitLayout, groups: list[Group]) -> dict[str, np.ndarray]:
-    """array -> bytes of each sample's chunk and its checksum, float64, in the same order for all arrays."""
+    Args:
+        ends_s: when each group was committed, those of val first. val, train: samples of each.
+    """
+
+    def find_rate(times_s: list[float], counts: list[int], skipped: int) -> float:
+        return (times_s[-1] - times_s[skipped]) / sum(counts[skipped:])
+
+    val_s, train_s = [began_s, *ends_s[: len(val)]], ends_s[len(val) - 1 :]
     return {
-        spec.name: np.concatenate([_read_sizes(root, layout, spec, group) for group in groups])
-        for spec in layout.arrays
+        "val": find_rate(val_s, val, min(len(val) - 1, 1)),
+        "train": find_rate(train_s, train, 1 if len(train) > 2 * writers else 0),
     }
 
 
-def _read_sizes(root: Path, layout: SplitLayout, spec: ArraySpec, group: Group) -> np.ndarray:
-    path, count = shard_path(root, spec, group), _count(group)
-    size_bytes, shard = path.stat().st_size, layout.shard_samples
-    index = read_index(
-        path,
-        count=count,
-        shard_samples=shard,
-        size_bytes=size_bytes,
-        chunk_bytes=None,
-        cure="plan again",
-    )
-    return index[:count, 1].astype(np.float64)
+def _measure_chunks(root: Path, layout: SplitLayout, spec: ArraySpec, groups: list[Group]) -> float:
+    """Mean bytes of a chunk and its checksum."""
+    size_bytes = 0
+    for group in groups:
+        path, count = shard_path(root, spec, group), group.stop - group.start
+        index = read_index(
+            path,
+            count=count,
+            shard_samples=layout.shard_samples,
+            size_bytes=path.stat().st_size,
+            chunk_bytes=None,
+            cure="plan again",
+        )
+        size_bytes += int(index[:count, 1].sum())
+    return size_bytes / sum(count_samples(groups))
 
 
 def _time_score(root: Path, manifest: Manifest, *, num_classes: int) -> float:

@@ -67,9 +67,8 @@ def _format_size(facts: dict) -> str:
 
 def _format_source(probe: dict) -> str:
     """What the bytes of coded arrays were measured on."""
-    views, samples = probe["num_views"], probe["num_samples"]
-    drawn = f"images and labels as in {views['train']} training views and {views['val']} of val"
-    return f"coded {drawn}, answers as in {samples['train']} and {samples['val']} samples"
+    samples = probe["num_samples"]
+    return f"coded arrays as in {samples['train']} training and {samples['val']} validation samples"
 
 
 def _format_disk(facts: dict) -> str:

@@ -7,7 +7,7 @@ import pytest
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
-from kdcache.forecast import rates, views
+from kdcache.forecast import probe
 from tests.support import quick
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
@@ -29,8 +29,7 @@ def _quick_teacher(quick_teacher):
 @pytest.fixture(autouse=True)
 def _any_time(monkeypatch):
     """How much is measured may not depend on how fast the machine is."""
-    monkeypatch.setattr(rates, "MOST_PROBING_S", float("inf"))
-    monkeypatch.setattr(views, "MOST_DRAWING_S", float("inf"))
+    monkeypatch.setattr(probe, "MOST_PROBING_S", float("inf"))
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 
 from kdcache.errors import TeacherError
-from kdcache.forecast import asking, forecast_cache, rates
+from kdcache.forecast import encodings, probe
+from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
 from tests.forecast.changes import answer_otherwise, encode, enlarge
@@ -43,7 +44,7 @@ def test_nothing_is_left_out_of_a_forecast_of_what_fits(config):
 def test_an_answer_that_cannot_be_stored_is_one_line_also_where_the_probe_does_not_meet_it(
     config, monkeypatch, factor, found
 ):
-    monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)  # as many questions each time
+    monkeypatch.setattr(probe, "MOST_PROBING_S", 0.0)  # as many questions each time
     questions = []
     answer_otherwise(monkeypatch, lambda number, answer: questions.append(number) or answer)
     forecast_cache(config)
@@ -65,8 +66,8 @@ def test_of_large_answers_fewer_are_kept(config, monkeypatch):
     sample_bytes = 4 * (
         8 * 4 * 4 + 4 * 8 * 8 + 6 * 4 * 4 + 8 * 2 * 2
     )  # logits of 8 classes, low, mid, high
-    monkeypatch.setattr(asking, "MOST_KEPT_BYTES", 6 * sample_bytes)
+    monkeypatch.setattr(encodings, "MOST_KEPT_BYTES", 6 * sample_bytes)
     expected = forecast_cache(config)
     assert expected["compared"]["num_samples"] == 6 and len(expected["others"]) == 5
-    monkeypatch.setattr(asking, "MOST_KEPT_BYTES", 1)
+    monkeypatch.setattr(encodings, "MOST_KEPT_BYTES", 1)
     assert forecast_cache(config)["compared"]["num_samples"] == 1

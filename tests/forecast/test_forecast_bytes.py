@@ -2,17 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.codecs import choose_codec
-from kdcache.cache.layout import ArraySpec
 from kdcache.config import Config
 from kdcache.config.parser import make_config
-from kdcache.forecast import forecast_cache
-from kdcache.forecast.estimate import expect_chunk
-from kdcache.forecast.views import pick_samples
+from kdcache.forecast.forecast import forecast_cache
+from kdcache.forecast.probe import pick_samples
 from kdcache.precompute.build import build_cache
 from kdcache.report.cache_info import describe_cache
 from kdcache.report.forecast import format_forecast
@@ -61,8 +57,7 @@ def test_bytes_of_coded_arrays_are_within_a_hundredth(config, encoding, codec):
     assert facts["probe"]["num_samples"]["train"] < 2 * 150 and not facts["size"]["exact"]
     assert facts["size"]["array_bytes"] == pytest.approx(sum(build(config).values()), rel=0.01)
     text, samples = format_forecast(facts), facts["probe"]["num_samples"]
-    assert "images and labels as in 300 training views and 20 of val" in text
-    assert f"answers as in {samples['train']} and {samples['val']} samples" in text
+    assert f"as in {samples['train']} training and {samples['val']} validation samples" in text
 
 
 def test_other_encodings_weigh_what_they_then_do(config):
@@ -132,36 +127,3 @@ def test_samples_are_different_the_same_each_time_and_over_all_the_split(most):
         and max(chosen) < 400
     )
     assert most < 40 or len({sample // 100 for sample in chosen}) == 4
-
-
-# --- from a few chunks to all
-
-
-def expect(found: list, images: list, image_mean: float = 200.0) -> float:
-    spec = ArraySpec(
-        "low", (10, 10), "float16", choose_codec("blosc-zstd", "float16")
-    )  # 1230 bytes at most
-    return expect_chunk(
-        spec, np.array(found, float), images=np.array(images, float), image_mean=image_mean
-    )
-
-
-def test_many_answers_are_moved_along_with_their_images():
-    images = list(range(100, 180, 10))
-    assert expect([2 * x + 7 for x in images], images) == pytest.approx(2 * 200 + 7)
-
-
-def test_few_answers_are_not_for_a_slope_of_few_points_may_be_anything():
-    images = list(range(100, 170, 10))
-    assert expect([2 * x + 7 for x in images], images) == pytest.approx(2 * 130 + 7)
-
-
-def test_a_chunk_is_more_than_its_checksum_and_no_longer_than_the_format_allows():
-    images = list(range(100, 180, 10))
-    assert expect([2 * x for x in images], images, image_mean=1e6) == 1230
-    assert expect([2 * x for x in images], images, image_mean=-1e6) == 5
-
-
-def test_answers_about_images_of_one_size_keep_their_mean():
-    assert expect(list(range(10)), [100] * 10) == 5  # 4.5, but a chunk is no less
-    assert expect(list(range(90, 100)), [100] * 10) == 94.5

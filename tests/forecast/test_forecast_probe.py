@@ -8,8 +8,9 @@ import pytest
 from kdcache import durable
 from kdcache.analysis import students
 from kdcache.errors import CacheError
-from kdcache.forecast import forecast_cache, rates
-from kdcache.forecast.rates import find_rates
+from kdcache.forecast import probe
+from kdcache.forecast.forecast import forecast_cache
+from kdcache.forecast.probe import find_rates
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
 from tests.forecast.changes import encode, group
@@ -84,7 +85,7 @@ def test_of_one_validation_group_all_counts_and_of_few_training_groups_the_first
 
 
 def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
-    monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)
+    monkeypatch.setattr(probe, "MOST_PROBING_S", 0.0)
     assert forecast_cache(config)["probe"]["num_samples"] == {
         "val": 8,
         "train": 16,
@@ -92,7 +93,7 @@ def test_a_probe_ends_in_time_where_the_teacher_is_slow(config, monkeypatch):
 
 
 def test_a_probe_of_small_groups_has_as_many_samples_as_another(config, monkeypatch):
-    monkeypatch.setattr(rates, "MOST_PROBING_S", 0.0)
+    monkeypatch.setattr(probe, "MOST_PROBING_S", 0.0)
     assert forecast_cache(group(config, 1))["probe"]["num_samples"] == {"val": 5, "train": 16}
 
 
@@ -116,7 +117,7 @@ def test_the_comparison_with_the_teacher_is_counted_where_there_is_one(
     config.cache.levels[:] = levels
     times = iter(range(1000))
     monkeypatch.setattr(
-        "kdcache.forecast.comparison.time.monotonic", lambda: float(next(times))
+        "kdcache.forecast.forecast.time.monotonic", lambda: float(next(times))
     )  # a step takes 1 s
     monkeypatch.setattr(students, "STEPS", 10)
     facts = forecast_cache(config, num_compared=8)

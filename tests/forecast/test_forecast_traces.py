@@ -9,8 +9,9 @@ import pytest
 
 from kdcache.cache.layout import Group, commit_path
 from kdcache.errors import CacheMismatchError, TeacherError
-from kdcache.forecast import folder, forecast_cache
+from kdcache.forecast import folder
 from kdcache.forecast.folder import make_folder
+from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
 from kdcache.storage.lock import LOCK, hold_folder
