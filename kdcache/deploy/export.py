@@ -20,7 +20,7 @@ FILES = {"onnx": "student.onnx", "safetensors": "student.safetensors", "executor
 def import_format(name: str) -> ModuleType:
     """The module that writes a format. Raises SettingsError where its extra is not installed."""
     try:
-        return importlib.import_module(f"kdcache.takeaway.{name}")
+        return importlib.import_module(f"kdcache.deploy.{name}")
     except ImportError as error:  # missing, or of a version that does not fit
         found, expected = (
             Phrase(f"{name} ({one_line(error)})"),

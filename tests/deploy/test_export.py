@@ -169,7 +169,7 @@ def test_a_student_of_the_users_is_exported_and_a_change_of_its_file_is_warned_o
 def test_a_format_that_is_not_installed_names_its_extra_before_anything_is_read(
     name, package, monkeypatch, capsys
 ):
-    monkeypatch.delitem(sys.modules, f"kdcache.takeaway.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"kdcache.deploy.{name}", raising=False)
     for module in [module for module in sys.modules if module.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)

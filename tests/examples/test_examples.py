@@ -51,12 +51,12 @@ def test_example_runs_and_prints_what_it_found(name, monkeypatch, capsys):
 
 
 def test_every_example_is_run_here_and_says_how_to_run_it():
-    names = {path.stem for path in FOLDER.glob("*.py")} - {"small_cache"}
+    names = {path.stem for path in FOLDER.glob("*.py")} - {"small_cache", "test_examples"}
     assert names == set(SAID)
     for name in names:
         text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
         assert f"python tests/examples/{name}.py\n" in text.split('"""')[1]
-        assert 30 <= len(text.splitlines()) <= 70
+        assert 30 <= len(text.splitlines()) <= 80
 
 
 def test_example_is_a_command_of_its_own_that_leaves_nothing_behind(tmp_path):
