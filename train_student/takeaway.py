@@ -38,13 +38,13 @@ def export(argv: list[str]) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.deploy.export import export_student, import_format
-    from kdcache.deploy.load import load_student
-    from kdcache.deploy.samples import find_samples
+    from kdcache.deploy.pictures import find_images
+    from kdcache.deploy.student import load_student
 
     import_format(args.to)  # what is missing is said before anything takes time
     student = load_student(args.run)
     export_student(
-        student, to=args.to, find_images=partial(find_samples, student, args.images), say=print
+        student, to=args.to, find_images=partial(find_images, student, args.images), say=print
     )
 
 
@@ -74,8 +74,8 @@ def predict(argv: list[str]) -> int:
         "(default: the size of the run's validation, at which it was scored)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from kdcache.deploy.load import load_student
     from kdcache.deploy.predict import predict_pictures
+    from kdcache.deploy.student import load_student
     from kdcache.report.predictions import write_predictions
 
     student, out = load_student(args.run), args.out or args.run / "predictions"

@@ -1,1 +1,1 @@
-"""What a trained student is wanted for: as a file that other programs run, and asked about images of any kind."""
+"""A trained student in use: exported to other formats, and asked for the classes of images."""

@@ -1,4 +1,4 @@
-"""A student as an ExecuTorch program for phones and boards, its arithmetic by XNNPACK.
+"""A student as an ExecuTorch program for phones and boards, computed by XNNPACK.
 
 Letters: H height, W width, K classes.
 """
@@ -14,40 +14,42 @@ from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
 from kdcache import durable
-from kdcache.deploy.check import Ask, check_answers
-from kdcache.deploy.facts import ByteStudent, quiet
-from kdcache.deploy.load import TrainedStudent
+from kdcache.deploy.export import Ask, check_answers, quiet
+from kdcache.deploy.student import ByteStudent, TrainedStudent
 from kdcache.errors import TrainingError, one_line
 
 
 def write(student: TrainedStudent, path: Path) -> None:
-    """Write the student for one uint8 image [1, H, W, 3] of validation's size: an ExecuTorch program plans its memory before.
+    """Write the student for one uint8 image [1, H, W, 3] of validation's size.
 
-    Raises: TrainingError where the student cannot be lowered.
+    ExecuTorch plans a program's memory ahead, so the size is fixed.
+
+    Raises: TrainingError if the student cannot be lowered.
     """
     image = torch.zeros(1, *student.config.dataset.val_hw, 3, dtype=torch.uint8)
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(ByteStudent(student.module), (image,))
-            lowered = to_edge_transform_and_lower(
-                program, partitioner=[XnnpackPartitioner()]
-            ).to_executorch()
-    except Exception as error:  # whatever the exporter and code of the user's meet
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            lowered = edge.to_executorch()
+    except Exception as error:  # the exporter and the user's code may raise anything
         reason = one_line(error, named=True)
         raise TrainingError(
-            f"{student.folder}: student cannot be lowered to ExecuTorch ({reason}); mend student.arch"
+            f"{student.folder}: student cannot be lowered to ExecuTorch ({reason}); "
+            "mend student.arch"
         ) from None
     durable.write_file(path, [lowered.buffer])
 
 
 def check(student: TrainedStudent, path: Path, images: list[np.ndarray]) -> str:
-    """What was found: it answers as the student does. Raises TrainingError."""
-    return check_answers(
-        student, open_program(path), images, name="ExecuTorch", threads="threads of its own"
-    )
+    """Compare the file with the student; the result in words. Raises TrainingError if they
+    differ.
+    """
+    ask = open_program(path)
+    return check_answers(student, ask, images, name="ExecuTorch", threads="threads of its own")
 
 
 def open_program(path: Path) -> Ask:
-    """Run the file by ExecuTorch's runtime: uint8 RGB [1, H, W, 3] -> logits float32 [1, K, H, W]."""
+    """Run the file with ExecuTorch: uint8 RGB [1, H, W, 3] -> logits float32 [1, K, H, W]."""
     method = Runtime.get().load_program(path).load_method("forward")
     return lambda image_NHW3: method.execute([torch.from_numpy(image_NHW3)])[0].clone()

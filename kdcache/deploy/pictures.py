@@ -1,4 +1,4 @@
-"""Images as they come: found in folders, read as a student is asked, or refused in one line each.
+"""Images of any kind: found in folders, read as a student takes them, or refused in one line each.
 
 Letters: H height, W width.
 """
@@ -13,118 +13,135 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from kdcache.cache.reader import open_split
+from kdcache.data.sampling import space_evenly
 from kdcache.data.views import fit_inside
-from kdcache.errors import DataError, Phrase, describe, one_line
+from kdcache.deploy.student import TrainedStudent
+from kdcache.errors import CacheError, DataError, Phrase, SettingsError, describe, one_line
 
 log = logging.getLogger("kdcache")
-# of these an 8-bit RGB image can be made that looks the same; I, F and I;16 would be cut off at 255
+MOST_IMAGES = 100  # that an exported student is compared on
+# modes that convert to 8-bit RGB and look the same; I, F and I;16 would be clipped at 255
 MODES = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "La",
-    "RGBa",
-    "CMYK",
-    "YCbCr",
-    "HSV",
-    "LAB",
+    *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"),
+    *("La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"),
 )
 
 
 def find_pictures(given: Iterable[Path]) -> tuple[list[Path], list[DataError]]:
-    """Files as they are given, and the images of folders by name, each once; folders in folders are not looked into.
+    """The files that are given, and the images directly in the folders that are given, each once.
 
-    Returns: the files, and what is wrong with the rest.
+    Returns: the files, those of a folder sorted by name, and an error for each folder without
+    images.
     """
     found, errors, endings = {}, [], Image.registered_extensions()
     for path in given:
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in endings and p.name[0] != ".")
-            if path.is_dir()
-            else []
-        )
-        if path.is_dir() and not inside:
+        files = [path]
+        if path.is_dir():
+            files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in endings]
+            files = [file for file in files if file.name[0] != "."]
+        if not files:
+            expected = "files like .jpg or .png in it"
             errors.append(
-                _refuse(
-                    path,
-                    "folder",
-                    "without images",
-                    "files like .jpg or .png in it",
-                    "give another folder",
-                )
+                _refuse(path, "folder", "without images", expected, "give another folder")
             )
-        found |= {file.resolve(): file for file in (inside if path.is_dir() else [path])}
+        found |= {file.resolve(): file for file in files}
     return list(found.values()), errors
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """uint8 RGB [H, W, 3]: the pixels as they are stored, transparency left out, of several frames the first.
+    """The pixels as they are stored, uint8 RGB [H, W, 3]: without transparency, the first of
+    several frames.
 
-    Raises: DataError where it is no image, damaged, larger than Pillow's limit (89,478,485 pixels), or grey of more than 8 bits
-        (of colours of 16 bits Pillow gives the upper 8).
+    Raises: DataError if the file is missing, no image, damaged, larger than Pillow's limit
+    (89,478,485 pixels), or grey of more than 8 bits. (Of colours of 16 bits Pillow gives the upper
+    8.)
     """
     if not path.is_file():
         raise _refuse(path, "file", "missing", "an image", "check the name")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but readable metadata
+            warnings.simplefilter("ignore")  # about odd but readable metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                mode, rgb = picture.mode, _make_rgb(picture)
-                _warn_of_the_unseen(path, picture)
+                mode, rgb = picture.mode, _convert_to_rgb(picture)
+                _warn_of_what_is_ignored(path, picture)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _refuse(
-            path, "size", "too large", f"{Image.MAX_IMAGE_PIXELS} pixels at most", "make it smaller"
-        ) from None
-    except (
-        Exception
-    ) as error:  # damaged bytes end in a dozen kinds: OSError, SyntaxError, struct.error, ...
+        expected = f"{Image.MAX_IMAGE_PIXELS} pixels at most"
+        raise _refuse(path, "size", "too large", expected, "make it smaller") from None
+    except Exception as error:  # damaged bytes raise OSError, SyntaxError, struct.error, ...
         reason = one_line(str(error).replace(f" {str(path)!r}", ""))
         raise DataError(
             f"{path}: image is unreadable or truncated ({reason}); give another file"
         ) from None
     if mode not in MODES:
-        raise _refuse(
-            path, "mode", f"'{mode}'", "8 bits a channel", "convert it to 8-bit RGB or grey"
-        )
+        cure = "convert it to 8-bit RGB or grey"
+        raise _refuse(path, "mode", f"'{mode}'", "8 bits a channel", cure)
     return rgb
 
 
 def fit_picture(
     image_HW3: np.ndarray, size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture as validation would show it: shrunk where it is larger than `size_hw`, padded with the mean colour.
+    """An image as validation shows it: shrunk if it is larger than `size_hw`, padded with the mean
+    colour.
 
-    Returns: uint8 [*size_hw, 3], and height and width of the picture in it.
+    Returns: uint8 [*size_hw, 3], and the height and width that the image has in it.
     """
     padded, _, hw = fit_inside(image_HW3, np.zeros(image_HW3.shape[:2], np.uint8), size_hw=size_hw)
     return padded, hw
 
 
-def _make_rgb(picture: Image.Image) -> np.ndarray:
-    opaque = (
-        picture.convert("RGBA") if picture.mode == "P" else picture
-    )  # a palette may have transparent colours
-    return np.array(opaque.convert("RGB"))
+def find_images(student: TrainedStudent, given: list[Path]) -> list[np.ndarray]:
+    """Up to MOST_IMAGES images to compare an exported student on: those that are given, else the
+    run's validation images.
+
+    Returns: uint8 RGB [H, W, 3] of validation's size.
+
+    Raises: SettingsError if nothing is given and the run's cache is not there; DataError for the
+    first image that cannot be read; CacheCorruptError.
+    """
+    if not given:
+        return _read_from_cache(student)
+    pictures, errors = find_pictures(given)
+    for error in errors:
+        raise error
+    chosen = (pictures[k] for k in space_evenly(len(pictures), MOST_IMAGES))
+    return [fit_picture(read_picture(path), student.config.dataset.val_hw)[0] for path in chosen]
 
 
-def _warn_of_the_unseen(path: Path, picture: Image.Image) -> None:
+def _read_from_cache(student: TrainedStudent) -> list[np.ndarray]:
+    path = student.config.cache.path
+    try:
+        val = open_split(path, "val")
+    except CacheError as error:
+        found, expected = Phrase(f"not there to compare on ({error})"), Phrase("images")
+        cure = "give --images with a folder of real ones"
+        raise SettingsError(
+            describe(path, field="cache of the run", found=found, expected=expected, cure=cure)
+        ) from None
+    chosen = space_evenly(val.layout.num_samples, MOST_IMAGES)
+    return [val.read("image", 0, sample) for sample in chosen]
+
+
+def _convert_to_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode == "P":  # a palette may have transparent colours
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _warn_of_what_is_ignored(path: Path, picture: Image.Image) -> None:
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1)
     if turned != 1:
         log.warning(
-            "%s: EXIF orientation %s is not applied, as nowhere in kdcache: masks lie on the stored pixels",
+            "%s: EXIF orientation %s is not applied, as nowhere in kdcache: "
+            "masks lie on the stored pixels",
             path,
             turned,
         )
-    if (
-        frames := getattr(picture, "n_frames", 1)
-    ) > 1 and picture.format != "MPO":  # whose others are previews
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # whose other frames are previews
         log.warning("%s: the first of %d frames is taken", path, frames)
 
 

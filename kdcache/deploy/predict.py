@@ -1,6 +1,6 @@
-"""Asks a student about images of any size: class maps and overlays.
+"""Asks a student for the classes of images of any size: masks and overlays.
 
-Letters: H height, W width, h, w what the student sees of them, K classes.
+Letters: H, W height and width of the image; h, w those of what the student sees; K classes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from kdcache.data.palette import voc_palette
-from kdcache.deploy.load import TrainedStudent
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
+from kdcache.deploy.student import TrainedStudent
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.models.inputs import resize_to
 from kdcache.progress import Say
 
-STRIDE = 16  # sizes the student is asked at are multiples of it, as in training
+STRIDE = 16  # the student sees sizes that are multiples of it, as in training
 LEAST_PX = 32
 MASKS, OVERLAYS = "masks", "overlays"  # folders
 Size = int | Literal["original"] | None
@@ -55,11 +55,13 @@ def predict_pictures(
     """Write the mask and the overlay of each image.
 
     Args:
-        given: images and folders. out: made where it is not there; files of the same names are replaced.
+        given: images and folders of images.
+        out: the folder to write into, made if missing; files of the same names are replaced.
         size: what the student sees: None as in validation, N to fit [N, N], "original" unshrunk.
-        say: called with a line each. complain: called with what is wrong with an image, which stops no other.
+        say: called with one line for each image that is done.
+        complain: called with the error of each image that is not; the others go on.
 
-    Returns: what was written, and what was wrong with the other images. Raises: SettingsError where `out` cannot be written.
+    Returns: what was written, and the errors. Raises: SettingsError if `out` cannot be written.
     """
     pictures, errors = find_pictures(given)
     for error in errors:
@@ -80,15 +82,16 @@ def predict_pictures(
 
 
 def find_classes(student: TrainedStudent, image_HW3: np.ndarray, *, size: Size) -> np.ndarray:
-    """Class numbers uint8 [H, W] of a uint8 RGB image; of one that was shrunk the scores are enlarged, not the classes.
+    """Class numbers uint8 [H, W] of a uint8 RGB image [H, W, 3].
 
-    Raises: TrainingError where the student fails at that size.
+    If the student sees a smaller image, its scores are enlarged, not its classes.
+
+    Raises: TrainingError if the student fails at that size.
     """
-    padded, (height, width) = fit_picture(
-        image_HW3, _choose_size(student, image_HW3.shape[:2], size)
-    )
+    hw = image_HW3.shape[:2]
+    padded, (height, width) = fit_picture(image_HW3, _choose_size(student, hw, size))
     logits_1Khw = student.ask(padded[None])[..., :height, :width]
-    return _take_best(logits_1Khw, image_HW3.shape[:2])
+    return _find_best_class(logits_1Khw, hw)
 
 
 def _choose_size(student: TrainedStudent, hw: tuple[int, int], size: Size) -> tuple[int, int]:
@@ -99,8 +102,8 @@ def _choose_size(student: TrainedStudent, hw: tuple[int, int], size: Size) -> tu
     return size, size
 
 
-def _take_best(logits_1Khw: Tensor, hw: tuple[int, int]) -> np.ndarray:
-    """The argmax at full size, a class after the other: together they would take K times the memory."""
+def _find_best_class(logits_1Khw: Tensor, hw: tuple[int, int]) -> np.ndarray:
+    """The argmax at full size, one class at a time: all at once would take K times the memory."""
     best, classes = torch.full(hw, -torch.inf), torch.zeros(hw, dtype=torch.uint8)
     for number in range(logits_1Khw.shape[1]):
         scores = resize_to(logits_1Khw[:, number : number + 1], hw)[0, 0]
@@ -120,7 +123,9 @@ def _make_folders(out: Path) -> None:
 
 
 def _choose_name(picture: Path, taken: set[str]) -> str:
-    """NAME.png, or NAME-2.png where another image has taken that, on file systems without capitals, too."""
+    """NAME.png, or NAME-2.png if another image has that name, also on case-insensitive file
+    systems.
+    """
     names = (f"{picture.stem}{'' if k == 1 else f'-{k}'}.png" for k in count(1))
     name = next(name for name in names if name.casefold() not in taken)
     taken.add(name.casefold())

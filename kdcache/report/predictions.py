@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kdcache import durable
-from kdcache.deploy.load import TrainedStudent
 from kdcache.deploy.predict import MASKS, OVERLAYS, Prediction
+from kdcache.deploy.student import TrainedStudent
 from kdcache.report.panels import COARSE_PX
 from kdcache.report.template import BESIDE, render_page
 

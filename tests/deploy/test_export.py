@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from kdcache import LightweightSegmentationModel
 from kdcache.config.parser import merge
 from kdcache.data.sample_set import CLASS_NAMES
-from kdcache.deploy import check, safetensors
-from kdcache.deploy.check import check_answers, compare, measure_latency
-from kdcache.deploy.load import TrainedStudent, load_student
-from kdcache.deploy.samples import find_samples
+from kdcache.deploy import export, safetensors
+from kdcache.deploy.export import check_answers, compare, measure_latency
+from kdcache.deploy.pictures import find_images
+from kdcache.deploy.student import TrainedStudent, load_student
 from kdcache.errors import DataError, SettingsError, TrainingError
 from kdcache.report.panels import Predictor
 from kdcache.training.checkpoint import BEST
@@ -39,7 +39,7 @@ def test_the_student_of_the_best_epoch_answers_as_the_one_that_was_scored(studen
     result = json.loads((trained_run / "result.json").read_text())
     assert (student.epoch, student.miou) == (result["best_epoch"], result["miou"])
     assert student.cache_identity == result["cache_identity"]
-    image = find_samples(student, [])[0]
+    image = find_images(student, [])[0]
     scored = Predictor(student.config, trained_run / BEST).predict(image)
     assert np.array_equal(student.ask(image[None]).argmax(1)[0].numpy(), scored)
 
@@ -149,7 +149,7 @@ def test_a_student_of_the_users_is_exported_and_a_change_of_its_file_is_warned_o
     module = own_student.plain(8, width=4)
     module.load_state_dict(load_file(f"{run}/student.safetensors"))
     assert "has changed" not in capsys.readouterr().err
-    monkeypatch.setattr("kdcache.deploy.load.hash_source", lambda arch: "0" * 12)
+    monkeypatch.setattr("kdcache.deploy.student.hash_source", lambda arch: "0" * 12)
     assert main(["export", run, "--to", "safetensors"]) == 0
     assert (
         "the file of student.arch own_student:plain has changed since the run was trained"
@@ -210,7 +210,7 @@ def test_help_names_the_commands(capsys):
 
 
 def test_an_exported_student_that_answers_otherwise_is_refused(student):
-    images = find_samples(student, [])
+    images = find_images(student, [])
     text = check_answers(student, student.ask, images, name="itself", threads="one thread")
     assert f"{len(images)} images asked of itself" in text and "100.0000 % of the pixels" in text
     for other, words in (
@@ -234,7 +234,7 @@ def test_another_best_class_is_refused_though_the_logits_are_close(student, monk
         0.99,
     ) and found.max_difference == pytest.approx(2e-5)
     with pytest.raises(TrainingError) as error:
-        check._check_limits(found, where="x")
+        export._check_limits(found, where="x")
     check_one_line(
         error, "x: share of pixels with the same class is 0.99, expected 0.9999 at least"
     )
@@ -253,25 +253,26 @@ def test_latency_is_measured_in_turn_on_one_thread_and_threads_are_given_back(mo
     finally:
         torch.set_num_threads(threads)
     assert (
-        order == [("a", 1), ("b", 1)] * (check.WARM_UPS + check.ROUNDS) and min(times.values()) > 0
+        order == [("a", 1), ("b", 1)] * (export.WARM_UPS + export.ROUNDS)
+        and min(times.values()) > 0
     )
 
 
 def test_images_to_compare_on_come_from_the_cache_or_are_given(student, voc_root, tmp_path):
-    assert [image.shape for image in find_samples(student, [])] == [(48, 48, 3)] * 5
+    assert [image.shape for image in find_images(student, [])] == [(48, 48, 3)] * 5
     folder = voc_root / "VOCdevkit/VOC2012/JPEGImages"
-    assert [image.shape for image in find_samples(student, [folder])] == [(48, 48, 3)] * 15
+    assert [image.shape for image in find_images(student, [folder])] == [(48, 48, 3)] * 15
     moved = replace(student.config.cache, path=str(tmp_path / "none"))
     lost = replace(student, config=replace(student.config, cache=moved))
     with pytest.raises(SettingsError) as error:
-        find_samples(lost, [])
+        find_images(lost, [])
     check_one_line(
         error,
         "cache of the run is not there to compare on",
         "give --images with a folder of real ones",
     )
     with pytest.raises(DataError) as error:
-        find_samples(lost, [tmp_path])
+        find_images(lost, [tmp_path])
     check_one_line(error, "folder is without images")
 
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from kdcache.data.sample_set import CLASS_NAMES
 from kdcache.deploy.export import export_student
-from kdcache.deploy.facts import ByteStudent
-from kdcache.deploy.load import TrainedStudent, load_student
 from kdcache.deploy.onnx import open_session, write
-from kdcache.deploy.samples import find_samples
+from kdcache.deploy.pictures import find_images
+from kdcache.deploy.student import ByteStudent, TrainedStudent, load_student
 from kdcache.errors import TrainingError
 from kdcache.models.arch import OwnStudent
 from kdcache.models.inputs import normalize_images
@@ -58,7 +57,7 @@ def test_the_built_in_student_is_exported_for_images_of_any_number_and_size(run,
 
 
 def test_the_file_says_whose_it_is_and_nothing_of_the_machine_it_came_from(own, capsys):
-    path = export_student(own, to="onnx", find_images=lambda: find_samples(own, []), say=print)
+    path = export_student(own, to="onnx", find_images=lambda: find_images(own, []), say=print)
     model = onnx.load(path)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert (
@@ -79,7 +78,7 @@ def test_a_student_for_one_size_is_exported_for_that_and_says_so(run, caplog, tm
     write(student, tmp_path / "one.onnx")
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "one.onnx").metadata_props}
     assert "uint8 RGB [N, 48, 48, 3]" in facts["input"]
-    assert "is exported for images [N, 48, 48, 3] alone" in caplog.text
+    assert "is exported for images [N, 48, 48, 3] only" in caplog.text
     images = draw_images(3, 48, 48)
     torch.testing.assert_close(
         ask(tmp_path / "one.onnx", images), student.ask(images), rtol=0, atol=1e-4
@@ -87,9 +86,9 @@ def test_a_student_for_one_size_is_exported_for_that_and_says_so(run, caplog, tm
 
 
 def test_a_file_that_answers_otherwise_is_not_left_behind(own, monkeypatch):
-    monkeypatch.setattr("kdcache.deploy.facts.IMAGENET_MEAN", (0.5, 0.5, 0.5))
+    monkeypatch.setattr("kdcache.deploy.student.IMAGENET_MEAN", (0.5, 0.5, 0.5))
     with pytest.raises(TrainingError) as error:
-        export_student(own, to="onnx", find_images=lambda: find_samples(own, []))
+        export_student(own, to="onnx", find_images=lambda: find_images(own, []))
     check_one_line(
         error, "largest difference of a logit is", "expected 0.001 at most", "nothing was kept"
     )

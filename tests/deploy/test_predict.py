@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from kdcache.data.palette import voc_palette
-from kdcache.deploy.load import TrainedStudent, load_student
-from kdcache.deploy.pictures import fit_picture, read_picture
+from kdcache.deploy.pictures import find_images, fit_picture, read_picture
 from kdcache.deploy.predict import find_classes, predict_pictures
-from kdcache.deploy.samples import find_samples
+from kdcache.deploy.student import TrainedStudent, load_student
 from kdcache.errors import TrainingError
 from kdcache.models.inputs import resize_to
 from kdcache.report.predictions import write_predictions
@@ -51,7 +50,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def test_an_image_of_validation_gets_the_classes_that_were_scored(student):
-    image = find_samples(student, [])[0]
+    image = find_images(student, [])[0]
     expected = student.ask(image[None]).argmax(1)[0].to(torch.uint8).numpy()
     assert np.array_equal(find_classes(student, image, size=None), expected)
 
@@ -230,5 +229,5 @@ def test_a_student_that_fails_at_a_size_says_at_which(student):
     with pytest.raises(TrainingError) as error:
         find_classes(replace(student, module=fail), np.asarray(draw_picture()), size=64)
     check_one_line(
-        error, "student fails at an image of 64x64 (RuntimeError: too)", "try another size"
+        error, "student fails on an image of 64x64 (RuntimeError: too)", "try another size"
     )

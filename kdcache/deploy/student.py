@@ -1,0 +1,145 @@
+"""A trained student: read from the folder of its run, with the facts that an exported file states.
+
+Letters: N images, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from kdcache.config import Config
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.yaml_file import check_settings_file
+from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
+from kdcache.models.arch import hash_source
+from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images
+from kdcache.training.checkpoint import BEST, read_student
+from kdcache.training.folder import SETTINGS
+
+log = logging.getLogger("kdcache")
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """The best student of a run so far, on the CPU, in eval mode.
+
+    Args:
+        folder: the run's folder.
+        config: the run's settings.
+        module: normalised images [N, 3, H, W] -> logits [N, K, H, W].
+        epoch: the best epoch, from 1.
+        miou: mIoU on val after that epoch, 0 to 1.
+        cache_identity: sha256 of the cache it was trained from.
+    """
+
+    folder: Path
+    config: Config
+    module: nn.Module
+    epoch: int
+    miou: float
+    cache_identity: str
+
+    @torch.inference_mode()
+    def ask(self, image_NHW3: np.ndarray) -> Tensor:
+        """Logits float32 [N, K, H, W] of uint8 RGB images, computed as in validation on a CPU.
+
+        Raises: TrainingError if the student fails on images of this size.
+        """
+        try:
+            return self.module(normalize_images(torch.from_numpy(image_NHW3)))
+        except Exception as error:  # the user's code may raise anything, torch a bare RuntimeError
+            height, width = image_NHW3.shape[1:3]
+            raise TrainingError(
+                f"{self.folder}: student fails on an image of {height}x{width} "
+                f"({one_line(error, named=True)}); try another size"
+            ) from None
+
+    def describe(self) -> dict[str, str]:
+        """What every exported file states: class names in order, origin, and mIoU on val, as
+        text.
+        """
+        return {
+            "class_names": json.dumps(self.config.dataset.names, ensure_ascii=False),
+            "arch": self.config.student.arch,
+            "cache_identity": self.cache_identity,
+            "epoch": str(self.epoch),
+            "miou": repr(self.miou),
+            "val_size": json.dumps(self.config.dataset.val_hw),
+            "kdcache": version("kdcache"),
+        }
+
+
+class ByteStudent(nn.Module):
+    """A student with the normalisation inside, so that nobody can forget it or do it differently.
+
+    Args:
+        student: normalised images [N, 3, H, W] -> logits [N, K, H, W].
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN) * 255)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD) * 255)
+        self.eval()
+
+    def forward(self, image_NHW3: Tensor) -> Tensor:
+        """Logits float32 [N, K, H, W] of uint8 RGB images; the arithmetic is
+        `normalize_images`'.
+        """
+        return self.student(((image_NHW3.float() - self.mean) / self.std).permute(0, 3, 1, 2))
+
+
+def load_student(run: Path) -> TrainedStudent:
+    """Read `config.yaml` and the best checkpoint of a run, which need not be finished.
+
+    Raises: SettingsError if `run` is no run's folder or has no finished epoch; TrainingError if its
+    checkpoint is damaged or belongs to another student.
+    """
+    for name in (SETTINGS, BEST):
+        if not (run / name).is_file():
+            found = Phrase("no run" if run.is_dir() else "missing")
+            expected = Phrase(f"a run with {name}")
+            cure = "give the folder of a run whose first epoch is done"
+            raise SettingsError(
+                describe(run, field="folder", found=found, expected=expected, cure=cure)
+            )
+    config = _read_config(run / SETTINGS)
+    module, state = read_student(config, run / BEST)
+    _warn_if_source_changed(config, state)
+    try:
+        best = state["history"][-1]
+        facts = int(best["epoch"]), float(best["miou"]), str(state["cache_identity"])
+    except (TypeError, KeyError, IndexError, ValueError):
+        raise TrainingError(
+            f"{run / BEST}: checkpoint is unreadable (its history); give another run"
+        ) from None
+    return TrainedStudent(run, config, module, *facts)
+
+
+def _read_config(path: Path) -> Config:
+    check_settings_file(path)
+    try:
+        return make_config(drop_unknown(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # edited by hand
+        reason = one_line(error)
+        raise SettingsError(
+            f"{path}: settings are unreadable ({reason}); restore the file"
+        ) from None
+
+
+def _warn_if_source_changed(config: Config, state: dict) -> None:
+    arch, facts = config.student.arch, state["hyperparameters"]
+    trained = facts.get("student.source") if isinstance(facts, dict) else None
+    if arch != BUILT_IN_STUDENT and trained != hash_source(arch):
+        log.warning("the file of student.arch %s has changed since the run was trained", arch)
