@@ -68,13 +68,13 @@ def _train(argv: list[str]) -> int | None:
 def _train_one(parser: ArgumentParser, words: list[str], processes: Alone) -> None:
     given = processes.agree(_read, parser, words)
     root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
-    from kdcache.report.training import PrintedRun, report_outcome
+    from kdcache.report.training import PrintedRun, report_result
     from kdcache.training.distill import distill
 
     outcome = distill(
         given, root=root, processes=processes, progress=Console(), events=PrintedRun(print)
     )
-    report_outcome(outcome, processes, say=print)
+    report_result(outcome, processes, say=print)
 
 
 def _read(parser: ArgumentParser, words: list[str]) -> dict:

@@ -86,10 +86,10 @@ def run_grid(
     from kdcache.cache.manifest import read_manifest
     from kdcache.report.comparison_text import format_comparison
     from kdcache.report.training import PrintedGrid
-    from kdcache.training.matrix import plan_matrix, run_matrix
+    from kdcache.training.grid_runs import plan_grid, train_grid
 
     manifest = read_manifest(root)
-    plans = plan_matrix(grid, ask, root=root, manifest=manifest)
+    plans = plan_grid(grid, ask, root=root, manifest=manifest)
     baselines = sum(not plan.config.loss.uses_teacher for plan in plans)
     folder = plans[0].config.run.dir
     print(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
@@ -97,7 +97,7 @@ def run_grid(
         for plan in plans:
             print(f"  {plan.folder.name}")
         return 0
-    failures = run_matrix(
+    failures = train_grid(
         plans, root=root, manifest=manifest, progress=Console(), events=PrintedGrid(print)
     )
     if len(failures) < len(plans):

@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
-from kdcache.training.folder import BEFORE, METRICS, RESULT, SETTINGS, read_result
+from kdcache.training.run_folder import (
+    BEFORE,
+    METRICS,
+    RESULT,
+    SETTINGS,
+    read_result,
+    read_run_settings,
+)
 
 SEED = "train.seed"
 TEACHING = ("loss.beta", "loss.gamma")
@@ -116,10 +121,8 @@ def _share(value: float | None) -> float | None:
 def read_encoding(folder: Path) -> str | None:
     """Of the cache a run was trained from, as its settings say it; None where they are unreadable."""
     try:
-        encoding = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))["cache"][
-            "encoding"
-        ]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError):
+        encoding = read_run_settings(folder)["cache"]["encoding"]
+    except (SettingsError, TypeError, KeyError):
         return None
     if isinstance(encoding, dict):
         return " ".join(f"{name}={kind}" for name, kind in encoding.items())

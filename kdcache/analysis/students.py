@@ -31,9 +31,9 @@ from kdcache.precompute.repair import stored_config
 from kdcache.progress import Progress
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
-from kdcache.training.folder import find_identity
 from kdcache.training.learner import build_learner, find_teacher_channels
 from kdcache.training.loop import Learner, train_step
+from kdcache.training.run_identity import find_identity
 from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets
 

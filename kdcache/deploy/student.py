@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from kdcache.config import Config
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.parser import drop_unknown, make_config
-from kdcache.config.yaml_file import check_settings_file
+from kdcache.config.parser import make_config
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
 from kdcache.models.arch import hash_source
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images
 from kdcache.training.checkpoint import BEST, read_student
-from kdcache.training.folder import SETTINGS
+from kdcache.training.run_folder import SETTINGS, read_run_settings
 
 log = logging.getLogger("kdcache")
 
@@ -114,7 +112,7 @@ def load_student(run: Path) -> TrainedStudent:
             raise SettingsError(
                 describe(run, field="folder", found=found, expected=expected, cure=cure)
             )
-    config = _read_config(run / SETTINGS)
+    config = make_config(read_run_settings(run))
     module, state = read_student(config, run / BEST)
     _warn_if_source_changed(config, state)
     try:
@@ -125,17 +123,6 @@ def load_student(run: Path) -> TrainedStudent:
             f"{run / BEST}: checkpoint is unreadable (its history); give another run"
         ) from None
     return TrainedStudent(run, config, module, *facts)
-
-
-def _read_config(path: Path) -> Config:
-    check_settings_file(path)
-    try:
-        return make_config(drop_unknown(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # edited by hand
-        reason = one_line(error)
-        raise SettingsError(
-            f"{path}: settings are unreadable ({reason}); restore the file"
-        ) from None
 
 
 def _warn_if_source_changed(config: Config, state: dict) -> None:

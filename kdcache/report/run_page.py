@@ -7,7 +7,7 @@ from pathlib import Path
 from kdcache import durable
 from kdcache.cache.manifest import read_manifest
 from kdcache.config import Config
-from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.config.parser import make_config, merge
 from kdcache.errors import Phrase, TrainingError, describe
 from kdcache.report.charts import Chart, Curve, build_chart
 from kdcache.report.confusion import view_confusion
@@ -16,8 +16,9 @@ from kdcache.report.panels import NUM_PANELS, Panel, Predictor, build_panels, vi
 from kdcache.report.template import format_share, render_page
 from kdcache.storage.place import find_place
 from kdcache.training.checkpoint import BEST
-from kdcache.training.folder import RESULT, SETTINGS, find_identity, read_result
 from kdcache.training.run import Data, open_configured
+from kdcache.training.run_folder import RESULT, SETTINGS, read_result, read_run_settings
+from kdcache.training.run_identity import find_identity
 from kdcache.training.settings import resolve_config
 
 REPORT = "report.html"
@@ -93,7 +94,7 @@ def _check_finished(folder: Path) -> None:
 
 def _open_run(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
     """The settings of the run and its cache. Raises TrainingError if either is another one."""
-    stored = read_given(build_parser(prog="", description=""), ["--config", str(folder / SETTINGS)])
+    stored = read_run_settings(folder)
     stored.pop("teacher", None)  # not asked here; hashing its weights again would take seconds
     given = merge(stored, given)
     root = find_place(make_config(given).cache.path)

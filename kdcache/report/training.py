@@ -8,13 +8,12 @@ from pathlib import Path
 from kdcache.config import Config
 from kdcache.progress import Say
 from kdcache.report.run_page import REPORT, write_report
-from kdcache.training.distill import Outcome
+from kdcache.training.distill import DistillationResult
 from kdcache.training.events import TrainingEvents
-from kdcache.training.folder import RESULT
-from kdcache.training.plan import Plan
+from kdcache.training.learner import KNOWN_FAILURES
 from kdcache.training.processes import Alone
-from kdcache.training.run import Data
-from kdcache.training.turn import FAILURES
+from kdcache.training.run import Data, PlannedRun
+from kdcache.training.run_folder import is_finished
 
 log = logging.getLogger("kdcache")
 
@@ -39,32 +38,32 @@ class PrintedGrid(TrainingEvents):
         best_miou = _find_best(history)
         self.said(format_epoch_line(history[-1], config, name=folder.name, best_miou=best_miou))
 
-    def run_finished(self, plan: Plan, data: Data, *, is_changed: bool) -> None:
-        if is_changed or not (plan.folder / REPORT).is_file():
-            _report_run(plan, data)
+    def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
+        if is_changed or not (run.folder / REPORT).is_file():
+            _report_run(run, data)
 
 
-def report_outcome(outcome: Outcome, processes: Alone, *, say: Say) -> None:
+def report_result(result: DistillationResult, processes: Alone, *, say: Say) -> None:
     """Write the report of a finished run and say what student, baseline and teacher reach.
 
     Args:
         processes: that trained it; each calls this function, the first writes and speaks.
     """
-    folders = {"folder": outcome.folder, "baseline_folder": outcome.baseline_folder}
-    report = processes.lead(write_report, outcome.config, outcome.data, **folders)
+    folders = {"folder": result.folder, "baseline_folder": result.baseline_folder}
+    report = processes.lead(write_report, result.config, result.data, **folders)
     if processes.leads:
-        teacher = outcome.data.manifest.information.get("teacher_per_class_iou")
-        say(format_result(outcome.student, outcome.baseline, teacher, report=report))
+        teacher = result.data.manifest.information.get("teacher_per_class_iou")
+        say(format_result(result.student, result.baseline, teacher, report=report))
 
 
-def _report_run(plan: Plan, data: Data) -> None:
+def _report_run(run: PlannedRun, data: Data) -> None:
     """Without a report a run of a grid is whole all the same: an error here is only a warning."""
-    is_there = plan.baseline is not None and (plan.baseline / RESULT).is_file()
-    baseline_folder = plan.baseline if is_there else None
+    is_there = run.baseline is not None and is_finished(run.baseline)
+    baseline_folder = run.baseline if is_there else None
     try:
-        write_report(plan.config, data, folder=plan.folder, baseline_folder=baseline_folder)
-    except FAILURES as error:
-        log.warning("%s: finished, but without report: %s", plan.folder, error)
+        write_report(run.config, data, folder=run.folder, baseline_folder=baseline_folder)
+    except KNOWN_FAILURES as error:
+        log.warning("%s: finished, but without report: %s", run.folder, error)
 
 
 def _find_best(history: list[dict]) -> float:

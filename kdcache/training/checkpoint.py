@@ -1,59 +1,88 @@
-"""Checkpoints of a run: plain tensors and numbers, loaded without running code, replaced in one step."""
+"""Checkpoints of a run: plain tensors and numbers, loaded without running code."""
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kdcache import durable
 from kdcache.config import Config
 from kdcache.errors import TrainingError, one_line
 from kdcache.models.arch import build_student
-from kdcache.training.loop import Learner
+from kdcache.training.run_folder import BEST, LAST, write_history
 
-BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
+if TYPE_CHECKING:
+    from kdcache.training.learner import Learner
+
 _CURE = "delete the run folder and start again"
-_PARTS = ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "scheduler_state_dict", "random_state",
-          "cuda_random_state", "hyperparameters", "cache_identity", "history")  # fmt: skip
+_PARTS = ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "scheduler_state_dict",
+          "random_state", "cuda_random_state", "hyperparameters", "cache_identity", "history")  # fmt: skip
+
+
+def save_epoch(
+    learner: Learner, *, folder: Path, history: list[dict], facts: dict, confusion: Tensor
+) -> None:
+    """Write the checkpoints and metrics.jsonl after an epoch, the last entry of `history`.
+
+    Args:
+        facts: whose run it is. confusion: of this epoch; kept in the checkpoint if it is the best.
+    """
+    *before, last = history
+    facts = {"epoch": len(history), "miou": last["miou"], **facts, "history": history}
+    if all(last["miou"] > entry["miou"] for entry in before):
+        save_checkpoint(folder / BEST, learner, facts={**facts, "confusion": confusion})
+    save_checkpoint(folder / LAST, learner, facts=facts)
+    write_history(folder, history)
+
+
+def read_state(folder: Path, *, resume: bool) -> dict | None:
+    """The last checkpoint, None if there is none to go on from; metrics.jsonl is cut to its epochs.
+
+    Raises: TrainingError if the checkpoint is damaged.
+    """
+    if not (resume and (folder / LAST).is_file()):
+        return None
+    state = read_checkpoint(folder / LAST)
+    write_history(folder, state["history"])
+    return state
 
 
 def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
-    """Write model, projections, optimiser, schedule and random state beside `facts` (JSON-like values).
+    """Write model, projections, optimiser, schedule and random state beside `facts` (JSON-like).
 
-    The random state is that of this process; several draw their dropout anew in each epoch, and only one that goes on alone
-    takes it up.
+    The random state is that of this process. Several processes draw their dropout anew in each
+    epoch; only a single one resumes from it.
     """
+    cuda = learner.device.type == "cuda"
     state = {
         "model_state_dict": learner.student.state_dict(),
         "alignment_state_dict": learner.loss.align.state_dict(),
         "optimizer_state_dict": learner.optimizer.state_dict(),
         "scheduler_state_dict": learner.scheduler.state_dict(),
         "random_state": torch.get_rng_state(),
-        "cuda_random_state": torch.cuda.get_rng_state(learner.device)
-        if learner.device.type == "cuda"
-        else None,
+        "cuda_random_state": torch.cuda.get_rng_state(learner.device) if cuda else None,
         **facts,
     }
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    durable.replace_file(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A checkpoint as it was saved; code in it is never run. Raises TrainingError where the file is damaged or another one."""
+    """A checkpoint as it was saved; code in it is never run.
+
+    Raises: TrainingError if the file is damaged or something else.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
         reason = one_line(error)
         raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
     missing = [name for name in _PARTS if not isinstance(state, dict) or name not in state]
@@ -63,23 +92,21 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def read_student(config: Config, checkpoint: Path) -> tuple[nn.Module, dict]:
-    """The student of a checkpoint, in eval mode on the CPU, and the checkpoint. Raises TrainingError, SettingsError."""
-    state = read_checkpoint(checkpoint)
-    student = build_student(
-        config.student, num_classes=config.dataset.num_classes, pretrained=False
-    )
+    """The student of a checkpoint, in eval mode on the CPU, and the checkpoint.
+
+    Raises: TrainingError, SettingsError.
+    """
+    state, classes = read_checkpoint(checkpoint), config.dataset.num_classes
+    student = build_student(config.student, num_classes=classes, pretrained=False)
     load_weights(student, state, where=checkpoint)
     return student.eval(), state
 
 
 def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
-    """Give a student the weights of a checkpoint. Raises TrainingError where they are another student's."""
+    """Give a student the weights of a checkpoint. Raises TrainingError if they do not fit it."""
     try:
         student.load_state_dict(state["model_state_dict"])
-    except (
-        RuntimeError,
-        AttributeError,
-    ) as error:  # a student that has been changed; AttributeError: damage
+    except (RuntimeError, AttributeError) as error:  # AttributeError: a damaged state dict
         reason = one_line(error)
         cure = "make student.arch what it was, or start a new run"
         raise TrainingError(
@@ -88,7 +115,7 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
 
 
 def restore(learner: Learner, state: dict, *, where: object) -> None:
-    """Put a learner into the state of a checkpoint. Raises TrainingError where that is another student's."""
+    """Put a learner into the state of a checkpoint. Raises TrainingError if that does not fit it."""
     load_weights(learner.student, state, where=where)
     learner.loss.align.load_state_dict(state["alignment_state_dict"])
     learner.optimizer.load_state_dict(state["optimizer_state_dict"])

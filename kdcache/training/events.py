@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from kdcache.config import Config
 
 if TYPE_CHECKING:
-    from kdcache.training.plan import Plan
-    from kdcache.training.run import Data
+    from kdcache.training.run import Data, PlannedRun
 
 
 class TrainingEvents:
@@ -30,7 +29,7 @@ class TrainingEvents:
             history: an entry per epoch so far, as in metrics.jsonl; the finished one is the last.
         """
 
-    def run_finished(self, plan: Plan, data: Data, *, is_changed: bool) -> None:
+    def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
         """A run of a grid is finished, now or by an earlier command.
 
         Args:

@@ -1,100 +1,153 @@
-"""What a run trains, made from its settings: student, loss, optimiser, schedule; compiled where that is worth it."""
+"""What a run trains, built from its settings: student, loss, optimiser, learning rate schedule."""
 
 from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.errors import KdcacheError, TrainingError, one_line
 from kdcache.losses import KnowledgeDistillationLoss
-from kdcache.models.arch import build_student, find_channels
-from kdcache.progress import Say
-from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.augment import make_augmentation
-from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
-from kdcache.training.loop import Learner
-from kdcache.training.processes import Alone
-from kdcache.training.targets import open_targets
-from kdcache.training.turn import Turn
+from kdcache.models.arch import build_student, find_channels, find_source
+from kdcache.training.augment import Augmentation, make_augmentation
+from kdcache.training.processes import Alone, is_lost_process
+from kdcache.training.run_identity import choose_arithmetic
+from kdcache.training.targets import Targets, open_targets
+
+KNOWN_FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)
+"""Errors that say themselves what is wrong."""
+
+
+@dataclass
+class Learner:
+    """What a training changes: student, projections (inside the loss), optimiser, schedule."""
+
+    student: nn.Module
+    loss: KnowledgeDistillationLoss
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    device: torch.device
+    autocast: torch.dtype | None
+    """None: float32."""
+    forward: Callable
+    """The student in training, perhaps compiled."""
+    arch: str = BUILT_IN_STUDENT
+    targets: Targets = field(default_factory=Targets)
+    augmentation: Augmentation | None = None
+    """None: batches are used as they are read."""
+    processes: Alone = field(default_factory=Alone)
+    """Those that train this student together."""
+
+
+def open_learner(config: Config, train: CacheReader, processes: Alone) -> Learner:
+    """A new learner for the targets stored in a training split."""
+    learner = build_learner(config, teacher_channels=find_teacher_channels(train))
+    learner.targets = open_targets(train, learner.device)
+    learner.augmentation, learner.processes = make_augmentation(config), processes
+    return learner
 
 
 def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learner:
-    """Student, loss, optimiser and schedule, initialised from train.seed; dropout's sequence starts from it, too."""
+    """Student, loss, optimiser and schedule, initialised from train.seed, as is dropout's sequence.
+
+    Args:
+        teacher_channels: level -> channels of the teacher's features.
+    """
     device, autocast = choose_arithmetic(config)
     torch.manual_seed(config.train.seed)
-    levels = config.cache.levels
     student = build_student(config.student, num_classes=config.dataset.num_classes)
     own_channels = _find_channels(config, student)
-    channels = {level: (teacher_channels[level], own_channels[level]) for level in levels}
-    weights = config.loss
+    channels = {
+        level: (teacher_channels[level], own_channels[level]) for level in config.cache.levels
+    }
+    terms = config.loss
     loss = KnowledgeDistillationLoss(
-        weights.alpha, weights.beta, weights.gamma, weights.temperature, channels
+        terms.alpha, terms.beta, terms.gamma, terms.temperature, channels
     )
-    torch.manual_seed(config.train.seed)  # again: a run without projections sees the same dropout
+    torch.manual_seed(config.train.seed)  # again: a run without projections draws the same dropout
     student = student.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(
-        [*student.parameters(), *loss.to(device).parameters()], lr=config.train.lr, fused=True
-    )
+    weights = [*student.parameters(), *loss.to(device).parameters()]
+    optimizer = torch.optim.Adam(weights, lr=config.train.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.train.epochs)
-    return Learner(student, loss, optimizer, scheduler, device, autocast, forward=student)
+    return Learner(
+        student,
+        loss,
+        optimizer,
+        scheduler,
+        device,
+        autocast,
+        forward=student,
+        arch=config.student.arch,
+    )
 
 
 def check_student(config: Config) -> None:
-    """Ask the student about empty images before anything is trained. Raises SettingsError where it is none, or lacks a level."""
+    """Run the student on empty images, before anything is trained.
+
+    Raises: SettingsError if it cannot be built or run, or lacks a level.
+    """
+    classes = config.dataset.num_classes
     with torch.random.fork_rng([]):
-        student = build_student(
-            config.student, num_classes=config.dataset.num_classes, pretrained=False
-        )
+        student = build_student(config.student, num_classes=classes, pretrained=False)
         _find_channels(config, student)
+
+
+def list_arrays(learner: Learner) -> list[str]:
+    """The arrays that training reads; targets of terms of weight 0 are not touched."""
+    loss = learner.loss
+    answers = [*(["logits"] if loss.beta else []), *loss.align]
+    arrays = [array for name in answers for array in learner.targets.list_arrays(name)]
+    return ["image", *(["label"] if loss.alpha else []), *arrays]
+
+
+def find_teacher_channels(reader: CacheReader) -> dict[str, int]:
+    """level -> channels of the teacher's features, whatever their encoding."""
+    stored = {
+        array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in LEVELS
+    }
+    return {level: reader.encodings[level].channels or count for level, count in stored.items()}
+
+
+@contextmanager
+def explain_failures(arch: str) -> Iterator[None]:
+    """Turn what the code of a student of the user's raises into one line.
+
+    Args:
+        arch: of the student. Errors of the built-in one are ours, and stay what they are.
+
+    Raises: TrainingError in place of any error but KNOWN_FAILURES and a lost process.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        known = isinstance(error, KNOWN_FAILURES) or is_lost_process(error)
+        if known or arch == BUILT_IN_STUDENT:
+            raise
+        raise describe_failure(error, arch) from None
+
+
+def describe_failure(error: BaseException, arch: str) -> TrainingError:
+    """What a student raised, in one line, with the last place in the user's own file."""
+    place = ""
+    if arch != BUILT_IN_STUDENT:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == find_source(arch)] or frames
+        place = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
+    cure = "mend it, then start again (--run.resume goes on after the last whole epoch)"
+    return TrainingError(
+        f"student.arch {arch} is failing in training ({one_line(error, named=True)}{place}); {cure}"
+    )
 
 
 def _find_channels(config: Config, student: nn.Module) -> dict[str, int]:
     hw = config.train.crop_hw or config.dataset.size_hw
     shape = {"num_classes": config.dataset.num_classes, "hw": hw}
     return find_channels(student, config.cache.levels, arch=config.student.arch, **shape)
-
-
-def open_learner(config: Config, train: CacheReader, processes: Alone) -> Learner:
-    """A fresh one for what is stored in a training split."""
-    learner = build_learner(config, teacher_channels=find_teacher_channels(train))
-    learner.targets = open_targets(train, learner.device)
-    learner.augmentation, learner.processes = make_augmentation(config), processes
-    learner.turn = Turn(config.student.arch)
-    return learner
-
-
-def compile_where_worth(config: Config, train: CacheReader, learner: Learner, *, say: Say) -> None:
-    """Compile it as `train.compile` says, in all its processes or in none."""
-    compiling, line = choose_compiling(config.train.compile, device=learner.device)
-    say(line)
-    if compiling:
-        plain = learner.forward, learner.loss.compute_band
-        specs = [train.layout.array(name) for name in list_arrays(learner)]
-        size = learner.processes.largest_share(config.train.batch_size)
-        trial = make_trial_batch(specs, batch_size=size, device=learner.device)
-        trial = learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial
-        works = compile_learner(learner, trial)
-        if not learner.processes.has_every(works) and works:  # asked first: each process must
-            learner.forward, learner.loss.compute_band = plain
-            say("compile: off, not possible in every process")
-
-
-def list_arrays(learner: Learner) -> list[str]:
-    """What training reads: targets of terms without weight are not touched."""
-    loss = learner.loss
-    answers = [*(["logits"] if loss.beta else []), *loss.align]
-    label = ["label"] if loss.alpha else []
-    return [
-        "image",
-        *label,
-        *(array for name in answers for array in learner.targets.list_arrays(name)),
-    ]
-
-
-def find_teacher_channels(reader: CacheReader) -> dict[str, int]:
-    """level -> channels of the teacher's features, however they are stored."""
-    stored = {
-        array.name: array.item_shape[0] for array in reader.layout.arrays if array.name in LEVELS
-    }
-    return {level: reader.encodings[level].channels or count for level, count in stored.items()}

@@ -1,141 +1,115 @@
-"""The inner loop: one step, one epoch, one evaluation. No files, no printing."""
+"""The inner loop: one step, one epoch, one evaluation. No files, no printing. K: number of classes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
-from kdcache.metrics import count_confusion
+from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
-from kdcache.progress import Bar
-from kdcache.training.augment import Augmentation
-from kdcache.training.batches import Batch, BatchReader, split_batches
+from kdcache.progress import Bar, Progress
+from kdcache.training.batches import Batch, BatchReader, plan_epoch, split_batches
+from kdcache.training.learner import Learner, explain_failures
 from kdcache.training.processes import Alone
 from kdcache.training.targets import Targets
-from kdcache.training.turn import Turn
 
 
-@dataclass
-class Learner:
-    """What one training changes: student, projections (inside the loss), optimiser, schedule.
+def run_epoch(
+    config: Config,
+    learner: Learner,
+    train: BatchReader,
+    val: BatchReader,
+    *,
+    epoch: int,
+    progress: Progress,
+) -> tuple[dict, Tensor]:
+    """Train on every sample once, then evaluate; `epoch` counts from 1.
 
-    Learners that share batches take turns: each has its own random state, and an error ends one alone.
+    Returns: the entry of this epoch for metrics.jsonl, and the confusion matrix on val, int64 [K, K].
+    Raises: TrainingError if the loss or a weight is not finite, or the student fails.
     """
-
-    student: nn.Module
-    loss: KnowledgeDistillationLoss
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    device: torch.device
-    autocast: torch.dtype | None  # None: float32
-    forward: Callable  # the student in training, perhaps compiled
-    targets: Targets = field(default_factory=Targets)
-    augmentation: Augmentation | None = None  # None: batches are trained on as they are
-    processes: Alone = field(default_factory=Alone)  # that train this student together
-    turn: Turn = field(default_factory=Turn)
-
-
-class _Coming:
-    """A number on its way from the device: waiting for it does not wait for what was asked of the device later."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value, self.event = value, None
-        if value.device.type == "cuda":
-            self.value = torch.empty((), pin_memory=True, dtype=value.dtype).copy_(
-                value, non_blocking=True
-            )
-            self.event = torch.cuda.current_stream(value.device).record_event()
-
-    def wait(self) -> float:
-        if self.event is not None:
-            self.event.synchronize()
-        return self.value.item()
+    began_s, processes = time.monotonic(), learner.processes
+    lr, num_samples = learner.scheduler.get_last_lr()[0], train.reader.layout.num_samples
+    batches, waited_s = plan_batches(config, num_samples, epoch=epoch), train.wait_s
+    processes.draw_dropout(seed=config.train.seed, epoch=epoch)
+    with progress.start(f"epoch {epoch}", total=num_samples, unit="samples") as bar:
+        totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
+    with explain_failures(learner.arch):
+        _end_training(learner, epoch)  # waits for the device
+    trained_s, waited_s = time.monotonic() - began_s, train.wait_s - waited_s
+    size = processes.largest_share(config.train.batch_size)
+    confusion = evaluate(learner, val, num_classes=config.dataset.num_classes, batch_size=size)
+    time_s = time.monotonic() - began_s
+    entry = {
+        "epoch": epoch,
+        "processes": processes.count,
+        "together": 1,  # students of one process that shared their batches; older files have more
+        "lr": lr,
+        **totals.means(learner.loss),
+        "miou": compute_miou(confusion),
+        "per_class_iou": compute_iou_per_class(confusion),
+        "step_s": trained_s / len(batches),
+        "validation_s": time_s - trained_s,
+        "time_s": time_s,
+        "data_wait_s": waited_s,
+    }
+    return entry, confusion
 
 
-@dataclass
-class TermTotals:
-    """Sums and counts of the loss terms over an epoch, float64 scalars on the loss's device: adding does not wait for it."""
-
-    sums: dict[str, Tensor | float] = field(default_factory=dict)
-    counts: dict[str, Tensor | float] = field(default_factory=dict)
-
-    def add(self, terms: LossTerms) -> None:
-        """Add one batch."""
-        for name, term in _named_terms(terms).items():
-            self.sums[name] = self.sums.get(name, 0.0) + term.sum.detach().double()
-            self.counts[name] = self.counts.get(name, 0.0) + term.count.double()
-
-    def add_up(self, processes: Alone) -> TermTotals:
-        """Those of all processes."""
-        sums, counts = (
-            {name: processes.add_up(value) for name, value in own.items()}
-            for own in (self.sums, self.counts)
-        )
-        return TermTotals(sums, counts)
-
-    def means(self, *, alpha: float, beta: float, gamma: float) -> dict[str, float]:
-        """ce, kd, feature (mean over levels) and their weighted total; absent terms are left out."""
-        mean = {
-            name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums
-        }
-        levels = [value for name, value in mean.items() if name.startswith("feature/")]
-        means = {name: mean[name] for name in ("ce", "kd") if name in mean}
-        if levels:
-            means["feature"] = sum(levels) / len(levels)
-        weights = {"ce": alpha, "kd": beta, "feature": gamma}
-        return {**means, "total": sum(weights[name] * value for name, value in means.items())}
+def plan_batches(config: Config, num_samples: int, *, epoch: int) -> list[list[tuple[int, int]]]:
+    """The (view, sample) of each batch of an epoch, which counts from 1."""
+    return plan_epoch(
+        num_samples=num_samples,
+        num_views=config.augment.views,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        epoch=epoch - 1,
+        views=config.train.views,
+    )
 
 
 def train_epoch(
-    learners: Sequence[Learner], reader: BatchReader, batches: list, *, epoch: int, bar: Bar
-) -> list[TermTotals]:
-    """One pass over `batches`, each learned by all; of several processes each takes its rows, and the totals are those of all.
+    learner: Learner, reader: BatchReader, batches: list, *, epoch: int, bar: Bar
+) -> TermTotals:
+    """Train on `batches`; of several processes each takes its rows of every batch.
 
-    Args:
-        learners: one, or several of this process alone whose augmentations are equal.
-
-    Raises: TrainingError at a non-finite loss, before it reaches the weights of the process that has it.
+    Returns: the terms summed over all processes. Raises: TrainingError if the loss is not finite,
+    before it reaches the weights.
     """
-    first = learners[0]
-    totals = [TermTotals() for _ in learners]
-    for learner in learners:
-        learner.student.train()
-    for step, batch in enumerate(
-        reader.read([first.processes.share(places) for places in batches])
-    ):
-        batch = first.augmentation.apply(batch, epoch=epoch) if first.augmentation else batch
-        for learner, own in zip(learners, totals, strict=True):
-            learner.turn.take(_learn, learner, own, batch, where=f"epoch {epoch} step {step}")
+    totals, augmentation = TermTotals(), learner.augmentation
+    learner.student.train()
+    own = [learner.processes.share(places) for places in batches]
+    for step, batch in enumerate(reader.read(own)):
+        batch = augmentation.apply(batch, epoch=epoch) if augmentation else batch
+        with explain_failures(learner.arch):
+            totals.add(train_step(learner, batch, where=f"epoch {epoch} step {step}"))
         bar.advance(len(batches[step]))
-        if all(learner.turn.error for learner in learners):
-            break
-    return [own.add_up(learner.processes) for learner, own in zip(learners, totals, strict=True)]
-
-
-def _learn(learner: Learner, totals: TermTotals, batch: Batch, *, where: str) -> None:
-    totals.add(train_step(learner, batch, where=where))
+    return totals.add_up(learner.processes)
 
 
 def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
     """Forward, loss, backward, update. `where` names the step in an error.
 
-    Of several processes each has its rows, and the update is that of the whole batch. Whether the loss is finite is asked
-    after the backward pass is under way, so that a GPU does not stand still for the answer.
+    Of several processes each has its rows of the batch, and the update is that of the whole batch.
+    Whether the loss is finite is asked only when the backward pass is under way, so that a GPU does
+    not stand still for the answer.
     """
     terms = compute_step(learner, batch)
-    loss = _Coming(terms.total.detach())
+    loss = _HostCopy(terms.total.detach())
     learner.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
     if not math.isfinite(loss.wait()):
         raise TrainingError(
-            f"{where}: loss is {loss.wait()}, expected a finite number; samples {', '.join(batch.sample_ids)}; "
-            "lower train.lr or look at these samples"
+            f"{where}: loss is {loss.wait()}, expected a finite number; "
+            f"samples {', '.join(batch.sample_ids)}; lower train.lr or look at these samples"
         )
     learner.processes.add_up_gradients(learner.optimizer)
     learner.optimizer.step()
@@ -143,11 +117,9 @@ def train_step(learner: Learner, batch: Batch, *, where: str) -> LossTerms:
 
 
 def compute_step(learner: Learner, batch: Batch) -> LossTerms:
-    """Forward and loss of one batch."""
+    """Forward pass and loss of one batch."""
     images = normalize_images(batch.arrays["image"])
-    with torch.autocast(
-        learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None
-    ):
+    with _autocast(learner):
         logits, features = learner.forward(images, return_features=True, full_size=False)
     return compute_loss(learner.loss, logits, features, batch, learner.targets)
 
@@ -159,48 +131,119 @@ def compute_loss(
     batch: Batch,
     targets: Targets,
 ) -> LossTerms:
-    """The loss of one batch at the images' size; autocast is left behind here, every term is float32."""
+    """The loss of one batch at the size of its images; outside of autocast, so all float32."""
     arrays, hw = batch.arrays, batch.arrays["image"].shape[1:3]
     levels = {level: targets.make(level, arrays) for level in loss.align}
-    scores = targets.make("logits", arrays)
+    teacher = targets.make("logits", arrays)
     return loss(
-        logits, features, arrays.get("label"), teacher_NKHW=scores, teacher_features=levels, hw=hw
+        logits, features, arrays.get("label"), teacher_NKHW=teacher, teacher_features=levels, hw=hw
     )
 
 
 @torch.inference_mode()
-def evaluate(
-    learners: Sequence[Learner], reader: BatchReader, *, num_classes: int, batch_size: int
-) -> list[Tensor]:
-    """Confusion [K, K] (int64, host) of each student over a whole split; each labelled pixel counts once.
+def evaluate(learner: Learner, reader: BatchReader, *, num_classes: int, batch_size: int) -> Tensor:
+    """Confusion matrix [K, K] (int64, on the host) of the student over a whole split.
+
+    Each labelled pixel counts once. Of several processes each takes its part of the samples, and
+    the matrix is that of all.
 
     Args:
-        learners: whose processes share the split's samples; the confusion is that of all.
         batch_size: of this process.
     """
-    processes = learners[0].processes
-    zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=learners[0].device)
-    confusions = [zeros.clone() for _ in learners]
-    for learner in learners:
-        learner.student.eval()
-    places = processes.share([(0, sample) for sample in range(reader.reader.layout.num_samples)])
+    processes, num_samples = learner.processes, reader.reader.layout.num_samples
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=learner.device)
+    learner.student.eval()
+    places = processes.share([(0, sample) for sample in range(num_samples)])
     for batch in reader.read(split_batches(places, batch_size)):
-        for learner, confusion in zip(learners, confusions, strict=True):
-            learner.turn.take(_count_batch, learner, confusion, batch)
-    return [processes.add_up(confusion).cpu() for confusion in confusions]
+        with explain_failures(learner.arch):
+            with _autocast(learner):
+                logits = learner.student(normalize_images(batch.arrays["image"]))
+            classes, label = logits.argmax(1), batch.arrays["label"]
+            confusion += count_confusion(classes, label, num_classes=num_classes)
+    return processes.add_up(confusion).cpu()
 
 
-def _count_batch(learner: Learner, confusion_KK: Tensor, batch: Batch) -> None:
-    with torch.autocast(
-        learner.device.type, dtype=learner.autocast, enabled=learner.autocast is not None
-    ):
-        logits = learner.student(normalize_images(batch.arrays["image"]))
-    confusion_KK += count_confusion(
-        logits.argmax(1), batch.arrays["label"], num_classes=len(confusion_KK)
-    )
+@dataclass
+class TermTotals:
+    """Sums and counts of the loss terms over an epoch, float64 scalars on the loss's device.
+
+    Adding to them does not wait for the device.
+    """
+
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    counts: dict[str, Tensor | float] = field(default_factory=dict)
+
+    def add(self, terms: LossTerms) -> None:
+        """Add one batch."""
+        for name, term in _name_terms(terms).items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.sum.detach().double()
+            self.counts[name] = self.counts.get(name, 0.0) + term.count.double()
+
+    def add_up(self, processes: Alone) -> TermTotals:
+        """The totals over all processes."""
+        sums, counts = (
+            {name: processes.add_up(value) for name, value in own.items()}
+            for own in (self.sums, self.counts)
+        )
+        return TermTotals(sums, counts)
+
+    def means(self, loss: KnowledgeDistillationLoss) -> dict[str, float]:
+        """Means of ce, kd, feature (over its levels) and the total that `loss` weighs from them.
+
+        Terms that are not in use are left out.
+        """
+        mean = {
+            name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums
+        }
+        levels = [value for name, value in mean.items() if name.startswith("feature/")]
+        means = {name: mean[name] for name in ("ce", "kd") if name in mean}
+        if levels:
+            means["feature"] = sum(levels) / len(levels)
+        weights = {"ce": loss.alpha, "kd": loss.beta, "feature": loss.gamma}
+        return {**means, "total": sum(weights[name] * value for name, value in means.items())}
 
 
-def _named_terms(terms: LossTerms) -> dict[str, Term]:
+class _HostCopy:
+    """A number on its way from the device to the host.
+
+    Waiting for it does not wait for what the device was asked to do later.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.event = value, None
+        if value.device.type == "cuda":
+            slot = torch.empty((), pin_memory=True, dtype=value.dtype)
+            self.value = slot.copy_(value, non_blocking=True)
+            self.event = torch.cuda.current_stream(value.device).record_event()
+
+    def wait(self) -> float:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.value.item()
+
+
+def _autocast(learner: Learner) -> torch.autocast:
+    enabled = learner.autocast is not None
+    return torch.autocast(learner.device.type, dtype=learner.autocast, enabled=enabled)
+
+
+def _name_terms(terms: LossTerms) -> dict[str, Term]:
     named = {"ce": terms.ce, "kd": terms.kd}
     named |= {f"feature/{level}": term for level, term in (terms.feature or {}).items()}
     return {name: term for name, term in named.items() if term is not None}
+
+
+def _end_training(learner: Learner, epoch: int) -> None:
+    learner.processes.agree(_check_finite, learner, epoch)
+    learner.scheduler.step()
+    learner.processes.spread(learner.student.buffers())
+
+
+def _check_finite(learner: Learner, epoch: int) -> None:
+    """A finite loss can have a non-finite gradient: such weights must not replace a good checkpoint."""
+    for name, weights in learner.student.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise TrainingError(
+                f"epoch {epoch}: weight {name} is not finite, expected finite numbers; "
+                "lower train.lr and resume"
+            )

@@ -24,7 +24,6 @@ from kdcache.errors import (
 from kdcache.machine.devices import find_gpu
 from kdcache.machine.workers import find_worker
 from kdcache.training.batches import raw_words
-from kdcache.training.turn import is_lost_process
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -253,3 +252,10 @@ def _meet(rank: int, count: int) -> Processes:
         raise SettingsError(
             f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); {cure}"
         ) from None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error means that another process of the run has ended; gloo has no kind of its own."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error)
+    )

@@ -1,60 +1,67 @@
-"""Training runs, each in a folder of its own: from settings to result.json, resumable after every epoch.
-
-Runs whose batches are the same may be trained together, so that each batch is read once for all.
-"""
+"""One training run in a folder of its own: from settings to result.json, resumable after every epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
-from kdcache.progress import Progress, Say
-from kdcache.storage.lock import FolderInUseError
+from kdcache.errors import SettingsError
+from kdcache.machine.versions import describe_machine
+from kdcache.models.student import count_parameters
+from kdcache.progress import Progress
+from kdcache.storage.lock import hold_folder
 from kdcache.storage.place import Place
 from kdcache.training.batches import BatchReader
-from kdcache.training.checkpoint import restore
-from kdcache.training.epoch import run_epoch
+from kdcache.training.checkpoint import read_state, restore, save_epoch
+from kdcache.training.compiling import compile_where_worth
 from kdcache.training.events import TrainingEvents
-from kdcache.training.folder import RESULT, find_origin, hyperparameters, read_result, take_folder
-from kdcache.training.learner import compile_where_worth, list_arrays, open_learner
-from kdcache.training.loop import Learner
-from kdcache.training.plan import Plan
+from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
+from kdcache.training.loop import run_epoch
 from kdcache.training.processes import Alone
 from kdcache.training.residency import choose_residency, find_need, format_residency
-from kdcache.training.results import finish, read_state, save_epoch
+from kdcache.training.run_folder import is_finished, read_result, write_result, write_settings
+from kdcache.training.run_identity import check_folder, find_origin, hyperparameters
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
-from kdcache.training.turn import SharedTurn, as_failure
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to be made.
+
+    Args:
+        config: all settings.
+        folder: of the run.
+        resume: go on with an interrupted run; a finished one gives its result.
+        wait: if another process trains in this folder, wait for its result; else that is a
+            FolderInUseError.
+        baseline: folder of the run it is compared with, if there is one.
+    """
+
+    config: Config
+    folder: Path
+    resume: bool
+    wait: bool = False
+    baseline: Path | None = None
+
+    def find_baseline_miou(self) -> float | None:
+        """mIoU of the baseline, 0 to 1, if it is finished. Raises TrainingError if its result is damaged."""
+        there = self.baseline is not None and is_finished(self.baseline)
+        return read_result(self.baseline)["miou"] if there else None
 
 
 @dataclass(frozen=True)
 class Data:
-    """An opened cache: its manifest and both splits."""
+    """An opened cache: its manifest and a reader of each split."""
 
     manifest: Manifest
     train: CacheReader
     val: CacheReader
-
-
-@dataclass
-class Run:
-    """A run under way: what learns, and the lines of its epochs so far."""
-
-    plan: Plan
-    learner: Learner
-    history: list[dict]
-    tracker: Guarded | None
-
-    def lacks(self, epoch: int) -> bool:
-        """Whether it takes part in this epoch, which counts from 1."""
-        return (
-            self.learner.turn.error is None
-            and len(self.history) < epoch <= self.plan.config.train.epochs
-        )
 
 
 def open_data(
@@ -71,15 +78,13 @@ def open_data(
 
 
 def open_configured(config: Config, root: Place, manifest: Manifest) -> Data:
-    """Both splits as settings say. Raises CacheError, SettingsError."""
-    stage = open_stage(config.cache)
-    return open_data(
-        root, manifest, num_views=config.augment.views, check=config.cache.check, stage=stage
-    )
+    """Open both splits as the settings say. Raises CacheError, SettingsError."""
+    stage, views = open_stage(config.cache), config.augment.views
+    return open_data(root, manifest, num_views=views, check=config.cache.check, stage=stage)
 
 
 def train_run(
-    plan: Plan,
+    run: PlannedRun,
     data: Data,
     *,
     processes: Alone | None = None,
@@ -89,174 +94,147 @@ def train_run(
     """Train one student into its folder, or go on with the run that is there.
 
     Args:
-        processes: that train it together (default: this one alone); the first alone reads and writes the folder.
+        processes: those that train it together (default: this one alone); the first one reads and
+            writes the folder.
 
-    Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError.
+    Returns: the contents of result.json. Raises: TrainingError, SettingsError, CacheError,
+    FolderInUseError.
     """
-    processes, events = processes or Alone(), events or TrainingEvents()
+    processes, events, config = processes or Alone(), events or TrainingEvents(), run.config
     with ExitStack() as held:
-        run = _start(plan, data, processes, held=held, say=events.said)
-        if isinstance(run, dict):
-            return run
-        _train_epochs([run], data, progress=progress, events=events)
-        return _finish(run, data.manifest)
-
-
-def train_together(
-    plans: Sequence[Plan],
-    data: Data,
-    *,
-    progress: Progress,
-    events: TrainingEvents | None = None,
-) -> list[dict | Exception]:
-    """Train several students from the same batches, each read once; each learns what it would have learned alone.
-
-    Args:
-        plans: with equal `sharing_key`; a baseline stands before those that are compared with it.
-
-    Returns: of each the contents of result.json, or what ended it. Raises: CacheError, which ends all.
-    """
-    events = events or TrainingEvents()
-    with ExitStack() as held:
-        say_once = _say_once(events.said)
-        started: list[Run | dict | Exception] = []
-        for plan in plans:
-            elsewhere = bool(started) and isinstance(
-                started[0], FolderInUseError
-            )  # whoever has it takes the others
-            started.append(
-                _look(plan, started[0])
-                if elsewhere
-                else _start_shared(plan, data, held=held, say=say_once)
+        result = processes.lead(take_folder, run, data.manifest, held=held)
+        if result is not None:
+            return result
+        learner, history = prepare(run, data, processes, events=events)
+        tracker = _open_tracker(run, len(history), held=held) if processes.leads else None
+        train, val = processes.agree(open_readers, config, data, learner, events)
+        for epoch in range(len(history) + 1, config.train.epochs + 1):
+            entry, confusion = run_epoch(
+                config, learner, train, val, epoch=epoch, progress=progress
             )
-        runs = [run for run in started if isinstance(run, Run)]
-        if runs:
-            _train_epochs(runs, data, progress=progress, events=events)
-        return [
-            _finish_shared(run, data.manifest) if isinstance(run, Run) else run for run in started
-        ]
+            history.append(entry)
+            with explain_failures(learner.arch):
+                processes.lead(_save, run, data.manifest, learner, history, confusion)
+            if tracker is not None:
+                tracker.log(epoch, list_numbers(entry, config.dataset.names))
+            events.epoch_finished(config, history, folder=run.folder)
+        return processes.lead(_finish, run, data.manifest, learner, history)
 
 
-def _start(plan: Plan, data: Data, processes: Alone, *, held: ExitStack, say: Say) -> Run | dict:
-    """The run, in a folder that is ours while `held` is open; or its result where it is finished."""
-    result = processes.lead(take_folder, plan, data.manifest, held=held)
-    if result is not None:
-        return result
-    learner, history = _prepare(plan, data, processes, say=say)
-    tracker = _open_tracker(plan, first=len(history) + 1) if processes.leads else None
-    if tracker is not None:
-        held.callback(tracker.close)
-    return Run(plan, learner, history, tracker)
+def take_folder(run: PlannedRun, manifest: Manifest, *, held: ExitStack) -> dict | None:
+    """Check a run's folder, make it if need be, and hold it for as long as `held` is open.
 
-
-def _open_tracker(plan: Plan, *, first: int) -> Guarded | None:
-    return choose_tracker(
-        plan.config.run.track, plan.folder, first=first, facts=hyperparameters(plan.config)
-    )
-
-
-def _start_shared(plan: Plan, data: Data, *, held: ExitStack, say: Say) -> Run | dict | Exception:
+    Returns: the result if the run is finished. Raises: as `check_folder`; FolderInUseError;
+    SettingsError if the folder cannot be written.
+    """
+    folder = run.folder
+    check_folder(run.config, manifest, folder, resume=run.resume)
+    if run.resume and is_finished(folder):
+        return read_result(folder)
     try:
-        run = _start(plan, data, Alone(), held=held, say=say)
-    except (Exception, SystemExit) as error:  # a student of the user's may raise anything
-        return as_failure(error, plan.config.student.arch)
-    if isinstance(run, Run):
-        run.learner.turn = SharedTurn(run.learner.device, plan.config.student.arch)
-    return run
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(hold_folder(folder, wait=run.wait))
+        if run.resume and is_finished(folder):  # by the process that was waited for
+            return read_result(folder)
+        write_settings(folder, run.config)
+    except OSError as error:
+        reason = f"run.dir is unwritable ({error.strerror})"
+        raise SettingsError(f"{folder}: {reason}; set another folder") from None
+    return None
 
 
-def _look(plan: Plan, error: Exception) -> dict | Exception:
-    """The result of a run that is left to another process, where there is one already."""
-    return read_result(plan.folder) if (plan.folder / RESULT).is_file() else error
-
-
-def _say_once(say: Say) -> Say:
-    """What all learners have in common, such as whether they are compiled, is said for the first."""
-    said: set[str] = set()
-    return lambda text: None if text in said or said.add(text) else say(text)
-
-
-def _prepare(plan: Plan, data: Data, processes: Alone, *, say: Say) -> tuple[Learner, list[dict]]:
-    """A learner and its history, new or restored."""
-    learner = processes.agree(open_learner, plan.config, data.train, processes)
-    compile_where_worth(plan.config, data.train, learner, say=say)
+def prepare(
+    run: PlannedRun, data: Data, processes: Alone, *, events: TrainingEvents
+) -> tuple[Learner, list[dict]]:
+    """A learner and the entries of its epochs so far: new, or as the last checkpoint has them."""
+    learner = processes.agree(open_learner, run.config, data.train, processes)
+    compile_where_worth(run.config, data.train, learner, say=events.said)
     processes.adopt(
         learner.student, learner.device
-    )  # behind the trial, which must not wait for other processes
-    state = processes.lead(read_state, plan.folder, resume=plan.resume)
+    )  # after the trial, which must not wait for others
+    state = processes.lead(read_state, run.folder, resume=run.resume)
     if state is not None:
-        restore(learner, state, where=plan.folder)
+        restore(learner, state, where=run.folder)
     learner.loss.add_up = processes.add_up
     processes.spread([*learner.student.state_dict().values(), *learner.loss.state_dict().values()])
     return learner, state["history"] if state else []
 
 
-def _train_epochs(
-    runs: Sequence[Run], data: Data, *, progress: Progress, events: TrainingEvents
-) -> None:
-    """Train the epochs that a history lacks; after each the checkpoints and metrics.jsonl are as long as it."""
-    first = runs[0]
-    learners = [run.learner for run in runs]
-    train, val = first.learner.processes.agree(
-        _make_readers, first.plan.config, data, learners, events.said
-    )
-    for epoch in range(1, max(run.plan.config.train.epochs for run in runs) + 1):
-        current = [run for run in runs if run.lacks(epoch)]
-        if current:
-            learners = [run.learner for run in current]
-            lines = run_epoch(
-                current[0].plan.config, learners, train, val, epoch=epoch, progress=progress
-            )
-            for run, line in zip(current, lines, strict=True):
-                if line is not None:
-                    run.learner.turn.take(_keep_epoch, run, data.manifest, *line)
-                if run.learner.turn.error is None:
-                    plan = run.plan
-                    events.epoch_finished(plan.config, run.history, folder=plan.folder)
-
-
-def _keep_epoch(run: Run, manifest: Manifest, entry: dict, confusion: object) -> None:
-    run.history.append(entry)
-    run.learner.processes.lead(_save, run, manifest, confusion)
-    if run.tracker is not None:
-        run.tracker.log(entry["epoch"], list_numbers(entry, run.plan.config.dataset.names))
-
-
-def _save(run: Run, manifest: Manifest, confusion: object) -> None:
-    facts = {
-        "baseline_miou": run.plan.find_baseline_miou(),
-        **find_origin(run.plan.config, manifest),
-    }
-    save_epoch(
-        run.learner, folder=run.plan.folder, history=run.history, facts=facts, confusion=confusion
-    )
-
-
-def _finish(run: Run, manifest: Manifest) -> dict:
-    return run.learner.processes.lead(finish, run.plan, manifest, run.learner, run.history)
-
-
-def _finish_shared(run: Run, manifest: Manifest) -> dict | Exception:
-    return run.learner.turn.take(_finish, run, manifest) or run.learner.turn.error
-
-
-def _make_readers(
-    config: Config, data: Data, learners: Sequence[Learner], say: Say
+def open_readers(
+    config: Config, data: Data, learner: Learner, events: TrainingEvents
 ) -> tuple[BatchReader, BatchReader]:
-    """Both splits, with what any of the learners reads, staying where there is room for both."""
-    device, needed = (
-        learners[0].device,
-        {name for learner in learners for name in list_arrays(learner)},
-    )
+    """Readers of both splits, of what the learner reads; samples stay in the memory chosen here."""
+    needed, device = set(list_arrays(learner)), learner.device
     names = [spec.name for spec in data.train.layout.arrays if spec.name in needed]
     pairs = ((data.train, names), (data.val, ["image", "label"]))
-    choice = choose_residency(
-        config.train.residency, [find_need(*pair) for pair in pairs], device=device
-    )
-    say(format_residency(choice))
-    size, kind = learners[0].processes.largest_share(config.train.batch_size), choice.kind
+    needs = [find_need(*pair) for pair in pairs]
+    choice = choose_residency(config.train.residency, needs, device=device)
+    events.said(format_residency(choice))
+    size = learner.processes.largest_share(config.train.batch_size)
     train, val = (
-        BatchReader(reader, arrays=names, batch_size=size, device=device, residency=kind)
+        BatchReader(reader, arrays=names, batch_size=size, device=device, residency=choice.kind)
         for reader, names in pairs
     )
     return train, val
+
+
+def add_baseline(run: PlannedRun, result: dict) -> bool:
+    """Complete the result of a run whose baseline was finished later; returns whether it was."""
+    late = result["baseline_miou"] is None and run.find_baseline_miou() is not None
+    if late:
+        result |= _compare(run, result["miou"])
+        write_result(run.folder, result)
+    return late
+
+
+def _open_tracker(run: PlannedRun, num_done: int, *, held: ExitStack) -> Guarded | None:
+    facts, kind = hyperparameters(run.config), run.config.run.track
+    tracker = choose_tracker(kind, run.folder, first=num_done + 1, facts=facts)
+    if tracker is not None:
+        held.callback(tracker.close)
+    return tracker
+
+
+def _save(
+    run: PlannedRun, manifest: Manifest, learner: Learner, history: list[dict], confusion: object
+) -> None:
+    origin = find_origin(run.config, manifest)
+    facts = {"baseline_miou": run.find_baseline_miou(), **origin}
+    save_epoch(learner, folder=run.folder, history=history, facts=facts, confusion=confusion)
+
+
+def _finish(run: PlannedRun, manifest: Manifest, learner: Learner, history: list[dict]) -> dict:
+    """Write result.json; device and versions in it are those of the process that ends the run."""
+    config, best = run.config, max(history, key=lambda entry: entry["miou"])
+    result = {
+        "miou": best["miou"],
+        **_compare(run, best["miou"]),
+        "teacher_miou": manifest.information.get("teacher_miou"),
+        "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
+        "params": count_parameters(learner.student),
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "last_miou": history[-1]["miou"],
+        "seconds": sum(entry["time_s"] for entry in history),
+        **describe_machine(learner.device),
+        "device_type": learner.device.type,
+        "processes": sorted({entry.get("processes", 1) for entry in history}),
+        **find_origin(config, manifest),
+    }
+    write_result(run.folder, result)
+    return result
+
+
+def _compare(run: PlannedRun, miou: float) -> dict:
+    """The run beside its baseline; None if there is none, or it is not finished."""
+    baseline_miou = run.find_baseline_miou()
+    if baseline_miou is None:
+        names = ("baseline_miou", "baseline", "improvement_points", "improvement_percent")
+        return dict.fromkeys(names)
+    gain = miou - baseline_miou
+    return {
+        "baseline_miou": baseline_miou,
+        "baseline": os.path.relpath(run.baseline, run.folder),
+        "improvement_points": 100 * gain,
+        "improvement_percent": 100 * gain / baseline_miou if baseline_miou else None,
+    }

@@ -36,7 +36,6 @@ from tests.bench import (
     scaling,
     staging,
     table,
-    together,
     training,
 )
 from tests.bench.figures import SPECS, Figure, find_parts, skip_figure
@@ -52,7 +51,6 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "loss": loss.measure,
     "training": training.measure,
     "training_batch32": training.measure_batch32,
-    "together": together.measure,
     "gpu": gpu.measure,
     "phase_one": phase_one.measure,
     "scaling": scaling.measure,

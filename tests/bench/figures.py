@@ -66,11 +66,6 @@ SPECS = (
          "least 3 and 0.95 of the bound (teacher's forward + cached step) / cached step, on a GPU it is only reported"),
     Spec("online_speedup_batch32", "training_batch32", "times", definition="online_speedup at batch 32 (GPU only)"),
     Spec("train_rate", "training", "samples/s", definition="samples a second of the cached step; details have GB/s"),
-    Spec("together_warm", "together", "ratio",
-         definition="time of an epoch of four students (a baseline and three of other weights) that share each batch, over the "
-         "sum of an epoch of each alone, residency ram, page cache warm; each batch is read once instead of four times"),
-    Spec("together_cold", "together", "ratio",
-         definition="the same by position from the disk, posix_fadvise(DONTNEED) on each file before each epoch"),
     Spec("gpu_busy", "gpu", "share", gpu_goal=0.95,
          definition="share of phase two's wall time in which kernels run (torch.profiler, union of intervals, copies left "
          "out), residency ram, page cache warm"),

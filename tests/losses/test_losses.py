@@ -387,7 +387,7 @@ def test_sums_and_counts_of_parts_add_up_to_those_of_the_whole():
     for name in whole.counts:
         assert float(parts.counts[name]) == float(whole.counts[name])
         assert float(parts.sums[name]) == pytest.approx(float(whole.sums[name]), rel=1e-5)
-    means = parts.means(alpha=1.0, beta=0.5, gamma=0.3)
+    means = parts.means(loss)
     assert means == pytest.approx({k: v.item() for k, v in loss(**batch).means().items()}, rel=1e-5)
 
 

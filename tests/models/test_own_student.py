@@ -19,7 +19,7 @@ from kdcache.models.arch import (
     hash_source,
     recall_student,
 )
-from kdcache.report.training import report_outcome
+from kdcache.report.training import report_result
 from kdcache.training.checkpoint import BEST, LAST
 from kdcache.training.distill import distill
 from kdcache.training.learner import build_learner
@@ -41,7 +41,7 @@ def own(given: dict, **student: object) -> dict:
 
 def test_it_is_trained_evaluated_and_its_weights_load_into_the_plain_module(built_root, given):
     outcome = distill(own(given), root=built_root)
-    report_outcome(outcome, Alone(), say=lambda text: None)
+    report_result(outcome, Alone(), say=lambda text: None)
     result = outcome.student
     folder = make_config(given).run.dir
     module = own_student.plain(8, width=4)
@@ -76,7 +76,7 @@ def test_another_width_or_another_file_is_not_resumed(built_root, given, monkeyp
         "student.options is {'width': 4}, expected {'width': 8}",
         "resume with the settings of the run",
     )
-    monkeypatch.setattr("kdcache.training.folder.hash_source", lambda arch: "0" * 12)
+    monkeypatch.setattr("kdcache.training.run_identity.hash_source", lambda arch: "0" * 12)
     with pytest.raises(TrainingError) as error:
         distill(resumed, root=built_root)
     check_one_line(error, "student.source is", "expected '000000000000'")

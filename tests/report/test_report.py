@@ -22,8 +22,8 @@ from kdcache.report.charts import Curve, build_chart, find_ticks
 from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
 from kdcache.report.run_page import write_report
 from kdcache.training.checkpoint import BEST
-from kdcache.training.distill import Outcome, distill
-from kdcache.training.folder import write_result
+from kdcache.training.distill import DistillationResult, distill
+from kdcache.training.run_folder import write_result
 from tests.support.pages import Page, decode, parse, parse_text, render
 
 NASTY = ['<b>hinter & "grund"</b>', "車 </table><script>alert(1)</script>"]
@@ -35,7 +35,7 @@ class Finished:
 
     folder: Path
     call: dict
-    outcome: Outcome
+    outcome: DistillationResult
 
     def page(self) -> Page:
         return parse(self.folder / "report.html")

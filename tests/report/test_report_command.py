@@ -11,11 +11,11 @@ import yaml
 
 from kdcache.config.parser import merge
 from kdcache.report.run_page import find_baseline_folder, rewrite_report
-from kdcache.report.training import report_outcome
+from kdcache.report.training import report_result
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import distill
-from kdcache.training.folder import METRICS, RESULT, SETTINGS, read_result
 from kdcache.training.processes import Alone
+from kdcache.training.run_folder import METRICS, RESULT, SETTINGS, read_result
 from tests.support import quick
 from tests.support.pages import Page, parse
 from train_student.cli import main
@@ -53,7 +53,7 @@ def trained(quick_data, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
         quick.build_quick(quick_data, root / "cache")
-    report_outcome(distill(given, root=root / "cache"), Alone(), say=lambda text: None)
+    report_result(distill(given, root=root / "cache"), Alone(), say=lambda text: None)
     return root
 
 

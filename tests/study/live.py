@@ -14,23 +14,20 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.progress import Progress, Say
 from kdcache.report.training import format_epoch
 from kdcache.storage.lock import hold_folder
-from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
-from kdcache.training.epoch import run_epoch
-from kdcache.training.folder import (
+from kdcache.training.learner import build_learner, find_teacher_channels
+from kdcache.training.loop import Learner, run_epoch
+from kdcache.training.run import Data
+from kdcache.training.run_folder import (
     RESULT,
-    check_folder,
-    find_origin,
-    make_folder,
     read_result,
     write_history,
     write_result,
+    write_settings,
 )
-from kdcache.training.learner import build_learner, find_teacher_channels
-from kdcache.training.loop import Learner
-from kdcache.training.run import Data
+from kdcache.training.run_identity import check_folder, choose_arithmetic, find_origin
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -84,8 +81,9 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
     check_folder(config, data.manifest, folder, resume=True)
     if (folder / RESULT).is_file():
         return read_result(folder)
-    make_folder(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with hold_folder(folder):
+        write_settings(folder, config)
         teacher = _build_teacher(
             config
         )  # first: the weights it begins with are drawn from dropout's generator
@@ -94,7 +92,7 @@ def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, 
         stored, val = _make_readers(config, data, device=learner.device)
         for epoch in range(len(history) + 1, config.train.epochs + 1):
             train = LiveReader(teacher, stored, make_augmentation(config), epoch)
-            ((entry, _),) = run_epoch(config, [learner], train, val, epoch=epoch, progress=progress)
+            entry, _ = run_epoch(config, learner, train, val, epoch=epoch, progress=progress)
             history.append(entry)
             save_checkpoint(folder / LAST, learner, facts=_facts(config, data, history))
             write_history(folder, history)

@@ -17,9 +17,9 @@ from kdcache.precompute.build import build_cache
 from kdcache.progress import Progress, Say
 from kdcache.report.training import PrintedRun
 from kdcache.training.distill import baseline_config
-from kdcache.training.folder import RESULT, hyperparameters, read_history, read_result
-from kdcache.training.plan import Plan
-from kdcache.training.run import open_data, train_run
+from kdcache.training.run import PlannedRun, open_data, train_run
+from kdcache.training.run_folder import RESULT, read_history, read_result
+from kdcache.training.run_identity import hyperparameters
 from kdcache.training.settings import resolve_config
 from tests.study.live import train_live
 
@@ -123,7 +123,7 @@ def _run(
         train_live(config, data, folder=folder, progress=progress, say=say)
     else:
         train_run(
-            Plan(config, folder, resume=True), data, progress=progress, events=PrintedRun(say)
+            PlannedRun(config, folder, resume=True), data, progress=progress, events=PrintedRun(say)
         )
 
 

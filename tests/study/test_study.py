@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from kdcache.models.teacher import Teacher
-from kdcache.training.folder import read_history
 from kdcache.training.loop import compute_step, train_epoch
+from kdcache.training.run_folder import read_history
 from tests.study.__main__ import main
 from tests.study.runs import ARMS, Row
 from tests.study.table import render_table
 
-EPOCH = "kdcache.training.epoch.train_epoch"  # with and without the teacher
+EPOCH = "kdcache.training.loop.train_epoch"  # with and without the teacher
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,10 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
 from kdcache.progress import Silent
-from kdcache.training import compiling, loop, processes, run
-from kdcache.training import epoch as epochs
+from kdcache.training import compiling, loop, processes, run, run_identity
 from kdcache.training import learner as learning
 from kdcache.training.distill import distill
-from kdcache.training.plan import Plan
+from kdcache.training.events import TrainingEvents
 from kdcache.training.processes import Alone, join_processes
 
 NUM_TRAIN, NUM_VAL = 13, 5  # in batches of 8: eight and five
@@ -104,15 +103,15 @@ def train_exactly(joined: Alone, given: dict, num_epochs: int) -> dict:
         seen["read"].add((self.layout.split, self.sample_ids[sample]))
         return read_into(self, slot, array=array, view=view, sample=sample, maps=maps)
 
-    plan = Plan(config, Path("nowhere"), resume=False)
-    learner, _ = run._prepare(plan, data, joined, say=lambda text: None)
+    planned = run.PlannedRun(config, Path("nowhere"), resume=False)
+    learner, _ = run.prepare(planned, data, joined, events=TrainingEvents())
     freeze(learner.student)
-    train, val = run._make_readers(config, data, [learner], lambda text: None)
+    train, val = run.open_readers(config, data, learner, TrainingEvents())
     try:
         loop.train_step, CacheReader.read_into = note_step, note_reading
         for epoch in range(1, num_epochs + 1):
-            ((entry, confusion),) = epochs.run_epoch(
-                config, [learner], train, val, epoch=epoch, progress=Silent()
+            entry, confusion = loop.run_epoch(
+                config, learner, train, val, epoch=epoch, progress=Silent()
             )
             seen["terms"].append(
                 {name: entry[name] for name in ("ce", "kd", "feature", "total") if name in entry}
@@ -144,19 +143,19 @@ def freeze(student: nn.Module) -> None:
 
 def train_whole(joined: Alone, given: dict, last_epoch: int | None = None) -> dict:
     """Train as the command does, up to an epoch; returns the student's mIoU and, by name, how each of its buffers ends."""
-    train_epoch, learners = epochs.train_epoch, []
+    train_epoch, learners = loop.train_epoch, []
 
     def stop(current, *args, epoch, **options):
         if last_epoch is not None and epoch > last_epoch:
             raise SettingsError("enough")
-        learners.extend(current)
+        learners.append(current)
         return train_epoch(current, *args, epoch=epoch, **options)
 
-    epochs.train_epoch = stop
+    loop.train_epoch = stop
     try:
         outcome = distill(given, root=make_config(given).cache.path, processes=joined)
     finally:
-        epochs.train_epoch = train_epoch
+        loop.train_epoch = train_epoch
     tensors = [*learners[-1].student.buffers(), *learners[-1].student.parameters()]
     return {
         "miou": outcome.student["miou"],
@@ -220,11 +219,11 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     learner = learning.open_learner(config, data.train, joined)
-    compiling.shutil.which = lambda name: name
+    run_identity.shutil.which = lambda name: name
     compiling.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )
-    learning.compile_where_worth(config, data.train, learner, say=said.append)
+    compiling.compile_where_worth(config, data.train, learner, say=said.append)
     return learner.forward is not learner.student, said[1:]
 
 

@@ -17,12 +17,12 @@ from kdcache.errors import SettingsError, TrainingError
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Silent
+from kdcache.training import compiling, loop
 from kdcache.training import learner as learning
-from kdcache.training import loop
 from kdcache.training.augment import Augmentation, Move, make_augmentation
 from kdcache.training.batches import Batch
 from kdcache.training.distill import distill
-from kdcache.training.folder import hyperparameters
+from kdcache.training.run_identity import hyperparameters
 from tests.bench import equivariance
 from tests.support import quick
 from tests.support.events import StopAfter
@@ -275,7 +275,7 @@ def test_off_is_what_it_was_bit_for_bit(quick_root, tmp_path):
             lambda learner, batch, where: got.append(batch) or loop.LossTerms(*[None] * 4),
         )
         with Silent().start("", total=1, unit="") as bar:
-            loop.train_epoch([learner], reader, [[]], epoch=1, bar=bar)
+            loop.train_epoch(learner, reader, [[]], epoch=1, bar=bar)
     assert got[0] is batch
 
 
@@ -349,8 +349,10 @@ def test_a_crop_larger_than_the_views_is_refused_when_the_cache_is_opened(
 
 def test_compiling_is_tried_at_the_size_of_the_crop(quick_root, tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(learning, "choose_compiling", lambda setting, device: (True, "compile: on"))
-    monkeypatch.setattr(learning, "compile_learner", lambda learner, batch: tried.append(batch))
+    monkeypatch.setattr(
+        compiling, "choose_compiling", lambda setting, device: (True, "compile: on")
+    )
+    monkeypatch.setattr(compiling, "compile_learner", lambda learner, batch: tried.append(batch))
     train(quick_root, tmp_path / "run", epochs=1, crop=16)
     train(quick_root, tmp_path / "whole", epochs=1)
     assert [tuple(batch.arrays["image"].shape) for batch in tried] == [

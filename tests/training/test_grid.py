@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 
 import pytest
+import torch
 import yaml
 
+from kdcache.cache.reader import CacheReader
 from kdcache.config.parser import merge
-from kdcache.errors import SettingsError, TrainingError
+from kdcache.errors import CacheCorruptError, SettingsError, TrainingError
 from kdcache.storage.lock import hold_folder
-from kdcache.training import loop
+from kdcache.training import loop, run
 from kdcache.training.grid import read_grid, split_list
-from kdcache.training.matrix import name_run
+from kdcache.training.grid_runs import name_run
+from kdcache.training.run_folder import LAST
 from tests.support.helpers import check_one_line
 from train_student.cli import main as train_student
 
@@ -185,10 +189,7 @@ def test_every_point_is_trained_with_every_seed_beside_one_baseline_a_seed(start
     }
     for (beta, gamma, seed), result in runs.items():
         assert result["baseline_miou"] == (runs[0, 0, seed]["miou"] if beta or gamma else None)
-    assert (
-        "group 1 of 2: 4 runs of the same batches, 0 finished" in out
-        and "8 of 8 runs are finished" in out
-    )
+    assert "run 1 of 8: baseline-" in out and "8 of 8 runs are finished" in out
     assert "to baseline, points" in out and "loss.beta 0.5, loss.gamma 0.3       2 " in out
     assert len(list((tmp_path / "runs").glob("*/report.html"))) == 8
     before = {
@@ -201,11 +202,8 @@ def test_every_point_is_trained_with_every_seed_beside_one_baseline_a_seed(start
     assert (
         start("--grid", "loss.beta=0.5,1", "loss.gamma=0", "--seeds", "0") == 0
     )  # one of them is there
-    assert "3 runs of the same batches, 2 finished" in capsys.readouterr().out and (
-        1,
-        0,
-        0,
-    ) in list_runs(tmp_path)
+    assert capsys.readouterr().out.count(", finished before\n") == 8 + 2
+    assert (1, 0, 0) in list_runs(tmp_path)
 
 
 def test_seeds_alone_repeat_a_run(start, tmp_path):
@@ -298,15 +296,97 @@ def test_a_baseline_that_was_finished_later_is_taken_up(start, tmp_path, monkeyp
     assert "No baseline was trained" not in page.read_text()
 
 
-def test_a_group_whose_baseline_another_process_trains_is_left_to_it_whole(start, tmp_path, capsys):
-    assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--dry-run", "--train.epochs", "2") == 0
-    baseline = capsys.readouterr().out.split()[-2]
-    folder = tmp_path / "runs" / baseline
+def test_a_baseline_that_another_process_finishes_meanwhile_is_taken_up(
+    start, tmp_path, capsys, monkeypatch
+):
+    """The other process has the baseline; it ends while ours trains the run that is compared with it."""
+    words = ["--grid", "loss.beta=0.5", "loss.gamma=0", "--seeds", "0"]
+    assert start(*words) == 0
+    expected = list_runs(tmp_path)[0.5, 0, 0]
+    (tmp_path / "runs").rename(tmp_path / "theirs")
+    baseline = next((tmp_path / "theirs").glob("baseline-*"))
+    folder = tmp_path / "runs" / baseline.name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("")
+    finish = run._finish
+
+    def finish_after_ours(*args):
+        result = finish(*args)
+        shutil.copytree(baseline, folder, dirs_exist_ok=True)
+        return result
+
+    monkeypatch.setattr(run, "_finish", finish_after_ours)
+    capsys.readouterr()
     with hold_folder(folder, wait=False):
-        assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--train.epochs", "2") == 0
-    assert "0 of 2 runs are finished; 2 are left to other processes" in capsys.readouterr().out
+        assert start(*words) == 0
+    assert "1 of 2 runs are finished; 1 are left to other processes" in capsys.readouterr().out
+    ours = list_runs(tmp_path)[0.5, 0, 0]
+    names = ("miou", "baseline_miou", "baseline", "improvement_points")
+    assert [ours[name] for name in names] == [expected[name] for name in names]
+    assert ours["baseline_miou"] is not None
+
+
+def test_each_is_the_student_it_would_be_alone_bit_for_bit(start, tmp_path, monkeypatch):
+    assert start(*GRID, "--seeds", "0") == 0
+    alone = ("--loss.beta", "0.5", "--loss.gamma", "0.3", "--train.seed", "0")
+    assert start(*alone, "--run.dir", str(tmp_path / "alone" / "kd")) == 0
+    (baseline,) = (tmp_path / "alone").glob("baseline-*")
+    for one, other in (
+        (baseline, tmp_path / "runs" / baseline.name),
+        (tmp_path / "alone" / "kd", tmp_path / "runs" / "loss.beta=0.5,loss.gamma=0.3,seed=0"),
+    ):
+        a, b = (torch.load(path / LAST, weights_only=True) for path in (one, other))
+        for part in ("model_state_dict", "alignment_state_dict"):
+            assert a[part].keys() == b[part].keys()
+            assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+        assert torch.equal(a["random_state"], b["random_state"])
+
+
+def test_what_a_student_raises_is_one_line_and_ends_one_run(start, tmp_path, capsys, monkeypatch):
+    train_step = loop.train_step
+
+    def fail(learner, batch, *, where):
+        if learner.loss.beta:
+            raise ValueError("Expected more than 1 value per channel\nwhen training")
+        return train_step(learner, batch, where=where)
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    assert start("--grid", "loss.beta=0.5", "loss.gamma=0", "--seeds", "0") == 1
+    out = capsys.readouterr().out
+    assert (
+        "failing in training (ValueError: Expected more than 1 value per channel); mend it" in out
+    )
+    assert set(list_runs(tmp_path)) == {(0, 0, 0)}
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(start, tmp_path, capsys, monkeypatch):
+    words = ("--grid", "loss.beta=0.5", "--seeds", "0", "--train.epochs", "2")
+    run_epoch = run.run_epoch
+
+    def stop(config, *args, epoch, **options):
+        if config.loss.beta and epoch == 2:
+            raise KeyboardInterrupt
+        return run_epoch(config, *args, epoch=epoch, **options)
+
+    monkeypatch.setattr(run, "run_epoch", stop)
+    assert start(*words) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert start(*words) == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch 2/2") == 1 and "epoch 1/2" not in out
+    assert len(list_runs(tmp_path)) == 2
+
+
+def test_damage_in_the_cache_ends_all(start, tmp_path, capsys, monkeypatch):
+    def refuse(self, slot, *, array, view, sample, maps=None):
+        raise CacheCorruptError("caches/x", "sample 3 is damaged", cure="repair it")
+
+    monkeypatch.setattr(CacheReader, "read_into", refuse)
+    assert start(*GRID, "--seeds", "0") == 1
+    out, err = capsys.readouterr()
+    assert err == "train_student: caches/x: sample 3 is damaged; repair it\n"
+    assert out.count("run 1 of 4") == 1 and "run 2 of 4" not in out
 
 
 def test_words_behind_dry_run_are_no_part_of_it(start, capsys):

@@ -16,8 +16,7 @@ from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Silent
 from kdcache.training import loop
-from kdcache.training.plan import Plan
-from kdcache.training.run import open_data, train_run
+from kdcache.training.run import PlannedRun, open_data, train_run
 from kdcache.training.settings import resolve_config
 from tests.support.helpers import check_one_line
 
@@ -86,7 +85,7 @@ def test_a_loop_of_ones_own_has_the_losses_of_a_run(
     ours = loss(logits, features, batch.labels, **batch.teacher).total
     ours.backward()
     data = open_data(built_root, read_manifest(built_root), num_views=2)
-    train_run(Plan(config, tmp_path / "run", resume=False), data, progress=Silent())
+    train_run(PlannedRun(config, tmp_path / "run", resume=False), data, progress=Silent())
     assert ours.item() == theirs[0] and student.classifier.weight.grad is not None
 
 

@@ -73,7 +73,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
     with pytest.raises(KeyboardInterrupt):
         if moment == "in epoch 1":
-            monkeypatch.setattr("kdcache.training.epoch.evaluate", stop)
+            monkeypatch.setattr("kdcache.training.loop.evaluate", stop)
             train(halves)
         train(halves, events=StopAfter(2))
     monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_padding_of_validation_images_does_not_count(cache, given):
     data = open_data(cache.cache.path, read_manifest(cache.cache.path), num_views=1)
     learner = build_learner(cache, teacher_channels=CHANNELS)
     reader = BatchReader(data.val, arrays=["image", "label"], batch_size=2, device=CPU)
-    (confusion,) = evaluate([learner], reader, num_classes=8, batch_size=2)
+    confusion = evaluate(learner, reader, num_classes=8, batch_size=2)
     labelled = sum(int((data.val.read("label", 0, k) != 255).sum()) for k in range(5))
     assert confusion.sum() == labelled and 0 <= compute_miou(confusion) <= 1
 

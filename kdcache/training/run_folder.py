@@ -1,0 +1,102 @@
+"""The files of a run folder that are text: settings, metrics, result. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from kdcache import durable
+from kdcache.config import Config, config_to_dict
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.parser import build_parser, drop_unknown, make_config, read_given
+from kdcache.config.yaml_file import check_settings_file
+from kdcache.errors import SettingsError, TrainingError, one_line
+
+SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
+BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
+BEFORE = {
+    "train.compile": "off",
+    "train.views": "cycle",
+    "train.flip": 0.0,
+    "train.crop": None,
+    "student.arch": BUILT_IN_STUDENT,
+    "student.options": {},
+}
+"""What hyperparameters were before they could be set; older runs do not say."""
+
+
+def write_settings(folder: Path, config: Config) -> None:
+    """Write config.yaml into an existing folder."""
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    durable.replace_file(folder / SETTINGS, text.encode())
+
+
+def read_run_settings(folder: Path) -> dict:
+    """The settings in config.yaml, as nested sections, without names this version does not have.
+
+    Raises: SettingsError if the file is missing, damaged, or holds values that are not allowed.
+    """
+    path = folder / SETTINGS
+    check_settings_file(path)
+    try:
+        values = drop_unknown(yaml.safe_load(path.read_text(encoding="utf-8")))
+        make_config(values)
+        return values
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # edited by hand
+        _refuse_by_name(path)
+        reason = one_line(error)
+        raise SettingsError(
+            f"{path}: settings are unreadable ({reason}); restore the file"
+        ) from None
+
+
+def write_result(folder: Path, result: dict) -> None:
+    """Write result.json; with it a run is finished."""
+    durable.replace_file(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+
+
+def read_result(folder: Path) -> dict:
+    """The contents of result.json. Raises TrainingError if it is missing or damaged."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        dict(result["hyperparameters"]), str(result["cache_identity"]), float(result["miou"])
+        return result
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _unreadable(folder / RESULT, "result", error) from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has a result."""
+    return (folder / RESULT).is_file()
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    """Write metrics.jsonl, a line per epoch; whole each time, so that a resumed run has no epoch twice."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in history)
+    durable.replace_file(folder / METRICS, lines.encode())
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The entries of metrics.jsonl, one per epoch. Raises TrainingError if missing or damaged."""
+    path = folder / METRICS
+    try:
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for entry in history:
+            float(entry["miou"]), float(entry["total"]), float(entry["time_s"])
+        history[0]
+        return history
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise _unreadable(path, "history", error) from None
+
+
+def _refuse_by_name(path: Path) -> None:
+    """Raises SettingsError that names the setting, if the slower reader of command lines finds it."""
+    read_given(build_parser(prog="", description=""), ["--config", str(path)])
+
+
+def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:
+    reason = one_line(error)
+    cure = "delete the run folder and start again"
+    return TrainingError(f"{path}: {field} is unreadable ({reason}); {cure}")

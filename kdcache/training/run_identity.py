@@ -1,0 +1,161 @@
+"""What decides the numbers of a run, and whether the run in a folder is the one that is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from kdcache.cache.manifest import Manifest
+from kdcache.config import Config, config_to_dict
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.parser import flatten
+from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
+from kdcache.machine.devices import (
+    check_precision,
+    choose_device,
+    supports_bfloat16,
+    use_exact_float32,
+)
+from kdcache.models.arch import hash_source
+from kdcache.storage.lock import LOCK
+from kdcache.training.checkpoint import read_checkpoint
+from kdcache.training.run_folder import BEFORE, LAST, SETTINGS, is_finished, read_result
+
+_SAME = "resume with the settings of the run, or choose another run.dir"
+
+
+def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
+    """Device and autocast dtype (None: float32, TF32 off). Raises SettingsError if the machine lacks them."""
+    device = choose_device(config.train.device, field="train.device")
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and supports_bfloat16(device) else "float32"
+    check_precision(precision, device, field="train.precision")
+    if precision == "float32":
+        use_exact_float32()
+        return device, None
+    return device, getattr(torch, precision)
+
+
+def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
+    """Whether `train.compile` means compiling on this machine, and a line that says so."""
+    if setting == "off":
+        return False, "compile: off, as set"
+    missing = _find_missing_tool(device)
+    if missing:
+        return False, f"compile: off, {missing}"
+    if setting == "auto" and device.type == "cpu":
+        # measured: 22 to 100 s of compiling for 2 to 4 % of a step
+        return (
+            False,
+            "compile: off, on a CPU it gains less than it takes (train.compile on tries it)",
+        )
+    return True, "compile: on, compiling now, which takes one to three minutes"
+
+
+def _find_missing_tool(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton is missing"
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if any(shutil.which(name) for name in compilers):
+        return None
+    return f"no C++ compiler ({' or '.join(compilers)}) found"
+
+
+def hyperparameters(config: Config) -> dict:
+    """The settings that decide the numbers of a run, by dotted name.
+
+    What the identity of the cache covers is not repeated.
+    """
+    settings = config_to_dict(config)
+    chosen = {section: settings[section] for section in ("student", "loss", "train")}
+    chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
+    for machine in ("device", "residency"):  # where, not what
+        chosen["train"].pop(machine)
+    crop_hw = config.train.crop_hw  # N is [N, N], and all of a view is no crop
+    cropped = crop_hw and crop_hw != config.dataset.size_hw
+    chosen["train"]["crop"] = list(crop_hw) if cropped else None
+    device, autocast = choose_arithmetic(config)
+    compiling, _ = choose_compiling(config.train.compile, device=device)
+    chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
+    precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
+    chosen["train"]["precision"] = precision
+    if config.student.arch != BUILT_IN_STUDENT:
+        unused = {"pretrained": None, "aspp_channels": None}
+        source = {"source": hash_source(config.student.arch)}
+        chosen["student"] = {**chosen["student"], **unused, **source}
+    options = chosen["student"].pop("options")
+    return {**flatten(chosen), "student.options": options}
+
+
+def find_identity(manifest: Manifest, facts: dict) -> str:
+    """The hash of what a run was trained on.
+
+    For a run with labels only that is images and labels, which caches of other encodings share.
+
+    Args:
+        facts: the hyperparameters of the run.
+    """
+    taught = facts["loss.beta"] or facts["loss.gamma"]
+    return manifest.identity_hash if taught else manifest.pictures_hash
+
+
+def find_origin(config: Config, manifest: Manifest) -> dict:
+    """What a checkpoint and a result say of where they come from.
+
+    `hyperparameters` and `cache_identity` make them those of one run; `pictures_identity` (images
+    and labels) and `validation_identity` (those of val) say which runs can be compared.
+    """
+    facts = hyperparameters(config)
+    return {
+        "hyperparameters": facts,
+        "cache_identity": find_identity(manifest, facts),
+        "pictures_identity": manifest.pictures_hash,
+        "validation_identity": manifest.validation_hash,
+    }
+
+
+def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bool) -> None:
+    """Check that a run may be made or resumed in a folder.
+
+    Raises: SettingsError if the folder holds something else; OtherRunError if it holds a run of
+    other settings or another cache; TrainingError if that run is damaged.
+    """
+    if not folder.exists() or (folder.is_dir() and _is_unused(folder)):
+        return
+    ours = folder.is_dir() and (folder / SETTINGS).is_file()
+    if not (resume and ours):
+        found, expected = Phrase("in use"), Phrase("a new folder")
+        cure = "set run.dir to another folder"
+        cure += ", or continue the run with --run.resume" if ours else ""
+        raise SettingsError(
+            describe(folder, field="run.dir", found=found, expected=expected, cure=cure)
+        )
+    if is_finished(folder):
+        _check_same_run(config, manifest, folder, read_result(folder))
+    elif (folder / LAST).is_file():
+        _check_same_run(config, manifest, folder, read_checkpoint(folder / LAST))
+
+
+def _is_unused(folder: Path) -> bool:
+    """A run that was killed before its settings were whole leaves no more than this."""
+    return {entry.name for entry in folder.iterdir()} <= {LOCK, f"{SETTINGS}.partial"}
+
+
+def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:
+    found, expected = {**BEFORE, **stored["hyperparameters"]}, hyperparameters(config)
+    for name in {**found, **expected}:
+        values = found.get(name), expected.get(name)
+        if values[0] != values[1]:
+            raise _other_run(folder, name, *values)
+    identity = find_identity(manifest, expected)
+    if stored["cache_identity"] != identity:
+        raise _other_run(folder, "cache identity", stored["cache_identity"][:12], identity[:12])
+
+
+def _other_run(folder: Path, field: str, found: object, expected: object) -> OtherRunError:
+    return OtherRunError(describe(folder, field=field, found=found, expected=expected, cure=_SAME))
