@@ -1,4 +1,7 @@
-"""Cached answers against live ones. Letters: N samples, C channels, H, W height and width."""
+"""How far cached answers are from live ones: in values, in classes, in losses and gradients.
+
+Letters: N samples, C channels, K classes, H, W height and width.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from kdcache.training.targets import Targets
 class AnswerErrors:
     """Errors of one answer (logits or a level) over many batches.
 
-    Of lowrank the direction at each position is compared, as nothing else is kept: both sides are brought to length 1.
+    A lowrank encoding keeps only the direction at each position, so there both sides are scaled to
+    length 1 first.
     """
 
     def __init__(self, encoding: Encoding) -> None:
@@ -29,7 +33,7 @@ class AnswerErrors:
         self.cosine_sum, self.positions = 0.0, 0
 
     def add(self, cached_NCHW: Tensor, live_NCHW: Tensor) -> None:
-        """Compare a batch, both float32."""
+        """Add a batch, both float32."""
         cosine_NHW = F.cosine_similarity(cached_NCHW.double(), live_NCHW.double(), dim=1)
         seen_NHW = live_NCHW.abs().amax(1) > 0  # a position of zeros has no direction
         self.cosine_sum += cosine_NHW[seen_NHW].sum().item()
@@ -37,13 +41,16 @@ class AnswerErrors:
         if self.encoding.kind == "lowrank":
             cached_NCHW, live_NCHW = F.normalize(cached_NCHW, dim=1), F.normalize(live_NCHW, dim=1)
         error = (cached_NCHW - live_NCHW).abs()
-        self.worst = float(np.maximum(self.worst, error.max().item()))  # NaN, too
+        self.worst = float(np.maximum(self.worst, error.max().item()))  # keeps NaN
         self.error_sum += error.double().sum().item()
         self.size_sum += live_NCHW.abs().double().sum().item()
         self.count += error.numel()
 
     def to_dict(self) -> dict[str, float | str]:
-        """encoding, largest and mean absolute error, mean error over mean magnitude, mean cosine of a position's channels."""
+        """Encoding, largest and mean absolute error, `relative`, `cosine`.
+
+        relative: mean error over mean magnitude. cosine: of the channels, mean over positions.
+        """
         return {
             "encoding": self.encoding.kind,
             "max_abs": self.worst,
@@ -54,14 +61,14 @@ class AnswerErrors:
 
 
 class ScoreErrors:
-    """What the teacher's classes lose: divergence at a temperature, and how often the best class is another one."""
+    """Divergence of the softened logits, and how often the best class is another one."""
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
         self.divergence_sum, self.agreed, self.positions = 0.0, 0, 0
 
     def add(self, cached_NKHW: Tensor, live_NKHW: Tensor) -> None:
-        """Compare a batch of scores, both float32."""
+        """Add a batch of logits, both float32."""
         cached, live = (
             torch.log_softmax(x.double() / self.temperature, 1) for x in (cached_NKHW, live_NKHW)
         )
@@ -70,7 +77,7 @@ class ScoreErrors:
         self.positions += live_NKHW[:, 0].numel()
 
     def to_dict(self) -> dict[str, float]:
-        """KL(live || cached) in nats, mean over positions, and the share of positions with the same best class."""
+        """KL(live || cached) in nats, mean over positions; share with the same best class."""
         return {
             "kl": max(self.divergence_sum / self.positions, 0.0),
             "temperature": self.temperature,
@@ -79,8 +86,11 @@ class ScoreErrors:
 
 
 @dataclass
-class Felt:
-    """Of one term and one student: loss from cached and live answers, and a cosine a batch of the gradients each gives."""
+class TermErrors:
+    """One term of the loss for one student: sums over batches, and a cosine a batch of gradients.
+
+    The cosines are between the gradients from cached and from live answers.
+    """
 
     cached: float = 0.0
     live: float = 0.0
@@ -88,28 +98,30 @@ class Felt:
     align_cosines: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, float]:
-        """Relative change of the loss, and the lowest cosines: over all student parameters, over all projections."""
+        """Relative change of the loss; lowest cosines of student parameters and projections."""
+        change = abs(self.cached - self.live)
         facts = {
             "loss_live": self.live / len(self.student_cosines),
-            "loss_rel": abs(self.cached - self.live) / abs(self.live)
-            if self.live
-            else abs(self.cached),
-            "grad_cos": float(np.min(self.student_cosines)),  # NaN, too
+            "loss_rel": change / abs(self.live) if self.live else abs(self.cached),
+            "grad_cos": float(np.min(self.student_cosines)),  # keeps NaN
             "grad_cos_mean": sum(self.student_cosines) / len(self.student_cosines),
         }
-        return facts | (
-            {"align_grad_cos": float(np.min(self.align_cosines))} if self.align_cosines else {}
-        )
+        if self.align_cosines:
+            facts["align_grad_cos"] = float(np.min(self.align_cosines))
+        return facts
 
 
-class Probe:
-    """One student that is asked for its gradients, again and again; it never learns from them.
+class GradientErrors:
+    """Losses and gradients of one student from cached and from live answers; it never learns.
 
-    Each term alone, weight 1; dropout off, BatchNorm as in training.
+    Each term is taken alone with weight 1; dropout is off, BatchNorm works as in training.
+
+    Attributes:
+        terms: name -> its errors.
     """
 
     def __init__(self, learner: Learner, *, terms: list[str], temperature: float) -> None:
-        self.learner, self.felt = learner, {term: Felt() for term in terms}
+        self.learner, self.terms = learner, {term: TermErrors() for term in terms}
         self.losses = {term: _make_loss(learner, term, temperature) for term in terms}
         for module in learner.student.modules():
             if isinstance(module, nn.Dropout):
@@ -117,17 +129,20 @@ class Probe:
         learner.student.train()
 
     def add(self, cached: Batch, live: Batch, targets: Targets) -> None:
-        """Take a batch into account: the same images, with answers as stored and as float32 tensors."""
-        for term, felt in self.felt.items():
-            ours, theirs = self._ask(term, cached, targets), self._ask(term, live, Targets())
-            felt.cached += ours[0]
-            felt.live += theirs[0]
-            felt.student_cosines.append(_cosine(ours[1], theirs[1]))
+        """Add a batch: the same images with answers as stored, and as float32 tensors."""
+        for term, errors in self.terms.items():
+            ours = self._differentiate(term, cached, targets)
+            theirs = self._differentiate(term, live, Targets())
+            errors.cached += ours[0]
+            errors.live += theirs[0]
+            errors.student_cosines.append(_cosine(ours[1], theirs[1]))
             if term == "feature":
-                felt.align_cosines.append(_cosine(ours[2], theirs[2]))
+                errors.align_cosines.append(_cosine(ours[2], theirs[2]))
 
-    def _ask(self, term: str, batch: Batch, targets: Targets) -> tuple[float, Tensor, Tensor]:
-        """Loss, gradient by all student parameters, gradient by all projections."""
+    def _differentiate(
+        self, term: str, batch: Batch, targets: Targets
+    ) -> tuple[float, Tensor, Tensor]:
+        """Loss, gradient of all student parameters, gradient of all projections, both flat."""
         self.learner.student.zero_grad(set_to_none=True)
         self.learner.loss.zero_grad(set_to_none=True)
         logits, features = self.learner.student(
@@ -152,15 +167,12 @@ def _make_loss(learner: Learner, term: str, temperature: float) -> KnowledgeDist
 
 
 def _flatten(module: nn.Module) -> Tensor:
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    return (
-        torch.cat([grad.flatten() for grad in grads]).double()
-        if grads
-        else torch.zeros(0, dtype=torch.float64)
-    )
+    """All gradients of a module, float64 [n]."""
+    grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+    return torch.cat(grads).double() if grads else torch.zeros(0, dtype=torch.float64)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    """1 where both are zero; else 0 where one is."""
+    """1 if both are zero, 0 if one is."""
     sizes = (a.norm() * b.norm()).item()
     return (a @ b).item() / sizes if sizes else float(torch.equal(a, b))

@@ -1,4 +1,4 @@
-"""From folders to a comparison that can be believed, or to a refusal."""
+"""Comparison of finished runs: from folders to rows with names, or to a refusal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from kdcache.analysis.rows import Row, build_rows
@@ -20,10 +19,8 @@ log = logging.getLogger("kdcache")
 class Comparison:
     """Rows, baselines first.
 
-    Args:
-        names: of the classes.
-        left_out: a line for each folder that is not compared.
-        validation: identity of the validation data that all runs were measured on; None: the runs do not say.
+    names: of the classes. left_out: a line for each folder that is not compared. validation:
+    identity of the validation data of all runs; None if the runs do not say.
     """
 
     rows: list[Row]
@@ -33,7 +30,7 @@ class Comparison:
 
     @property
     def runs(self) -> list[tuple[Row, Run]]:
-        """All that are compared, with their rows; by seed."""
+        """All compared runs with their rows, sorted by row and seed."""
         return [(row, row.runs[seed]) for row in self.rows for seed in sorted(row.runs)]
 
     @property
@@ -43,9 +40,10 @@ class Comparison:
 
 
 def compare_runs(paths: Sequence[Path]) -> Comparison:
-    """Compare the finished runs in `paths`, run folders or folders that hold some; what is left out is warned of.
+    """Compare the finished runs in `paths`: run folders, or folders of runs.
 
-    Raises: SettingsError where there is none, and for runs that were measured on different validation data.
+    Warns of what is left out. Raises SettingsError if no run is found, or if runs were measured on
+    different validation data.
     """
     runs, left_out = find_runs(paths)
     runs, unknown = _keep_known(runs)
@@ -53,74 +51,72 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     left_out += unknown + repeated
     for line in left_out:
         log.warning("left out: %s", line)
-    _check_any(runs, paths)
-    check_validation(runs)
-    return Comparison(name_rows(rows), runs[0].names, left_out, runs[0].validation)
-
-
-def _check_any(runs: list[Run], paths: Sequence[Path]) -> None:
     if not runs:
         where, found, expected = ", ".join(map(str, paths)), Phrase("none"), Phrase("one or more")
         cure = "give folders of runs with a result.json"
         raise SettingsError(
             describe(where, field="finished runs", found=found, expected=expected, cure=cure)
         )
+    check_validation(runs)
+    return Comparison(name_rows(rows), runs[0].names, left_out, runs[0].validation)
 
 
 def check_validation(runs: list[Run]) -> None:
-    """Raises SettingsError unless all runs were measured on the same images and labels."""
+    """Raise SettingsError unless all runs were measured on the same images and labels."""
     first = runs[0]
+    cure = f"compare runs of the same validation images, labels and size, as {first.folder}"
     for run in runs:
-        where, cure = (
-            run.folder,
-            f"compare runs of the same validation images, labels and size, as {first.folder}",
-        )
+        field, found, expected = "", None, None
         if run.validation != first.validation:
+            field = "validation data"
             found, expected = run.validation[:12], first.validation[:12]
+        elif len(run.ious) != len(first.ious):
+            field, found, expected = "number of classes", len(run.ious), len(first.ious)
+        if field:
             raise SettingsError(
-                describe(where, field="validation data", found=found, expected=expected, cure=cure)
-            )
-        if len(run.ious) != len(first.ious):
-            found, expected = len(run.ious), len(first.ious)
-            raise SettingsError(
-                describe(
-                    where, field="number of classes", found=found, expected=expected, cure=cure
-                )
+                describe(run.folder, field=field, found=found, expected=expected, cure=cure)
             )
 
 
 def _keep_known(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Runs of an older kdcache, which do not say what they were measured on, are compared with their like alone."""
+    """Leave out runs that do not name their validation data, unless none does.
+
+    Those are runs of an older kdcache; they are only compared with each other.
+    """
     known = [run for run in runs if run.validation is not None]
     unknown = [run for run in runs if run.validation is None] if known else []
-    why = "validation data is unknown (an older kdcache trained it), and that of other runs is not; train it again"
-    return known or runs, [f"{run.folder}: {why}" for run in unknown]
+    why = "validation data is unknown (an older kdcache trained it), and that of other runs is not"
+    return known or runs, [f"{run.folder}: {why}; train it again" for run in unknown]
 
 
 def name_rows(rows: list[Row]) -> list[Row]:
-    """Give each row its name; returns them with baselines first, then by the values of what differs."""
+    """Name each row by the facts in which rows differ.
+
+    Returns: the rows, baselines first, then sorted by these facts.
+    """
     varied = find_varied(rows)
     for row in rows:
-        names = [
-            name for name in varied if name in row.facts and (row.teaches or name not in TEACHING)
-        ]
-        if row.teaches:
-            names = names or list(TEACHING)
-        words = [format_fact(name, row) for name in names]
-        row.name = ", ".join(words if row.teaches else ["baseline", *words])
-    return sorted(
-        rows, key=lambda row: (row.teaches, [_order(row.facts.get(name)) for name in varied])
-    )
+        names = [name for name in varied if name in row.facts]
+        if row.uses_teacher:
+            row.name = ", ".join(format_fact(name, row) for name in names or TEACHING)
+        else:
+            names = [name for name in names if name not in TEACHING]
+            row.name = ", ".join(["baseline", *(format_fact(name, row) for name in names)])
+
+    def order(row: Row) -> tuple:
+        return row.uses_teacher, [_order(row.facts.get(name)) for name in varied]
+
+    return sorted(rows, key=order)
 
 
 def find_varied(rows: Iterable[Row]) -> list[str]:
-    """Names of the facts that two rows have with different values, those of the loss first."""
-    differing = [
-        name
-        for name, values in _list_values(rows).items()
-        if any(value != values[0] for value in values)
-    ]
-    return sorted(differing, key=lambda name: (not name.startswith("loss."), name))
+    """Names of the facts that have different values in two rows, those of the loss first."""
+    values: dict[str, list] = {}
+    for row in rows:
+        for name, value in row.facts.items():
+            values.setdefault(name, []).append(value)
+    varied = [name for name, found in values.items() if any(x != found[0] for x in found)]
+    return sorted(varied, key=lambda name: (not name.startswith("loss."), name))
 
 
 def list_shared(rows: list[Row]) -> list[str]:
@@ -129,42 +125,30 @@ def list_shared(rows: list[Row]) -> list[str]:
     for row in rows:
         for name in row.facts:
             first.setdefault(name, row)
-    return [
-        format_fact(name, row)
-        for name, row in sorted(first.items(), key=itemgetter(0))
-        if name not in varied
-    ]
+    return [format_fact(name, first[name]) for name in sorted(first) if name not in varied]
 
 
 def list_beyond_loss(rows: list[Row]) -> dict[str, list[str]]:
-    """name -> its values, as text, of each fact but the loss's in which rows differ."""
-    names = [name for name in find_varied(rows) if not name.startswith("loss.")]
+    """Fact -> its different values as text, for facts outside the loss in which rows differ."""
     return {
-        name: list(dict.fromkeys(_say(name, row) for row in rows if name in row.facts))
-        for name in names
+        name: list(dict.fromkeys(_format(name, row) for row in rows if name in row.facts))
+        for name in find_varied(rows)
+        if not name.startswith("loss.")
     }
 
 
 def format_fact(name: str, row: Row) -> str:
     """`loss.beta 0.5`."""
-    return f"{name} {_say(name, row)}"
+    return f"{name} {_format(name, row)}"
 
 
-def _list_values(rows: Iterable[Row]) -> dict[str, list]:
-    values: dict[str, list] = {}
-    for row in rows:
-        for name, value in row.facts.items():
-            values.setdefault(name, []).append(value)
-    return values
-
-
-def _say(name: str, row: Row) -> str:
-    said = format_value(row.facts[name])
-    return f"{said} ({row.encoding})" if name == CACHE and row.encoding else said
+def _format(name: str, row: Row) -> str:
+    text = format_value(row.facts[name])
+    return f"{text} ({row.encoding})" if name == CACHE and row.encoding else text
 
 
 def format_value(value: object) -> str:
-    """Short and exact; of a hash the first 12 digits."""
+    """The value as short, exact text; the first 12 digits of a hash."""
     if isinstance(value, str):
         return value[:12] if len(value) == 64 else value
     if isinstance(value, float):
@@ -175,6 +159,6 @@ def format_value(value: object) -> str:
 
 
 def _order(value: object) -> tuple:
-    """Numbers as numbers, before words."""
+    """Sorts numbers as numbers, before text."""
     is_number = isinstance(value, int | float)
     return (not is_number, value if is_number else 0, format_value(value))

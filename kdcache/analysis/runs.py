@@ -48,7 +48,7 @@ class Run:
     epoch_s: float | None
 
     @property
-    def teaches(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether the teacher had a part in it; one without is a baseline."""
         return any(self.facts[name] for name in TEACHING)
 

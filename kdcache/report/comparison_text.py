@@ -99,7 +99,7 @@ def _say_difference(row: Row) -> str:
 
 def say_no_difference(row: Row) -> str:
     """Why a row has no difference from a baseline; "" where it has one."""
-    if not row.teaches:
+    if not row.uses_teacher:
         return "-"
     if row.baseline is None:
         return NO_BASELINE

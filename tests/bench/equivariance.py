@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdcache.analysis.agreement import AnswerErrors, Probe, ScoreErrors
+from kdcache.analysis.agreement import AnswerErrors, GradientErrors, ScoreErrors
 from kdcache.analysis.students import (
     Setting,
     choose_places,
@@ -47,13 +47,13 @@ class Case:
     answers: dict[str, AnswerErrors]
     scores: ScoreErrors
     inner: ScoreErrors
-    probes: dict[str, Probe]
+    probes: dict[str, GradientErrors]
 
     def row(self, terms: list[str]) -> str:
         """Of the table; `terms` of the loss."""
         answers = {name: error.to_dict() for name, error in self.answers.items()}
         scores, inner = self.scores.to_dict(), self.inner.to_dict()
-        felt = [probe.felt[term].to_dict() for term in terms for probe in self.probes.values()]
+        felt = [probe.terms[term].to_dict() for term in terms for probe in self.probes.values()]
         cells = [f"{error['cosine']:.4f}" for name, error in answers.items() if name != "logits"]
         cells += [f"{scores['kl']:.2g}", f"{scores['agreement']:.3f}", f"{inner['agreement']:.3f}"]
         cells += [f"{term['grad_cos_mean']:.4f} ({term['grad_cos']:.4f})" for term in felt]
@@ -134,7 +134,7 @@ def _make_cases(
             ScoreErrors(temperature),
             ScoreErrors(temperature),
             {
-                name: Probe(learner, terms=setting.terms, temperature=temperature)
+                name: GradientErrors(learner, terms=setting.terms, temperature=temperature)
                 for name, learner in students.items()
             },
         )
