@@ -1,4 +1,4 @@
-"""Which samples a gallery shows: those on which the teacher and the labels agree least and most, of those looked at.
+"""How far the labels of a cache and its teacher agree, sample by sample.
 
 Letters: H, W height and width, h, w those of the cached scores, K classes.
 """
@@ -21,21 +21,22 @@ from kdcache.metrics import VOID, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.progress import Progress
 
-MOST_VIEWS = 4  # shown of a training sample: as many as fit beside each other
-# Looked at, in all: scores after the upsampling (400 views of 512x512 with 21 classes, about a minute on one core), and views,
-# each of which is a few requests where the cache is in a bucket.
+MOST_VIEWS = 4  # of a training sample: as many as fit beside each other on a page
+# A scan ends at so many scores after the upsampling (400 views of 512x512 with 21 classes, which
+# take about a minute on one core), and at so many views (a few requests each in a bucket).
 MOST_SCORES, MOST_LOOKS = 2_200_000_000, 1_000
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was measured of one view of a sample; its image lies within the padded view.
+class ScannedView:
+    """What was measured of one view of a sample, within its image: padding does not count.
 
-    num_labelled, num_wrong: pixels that have a label, and those of them to which the teacher gives another class.
-    entropy: of the teacher's softmax on the grid of the cached scores, mean over the image, nats, 0 to log K.
-    label_classes, teacher_classes: those that occur in the image.
+    num_labelled, num_wrong: pixels with a label, and those of them that the teacher calls another
+        class.
+    entropy: mean over the grid of the cached scores of the softmax's entropy, 0 to log K nats.
+    label_classes, teacher_classes: those that occur.
     """
 
     num_labelled: int
@@ -46,44 +47,46 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sample of the split by its number, and a look a view."""
+class ScannedSample:
+    """One sample of the split by its number, and what was measured of its views."""
 
     number: int
-    looks: list[Look]
+    views: list[ScannedView]
 
     @property
     def error(self) -> float | None:
-        """Share of the labelled pixels to which the teacher gives another class, over the views; None where none is labelled."""
+        """Share of the labelled pixels that the teacher calls another class; None of none."""
         return find_share(
-            sum(look.num_wrong for look in self.looks),
-            sum(look.num_labelled for look in self.looks),
+            sum(view.num_wrong for view in self.views),
+            sum(view.num_labelled for view in self.views),
         )
 
     @property
     def entropy(self) -> float:
-        """Mean over the views."""
-        return sum(look.entropy for look in self.looks) / len(self.looks)
+        """Mean over the views, in nats."""
+        return sum(view.entropy for view in self.views) / len(self.views)
 
     @property
     def classes(self) -> list[int]:
         """Those that occur in a label or in an answer, rising."""
-        return sorted(
-            frozenset().union(*(look.label_classes | look.teacher_classes for look in self.looks))
-        )
+        there = (view.label_classes | view.teacher_classes for view in self.views)
+        return sorted(frozenset().union(*there))
 
 
 @dataclass(frozen=True)
 class Scan:
-    """All samples looked at, in the order of the split, and how often each label (row) was called each class, int64 [K, K]."""
+    """All scanned samples in the order of the split, and their confusion, int64 [K, K].
 
-    samples: list[Sample]
+    confusion_KK: pixels of each label (row) by what the teacher calls them.
+    """
+
+    samples: list[ScannedSample]
     confusion_KK: np.ndarray
 
-    def choose(self, count: int) -> list[Sample]:
-        """Half of those with the largest error and half of those with the smallest, in falling order.
+    def choose(self, count: int) -> list[ScannedSample]:
+        """Half of those with the largest error and half of those with the smallest, falling.
 
-        Samples without any labelled pixel count as the worst: something is wrong with them.
+        A sample without any labelled pixel counts as the worst: something is wrong with it.
         """
         by_number = {sample.number: sample for sample in self.samples}
         errors = {
@@ -94,24 +97,21 @@ class Scan:
 
 
 def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress: Progress) -> Scan:
-    """Look at evenly spaced samples of a split in its views in use.
+    """Compare labels and teacher in evenly spaced samples of a split, in the reader's views.
 
     Args:
-        at_least: how many samples are looked at where the split has them, however large.
+        at_least: how many samples are scanned if the split has them, however large they are.
 
     Raises: CacheCorruptError naming the sample.
     """
-    chosen = space_evenly(
-        reader.layout.num_samples, max(at_least, count_affordable(reader, num_classes))
-    )
+    most = max(at_least, count_affordable(reader, num_classes))
+    chosen = space_evenly(reader.layout.num_samples, most)
     samples, confusion = [], np.zeros((num_classes, num_classes), np.int64)
     with progress.start("looking at the cache", total=len(chosen), unit="samples") as bar:
-        all_looked = work_through(
-            reader, chosen, lambda number: _look_at(reader, number, num_classes)
-        )
-        for number, looked in zip(chosen, all_looked, strict=True):
-            samples.append(Sample(number, [look for look, _ in looked]))
-            confusion += sum(counts for _, counts in looked)
+        scanned = work_through(reader, chosen, lambda k: _scan_sample(reader, k, num_classes))
+        for number, views in zip(chosen, scanned, strict=True):
+            samples.append(ScannedSample(number, [view for view, _ in views]))
+            confusion += sum(counts for _, counts in views)
             bar.advance(1)
     return Scan(samples, confusion)
 
@@ -119,7 +119,10 @@ def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress
 def work_through(
     reader: CacheReader, items: Sequence[Item], work: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """In order; of a bucket many at once, of a disk one by one: torch's threads are there for that."""
+    """Results in the order of the items.
+
+    A bucket is asked for many at once, a disk for one by one: torch's own threads share the work.
+    """
     if not reader.is_far:
         yield from map(work, items)
         return
@@ -131,10 +134,10 @@ def work_through(
 
 
 def count_affordable(reader: CacheReader, num_classes: int) -> int:
-    """How many samples can be looked at within MOST_SCORES and MOST_LOOKS, 1 or more."""
+    """How many samples can be scanned within MOST_SCORES and MOST_LOOKS, 1 or more."""
     height, width = reader.layout.array("label").item_shape
-    looks = min(MOST_LOOKS, MOST_SCORES // (height * width * num_classes))
-    return max(1, looks // reader.num_views)
+    num_views = min(MOST_LOOKS, MOST_SCORES // (height * width * num_classes))
+    return max(1, num_views // reader.num_views)
 
 
 def read_view(reader: CacheReader, number: int, view: int) -> dict:
@@ -149,38 +152,40 @@ def find_classes(logits_KHW: Tensor, hw: tuple[int, int]) -> np.ndarray:
 
 
 def find_entropy(logits_Khw: Tensor) -> np.ndarray:
-    """Entropy of the softmax at each cell, float32 [h, w], nats, 0 to log K."""
+    """Entropy of the softmax at each cell, float32 [h, w], 0 to log K nats."""
     log_p_Khw = torch.log_softmax(logits_Khw, 0)
     return -(log_p_Khw.exp() * log_p_Khw).sum(0).numpy()
 
 
 def find_share(part: int, whole: int) -> float | None:
-    """0 to 1; None of nothing."""
+    """0 to 1; None if the whole is 0."""
     return part / whole if whole else None
 
 
-def _look_at(reader: CacheReader, number: int, num_classes: int) -> list[tuple[Look, np.ndarray]]:
-    return [_look_at_view(reader, number, view, num_classes) for view in range(reader.num_views)]
+def _scan_sample(
+    reader: CacheReader, number: int, num_classes: int
+) -> list[tuple[ScannedView, np.ndarray]]:
+    return [_scan_view(reader, number, view, num_classes) for view in range(reader.num_views)]
 
 
-def _look_at_view(
+def _scan_view(
     reader: CacheReader, number: int, view: int, num_classes: int
-) -> tuple[Look, np.ndarray]:
-    """A look, and its confusion."""
+) -> tuple[ScannedView, np.ndarray]:
+    """What is measured of a view, and its confusion, int64 [K, K]."""
     top, left, bottom, right = read_view(reader, number, view)["image_box"]
+    hw = reader.layout.array("label").item_shape
     label = reader.read("label", view, number)[top:bottom, left:right]
     logits = torch.from_numpy(reader.decode("logits", view, number))
-    answer = find_classes(logits, reader.layout.array("label").item_shape)[top:bottom, left:right]
-    confusion = count_confusion(
-        torch.tensor(answer), torch.tensor(label), num_classes=num_classes
-    ).numpy()
-    stride = reader.layout.array("label").item_shape[0] // logits.shape[1]
+    answer = find_classes(logits, hw)[top:bottom, left:right]
+    counted = torch.tensor(answer), torch.tensor(label)
+    confusion = count_confusion(*counted, num_classes=num_classes).numpy()
+    stride = hw[0] // logits.shape[1]
     cells = slice(top // stride, -(-bottom // stride)), slice(left // stride, -(-right // stride))
-    look = Look(
+    scanned = ScannedView(
         num_labelled=int(confusion.sum()),
         num_wrong=int(confusion.sum() - confusion.trace()),
         entropy=float(find_entropy(logits)[cells].mean()),
         label_classes=frozenset(np.unique(label).tolist()) - {VOID},
         teacher_classes=frozenset(np.unique(answer).tolist()),
     )
-    return look, confusion
+    return scanned, confusion

@@ -31,20 +31,15 @@ def describe_cache(root: Path) -> dict:
 
 
 def format_info(info: dict) -> str:
-    """The same for a person."""
+    """The facts of `describe_cache` as text."""
     lines = [f"{info['path']}  identity {info['identity_sha256'][:12]}"]
     for name, split in info["splits"].items():
         done, total = split["groups_committed"], split["groups"]
         state = "complete" if done == total else f"half-built: {total - done} groups missing"
-        lines.append(
-            f"{name}: {split['num_samples']} samples x {split['num_views']} views, {done}/{total} shard groups, {state}"
-        )
+        size = f"{split['num_samples']} samples x {split['num_views']} views"
+        lines.append(f"{name}: {size}, {done}/{total} shard groups, {state}")
         for array, facts in split["arrays"].items():
-            shape = "x".join(map(str, facts["item_shape"]))
-            coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
-            lines.append(
-                f"  {array:<12} {facts['dtype']:<8} {shape:<14} {facts['bytes'] / 1e6:>12.1f} MB{coded}"
-            )
+            lines.append(_format_array(array, facts))
         lines += [
             f"  {basis_name(level):<12} {size / 1e6:>36.1f} MB"
             for level, size in split["bases"].items()
@@ -60,6 +55,13 @@ def format_info(info: dict) -> str:
             f"teacher's mIoU on {where}: {'not measured yet' if miou is None else f'{miou:.4f}'}"
         )
     return "\n".join(lines)
+
+
+def _format_array(name: str, facts: dict) -> str:
+    shape = "x".join(map(str, facts["item_shape"]))
+    coded = f", {_name_codec(facts['codec'])}" if facts["codec"] else ""
+    size = f"{facts['bytes'] / 1e6:>12.1f} MB"
+    return f"  {name:<12} {facts['dtype']:<8} {shape:<14} {size}{coded}"
 
 
 def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict:
@@ -86,7 +88,7 @@ def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict
 
 
 def _name_codec(codec: dict) -> str:
-    """blosc zstd."""
+    """The codec in words, as in `blosc zstd`."""
     return " ".join([codec["name"], *filter(None, [codec.get("configuration", {}).get("cname")])])
 
 
@@ -106,12 +108,15 @@ def watch_cache(
     say: Say,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show how many samples are committed, until all are; views that are added meanwhile are not waited for.
+    """Show how many samples are committed until all are, whichever machines write them.
+
+    Only the cache's folder is read: its writers are not asked. Views that are added meanwhile are
+    not waited for.
 
     Args:
-        every_s: seconds between two looks at the folder of commit records.
+        every_s: seconds between two looks at the commit records.
 
-    Raises: CacheError where `root` is no cache or cannot be looked at.
+    Raises: CacheError if `root` is no cache or cannot be read.
     """
     layouts = read_manifest(root).layouts
     missing = {group for layout in layouts.values() for group in layout.groups()}
@@ -134,7 +139,10 @@ def watch_cache(
 
 
 def _name_writers(root: Path) -> str:
-    """Processes that hold leases, with how many groups each; those of other machines where the file system tells."""
+    """Processes that hold leases, with the number of their groups.
+
+    Those of other machines too, if the file system tells of them.
+    """
     folder = root / LEASES
     names = (
         [path.name for path in folder.iterdir() if is_held(root, path.name)]

@@ -1,4 +1,4 @@
-"""Charts as places in percent, which a template draws as SVG: curves over epochs, and their axes."""
+"""Line charts over epochs as places in percent, which a template draws as SVG."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def build_chart(
 
 
 def find_ticks(low: float, high: float, *, most: int, whole: bool = False) -> list[float]:
-    """Two or more round numbers, in equal steps of 1, 2 or 5 times a power of ten, around low..high.
+    """Two or more round numbers in equal steps that enclose low..high.
+
+    Steps are 1, 2 or 5 times a power of ten.
 
     Args:
         most: how many steps there may be at most between low and high.
@@ -131,7 +133,7 @@ def _label_heights(frame: _Frame, ticks: list[float]) -> list[tuple[float, str]]
 
 
 def _label_epochs(frame: _Frame, most: int) -> list[tuple[float, str]]:
-    """Round numbers, and the first epoch; next to it no other has room, in a small chart less so."""
+    """The first epoch, and round numbers that are far enough from it to have room."""
     last = frame.num_epochs
     least = 1 + last * (0.125 if most > 3 else 0.28)
     shown = [n for n in find_ticks(1, last, most=most, whole=True) if least < n <= last]

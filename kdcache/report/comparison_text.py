@@ -21,7 +21,7 @@ ONE_PAIR = "one seed: no interval"
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """The table, what it means, and the classes whose difference is clear."""
+    """The table, what it means, and the classes that differ clearly, within WIDTH columns."""
     lines = [*lay_out(HEAD, WIDTHS), "-" * (sum(WIDTHS) + 2 * len(WIDTHS) - 2)]
     for row in comparison.rows:
         lines += lay_out(_list_cells(row), WIDTHS)
@@ -33,33 +33,48 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def list_notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know to believe the table, a paragraph each."""
+    """What a reader must know about the table, a paragraph each."""
     notes = [
-        "mIoU: mean ± standard deviation over seeds, 0 to 1. best: the best epoch of each run, chosen on the validation data "
-        "itself, which flatters; last: the last epoch, which nobody chose. To baseline: mean of the differences seed by seed "
-        "from the run with the same settings and without a teacher, in points of 0.01, [95 % interval by Student's t]. "
+        "mIoU: mean ± standard deviation over seeds, 0 to 1. best: the best epoch of each run, "
+        "chosen on the validation data itself, which flatters; last: the last epoch, which nobody "
+        "chose. To baseline: mean of the differences seed by seed from the run with the same "
+        "settings and without a teacher, in points of 0.01, [95 % interval by Student's t]. "
         "s/epoch: median, without validation; of runs trained together, each one's share."
     ]
     if any(len(row.pairs) > 1 for row in comparison.compared):
-        notes.append(
-            f"A class differs clearly where its interval excludes 0. {say_chance(len(comparison.names))}"
-        )
+        chance = say_chance(len(comparison.names))
+        notes.append(f"A class differs clearly where its interval excludes 0. {chance}")
     if len(comparison.compared) > 1:
         notes.append(
-            f"The best of {len(comparison.compared)} rows, chosen by this table, owes a part of its difference to chance: train "
-            "it again with other seeds, or measure it on data that no choice has seen."
+            f"The best of {len(comparison.compared)} rows, chosen by this table, owes a part of "
+            "its difference to chance: train it again with other seeds, or measure it on data that "
+            "no choice has seen."
         )
-    beyond = list_beyond_loss(comparison.rows)
-    if beyond:
-        differing = "; ".join(f"{name} ({', '.join(values)})" for name, values in beyond.items())
-        notes.append(
-            f"Rows differ in more than the loss: {differing}. Compare only those that differ in what you ask about."
-        )
+    notes += _note_differences(list_beyond_loss(comparison.rows))
     notes.append(f"The same in all rows: {', '.join(list_shared(comparison.rows))}.")
-    measured = "Validation data: " + (comparison.validation or "unknown")[:12]
-    older = " (an older kdcache trained these runs, and did not write down what they were measured on, nor where they were "
-    older += "trained): that they can be compared is taken on trust"
-    return [*notes, measured + ("." if comparison.validation else older + ".")]
+    return [*notes, _note_validation(comparison.validation)]
+
+
+def _note_differences(beyond: dict[str, list[str]]) -> list[str]:
+    """A warning if rows differ in more than the loss. Args: beyond: setting -> its values."""
+    if not beyond:
+        return []
+    differing = "; ".join(f"{name} ({', '.join(values)})" for name, values in beyond.items())
+    return [
+        f"Rows differ in more than the loss: {differing}. Compare only those that differ in what "
+        "you ask about."
+    ]
+
+
+def _note_validation(identity: str | None) -> str:
+    """What all runs were measured on."""
+    if identity:
+        return f"Validation data: {identity[:12]}."
+    return (
+        "Validation data: unknown (an older kdcache trained these runs, and did not write down "
+        "what they were measured on, nor where they were trained): that they can be compared is "
+        "taken on trust."
+    )
 
 
 def format_estimate(value: Estimate | None, *, digits: int = 4) -> str:
@@ -98,7 +113,7 @@ def _say_difference(row: Row) -> str:
 
 
 def say_no_difference(row: Row) -> str:
-    """Why a row has no difference from a baseline; "" where it has one."""
+    """Why a row has no difference from a baseline; "" if it has one."""
     if not row.uses_teacher:
         return "-"
     if row.baseline is None:
@@ -107,7 +122,7 @@ def say_no_difference(row: Row) -> str:
 
 
 def say_pairs(row: Row) -> str:
-    """What limits the difference of a row that has one; "" where nothing does."""
+    """How few pairs the difference of a row rests on; "" if every seed has a baseline."""
     if len(row.pairs) == 1:
         return ONE_PAIR
     return (
@@ -118,15 +133,16 @@ def say_pairs(row: Row) -> str:
 
 
 def find_clear(row: Row, num_classes: int) -> dict[int, Estimate]:
-    """Class -> mean paired difference, of the classes whose interval excludes 0; the largest first."""
+    """The classes whose interval excludes 0: number -> mean paired difference, largest first."""
     found = {k: row.difference(class_iou(k)) for k in range(num_classes)}
     clear = {k: value for k, value in found.items() if value is not None and value.excludes_zero}
     return dict(sorted(clear.items(), key=lambda pair: -abs(pair[1].mean)))
 
 
 def say_chance(num_classes: int) -> str:
-    """How many classes stand out by chance."""
-    return f"Of {num_classes} classes, {0.05 * num_classes:.1f} on average stand out by chance alone where nothing differs."
+    """How many classes seem to differ clearly though none does."""
+    count = f"{0.05 * num_classes:.1f} on average"
+    return f"Of {num_classes} classes, {count} stand out by chance alone where nothing differs."
 
 
 def _format_classes(row: Row, names: list[str]) -> str:
@@ -148,21 +164,15 @@ def _fill(text: str) -> str:
 
 
 def format_csv(comparison: Comparison) -> str:
-    """Columns: row, folder, seed, mious and IoUs (0 to 1), differences from the baseline of the same seed (points), seconds an
-    epoch, then every fact by name. Empty where there is none."""
+    """A line per run, so that every number of the table can be computed again.
+
+    Columns: row, folder, seed, mIoU (0 to 1), differences from the baseline of the same seed (in
+    points), seconds per epoch, every fact by its name, IoU of each class. Empty if there is none.
+    """
     settings = sorted({name for row in comparison.rows for name in row.facts})
     ious = [f"iou {number} {name}" for number, name in enumerate(comparison.names)]
-    columns = [
-        "row",
-        "folder",
-        SEED,
-        "best_miou",
-        "best_epoch",
-        "last_miou",
-        "best_points",
-        "last_points",
-        "baseline",
-    ]
+    columns = ["row", "folder", SEED, "best_miou", "best_epoch", "last_miou"]
+    columns += ["best_points", "last_points", "baseline"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*columns, "epoch_s", "encoding", *settings, *ious])
@@ -179,12 +189,12 @@ def _list_numbers(row: Row, run: Run) -> list[object]:
 
 
 def measure_width(text: str) -> int:
-    """Places the text takes."""
+    """Columns of a terminal that a text takes: wide letters take two."""
     return sum(_width(letter) for letter in text)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` places, broken at spaces, a longer word anywhere; nothing is left out."""
+    """Lines of at most `width` columns, broken at spaces; a longer word is broken anywhere."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines[-1] else word
@@ -198,7 +208,10 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def lay_out(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table as lines: each cell wrapped to its width, its own line breaks kept; columns two spaces apart."""
+    """One row of a table as lines.
+
+    Each cell is wrapped to its width, and its own line breaks are kept; cells are two spaces apart.
+    """
     columns = [
         [line for part in cell.split("\n") for line in wrap(part, width)]
         for cell, width in zip(cells, widths, strict=True)

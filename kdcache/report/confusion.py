@@ -60,11 +60,12 @@ def view_confusion(names: list[str], student: Finished, baseline: Finished | Non
 
 def _view_row(label: int, names: list[str], shares_K: np.ndarray) -> list[dict | None]:
     """A cell per class; None for a cell without pixels."""
+    short = list(map(shorten, names))
     return [
         {
             "kind": "right" if label == called else "wrong",
             "tint": bisect_right(TINTS, share),
-            "title": f"{shorten(names[label])} called {shorten(names[called])}: {100 * share:.2f} %",
+            "title": f"{short[label]} called {short[called]}: {100 * share:.2f} %",
             "number": f"{100 * share:.0f}" if share >= 0.005 else "",
         }
         if share > 0  # NaN: no such pixel

@@ -1,4 +1,4 @@
-"""A finished run as its folder tells it, and what a report says of its time, its machine and its settings."""
+"""A finished run as its folder tells it; its time, machine and settings for a report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from kdcache.training.checkpoint import BEST, read_checkpoint
 from kdcache.training.run import Data
 from kdcache.training.run_folder import RESULT, read_history, read_result
 
-NEEDED = ("baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou", "params",
-          "epochs", "best_epoch", "seconds")  # fmt: skip
+NEEDED = (
+    "baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou",
+    "params", "epochs", "best_epoch", "seconds",
+)  # fmt: skip
 PARTS = {"wait": "data wait", "step": "step", "validation": "validation"}
 UNKNOWN = "not recorded"
 
@@ -26,8 +28,8 @@ class Finished:
     """What a run left.
 
     result: contents of result.json. history: an entry per epoch, from epoch 1 on.
-    confusion_KK: of the best epoch on val, int64 [K, K], row: label, column: prediction; None if the
-        best checkpoint is gone.
+    confusion_KK: of the best epoch on val, int64 [K, K], row: label, column: prediction;
+        None if the best checkpoint is gone.
     """
 
     folder: Path
@@ -77,7 +79,10 @@ def read_finished(folder: Path) -> Finished:
 
 
 def measure_budget(history: list[dict], *, num_samples: int) -> Budget | None:
-    """From the lines of metrics.jsonl; None if a line lacks a time. Args: num_samples: per epoch."""
+    """Add up the lines of metrics.jsonl. Args: num_samples: per epoch.
+
+    Returns: None if a line lacks a time, as those of older runs do.
+    """
     times = ("validation_s", "data_wait_s", "step_s")
     if not all(name in entry for entry in history for name in times):
         return None

@@ -21,7 +21,11 @@ LIMITS = {  # of many workers
 
 
 def format_forecast(facts: dict) -> str:
-    """For a person: what is to be done, bytes, free disk, time, worth, and what other encodings would save."""
+    """What is to be done, bytes, free disk, time, break-even, and what other encodings would save.
+
+    Args:
+        facts: as `forecast_cache` gives them, with "fleet" if many workers were asked about.
+    """
     lines = [f"{facts['path']}: {_format_state(facts)}"]
     for split, grid in facts["splits"].items():
         lines += [f"{split}: {grid['num_samples']} images x {grid['num_views']} views"]
@@ -38,7 +42,7 @@ def format_forecast(facts: dict) -> str:
 
 
 def _format_state(facts: dict) -> str:
-    """What is there of the cache."""
+    """How much of the cache exists already."""
     groups = sum(split["groups"] for split in facts["splits"].values())
     done = sum(split["groups_committed"] for split in facts["splits"].values())
     if done == 0:
@@ -51,22 +55,21 @@ def _format_state(facts: dict) -> str:
 
 
 def _format_array(name: str, array: dict) -> str:
-    shape, coded = (
-        "x".join(map(str, array["item_shape"])),
-        f", {array['codec']['name']}" if array["codec"] else "",
-    )
+    shape = "x".join(map(str, array["item_shape"]))
+    coded = f", {array['codec']['name']}" if array["codec"] else ""
     size = f"{format_bytes(array['sample_bytes']):>10} a sample {format_bytes(array['bytes']):>10}"
     return f"  {name:<12} {array['dtype']:<8} {shape:<12}{size}{coded}"
 
 
 def _format_size(facts: dict) -> str:
     size = facts["size"]
-    told = f"{size['bytes'] / 1e6:,.2f} MB, of which {format_bytes(size['document_bytes'])} documents and bases"
-    return f"size: {told}; " + ("arrays exact" if size["exact"] else _format_source(facts["probe"]))
+    documents = f"{format_bytes(size['document_bytes'])} documents and bases"
+    source = "arrays exact" if size["exact"] else _format_source(facts["probe"])
+    return f"size: {size['bytes'] / 1e6:,.2f} MB, of which {documents}; {source}"
 
 
 def _format_source(probe: dict) -> str:
-    """What the bytes of coded arrays were measured on."""
+    """The samples on which the bytes of compressed arrays were measured."""
     samples = probe["num_samples"]
     return f"coded arrays as in {samples['train']} training and {samples['val']} validation samples"
 
@@ -74,37 +77,41 @@ def _format_source(probe: dict) -> str:
 def _format_disk(facts: dict) -> str:
     disk, needed = facts["disk"], facts["size"]["missing_bytes"]
     free, folder = disk["free_bytes"], disk["folder"]
-    verdict = (
-        "it fits" if disk["fits"] else f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
-    )
-    return f"disk: {format_bytes(free)} are free at {folder}, {format_bytes(needed)} are to be written: {verdict}"
+    lacking = f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
+    to_write = f"{format_bytes(needed)} are to be written"
+    verdict = "it fits" if disk["fits"] else lacking
+    return f"disk: {format_bytes(free)} are free at {folder}, {to_write}: {verdict}"
 
 
 def _format_time(facts: dict) -> str:
     time, probe = facts["time"], facts["probe"]
     parts = ", ".join(f"{text} {format_time(time[name])}" for name, text in PARTS.items())
     done = sum(probe["num_samples"].values())
-    return f"time: {format_time(time['missing_s'])} ({parts}), from {done} samples made on {probe['device']}"
+    source = f"{done} samples made on {probe['device']}"
+    return f"time: {format_time(time['missing_s'])} ({parts}), from {source}"
 
 
 def _format_worth(worth: dict) -> str:
-    saved = f"{format_time(worth['teacher_s'])} an image, {format_time(worth['saved_s_per_epoch'])} an epoch"
+    teacher, epoch = format_time(worth["teacher_s"]), format_time(worth["saved_s_per_epoch"])
     epochs = f"{worth['epochs']:.1f} epochs, those of all students together"
-    return f"worth: a teacher in every step takes {saved}; the cache has paid for itself after {epochs}"
+    return (
+        f"worth: a teacher in every step takes {teacher} an image, {epoch} an epoch; "
+        f"the cache has paid for itself after {epochs}"
+    )
 
 
 def _format_fleet(facts: dict) -> list[str]:
-    """What it means for many workers, and the sum that says so."""
+    """The time of many workers, and the sum behind it."""
     fleet, size_bytes = facts["fleet"], facts["size"]["missing_bytes"]
     parts = {name: format_time(time_s) for name, time_s in fleet["parts"].items()}
     groups = sum(split["groups"] - split["groups_committed"] for split in facts["splits"].values())
     writing = f"writing {format_bytes(size_bytes)}, {_format_bandwidth(fleet, parts)}"
-    asking = (
-        f"asking {parts['asking']} ({fleet['num_groups']} of {groups} shard groups) or {writing}"
-    )
+    share = f"{fleet['num_groups']} of {groups} shard groups"
+    asking = f"asking {parts['asking']} ({share}) or {writing}"
     ends = f"a shard group from end to end {parts['group']} + scoring and comparing {parts['once']}"
+    total = format_time(fleet["time_s"])
     return [
-        f"workers: {fleet['workers']} like this one take {format_time(fleet['time_s'])}{_format_cost(fleet)}",
+        f"workers: {fleet['workers']} like this one take {total}{_format_cost(fleet)}",
         f"  = preparing, each {parts['alone']} + the longer of {asking} + {ends}",
         f"  {LIMITS[fleet['bottleneck']]} takes longest{_format_next(fleet)}",
     ]
@@ -119,32 +126,29 @@ def _format_bandwidth(fleet: dict, parts: dict[str, str]) -> str:
 def _format_cost(fleet: dict) -> str:
     if fleet["cost"] is None:
         return ""
-    return (
-        f" and cost {fleet['cost']:.2f} ({fleet['per_hour']:g} an hour each, to the last one's end)"
-    )
+    each = f"{fleet['per_hour']:g} an hour each, to the last one's end"
+    return f" and cost {fleet['cost']:.2f} ({each})"
 
 
 def _format_next(fleet: dict) -> str:
-    """From how many workers on there is little to gain."""
+    """The number of workers above which little is gained."""
     if fleet["next_workers"] is None:
         return ""
-    return f"; from {fleet['next_workers']} workers on asking takes no longer than {LIMITS[fleet['next']]}"
+    limit = LIMITS[fleet["next"]]
+    return f"; from {fleet['next_workers']} workers on asking takes no longer than {limit}"
 
 
 def _format_others(others: list[dict], compared: dict) -> list[str]:
-    """A table of other encodings, beside these settings by the same measure."""
+    """A table of other encodings, compared with these settings on the same samples."""
     here = compared["here_bytes"]
-    source = (
-        f"from {compared['num_samples']} samples, of which these settings make {format_bytes(here)}"
+    samples = (
+        f"{compared['num_samples']} samples, of which these settings make {format_bytes(here)}"
     )
-    lines = [f"other encodings, images and labels included ({source}):"]
+    lines = [f"other encodings, images and labels included (from {samples}):"]
     lines += [_format_other(other, here) for other in others]
     left_out = ", ".join(compared["left_out"])
-    return lines + (
-        [f"  not possible: {left_out}; float16 cannot hold what this teacher says"]
-        if left_out
-        else []
-    )
+    reason = "float16 cannot hold what this teacher says"
+    return lines + ([f"  not possible: {left_out}; {reason}"] if left_out else [])
 
 
 def _format_other(other: dict, here_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""The gallery of a cache: one HTML file that needs nothing else, with a script that filters and sorts."""
+"""The gallery of a cache: one HTML file that needs nothing else; its script filters and sorts."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kdcache.analysis.scan import (
-    Look,
-    Sample,
+    ScannedSample,
+    ScannedView,
     find_classes,
     find_entropy,
     find_share,
@@ -44,7 +44,7 @@ class Exhibit:
     """
 
     reader: CacheReader
-    samples: list[Sample]
+    samples: list[ScannedSample]
     longest_px: int
     energies: dict[tuple[str, int, int], np.ndarray]
     mosts: dict[str, float]
@@ -60,7 +60,9 @@ class Exhibit:
         return math.log(self.reader.layout.array("logits").item_shape[0])
 
 
-def open_exhibit(reader: CacheReader, samples: list[Sample], *, progress: Progress) -> Exhibit:
+def open_exhibit(
+    reader: CacheReader, samples: list[ScannedSample], *, progress: Progress
+) -> Exhibit:
     """Read the features of all samples first, since the pictures of a level share a scale.
 
     Raises: CacheCorruptError.
@@ -90,7 +92,7 @@ def choose_size(num_views: int) -> int:
 
 
 def read_energy(reader: CacheReader, level: str, view: int, number: int) -> np.ndarray:
-    """How strong a level's features are at each cell: root mean square over channels, float32 [h, w].
+    """How strong a level's features are: root mean square over channels, float32 [h, w].
 
     Of lowrank, which keeps directions alone: the length, of 1, that the basis holds.
     """
@@ -128,7 +130,7 @@ def format_error(error: float | None) -> str:
     return "no labelled pixel" if error is None else f"teacher error {100 * error:.1f} %"
 
 
-def _view_sample(exhibit: Exhibit, rank: int, sample: Sample) -> dict:
+def _view_sample(exhibit: Exhibit, rank: int, sample: ScannedSample) -> dict:
     percent = 100.0 if sample.error is None else 100 * sample.error
     return {
         "rank": rank,
@@ -142,7 +144,7 @@ def _view_sample(exhibit: Exhibit, rank: int, sample: Sample) -> dict:
     }
 
 
-def _view_one(exhibit: Exhibit, sample: Sample, view: int) -> dict:
+def _view_one(exhibit: Exhibit, sample: ScannedSample, view: int) -> dict:
     """One view; its photograph is in the page once and lies under both class maps."""
     reader, number = exhibit.reader, sample.number
     facts = read_view(reader, number, view)
@@ -154,7 +156,7 @@ def _view_one(exhibit: Exhibit, sample: Sample, view: int) -> dict:
         "photo": photo_uri(reader.read("image", view, number), longest_px=px),
         "layers": {name: class_map_uri(classes, longest_px=px) for name, classes in layers.items()},
         "heats": _draw_heats(exhibit, logits, number, view),
-        "note": _describe_view(facts, sample.looks[view], view, exhibit.size_hw),
+        "note": _describe_view(facts, sample.views[view], view, exhibit.size_hw),
     }
 
 
@@ -178,7 +180,7 @@ def _draw_heats(exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int) ->
     return uris
 
 
-def _describe_view(facts: dict, look: Look, view: int, size_hw: tuple[int, int]) -> str:
+def _describe_view(facts: dict, scanned: ScannedView, view: int, size_hw: tuple[int, int]) -> str:
     """How the view was made, as the commit record says; sizes are width x height in pixels."""
     box_hw = tuple(facts["image_box"][2:])
     padded = "" if box_hw == size_hw else f", padded from {_format_size(box_hw)}"
@@ -186,7 +188,7 @@ def _describe_view(facts: dict, look: Look, view: int, size_hw: tuple[int, int])
         is_whole = tuple(facts["image_hw"]) == box_hw
         shrunk = "" if is_whole else f", shrunk to {_format_size(box_hw)}"
         return f"image of {_format_size(facts['image_hw'])}{shrunk}{padded}"
-    error = format_error(find_share(look.num_wrong, look.num_labelled))
+    error = format_error(find_share(scanned.num_wrong, scanned.num_labelled))
     resized, (top, left) = _format_size(facts["resized_hw"]), facts["crop_tl"]
     flipped = ", flipped" if facts["flip"] else ""
     names = ("brightness", "contrast", "saturation")

@@ -1,4 +1,4 @@
-"""Arrays as small pictures inside a page: photographs, class maps in VOC's colours, maps of errors and of strengths.
+"""Arrays as small pictures in a page: photographs, class maps, maps of errors, heat maps.
 
 Letters: H height, W width.
 """
@@ -15,13 +15,15 @@ from kdcache.data.palette import voc_palette
 from kdcache.metrics import VOID
 
 LONGEST_PX = 320  # a column of the page is 220 px wide
-# Of CamVid's photographs at 320 px WebP takes 8 kB, JPEG of the same error (38 dB) 14 kB, lossless PNG 98 kB.
+# A photograph of CamVid at 320 px takes 8 kB as WebP, 14 kB as JPEG of the same error (38 dB),
+# 98 kB as lossless PNG.
 WEBP_QUALITY = 80
 DARK_VOID = VOID - 1  # no class has this number: dataset.num_classes ends at 254
 VOID_GREYS = {VOID: (176, 176, 176), DARK_VOID: (120, 120, 120)}
 RIGHT, WRONG = 0, 1
 ERROR_COLOURS = ((236, 236, 232), (200, 30, 60), VOID_GREYS[VOID], VOID_GREYS[DARK_VOID])
-# Points of "magma", from 0 to the most: rising in lightness, so that they are told apart printed in grey and by the colour-blind
+# Points of the colour map "magma" from 0 to the largest value. Their lightness rises, so that they
+# can be told apart printed in grey and by the colour-blind.
 HEAT_POINTS = (
     (0, 0, 4),
     (59, 15, 112),
@@ -33,22 +35,17 @@ HEAT_POINTS = (
 NUM_HEATS = 64
 
 
-def css_colour(class_number: int) -> str:
-    """#rrggbb of a class."""
-    return "#" + voc_palette()[class_number].tobytes().hex()
-
-
 def photo_uri(image_HW3: np.ndarray, *, longest_px: int = LONGEST_PX) -> str:
-    """A uint8 RGB image as a data URI of a WebP; larger than `longest_px`, it is averaged down."""
-    return _as_uri(
-        Image.fromarray(shrink_photo(image_HW3, longest_px)), "WEBP", quality=WEBP_QUALITY
-    )
+    """A uint8 RGB image as the data URI of a WebP, averaged down to `longest_px` if larger."""
+    small = Image.fromarray(shrink_photo(image_HW3, longest_px))
+    return _as_uri(small, "WEBP", quality=WEBP_QUALITY)
 
 
 def class_map_uri(classes_HW: np.ndarray, *, longest_px: int = LONGEST_PX) -> str:
-    """uint8 class numbers as a data URI of a palette PNG whose pixel values they are; VOID hatched in greys.
+    """A uint8 class map as the data URI of a palette PNG in VOC's colours, VOID hatched in greys.
 
-    Larger than `longest_px`, it is thinned out by nearest neighbour, so that every colour remains a class.
+    The pixel values are the class numbers; of hatched pixels VOID and DARK_VOID. A map larger than
+    `longest_px` is thinned out by nearest neighbour, so that every colour remains a class.
     """
     thinned = thin_classes(classes_HW, longest_px)
     colours = voc_palette()
@@ -60,21 +57,26 @@ def class_map_uri(classes_HW: np.ndarray, *, longest_px: int = LONGEST_PX) -> st
 def error_map_uri(
     classes_HW: np.ndarray, label_HW: np.ndarray, *, longest_px: int = LONGEST_PX
 ) -> str:
-    """Where uint8 classes are not those of the label, as a data URI of a palette PNG: RIGHT, WRONG, 2 and 3 hatch VOID."""
+    """Pixels whose class is not the label's, as the data URI of a palette PNG.
+
+    Both maps are uint8. Pixel values: RIGHT, WRONG, 2 and 3 for hatched VOID of the label.
+    """
     classes, label = thin_classes(classes_HW, longest_px), thin_classes(label_HW, longest_px)
     errors = np.where(label == VOID, 2 + _hatch(label), classes != label).astype(np.uint8)
     return _as_png(errors, np.array(ERROR_COLOURS, np.uint8))
 
 
 def heat_map_uri(values_HW: np.ndarray, *, most: float) -> str:
-    """Values from 0 to `most` as a data URI of a palette PNG whose pixel values rise with them, 0 to NUM_HEATS - 1."""
-    return _as_png(
-        np.rint(np.clip(values_HW / most, 0, 1) * (NUM_HEATS - 1)).astype(np.uint8), heat_colours()
-    )
+    """A heat map as the data URI of a palette PNG.
+
+    Values from 0 to `most` become pixel values from 0 to NUM_HEATS - 1; larger ones are cut off.
+    """
+    numbers = np.rint(np.clip(values_HW / most, 0, 1) * (NUM_HEATS - 1))
+    return _as_png(numbers.astype(np.uint8), heat_colours())
 
 
 def heat_colours() -> np.ndarray:
-    """uint8 [NUM_HEATS, 3], evenly between HEAT_POINTS."""
+    """The colours of a heat map, uint8 [NUM_HEATS, 3], evenly spaced between HEAT_POINTS."""
     places = np.linspace(0, len(HEAT_POINTS) - 1, NUM_HEATS)
     channels = [
         np.interp(places, range(len(HEAT_POINTS)), channel)
@@ -99,7 +101,7 @@ def thin_classes(classes_HW: np.ndarray, longest_px: int = LONGEST_PX) -> np.nda
 
 
 def _hatch(classes_HW: np.ndarray) -> np.ndarray:
-    """Dark diagonal stripes of what is not labelled, bool [H, W]: no class looks so, on a screen or printed in grey."""
+    """Dark diagonal stripes of VOID, bool [H, W]: no class looks so, even printed in grey."""
     stripe_px = max(2, max(classes_HW.shape) // 50)
     down, right = np.indices(classes_HW.shape)
     return (classes_HW == VOID) & ((down + right) // stripe_px % 2 == 0)
@@ -115,9 +117,8 @@ def _shrink(picture: Image.Image, longest_px: int, resampling: Image.Resampling)
 def _as_png(numbers_HW: np.ndarray, colours_N3: np.ndarray) -> str:
     picture = Image.fromarray(numbers_HW)
     picture.putpalette(colours_N3.tobytes())
-    return _as_uri(
-        picture, "PNG"
-    )  # optimize takes 30 times as long on noise of two classes, for 3 % less
+    # optimize=True takes 30 times as long on noise of two classes, for 3 % fewer bytes
+    return _as_uri(picture, "PNG")
 
 
 def _as_uri(picture: Image.Image, kind: str, **options: object) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcache.report.pictures import css_colour
+from kdcache.data.palette import voc_palette
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -70,6 +70,11 @@ def build_environment() -> Environment:
 def read_asset(name: str) -> str:
     """A style sheet or script from beside the templates."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def css_colour(class_number: int) -> str:
+    """#rrggbb of a class, in VOC's colours."""
+    return "#" + voc_palette()[class_number].tobytes().hex()
 
 
 def format_share(value: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from kdcache.config import Config
 from kdcache.progress import Say
 from kdcache.report.run_page import REPORT, write_report
+from kdcache.report.template import format_share
 from kdcache.training.distill import DistillationResult
 from kdcache.training.events import TrainingEvents
 from kdcache.training.learner import KNOWN_FAILURES
@@ -85,16 +86,18 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     return (
         f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s "
         f"(validation {entry['validation_s']:.1f} s)  lr {entry['lr']:.2e}\n"
-        f"  step  {1000 * entry['step_s']:.0f} ms, {_data_wait(entry):.1%} of the training time the host waited for data\n"
+        f"  step  {1000 * entry['step_s']:.0f} ms, {_find_wait(entry):.1%} of the training time "
+        "the host waited for data\n"
         f"  loss  {entry['total']:.4f} = {terms}\n"
         f"  val mIoU  {entry['miou']:.4f}  (best {best_miou:.4f})"
     )
 
 
 def format_epoch_line(entry: dict, config: Config, *, name: str, best_miou: float) -> str:
-    """One epoch of one of several runs, in one line."""
+    """One epoch of one of several runs in one line."""
     return (
-        f"epoch {entry['epoch']}/{config.train.epochs}  {name}  {entry['time_s']:.1f} s  loss {entry['total']:.4f}  "
+        f"epoch {entry['epoch']}/{config.train.epochs}  {name}  {entry['time_s']:.1f} s  "
+        f"loss {entry['total']:.4f}  "
         f"val mIoU {entry['miou']:.4f} (best {best_miou:.4f})"
     )
 
@@ -102,44 +105,43 @@ def format_epoch_line(entry: dict, config: Config, *, name: str, best_miou: floa
 def format_result(
     student: dict, baseline: dict | None, teacher_ious: list | None, *, report: Path
 ) -> str:
-    """The end report: per-class table, then teacher, baseline, student and the difference."""
-    columns = [
-        ("teacher", teacher_ious),
-        ("baseline", list(baseline["per_class_iou"].values()) if baseline else None),
-    ]
-    columns = [(title, ious) for title, ious in columns if ious] + [
-        ("student", list(student["per_class_iou"].values()))
-    ]
-    width = max(12, *(len(name) for name in student["per_class_iou"]))
-    lines = [f"{'IoU':<{width}}" + "".join(f"{title:>10}" for title, _ in columns)]
-    for row, name in enumerate(student["per_class_iou"]):
-        lines.append(
-            f"{name:<{width}}" + "".join(f"{_number(ious[row]):>10}" for _, ious in columns)
-        )
+    """A table of IoU by class with mIoU below, the difference from the baseline, and the cost.
+
+    Args:
+        student, baseline: contents of result.json; the baseline is None if there is none.
+        teacher_ious: one per class, 0 to 1, or None if they are unknown. report: its file.
+    """
+    columns = {"teacher": teacher_ious} if teacher_ious else {}
+    columns |= {"baseline": list(baseline["per_class_iou"].values())} if baseline else {}
+    columns["student"] = list(student["per_class_iou"].values())
+    names = list(student["per_class_iou"])
     mious = {
         "teacher": student["teacher_miou"],
         "baseline": student["baseline_miou"],
         "student": student["miou"],
     }
-    lines.append(
-        f"{'mIoU':<{width}}" + "".join(f"{_number(mious[title]):>10}" for title, _ in columns)
-    )
+    rows = [["IoU", *columns]]
+    rows += [
+        [name, *(format_share(ious[row]) for ious in columns.values())]
+        for row, name in enumerate(names)
+    ]
+    rows.append(["mIoU", *(format_share(mious[who]) for who in columns)])
+    width = max(12, *map(len, names))
+    lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
+    return "\n".join([*lines, *_format_gain(student, report)])
+
+
+def _format_gain(student: dict, report: Path) -> list[str]:
+    lines = []
     if student["improvement_points"] is not None:
         percent = student["improvement_percent"]
         relative = "" if percent is None else f" ({percent:+.1f} %)"
-        lines.append(
-            f"student - baseline: {student['improvement_points']:+.2f} points{relative}, best epoch of each, one seed"
-        )
-    lines.append(
-        f"{student['params']:,} parameters, {student['epochs']} epochs in {student['seconds']:.0f} s; report: {report}"
-    )
-    return "\n".join(lines)
+        points = f"{student['improvement_points']:+.2f} points{relative}"
+        lines.append(f"student - baseline: {points}, best epoch of each, one seed")
+    cost = f"{student['epochs']} epochs in {student['seconds']:.0f} s"
+    return [*lines, f"{student['params']:,} parameters, {cost}; report: {report}"]
 
 
-def _data_wait(entry: dict) -> float:
-    """Share of the training time, 0 to 1."""
+def _find_wait(entry: dict) -> float:
+    """Share of the training time that the host waited for data, 0 to 1."""
     return entry["data_wait_s"] / max(entry["time_s"] - entry["validation_s"], 1e-9)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -34,7 +34,7 @@ def compare(runs, capsys, tmp_path):
 
 
 def write_classes(runs: Path, names: list[str], *, num_seeds: int = 3) -> None:
-    """The last class gains 20 points for sure, the first loses as much, those between swing around 0."""
+    """The last class gains 20 points, the first loses as much, those between swing around 0."""
     for seed in range(num_seeds):
         base = dict.fromkeys(names, 0.4)
         own = dict.fromkeys(names, 0.4 + (-1) ** seed * 0.05) | {
@@ -76,8 +76,8 @@ def test_terminal_says_what_flatters_and_what_is_the_same(runs, compare):
         "The best of 2 rows, chosen by this table, owes a part of its difference to chance" in text
     )
     assert (
-        "The same in all rows: augment.views 4, cache cccccccccccc (half), cache.levels [low, mid, high], device cpu"
-        in text
+        "The same in all rows: augment.views 4, cache cccccccccccc (half), "
+        "cache.levels [low, mid, high], device cpu" in text
     )
     assert "2 of 3 seeds" not in text and "Validation data: aaaaaaaaaaaa." in text
 

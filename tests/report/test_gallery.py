@@ -1,4 +1,4 @@
-"""The gallery of a cache: does the page show what the cache holds, and is a wrong order of classes seen at once?
+"""The gallery of a cache: it shows what the cache holds, and a wrong order of classes at once.
 
 Letters: N samples, K classes, H, W height and width, C channels.
 """
@@ -45,7 +45,9 @@ def show(root: object, out: Path, *, split: str = "val", num_samples: int = 50) 
 
 
 def build(data: Path, root: Path, *, roll: int = 0, void: int | None = None, **given: dict) -> Path:
-    """A cache whose teacher sees the labels: its best class at each cell is that of the cell's middle, `roll` classes further.
+    """A cache whose teacher sees the labels.
+
+    Its best class at each cell is the label of the cell's middle, `roll` classes further.
 
     Args:
         void: the number of a sample of each group whose label is void.
@@ -95,7 +97,7 @@ def out(tmp_path) -> Path:
 
 
 def answer(reader: CacheReader, view: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher's classes [H, W], and the entropy of its softmax [h, w], by other means than the gallery's."""
+    """The teacher's classes [H, W] and the entropy of its softmax [h, w], computed otherwise."""
     logits_KHW = reader.read("logits", view, number).astype(np.float64)
     p_KHW = np.exp(logits_KHW) / np.exp(logits_KHW).sum(0)
     height, width = reader.layout.array("label").item_shape
@@ -318,8 +320,8 @@ def test_a_wrong_order_of_classes_is_seen_at_once(data, tmp_path, out):
     assert write_gallery(root, out, split="val", num_samples=3).misnamed == list(CLASS_NAMES)
     page = parse(out)
     assert (
-        "8 of 8 labelled classes mostly called something else : background → horizontal ; horizontal → vertical"
-        in page.text
+        "8 of 8 labelled classes mostly called something else : "
+        "background → horizontal ; horizontal → vertical" in page.text
     )
     assert "labels and teacher have their classes in different orders" in page.text
     assert page.text.count("≠") == NUM_CLASSES

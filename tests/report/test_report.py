@@ -1,4 +1,4 @@
-"""The page a run leaves behind: does it say and show what the run's files say, whatever they lack?"""
+"""The report of a run says and shows what the run's files say, whatever they lack."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(base_given, tmp_path_factory) -> Finished:
-    """Five validation images of 48x48 in views of 48x64, a student with all terms and its baseline."""
+    """Five validation images of 48x48 in views of 48x64, a student and its baseline."""
     root = tmp_path_factory.mktemp("run")
     return train(merge(base_given, {"dataset": {"val_size": [48, 64]}}), root)
 

@@ -1,4 +1,4 @@
-"""`python -m train_student report RUN`: the page again, with more panels, and one line where that cannot be."""
+"""`python -m train_student report RUN`: the page again, or one line if that cannot be."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from train_student.cli import main
 
 @dataclass
 class Run:
-    """A finished run that a test may spoil, and its cache. What `quick_data` and `quick_teacher` make in a second."""
+    """A finished run of a quick cache; a test may spoil both."""
 
     folder: Path
     cache: Path

@@ -1,4 +1,4 @@
-"""The parts of a report alone: confusion, time budget, pictures within the page's size, colours that can be read."""
+"""The parts of a report: confusion, time, pictures within the page's size, legible colours."""
 
 import re
 from pathlib import Path
