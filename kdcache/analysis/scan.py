@@ -146,6 +146,18 @@ def read_view(reader: CacheReader, number: int, view: int) -> dict:
     return reader.record(view, group).views[row]
 
 
+def find_image(reader: CacheReader, number: int, view: int) -> tuple[slice, slice]:
+    """Rows and columns of a padded view that its image fills."""
+    top, left, bottom, right = read_view(reader, number, view)["image_box"]
+    return slice(top, bottom), slice(left, right)
+
+
+def read_teacher_classes(reader: CacheReader, number: int, view: int) -> np.ndarray:
+    """The teacher's classes of a view, uint8 [H, W], padding included, from its cached scores."""
+    logits = torch.from_numpy(reader.decode("logits", view, number))
+    return find_classes(logits, reader.layout.array("label").item_shape)
+
+
 def find_classes(logits_KHW: Tensor, hw: tuple[int, int]) -> np.ndarray:
     """The teacher's classes, uint8 [H, W], of its scores brought to that size."""
     return resize_to(logits_KHW[None], hw).argmax(1)[0].to(torch.uint8).numpy()
@@ -172,15 +184,14 @@ def _scan_view(
     reader: CacheReader, number: int, view: int, num_classes: int
 ) -> tuple[ScannedView, np.ndarray]:
     """What is measured of a view, and its confusion, int64 [K, K]."""
-    top, left, bottom, right = read_view(reader, number, view)["image_box"]
-    hw = reader.layout.array("label").item_shape
-    label = reader.read("label", view, number)[top:bottom, left:right]
+    image, hw = find_image(reader, number, view), reader.layout.array("label").item_shape
+    label = reader.read("label", view, number)[image]
     logits = torch.from_numpy(reader.decode("logits", view, number))
-    answer = find_classes(logits, hw)[top:bottom, left:right]
+    answer = find_classes(logits, hw)[image]
     counted = torch.tensor(answer), torch.tensor(label)
     confusion = count_confusion(*counted, num_classes=num_classes).numpy()
     stride = hw[0] // logits.shape[1]
-    cells = slice(top // stride, -(-bottom // stride)), slice(left // stride, -(-right // stride))
+    cells = tuple(slice(part.start // stride, -(-part.stop // stride)) for part in image)
     scanned = ScannedView(
         num_labelled=int(confusion.sum()),
         num_wrong=int(confusion.sum() - confusion.trace()),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache import durable
 from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, scan_split
 from kdcache.cache.layout import COMMITS, manifest_path
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.config.parser import drop_unknown, flatten, make_config
-from kdcache.durable import partial_path
 from kdcache.errors import CacheError
 from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
@@ -111,15 +111,13 @@ def _is_gallery(out: Path) -> bool:
 
 def _write(out: Path, html: str) -> int:
     """Returns the size in bytes; the file takes its name once it is whole. Raises CacheError."""
-    # paths may hold bytes that are no text
-    partial, data = partial_path(out), html.encode(errors="backslashreplace")
+    data = html.encode(errors="backslashreplace")  # paths may hold bytes that are no text
     try:
-        partial.write_bytes(data)
-        partial.replace(out)
+        durable.replace_file(out, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        cure = "mend that or choose another --out"
-        raise CacheError(f"{out}: gallery cannot be written ({error.strerror}); {cure}") from None
+        durable.partial_path(out).unlink(missing_ok=True)
+        reason = f"gallery cannot be written ({error.strerror})"
+        raise CacheError(f"{out}: {reason}; mend that or choose another --out") from None
     return len(data)
 
 

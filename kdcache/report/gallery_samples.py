@@ -18,6 +18,7 @@ from kdcache.analysis.scan import (
     ScannedView,
     find_classes,
     find_entropy,
+    find_image,
     find_share,
     read_view,
     work_through,
@@ -149,7 +150,7 @@ def _view_one(exhibit: Exhibit, sample: ScannedSample, view: int) -> dict:
     reader, number = exhibit.reader, sample.number
     facts = read_view(reader, number, view)
     logits = torch.from_numpy(reader.decode("logits", view, number))
-    layers = _find_layers(exhibit, logits, number, view, facts["image_box"])
+    layers = _find_layers(exhibit, logits, number, view)
     px = exhibit.longest_px
     return {
         "name": reader.sample_ids[number] + (f", view {view}" if reader.num_views > 1 else ""),
@@ -161,13 +162,12 @@ def _view_one(exhibit: Exhibit, sample: ScannedSample, view: int) -> dict:
 
 
 def _find_layers(
-    exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int, box: Sequence[int]
+    exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int
 ) -> dict[str, np.ndarray]:
     """Title -> classes uint8 [H, W]; the teacher's within the image only, not on its padding."""
-    top, left, bottom, right = box
-    answer = find_classes(logits_Khw, exhibit.size_hw)
+    image = find_image(exhibit.reader, number, view)
     inside = np.full(exhibit.size_hw, VOID, np.uint8)
-    inside[top:bottom, left:right] = answer[top:bottom, left:right]
+    inside[image] = find_classes(logits_Khw, exhibit.size_hw)[image]
     return {"label": exhibit.reader.read("label", view, number), "teacher": inside}
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kdcache.analysis.scan import find_image, read_teacher_classes
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID
-from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.inputs import normalize_images
 from kdcache.report.pictures import (
     LONGEST_PX,
     class_map_uri,
@@ -75,7 +76,7 @@ class Predictor:
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
             logits = self.student(images)
-        return _to_classes(logits)
+        return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
 def build_panels(
@@ -102,28 +103,15 @@ def build_panels(
     ]
 
 
-def read_teacher_classes(reader: CacheReader, sample: int) -> np.ndarray:
-    """The teacher's classes uint8 [H, W], padding included, from the cached scores."""
-    logits = torch.from_numpy(reader.decode("logits", 0, sample))[None]
-    return _to_classes(resize_to(logits, reader.layout.array("label").item_shape))
-
-
 def count_scanned(num_panels: int) -> int:
     """How many samples are looked at to choose that many."""
     return max(NUM_SCANNED, 4 * num_panels)
 
 
-def image_box(reader: CacheReader, sample: int) -> tuple[slice, slice]:
-    """Rows and columns of the padded sample that the image fills."""
-    group, row = divmod(sample, reader.layout.shard_samples)
-    top, left, bottom, right = reader.record(0, group).views[row]["image_box"]
-    return slice(top, bottom), slice(left, right)
-
-
 def _disagreement(reader: CacheReader, sample: int, student: Predictor) -> float:
-    box = image_box(reader, sample)
+    box = find_image(reader, sample, 0)
     answer = student.predict(reader.read("image", 0, sample))
-    return float(np.mean(answer[box] != read_teacher_classes(reader, sample)[box]))
+    return float(np.mean(answer[box] != read_teacher_classes(reader, sample, 0)[box]))
 
 
 def _build_panel(
@@ -133,10 +121,10 @@ def _build_panel(
     student: Predictor,
     baseline: Predictor | None,
 ) -> Panel:
-    image, box = reader.read("image", 0, sample), image_box(reader, sample)
+    image, box = reader.read("image", 0, sample), find_image(reader, sample, 0)
     maps = {
         "label": reader.read("label", 0, sample),
-        "teacher": read_teacher_classes(reader, sample),
+        "teacher": read_teacher_classes(reader, sample, 0),
     }
     if baseline:
         maps["baseline"] = baseline.predict(image)
@@ -144,10 +132,6 @@ def _build_panel(
     # made small here: fifty large ones would fill the memory
     small = {title: thin_classes(classes[box]) for title, classes in maps.items()}
     return Panel(reader.sample_ids[sample], disagreement, shrink_photo(image[box]), small)
-
-
-def _to_classes(logits_1KHW: Tensor) -> np.ndarray:
-    return logits_1KHW.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
 def view_samples(names: list[str], panels: list[Panel], *, total: int) -> dict:

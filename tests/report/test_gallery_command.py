@@ -126,12 +126,12 @@ def test_a_place_that_cannot_be_written_to_is_one_line(root, capsys, tmp_path, m
         "make it first",
     )
 
-    def refuse(self, *args):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    for step in ("write_bytes", "replace"):
+    for step in ("write_file", "rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"pathlib.Path.{step}", refuse)
+            patch.setattr(f"kdcache.durable.{step}", refuse)
             words = "page.html", "cannot be written (Permission denied)", "--out"
             check_refused(capsys, [root, "--out", tmp_path / "page.html"], *words)
         assert not list(tmp_path.glob("page.html*"))
