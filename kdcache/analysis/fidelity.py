@@ -13,11 +13,9 @@ import torch
 from kdcache.analysis.agreement import AnswerErrors, GradientErrors, ScoreErrors
 from kdcache.analysis.students import (
     TRAINED,
-    Setting,
-    choose_places,
-    make_batches,
+    CacheWithTeacher,
     make_students,
-    open_setting,
+    open_with_teacher,
 )
 from kdcache.cache.folder import add_information
 from kdcache.cache.manifest import read_manifest
@@ -75,23 +73,23 @@ def measure_fidelity(
     Raises: CacheError, TeacherError, SettingsError, TrainingError.
     """
     progress, manifest = progress or Silent(), read_manifest(root)
-    setting = open_setting(root, manifest, given)
-    temperature = setting.config.loss.temperature
+    opened = open_with_teacher(root, manifest, given)
+    temperature = opened.config.loss.temperature
     gradients = {}
-    for name, learner in make_students(setting, run=run, progress=progress).items():
-        terms = [term for term in setting.terms if term == "kd" or learner.loss.align]
+    for name, learner in make_students(opened, run=run, progress=progress).items():
+        terms = [term for term in opened.terms if term == "kd" or learner.loss.align]
         gradients[name] = GradientErrors(learner, terms=terms, temperature=temperature)
-    errors = {name: AnswerErrors(setting.reader.encodings[name]) for name in setting.names}
-    scores, places = ScoreErrors(temperature), choose_places(setting.reader, num_samples, seed)
+    errors = {name: AnswerErrors(opened.reader.encodings[name]) for name in opened.names}
+    scores, places = ScoreErrors(temperature), opened.choose_places(num_samples, seed)
     with progress.start("comparing", total=len(places), unit="samples") as bar:
-        for cached, live in _ask_again(setting, places):
+        for cached, live in _ask_again(opened, places):
             for name, error in errors.items():
-                decoded = setting.targets.make(name, cached.arrays).decode()
+                decoded = opened.targets.make(name, cached.arrays).decode()
                 error.add(decoded, live.arrays[name])
                 if name == "logits":
                     scores.add(decoded, live.arrays[name])
             for student in gradients.values():
-                student.add(cached, live, setting.targets)
+                student.add(cached, live, opened.targets)
             bar.advance(len(cached.sample_ids))
     answers = {name: error.to_dict() for name, error in errors.items()}
     answers["logits"] |= scores.to_dict()
@@ -99,19 +97,21 @@ def measure_fidelity(
         name: {term: errors.to_dict() for term, errors in student.terms.items()}
         for name, student in gradients.items()
     }
-    result = {"samples": len(places), "seed": seed, **_judge(setting, answers, students)}
+    result = {"samples": len(places), "seed": seed, **_judge(opened, answers, students)}
     _store(root, result)
     return result
 
 
-def _ask_again(setting: Setting, places: list[tuple[int, int]]) -> Iterator[tuple[Batch, Batch]]:
+def _ask_again(
+    opened: CacheWithTeacher, places: list[tuple[int, int]]
+) -> Iterator[tuple[Batch, Batch]]:
     """Batches as cached, and the same with live float32 answers.
 
     Raises TeacherError if a live answer is not finite.
     """
-    size = max(setting.config.teacher.batch_size, 2)  # BatchNorm needs two samples
-    for cached in make_batches(setting, size).read(split_batches(places, size, join_single=True)):
-        found = setting.teacher(cached.arrays["image"])
+    size = max(opened.config.teacher.batch_size, 2)  # BatchNorm needs two samples
+    for cached in opened.make_batches(size).read(split_batches(places, size, join_single=True)):
+        found = opened.teacher(cached.arrays["image"])
         answer = {name: value.clone() for name, value in found.items()}
         for name, value in answer.items():
             if not torch.isfinite(value).all():
@@ -123,18 +123,18 @@ def _ask_again(setting: Setting, places: list[tuple[int, int]]) -> Iterator[tupl
         yield cached, Batch({**plain, **answer}, cached.sample_ids)
 
 
-def _judge(setting: Setting, answers: dict, students: dict) -> dict:
+def _judge(opened: CacheWithTeacher, answers: dict, students: dict) -> dict:
     """What was measured, the limits, and what is beyond them, as JSON values."""
-    teacher, device = setting.config.teacher, setting.teacher.device
+    teacher, device = opened.config.teacher, opened.teacher.device
     exact = teacher.precision == "float32" and device.type == "cpu"
-    kinds = {name: encoding.kind for name, encoding in setting.reader.encodings.items()}
+    kinds = {name: encoding.kind for name, encoding in opened.reader.encodings.items()}
     limits, least = find_limits(kinds, exact=exact), find_least_cosines(kinds, exact=exact)
     return {
         "date": date.today().isoformat(),
         "device": str(device),
         "precision": teacher.precision,
-        "views": setting.reader.num_views,
-        "planned_views": setting.manifest.layouts["train"].num_views,
+        "views": opened.reader.num_views,
+        "planned_views": opened.manifest.layouts["train"].num_views,
         "answers": answers,
         "students": students,
         "limits": {term: vars(limit) for term, limit in limits.items()},

@@ -1,4 +1,4 @@
-"""A finished run as a comparison sees it: what decided its numbers, and the numbers."""
+"""Finished runs as a comparison sees them: what decided their numbers, and the numbers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from kdcache.training.run_folder import (
 SEED = "train.seed"
 TEACHING = ("loss.beta", "loss.gamma")
 CACHE, PICTURES = "cache", "images and labels"
+DEPTH = 2  # a folder of runs, or of folders of runs
 
 
 @dataclass(frozen=True)
 class Run:
-    """Of one folder.
+    """A finished run.
 
-    Args:
-        facts: all that decided the numbers but the seed, by name; what had no part in them is left out, and what an older kdcache
-            did not write down.
-        ious: best epoch's IoU of each class, 0 to 1, None where it does not occur.
-        miou, last_miou: of the best epoch on val, and of the last one, 0 to 1.
-        validation: identity of the validation data, None of a run that does not say.
-        epoch_s: median of its epochs without validation, None where metrics.jsonl is unreadable.
+    facts: name -> everything that decided the numbers, except the seed and what had no effect (or
+    what an older kdcache did not record). names: of the classes. ious: IoU of each class in the
+    best epoch, 0 to 1, None for a class that does not occur. miou, last_miou: of the best and the
+    last epoch on val, 0 to 1. validation: identity of the validation data, None if the run does not
+    say. epoch_s: median seconds of an epoch without validation, None without a sound metrics.jsonl.
     """
 
     folder: Path
@@ -49,12 +48,56 @@ class Run:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the teacher had a part in it; one without is a baseline."""
+        """False for a baseline."""
         return any(self.facts[name] for name in TEACHING)
 
 
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs in `paths`: run folders, or folders of runs.
+
+    Returns: the runs, each once, and a line for each folder that is left out.
+    Raises: SettingsError for a path that does not exist.
+    """
+    runs, left_out = {}, []
+    for path in paths:
+        if not path.exists():
+            found, expected = Phrase("missing"), Phrase("a run folder, or a folder of runs")
+            cure = "give one that is there"
+            raise SettingsError(
+                describe(path, field="path", found=found, expected=expected, cure=cure)
+            )
+        for folder, reason in _walk(path, DEPTH):
+            try:
+                if reason is None:
+                    runs[folder.resolve()] = read_run(folder)
+            except TrainingError as error:
+                reason = str(error)
+            left_out += [reason] if reason else []
+    return list(runs.values()), list(dict.fromkeys(left_out))
+
+
+def _walk(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
+    """Folders, each with None if it is a finished run, else with the reason why not."""
+    if (path / SETTINGS).is_file():
+        cure = "go on with it by --run.resume, or start its grid again"
+        unfinished = f"{path}: run is not finished (it has no {RESULT}); {cure}"
+        yield path, None if (path / RESULT).is_file() else unfinished
+        return
+    folders = _list_folders(path) if depth else []
+    inner = [pair for folder in folders for pair in _walk(folder, depth - 1)]
+    of_runs = any((folder / SETTINGS).is_file() for folder, _ in inner)
+    yield from inner if of_runs else [(path, f"{path}: no run folder (it has no {SETTINGS})")]
+
+
+def _list_folders(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except OSError:  # a file, or a folder that we may not read
+        return []
+
+
 def read_run(folder: Path) -> Run:
-    """The run in a folder that has a result.json. Raises TrainingError where that is damaged."""
+    """The run in a folder that has a result.json. Raises TrainingError if that is damaged."""
     result = read_result(folder)
     try:
         return _make_run(folder, result)
@@ -84,24 +127,22 @@ def _make_run(folder: Path, result: dict) -> Run:
 
 
 def _keep_effective(facts: dict) -> dict:
-    """Without what had no part in the loss. A term without weight is not computed, whatever its settings."""
+    """The facts without settings of terms that have no weight: those are not computed."""
     idle = {"loss.temperature"} if not facts["loss.beta"] else set()
     idle |= {"cache.levels"} if not facts["loss.gamma"] else set()
     return {name: value for name, value in facts.items() if name not in idle}
 
 
 def _list_origin(facts: dict, result: dict) -> dict:
-    """Cache, images and labels, device; processes of a CPU alone, where each normalises its own rows."""
-    taught = any(facts[name] for name in TEACHING)
-    cache = _hash(result["cache_identity"])
-    pictures = _hash(result.get("pictures_identity", None if taught else cache))
-    origin = {PICTURES: pictures, "device": result.get("device_type")}
-    origin |= {CACHE: cache} if taught else {}
-    origin |= (
-        {"processes": " and ".join(map(str, result["processes"]))}
-        if origin["device"] == "cpu"
-        else {}
-    )
+    """Cache, images and labels, device; on a CPU processes, since each normalises its own rows."""
+    uses_teacher = any(facts[name] for name in TEACHING)
+    cache, device = _hash(result["cache_identity"]), result.get("device_type")
+    pictures = _hash(result.get("pictures_identity", None if uses_teacher else cache))
+    origin = {PICTURES: pictures, "device": device}
+    if uses_teacher:
+        origin[CACHE] = cache
+    if device == "cpu":
+        origin["processes"] = " and ".join(map(str, result["processes"]))
     return {name: value for name, value in origin.items() if value is not None}
 
 
@@ -112,14 +153,14 @@ def _hash(value: str | None) -> str | None:
 
 
 def _share(value: float | None) -> float | None:
-    """Raises ValueError outside 0..1, NaN too."""
-    if value is not None and not 0 <= value <= 1:
+    """The value. Raises ValueError unless it is None or 0 to 1."""
+    if value is not None and not 0 <= value <= 1:  # catches NaN, too
         raise ValueError(f"{value} is no share")
     return value
 
 
 def read_encoding(folder: Path) -> str | None:
-    """Of the cache a run was trained from, as its settings say it; None where they are unreadable."""
+    """Encoding of the cache a run was trained from; None if its settings are unreadable."""
     try:
         encoding = read_run_settings(folder)["cache"]["encoding"]
     except (SettingsError, TypeError, KeyError):
@@ -131,72 +172,13 @@ def read_encoding(folder: Path) -> str | None:
 
 def _read_epoch_s(folder: Path) -> float | None:
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return statistics.median(
-            entry["time_s"] - entry["validation_s"] for entry in map(json.loads, lines)
-        )
+        entries = map(json.loads, (folder / METRICS).read_text(encoding="utf-8").splitlines())
+        return statistics.median(entry["time_s"] - entry["validation_s"] for entry in entries)
     except (
         OSError,
         ValueError,
         TypeError,
         KeyError,
         RecursionError,
-    ):  # the run is whole all the same
+    ):  # the run counts all the same
         return None
-
-
-DEPTH = 2  # a folder of runs, or of folders of runs
-
-
-def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in `paths`, run folders or folders that hold some, each once; and what is left out, a line each.
-
-    Raises: SettingsError for a path that is not there.
-    """
-    runs, left_out = {}, []
-    for path in paths:
-        if not path.exists():
-            found, expected = Phrase("missing"), Phrase("a run folder, or a folder of runs")
-            raise SettingsError(
-                describe(
-                    path,
-                    field="path",
-                    found=found,
-                    expected=expected,
-                    cure="give one that is there",
-                )
-            )
-        for folder, reason in _walk(path, DEPTH):
-            try:
-                if reason is None:
-                    runs[folder.resolve()] = read_run(folder)
-            except TrainingError as error:
-                reason = str(error)
-            left_out += [reason] if reason else []
-    return list(runs.values()), list(dict.fromkeys(left_out))
-
-
-def _walk(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
-    """Folders of finished runs, and others with the reason why they are none."""
-    if (path / RESULT).is_file() and (path / SETTINGS).is_file():
-        yield path, None
-    elif (path / SETTINGS).is_file():
-        yield (
-            path,
-            f"{path}: run is not finished (it has no {RESULT}); go on with it by --run.resume, or start its grid again",
-        )
-    else:
-        inner = (
-            [pair for folder in _list_folders(path) for pair in _walk(folder, depth - 1)]
-            if depth
-            else []
-        )
-        of_runs = any((folder / SETTINGS).is_file() for folder, _ in inner)
-        yield from inner if of_runs else [(path, f"{path}: no run folder (it has no {SETTINGS})")]
-
-
-def _list_folders(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except OSError:  # a file, or a folder that is not ours to read: no run
-        return []

@@ -1,11 +1,10 @@
-"""What is compared: an opened cache, the teacher it was built with, and samples of it."""
+"""What fidelity compares: a cache, the teacher it was built with, and students of both."""
 
 from __future__ import annotations
 
 import copy
 import random
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.settings import teacher_facts
+from kdcache.cache.settings import stored_config, teacher_facts
 from kdcache.config import Config, LossConfig
 from kdcache.errors import (
     CacheMismatchError,
@@ -27,7 +26,6 @@ from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.arch import recall_student
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
-from kdcache.precompute.repair import stored_config
 from kdcache.progress import Progress
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
@@ -37,10 +35,16 @@ from kdcache.training.run_identity import find_identity
 from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets
 
+STEPS = 40  # of training before the gradients that count: a fresh student's are not typical
+FRESH, TRAINED = "fresh", f"after {STEPS} steps"
+
 
 @dataclass(frozen=True)
-class Setting:
-    """An opened cache, its teacher, and settings of students: all levels, default weights of the loss, float32."""
+class CacheWithTeacher:
+    """An opened cache, its teacher, and settings of students.
+
+    The students use all levels, the default weights of the loss, and float32.
+    """
 
     manifest: Manifest
     config: Config
@@ -58,25 +62,34 @@ class Setting:
         """Terms of the loss that the cache has answers for."""
         return ["kd", *(["feature"] if len(self.names) > 1 else [])]
 
+    def make_batches(self, batch_size: int) -> BatchReader:
+        """A reader of image, label and every answer."""
+        answers = [array for name in self.names for array in self.targets.list_arrays(name)]
+        names, device = ["image", "label", *answers], self.teacher.device
+        return BatchReader(self.reader, arrays=names, batch_size=batch_size, device=device)
 
-def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
+    def choose_places(self, count: int, seed: int) -> list[tuple[int, int]]:
+        """Up to `count` random, different (view, sample), sorted; two or more for BatchNorm."""
+        num_samples = self.reader.layout.num_samples
+        total = self.reader.num_views * num_samples
+        chosen = random.Random(seed).sample(range(total), min(max(count, 2), total))
+        return sorted(divmod(place, num_samples) for place in chosen)
+
+
+def open_with_teacher(root: Path, manifest: Manifest, given: dict) -> CacheWithTeacher:
     """Open a cache's complete views and build its teacher.
 
     Args:
-        given: settings that differ from those the cache was built with: where the weights are now, the device.
+        given: settings that differ from those the cache was built with: where the weights are now,
+            the device.
 
-    Raises: CacheMismatchError where the teacher is not the one that was asked, or a setting is not the cache's, SettingsError,
+    Raises: CacheMismatchError if the teacher or a setting is not the cache's, SettingsError,
         TeacherError, CacheError.
     """
-    others = {
-        section: values for section, values in given.items() if section != "teacher"
-    }  # compared below
+    others = {section: values for section, values in given.items() if section != "teacher"}
     check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
-    config = stored_config(root, manifest, given)
-    device, levels = (
-        choose_device(config.teacher.device, field="teacher.device"),
-        list(manifest.encodings)[1:],
-    )
+    config, levels = stored_config(root, manifest, given), list(manifest.encodings)[1:]
+    device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
     config = plan_students(config, levels=levels, device=device)
     teacher, weights = build_teacher(
@@ -86,62 +99,38 @@ def open_setting(root: Path, manifest: Manifest, given: dict) -> Setting:
     facts = {**teacher_facts(config, train=True), "weights_sha256": hash_weights(weights)}
     cure = "give the teacher the cache was built with (teacher.weights says where it is)"
     check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
-    reader = CacheReader(
-        root, manifest, "train", num_views=max(manifest.complete_views["train"], 1)
-    )
-    return Setting(manifest, config, reader, teacher, open_targets(reader, device))
+    num_views = max(manifest.complete_views["train"], 1)
+    reader = CacheReader(root, manifest, "train", num_views=num_views)
+    return CacheWithTeacher(manifest, config, reader, teacher, open_targets(reader, device))
 
 
 def plan_students(config: Config, *, levels: list[str], device: torch.device) -> Config:
-    """Settings of the students that are asked: all levels, default weights of the loss, float32, not compiled, no download."""
-    loss = LossConfig(
-        gamma=LossConfig().gamma if levels else 0.0, temperature=config.loss.temperature
-    )
+    """Settings of the students: all levels, default weights of the loss, float32, no download."""
+    gamma = LossConfig().gamma if levels else 0.0
+    loss = LossConfig(gamma=gamma, temperature=config.loss.temperature)
     train = replace(config.train, device=str(device), precision="float32", compile="off")
     student, cache = replace(config.student, pretrained=False), replace(config.cache, levels=levels)
     return replace(config, train=train, cache=cache, loss=loss, student=student)
 
 
-def make_batches(setting: Setting, batch_size: int) -> BatchReader:
-    """Reads image, label and every answer."""
-    names = [
-        "image",
-        "label",
-        *(array for name in setting.names for array in setting.targets.list_arrays(name)),
-    ]
-    return BatchReader(
-        setting.reader, arrays=names, batch_size=batch_size, device=setting.teacher.device
-    )
+def make_students(
+    opened: CacheWithTeacher, *, run: Path | None, progress: Progress
+) -> dict[str, Learner]:
+    """Students by name: a fresh one, one after some steps, and that of a run, if given.
 
-
-def choose_places(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
-    """Different (view, sample), in order: two or more, since BatchNorm needs two."""
-    total = reader.num_views * reader.layout.num_samples
-    chosen = random.Random(seed).sample(range(total), min(max(count, 2), total))
-    return sorted(divmod(place, reader.layout.num_samples) for place in chosen)
-
-
-STEPS = (
-    40  # of training before the gradients that count: a fresh student's are not what it will feel
-)
-FRESH, TRAINED = "fresh", f"after {STEPS} steps"
-
-
-def make_students(setting: Setting, *, run: Path | None, progress: Progress) -> dict[str, Learner]:
-    """By name. Raises SettingsError where `run` is none, CacheMismatchError for one from another cache, TrainingError for a
-    damaged one."""
-    trained = (
-        None if run is None else read_student(setting, run)
-    )  # before the steps: they take time
-    learner = build_learner(setting.config, teacher_channels=find_teacher_channels(setting.reader))
-    learner.targets = setting.targets
+    Raises: SettingsError if `run` is no run, CacheMismatchError if it is from another cache,
+        TrainingError if it is damaged.
+    """
+    of_run = {} if run is None else {f"of {run}": read_student(opened, run)}  # before the steps
+    learner = build_learner(opened.config, teacher_channels=find_teacher_channels(opened.reader))
+    learner.targets = opened.targets
     students = {FRESH: copy.deepcopy(learner), TRAINED: learner}
-    _train_some(learner, setting, progress)
-    return students if trained is None else {**students, f"of {run}": trained}
+    _train_some(learner, opened, progress)
+    return {**students, **of_run}
 
 
-def read_student(setting: Setting, run: Path) -> Learner:
-    """A run's best student, with the projections that it has."""
+def read_student(opened: CacheWithTeacher, run: Path) -> Learner:
+    """A run's best student, with its projections. Raises as `make_students` does."""
     if not (run / BEST).is_file():
         cure = "give the folder of a run whose first epoch is done"
         raise SettingsError(
@@ -149,7 +138,7 @@ def read_student(setting: Setting, run: Path) -> Learner:
         )
     state = read_checkpoint(run / BEST)
     facts = state["hyperparameters"] if isinstance(state["hyperparameters"], dict) else {}
-    expected = find_identity(setting.manifest, {"loss.beta": 0.0, "loss.gamma": 0.0, **facts})
+    expected = find_identity(opened.manifest, {"loss.beta": 0.0, "loss.gamma": 0.0, **facts})
     if state["cache_identity"] != expected:
         cure = "give a run that was trained from this cache"
         found = str(state["cache_identity"])[:12]
@@ -157,42 +146,45 @@ def read_student(setting: Setting, run: Path) -> Learner:
             describe(run, field="cache identity", found=found, expected=expected[:12], cure=cure)
         )
     try:
-        levels = sorted({name.split(".")[0] for name in state["alignment_state_dict"]})
-        config = setting.config
-        config = replace(
-            config,
-            student=recall_student(facts),
-            cache=replace(config.cache, levels=levels),
-            loss=replace(config.loss, gamma=config.loss.gamma if levels else 0.0),
-        )
-        learner = build_learner(config, teacher_channels=find_teacher_channels(setting.reader))
-        learner.student.load_state_dict(state["model_state_dict"])
-        learner.loss.align.load_state_dict(state["alignment_state_dict"])
+        return _rebuild_student(opened, facts, state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = one_line(error)
         raise TrainingError(
-            f"{run / BEST}: student is unreadable ({reason}); give another run"
+            f"{run / BEST}: student is unreadable ({one_line(error)}); give another run"
         ) from None
+
+
+def _rebuild_student(opened: CacheWithTeacher, facts: dict, state: dict) -> Learner:
+    levels = sorted({name.split(".")[0] for name in state["alignment_state_dict"]})
+    config = opened.config
+    gamma = config.loss.gamma if levels else 0.0
+    config = replace(
+        config,
+        student=recall_student(facts),
+        cache=replace(config.cache, levels=levels),
+        loss=replace(config.loss, gamma=gamma),
+    )
+    learner = build_learner(config, teacher_channels=find_teacher_channels(opened.reader))
+    learner.student.load_state_dict(state["model_state_dict"])
+    learner.loss.align.load_state_dict(state["alignment_state_dict"])
     return learner
 
 
-def _train_some(learner: Learner, setting: Setting, progress: Progress) -> None:
-    train, layout = setting.config.train, setting.reader.layout
-    plan = (
-        batch
-        for epoch in range(STEPS)
-        for batch in plan_epoch(
-            num_samples=layout.num_samples,
-            num_views=setting.reader.num_views,
+def _train_some(learner: Learner, opened: CacheWithTeacher, progress: Progress) -> None:
+    """Train for STEPS steps, over as many epochs as that takes."""
+    train, batches = opened.config.train, []
+    for epoch in range(STEPS):
+        batches += plan_epoch(
+            num_samples=opened.reader.layout.num_samples,
+            num_views=opened.reader.num_views,
             batch_size=train.batch_size,
             seed=train.seed,
             epoch=epoch,
         )
-    )
+        if len(batches) >= STEPS:
+            break
     learner.student.train()
     with progress.start("training a student", total=STEPS, unit="steps") as bar:
-        for step, batch in enumerate(
-            make_batches(setting, train.batch_size).read(list(islice(plan, STEPS)))
-        ):
+        reader = opened.make_batches(train.batch_size)
+        for step, batch in enumerate(reader.read(batches[:STEPS])):
             train_step(learner, batch, where=f"step {step}")
             bar.advance(1)

@@ -35,6 +35,12 @@ def read_config(manifest: Manifest, *given: dict) -> Config:
     return make_config(read_settings(manifest), *given)
 
 
+def stored_config(root: Place, manifest: Manifest, given: dict) -> Config:
+    """The settings a cache was built with, overridden by those given, at its place of today."""
+    here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
+    return read_config(manifest, {"dataset": {"download": False}}, given, here)
+
+
 def build_manifest(
     config: Config,
     *,

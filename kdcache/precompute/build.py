@@ -219,5 +219,8 @@ def warn_of_shrunk(views: list[dict], config: Config) -> None:
             "%d validation images are larger than dataset.val_size (%s pixels, height and width) "
             "and were scaled down with their labels, the first from %s to %s: "
             "mIoU is measured on the smaller images",
-            len(views), list(config.dataset.val_hw), list(views[0]["image_hw"]), list(views[0]["image_box"][2:]),
-        )  # fmt: skip
+            len(views),
+            list(config.dataset.val_hw),
+            list(views[0]["image_hw"]),
+            list(views[0]["image_box"][2:]),
+        )

@@ -1,4 +1,4 @@
-"""One shard group, from pictures to arrays: draw its views, ask the teacher, encode and check the answers.
+"""One shard group, from pictures to arrays: draw views, ask the teacher, encode, check.
 
 Letters: N samples of a batch, C channels, R coefficients, H, W height and width of a grid.
 """

@@ -1,4 +1,4 @@
-"""Phase one at work: draw the next groups' views, ask the teacher, write finished groups, all at once.
+"""Phase one at work: draw views, ask the teacher and write groups, all at once.
 
 A shard group passes from the drawing threads through the calling thread, which asks the teacher,
 to a writing thread, and takes its lease with it. The number of groups in flight is fixed, and with
@@ -166,7 +166,7 @@ class Pipeline:
             self._tell(group, 0)
 
     def _begin(self, group: Group, *, wait: bool) -> bool:
-        """Take the lease and start drawing, unless the group is there; False if another holds it."""
+        """Take the lease and start drawing, unless the group is there; False if others hold it."""
         self._check()
         if self._is_there(group):  # before the lease: most groups here are done by other workers
             return True

@@ -55,7 +55,7 @@ MOST_LOSSES = 3  # times the number of workers, while no group is committed
 def build_with_ray(
     config: Config, *, num_workers: int | None = None, progress: Progress | None = None
 ) -> BuildSummary:
-    """Like `build_cache`, by workers on a Ray cluster (RAY_ADDRESS, or this machine's), else a local Ray.
+    """Like `build_cache`, by workers on Ray: RAY_ADDRESS, this machine's cluster, or a new one.
 
     Every machine must have data set and weights where the settings say, and share the cache's
     folder; this machine needs only the folder. On CPUs a worker has as many threads as this
@@ -224,14 +224,15 @@ class _Driver:
                     del self._tasks[task]
 
     def _restart(self, rank: int, error: RayError) -> None:
-        """Start a lost worker again, on any machine with room. Raises CacheError if that is no use."""
+        """Start a lost worker again, anywhere. Raises CacheError if that is no use."""
         self._started.discard(rank)
         self._losses, self._lost = self._losses + 1, True
         reason = str(error).strip().splitlines()[-1].strip()[:200]  # behind Ray's description
         if self._losses > MOST_LOSSES * self.pool.count:
             raise CacheError(
                 f"{self.root}: Ray has lost {self._losses} workers while no shard group was "
-                f"committed, the last one: {reason}; mend that and run again, what is committed is kept"
+                f"committed, the last one: {reason}; mend that and run again, "
+                "what is committed is kept"
             )
         log.warning("a worker was lost (%s); another takes its place", reason)
         self._start(rank)
@@ -241,9 +242,9 @@ class _Driver:
         [(kind, amount)] = self.pool.demand.items()
         free = ray.available_resources().get(kind, 0)
         log.warning(
-            "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest machine "
-            "of the cluster has %g, and %g are free in all; waiting for room, or for weights and "
-            "data set to be read",
+            "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest "
+            "machine of the cluster has %g, and %g are free in all; waiting for room, or for weights "
+            "and data set to be read",
             PATIENCE_S, self.pool.count, amount, kind, max(list_machines(kind)), free,
         )  # fmt: skip
 

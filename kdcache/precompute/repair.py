@@ -1,4 +1,4 @@
-"""Repair of a cache: recompute the shard groups that are damaged or missing, and change no other byte."""
+"""Repair of a cache: recompute damaged and missing shard groups, change no other byte."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from kdcache.cache.layout import Group
 from kdcache.cache.lease import read_holder, take_lease
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
-from kdcache.cache.settings import read_config
+from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
-from kdcache.config import Config
 from kdcache.errors import CacheCorruptError, CacheError
 from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
@@ -26,7 +25,7 @@ from kdcache.progress import Progress, Silent
 
 @dataclass(frozen=True)
 class Repair:
-    """What was found, and what was done: shard groups recomputed, zarr.json files and bases rewritten."""
+    """What was found and done: groups recomputed, documents (zarr.json, bases) rewritten."""
 
     findings: Findings
     groups: list[Group]
@@ -63,12 +62,6 @@ def repair_cache(
     return Repair(findings, groups, documents)
 
 
-def stored_config(root: Path, manifest: Manifest, given: dict) -> Config:
-    """The settings a cache was built with, overridden by those given, at its place of today."""
-    here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
-    return read_config(manifest, {"dataset": {"download": False}}, given, here)
-
-
 def _prepare_repair(root: Path, manifest: Manifest, given: dict, progress: Progress) -> Job:
     job = prepare_job(stored_config(root, manifest, given), progress)
     cure = "point dataset.root and teacher.weights at those the cache was built with"
@@ -97,7 +90,7 @@ def _recompute(job: Job, groups: list[Group], progress: Progress) -> None:
 
 
 def _recompute_group(job: Job, group: Group, pool: ThreadPoolExecutor) -> None:
-    """Recompute one group unless it is sound by now. Raises CacheError if another process has it."""
+    """Recompute a group unless it is sound by now. Raises CacheError if another has it."""
     root, manifest = job.config.cache.path, job.manifest
     with take_lease(root, group.name) as lease:
         if lease is None:

@@ -18,11 +18,9 @@ from torch import Tensor
 
 from kdcache.analysis.agreement import AnswerErrors, GradientErrors, ScoreErrors
 from kdcache.analysis.students import (
-    Setting,
-    choose_places,
-    make_batches,
+    CacheWithTeacher,
     make_students,
-    open_setting,
+    open_with_teacher,
 )
 from kdcache.cache.manifest import read_manifest
 from kdcache.command import run_command
@@ -87,10 +85,10 @@ def _read_count(text: str) -> int:
 def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     """Raises CacheError, TeacherError, SettingsError; SystemExit for wrong usage."""
     args = parser.parse_args(argv)
-    setting = open_setting(
+    opened = open_with_teacher(
         args.cache, read_manifest(args.cache), {"teacher": {"weights": args.weights}}
     )
-    view_hw = setting.config.dataset.size_hw
+    view_hw = opened.config.dataset.size_hw
     crop_hw = (
         tuple(3 * px // 4 // STRIDE * STRIDE for px in view_hw)
         if args.crop is None
@@ -103,21 +101,21 @@ def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
         parser.error(
             f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}"
         )
-    cases = _make_cases(setting, make_students(setting, run=None, progress=Silent()), crop_hw)
-    places = choose_places(setting.reader, args.num_samples, 0)
-    size = max(setting.config.teacher.batch_size, 2)  # BatchNorm cannot do with one
-    for batch in make_batches(setting, size).read(split_batches(places, size, join_single=True)):
+    cases = _make_cases(opened, make_students(opened, run=None, progress=Silent()), crop_hw)
+    places = opened.choose_places(args.num_samples, 0)
+    size = max(opened.config.teacher.batch_size, 2)  # BatchNorm cannot do with one
+    for batch in opened.make_batches(size).read(split_batches(places, size, join_single=True)):
         for case in cases:
-            _compare(setting, case, batch)
+            _compare(opened, case, batch)
     print(f"{len(places)} samples of {' x '.join(map(str, view_hw))} pixels\n")
-    for line in _table(setting, cases):
+    for line in _table(opened, cases):
         print(f"| {line} |")
 
 
 def _make_cases(
-    setting: Setting, students: dict[str, Learner], crop_hw: tuple[int, int]
+    opened: CacheWithTeacher, students: dict[str, Learner], crop_hw: tuple[int, int]
 ) -> list[Case]:
-    config, view_hw = setting.config, setting.config.dataset.size_hw
+    config, view_hw = opened.config, opened.config.dataset.size_hw
     ways = {
         "as it is": None,
         "flip": Augmentation(seed=0, flip=1.0, view_hw=view_hw, crop_hw=view_hw),
@@ -130,11 +128,11 @@ def _make_cases(
         Case(
             title,
             way,
-            {name: AnswerErrors(setting.reader.encodings[name]) for name in setting.names},
+            {name: AnswerErrors(opened.reader.encodings[name]) for name in opened.names},
             ScoreErrors(temperature),
             ScoreErrors(temperature),
             {
-                name: GradientErrors(learner, terms=setting.terms, temperature=temperature)
+                name: GradientErrors(learner, terms=opened.terms, temperature=temperature)
                 for name, learner in students.items()
             },
         )
@@ -142,39 +140,37 @@ def _make_cases(
     ]
 
 
-def _compare(setting: Setting, case: Case, batch: Batch) -> None:
+def _compare(opened: CacheWithTeacher, case: Case, batch: Batch) -> None:
     """moved(cached) against teacher(moved image)."""
     cached = case.augmentation.apply(batch, epoch=0) if case.augmentation else batch
-    answer = {
-        name: value.clone() for name, value in setting.teacher(cached.arrays["image"]).items()
-    }
+    answer = {name: value.clone() for name, value in opened.teacher(cached.arrays["image"]).items()}
     plain = {name: cached.arrays[name] for name in ("image", "label")}
     for name, error in case.answers.items():
-        error.add(setting.targets.make(name, cached.arrays).decode(), answer[name])
-    scores, cells = setting.targets.make("logits", cached.arrays).decode(), BORDER_PX // 8
+        error.add(opened.targets.make(name, cached.arrays).decode(), answer[name])
+    scores, cells = opened.targets.make("logits", cached.arrays).decode(), BORDER_PX // 8
     case.scores.add(scores, answer["logits"])
     case.inner.add(_inner(scores, cells), _inner(answer["logits"], cells))
     for probe in case.probes.values():
-        probe.add(cached, Batch({**plain, **answer}, cached.sample_ids), setting.targets)
+        probe.add(cached, Batch({**plain, **answer}, cached.sample_ids), opened.targets)
 
 
 def _inner(x_NCHW: Tensor, cells: int) -> Tensor:
     return x_NCHW[:, :, cells:-cells, cells:-cells]
 
 
-def _table(setting: Setting, cases: list[Case]) -> Iterator[str]:
+def _table(opened: CacheWithTeacher, cases: list[Case]) -> Iterator[str]:
     students = list(cases[0].probes)
     heads = [
         "",
-        *(f"cosine {name}" for name in setting.names if name != "logits"),
+        *(f"cosine {name}" for name in opened.names if name != "logits"),
         "KL",
         "agreement",
     ]
     heads += [f"agreement {BORDER_PX} px inside"]
-    heads += [f"gradient {term}, {name}" for term in setting.terms for name in students]
+    heads += [f"gradient {term}, {name}" for term in opened.terms for name in students]
     yield " | ".join(heads)
     yield "|".join(["---"] * len(heads))
-    yield from (case.row(setting.terms) for case in cases)
+    yield from (case.row(opened.terms) for case in cases)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from kdcache.cache.documents import write_sealed
 from kdcache.cache.layout import SPLITS
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, KdcacheError
-from kdcache.precompute.repair import stored_config
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.findings import describe_findings, format_findings
 from kdcache.training.settings import resolve_config

@@ -7,10 +7,10 @@ from importlib.metadata import version
 
 import numpy as np
 
+from kdcache.cache.settings import stored_config
 from kdcache.config import Config
 from kdcache.data.views import apply, draw, fit_inside
 from kdcache.data.voc import VOC_DIR, Sample, find_samples, read_sample
-from kdcache.precompute.repair import stored_config
 from tests.integrity.opened import Opened
 
 
