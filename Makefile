@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Each worker of the tests takes a core and about 1.5 GB.
+SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
 .PHONY: demo test nightly readme bench study lint clean-demo
 
@@ -14,10 +16,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 nightly: $(READY)
-	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest -m nightly --durations=20 $(SPREAD)
 
 # Every command of README.md as it is written, on small data; what cannot be run is listed with its reason.
 readme: $(READY)

@@ -37,7 +37,7 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_it(run, built_root, cap
     assert capsys.readouterr().out.startswith("5 samples of 32 x 32 pixels")
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.nightly), 3])
 def test_a_cache_of_logits_alone_has_no_columns_of_features(given, run, capsys, batch_size):
     few = {"levels": [], "shard_samples": 8}
     root = build(

@@ -17,9 +17,8 @@ from kdcache.cache.stage import Stage
 from kdcache.errors import CacheCorruptError, SettingsError
 from tests.support import quick
 from tests.support.helpers import check_one_line
+from tests.support.staged import list_copies, open_staged, read_all
 from train_student.cli import main as train_student
-
-PLENTY = 10**9
 
 
 @pytest.fixture
@@ -38,26 +37,6 @@ def fetched(monkeypatch) -> list:
 
     monkeypatch.setattr(staging, "open_plain", note)
     return opened
-
-
-def open_staged(root, folder, *, limit_bytes=PLENTY) -> CacheReader:
-    return CacheReader(
-        root, read_manifest(root), "train", stage=Stage(folder, limit_bytes=limit_bytes)
-    )
-
-
-def read_all(reader: CacheReader) -> list:
-    layout = reader.layout
-    return [
-        reader.read(spec.name, view, sample).tobytes()
-        for view in range(reader.num_views)
-        for sample in range(layout.num_samples)
-        for spec in layout.arrays
-    ]
-
-
-def list_copies(folder) -> list:
-    return sorted(path for path in folder.glob("??/*"))
 
 
 def test_each_shard_file_is_fetched_once_for_all_processes(root, tmp_path, fetched):

@@ -17,9 +17,9 @@ from kdcache.cache.shard import MappedFiles
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import CacheConfig
 from kdcache.errors import SettingsError
-from tests.cache.test_stage import list_copies, open_staged, read_all
 from tests.support import quick
 from tests.support.helpers import check_one_line
+from tests.support.staged import list_copies, open_staged, read_all
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.helpers import NOBODY_LISTENS, check_one_line, save_label, serve, write_list, write_sample, write_voc
+from tests.support.helpers import ARCHIVE, point_torchvision_at, NOBODY_LISTENS, check_one_line, save_label, serve, write_list, write_sample, write_voc
 from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
@@ -18,7 +18,6 @@ from kdcache.data.voc import VOC_ARCHIVE, VOC_DIR, download_voc, find_samples, r
 from kdcache.errors import DataError
 
 IDS = ["2007_000027", "2007_000032", "b-3.x"]
-ARCHIVE = "tiny.tar"
 
 
 @pytest.fixture
@@ -295,11 +294,6 @@ def archive(root: Path, tmp_path: Path) -> Path:
     with tarfile.open(tmp_path / "served" / ARCHIVE, "w") as tar:
         tar.add(root / "VOCdevkit", "VOCdevkit")
     return tmp_path / "served" / ARCHIVE
-
-
-def point_torchvision_at(monkeypatch: pytest.MonkeyPatch, url: str, md5: str) -> None:
-    entry = {"url": f"{url}/{ARCHIVE}", "filename": ARCHIVE, "md5": md5, "base_dir": str(VOC_DIR)}
-    monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, "2012", entry)
 
 
 def test_absent_data_set_is_downloaded_and_unpacked(root: Path, archive: Path, tmp_path: Path, monkeypatch):

@@ -49,7 +49,14 @@ def test_a_resumed_run_of_two_is_the_uninterrupted_run_bit_for_bit(given, tmp_pa
         assert all(torch.equal(value, b[part][key]) for key, value in a[part].items())
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (2, 1),
+        pytest.param(1, 2, marks=pytest.mark.nightly),
+        pytest.param(2, 3, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_processes(given, tmp_path, first, then):
     given, resumed = merge(given, {"train": {"batch_size": 13}}), {"run": {"resume": True}}
     together.run_together(first, together.train_whole, given, 1)

@@ -59,6 +59,7 @@ def test_every_example_is_run_here_and_says_how_to_run_it():
         assert 30 <= len(text.splitlines()) <= 80
 
 
+@pytest.mark.nightly
 def test_example_is_a_command_of_its_own_that_leaves_nothing_behind(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     command = [sys.executable, str(FOLDER / "response_distillation.py")]

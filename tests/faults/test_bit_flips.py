@@ -1,15 +1,13 @@
 """Trust: a bit that flips anywhere in a cache is found by name, and no reader hands out wrong numbers."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.cache.layout import (
@@ -22,16 +20,14 @@ from kdcache.cache.layout import (
     shard_path,
 )
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_split
 from kdcache.cache.shard import ABSENT
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
-from kdcache.errors import CacheError
 from kdcache.precompute.build import build_cache
 from tests.support import quick
-from tests.support.helpers import check_one_line
+from tests.support.effort import get_settings, quick_and_full
+from tests.support.reading import find_damaged_files, find_reading_errors, flipped, read_all
 
-FLIPS = settings(max_examples=1000, derandomize=True, deadline=None, database=None)
 Region = tuple[Path, int, int]  # file, first byte, number of bytes
 
 
@@ -87,61 +83,16 @@ def _shard_regions(path: Path, shard_samples: int) -> Iterator[tuple[str, Region
     yield "index checksum", (path, end, CRC_BYTES)
 
 
-@contextmanager
-def flipped(path: Path, bit: int) -> Iterator[None]:
-    """One bit of a file is the other one, in place, until the block ends."""
-    descriptor = os.open(path, os.O_RDWR)
-    good = os.pread(descriptor, 1, bit // 8)
-    try:
-        os.pwrite(descriptor, bytes([good[0] ^ 1 << bit % 8]), bit // 8)
-        yield
-    finally:
-        os.pwrite(descriptor, good, bit // 8)
-        os.close(descriptor)
-
-
-def read_all(root: Path, split: str) -> dict[tuple, bytes]:
-    """Every sample of every array and view of a split."""
-    reader = open_split(root, split)
-    return {
-        (array.name, view, sample): reader.read(array.name, view, sample).tobytes()
-        for array in reader.layout.arrays
-        for view in range(reader.num_views)
-        for sample in range(reader.layout.num_samples)
-    }
-
-
-def find_damaged_files(root: Path, *, data: bool = False) -> set[str]:
-    """The files that verifying blames, by their paths in the cache."""
-    try:
-        return {
-            str(damage.path.relative_to(root)) for damage in verify_cache(root, data=data).damage
-        }
-    except CacheError as error:  # of the manifest
-        check_one_line(error, str(root), "manifest.json")
-        return {"manifest.json"}
-
-
-def find_reading_errors(root: Path, truth: dict[str, dict[tuple, bytes]]) -> list[str]:
-    """Read both splits: the message of each that cannot be read; the others' numbers must be right."""
-    messages = []
-    for split in SPLITS:
-        try:
-            found = read_all(root, split)
-            assert found.keys() == truth[split].keys() and found == truth[split]
-        except CacheError as error:
-            check_one_line(error, str(root))
-            messages.append(str(error))
-    return messages
-
-
-def test_any_flipped_bit_is_found_and_never_read(root):
+@quick_and_full
+def test_any_flipped_bit_is_found_and_never_read(root, effort):
     regions, drawn = find_regions(root), Counter()
     truth = {split: read_all(root, split) for split in SPLITS}
     files = {path for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
     assert files == {path for kind in regions.values() for path, _, _ in kind}
 
-    @FLIPS
+    flips = get_settings(effort)
+
+    @flips
     @given(st.data())
     def flip(data):
         kind = data.draw(st.sampled_from(sorted(regions)))
@@ -157,4 +108,5 @@ def test_any_flipped_bit_is_found_and_never_read(root):
 
     flip()
     assert not verify_cache(root, data=True).damage
-    assert set(drawn) == set(regions) and min(drawn.values()) >= 50 and sum(drawn.values()) >= 1000
+    assert set(drawn) == set(regions) and min(drawn.values()) >= flips.max_examples // 20
+    assert sum(drawn.values()) >= flips.max_examples

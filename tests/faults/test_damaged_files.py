@@ -17,8 +17,8 @@ from cache_teacher.cli import main
 from kdcache.cache.layout import SPLITS
 from kdcache.config.parser import make_config, merge
 from kdcache.precompute.build import build_cache
-from tests.faults.test_bit_flips import find_damaged_files, find_reading_errors, flipped, read_all
 from tests.support import quick
+from tests.support.reading import find_damaged_files, find_reading_errors, flipped, read_all
 
 SHARD, RECORD = "train/mid/c/1/0/0/0/0", "commits/train-v0001-g00000.json"
 SHORT = "train/mid/c/1/1/0/0/0"  # of one sample

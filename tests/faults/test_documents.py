@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.cache.documents import write_sealed
@@ -23,13 +23,13 @@ from kdcache.errors import CacheError, KdcacheError
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.findings import describe_findings, format_findings
 from kdcache.training.settings import resolve_config
-from tests.faults.test_bit_flips import read_all
+from tests.support.effort import FULL, get_settings, quick_and_full
 from tests.support.helpers import check_one_line
+from tests.support.reading import read_all
 
 MOST_S, MOST_BYTES = 10.0, 1 << 30
 SEALED = ("manifest.json", "commits/train-v0001-g00000.json", "commits/val-v0000-g00000.json")
 OPEN = ("zarr.json", "train/zarr.json", "train/mid/zarr.json")
-FUZZ = settings(max_examples=250, derandomize=True, deadline=None, database=None)
 
 EXTREME = [None, True, False, 0, 1, -1, 2, 3, 4, 10_000, 65_536, 2**31, 2**63, 10**300, -(10**300), 0.0, 1.5, -0.0, 1e308,
            "", "0", "x\ny", "\x00", "\ud800", "../../x", "a" * 10_000, "0" * 64, [], {}, [0], [[]], [None] * 1000, {"": {}},
@@ -148,11 +148,12 @@ def _read_settings(root: Path) -> None:
     resolve_config(root, read_manifest(root), {})
 
 
+@quick_and_full
 @pytest.mark.parametrize("name", SEALED)
-def test_a_sealed_document_of_nonsense_is_a_typed_error(root, truth, name):
+def test_a_sealed_document_of_nonsense_is_a_typed_error(root, truth, name, effort):
     path, whole, document = root / name, (root / name).read_bytes(), read_unsealed(root / name)
 
-    @FUZZ
+    @get_settings(effort, share=0.25)
     @given(st.data())
     def change(data):
         write_sealed(path, mutate(document, data))
@@ -163,10 +164,12 @@ def test_a_sealed_document_of_nonsense_is_a_typed_error(root, truth, name):
     assert check_all(root, truth) == set()
 
 
+@quick_and_full
 @pytest.mark.parametrize("name", SEALED[:2])
-def test_any_value_may_be_text_of_two_lines(root, truth, name):
+def test_any_value_may_be_text_of_two_lines(root, truth, name, effort):
     document = read_unsealed(root / name)
-    for container, key in find_places(document):
+    places = list(find_places(document))
+    for container, key in places if effort == FULL else places[::4]:
         kept, container[key] = container[key], "x\ny"
         write_sealed(root / name, document)
         check_all(root, truth)
@@ -176,11 +179,12 @@ def test_any_value_may_be_text_of_two_lines(root, truth, name):
 JSON = VALUES.map(json.dumps).map(str.encode)
 
 
+@quick_and_full
 @pytest.mark.parametrize("name", [*SEALED, *OPEN])
-def test_bytes_that_are_no_document_are_a_typed_error(root, truth, name):
+def test_bytes_that_are_no_document_are_a_typed_error(root, truth, name, effort):
     path, whole = root / name, (root / name).read_bytes()
 
-    @settings(FUZZ, max_examples=100)
+    @get_settings(effort, share=0.1)
     @given(
         st.binary(max_size=200)
         | JSON

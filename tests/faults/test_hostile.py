@@ -21,11 +21,17 @@ from kdcache.data.voc import download_voc
 from kdcache.errors import CacheCorruptError, DataError, TrainingError
 from kdcache.models.teacher import build_teacher
 from kdcache.training.checkpoint import read_checkpoint
-from tests.data.test_voc import ARCHIVE, point_torchvision_at
-from tests.faults.test_bit_flips import find_damaged_files
-from tests.models.test_models import Trap, write_trap
 from tests.support import quick
-from tests.support.helpers import check_one_line, serve, write_voc
+from tests.support.helpers import (
+    ARCHIVE,
+    Trap,
+    check_one_line,
+    point_torchvision_at,
+    serve,
+    write_trap,
+    write_voc,
+)
+from tests.support.reading import find_damaged_files
 
 RECORD, SHARD = "commits/train-v0001-g00000.json", "train/mid/c/1/0/0/0/0"
 

@@ -12,13 +12,14 @@ from kdcache.cache.verify import verify_cache
 from tests.faults import children
 from tests.faults.committed import committed_files
 from tests.support import quick
+from tests.support.effort import choose_steps, quick_and_full
 
 
-def count_steps(monkeypatch, data_root, root) -> list[str]:
+def count_steps(monkeypatch, data_root, root, *, views: int = 1) -> list[str]:
     """The names of all steps of an uninterrupted build."""
     with monkeypatch.context() as patch:
         steps = children.meet(children.kill, step=-2, setattr=patch.setattr)
-        quick.build_quick(data_root, root, views=1)
+        quick.build_quick(data_root, root, views=views)
     shutil.rmtree(root)
     return steps
 
@@ -36,21 +37,26 @@ def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> No
     assert quick.snapshot(root) == whole and not any((root / "leases").iterdir())
 
 
+@quick_and_full
 def test_killed_at_any_step_a_build_goes_on_and_ends_with_the_same_bytes(
-    quick_data, one_view, tmp_path, monkeypatch
+    quick_data, one_view, tmp_path, monkeypatch, effort
 ):
     root = tmp_path / "cache"
     steps = count_steps(monkeypatch, quick_data, root)
     assert len(steps) > 80 and set(steps) >= {"write_file", "rename", "make_folder", "sync_folder"}
-    for step, name in enumerate(steps):
-        for fault in [children.kill, children.tear] if name == "write_file" else [children.kill]:
+    for step in choose_steps(steps, effort):
+        write = steps[step] == "write_file"
+        for fault in [children.kill, children.tear] if write else [children.kill]:
             given = quick.quick_given(quick_data, root, views=1)
             assert children.run(children.build, given, fault, step) == -9
             check_goes_on(quick_data, root, one_view, views=1)
             shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count",
+    [4, pytest.param(10, marks=pytest.mark.nightly), pytest.param(200, marks=pytest.mark.nightly)],
+)
 def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, count):
     """Each cache is killed until it is whole: what one process left is found by the next."""
     moments, root, kills = np.random.Generator(np.random.Philox(count)), tmp_path / "cache", 0
@@ -68,22 +74,21 @@ def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, c
             shutil.rmtree(root)
 
 
+@quick_and_full
 def test_killed_at_any_step_of_adding_a_view_a_cache_is_sound_and_grows_later(
-    quick_data, one_view, whole, tmp_path, monkeypatch
+    quick_data, one_view, whole, tmp_path, monkeypatch, effort
 ):
-    step, root, added = 0, tmp_path / "cache", False
-    while not added:
+    root = tmp_path / "cache"
+    shutil.copytree(tmp_path / "one_view", root)
+    steps = count_steps(monkeypatch, quick_data, root, views=2)
+    assert len(steps) > 50
+    for step in choose_steps(steps, effort):
         shutil.copytree(tmp_path / "one_view", root)
-        with monkeypatch.context() as patch:
-            steps = children.meet(children.die, step=step, setattr=patch.setattr)
-            try:
-                quick.build_quick(quick_data, root, views=2)
-                added = True
-            except children.Killed:
-                findings = verify_cache(root, data=True)
-                assert not findings.damage, (steps[step], findings.damage)
-                assert all(open_split(root, split, num_views=1) for split in ("train", "val"))
+        with monkeypatch.context() as patch, pytest.raises(children.Killed):
+            children.meet(children.die, step=step, setattr=patch.setattr)
+            quick.build_quick(quick_data, root, views=2)
+        findings = verify_cache(root, data=True)
+        assert not findings.damage, (steps[step], findings.damage)
+        assert all(open_split(root, split, num_views=1) for split in ("train", "val"))
         check_goes_on(quick_data, root, whole)
         shutil.rmtree(root)
-        step += 1
-    assert step > 50

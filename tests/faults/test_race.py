@@ -20,7 +20,10 @@ def check_whole(root, whole) -> None:
     assert not findings.damage and findings.num_groups == len(quick.GROUPS)
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count",
+    [4, pytest.param(8, marks=pytest.mark.nightly), pytest.param(100, marks=pytest.mark.nightly)],
+)
 def test_writers_that_race_commit_each_group_once(quick_data, whole, tmp_path, count):
     for race in range(count):
         root, log = tmp_path / f"race{race}", tmp_path / f"log{race}"

@@ -24,7 +24,10 @@ def read_losses(folder) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if not k.endswith("_s")} for line in lines]
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "count",
+    [2, pytest.param(3, marks=pytest.mark.nightly), pytest.param(20, marks=pytest.mark.nightly)],
+)
 def test_killed_at_random_moments_a_student_ends_with_the_same_weights(
     quick_data, whole_root, tmp_path, count
 ):

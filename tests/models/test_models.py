@@ -26,7 +26,7 @@ from kdcache.models.weights import (
     read_state_dict,
     read_teacher_weights,
 )
-from tests.support.helpers import NOBODY_LISTENS, check_one_line, serve
+from tests.support.helpers import NOBODY_LISTENS, Trap, check_one_line, serve, write_trap
 
 NUM_CLASSES = 8  # of the fixture teacher_file
 HW = (64, 96)
@@ -414,23 +414,6 @@ def test_tap_that_is_no_layer_of_the_backbone_is_refused(teacher_file: Path, tap
     check_one_line(
         error, f"settings: teacher.layers.mid is '{tap}', expected one of layer1, ", "layer4"
     )
-
-
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.mkdir, (self.trace,)
-
-
-def write_trap(path: Path, trap: Trap, *, container: str) -> None:
-    if container == "pickle":
-        path.write_bytes(pickle.dumps({"weight": trap}))
-    else:
-        torch.save({"weight": trap}, path, _use_new_zipfile_serialization=container == "torch")
 
 
 @pytest.mark.parametrize("container", ["pickle", "torch", "torch_legacy"])

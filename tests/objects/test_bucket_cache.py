@@ -12,30 +12,17 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
-from kdcache.objects.path import ObjectPath
 from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.repair import repair_cache
 from kdcache.progress import Silent
 from kdcache.storage.place import find_place
 from tests.support import quick
 from tests.support.helpers import check_one_line
+from tests.support.stored import read_all
 from train_student.cli import main as train_student
 
 RANKS = {"low": 2, "mid": 3, "high": 4}
 pytestmark = pytest.mark.usefixtures("quick_teacher")
-
-
-def read_all(root) -> dict[str, bytes]:
-    """Every file of a cache but the manifest, whose information differs, and locks."""
-    if isinstance(root, ObjectPath):
-        files = {path.relative_to(root): path.read_bytes() for path, _ in root.walk()}
-    else:
-        files = {
-            str(path.relative_to(root)): path.read_bytes()
-            for path in root.rglob("*")
-            if path.is_file()
-        }
-    return {name: data for name, data in files.items() if name not in ("manifest.json", ".lock")}
 
 
 @pytest.fixture

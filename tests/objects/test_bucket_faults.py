@@ -10,10 +10,10 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, SettingsError
 from kdcache.objects.path import ObjectPath
-from tests.objects.test_bucket_cache import read_all
 from tests.support import quick
 from tests.support.helpers import check_one_line
 from tests.support.s3_server import ANSWERS, Faults
+from tests.support.stored import read_all
 from train_student.cli import main as train_student
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")

@@ -23,10 +23,10 @@ from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.progress import Silent
 from kdcache.storage.lock import hold_folder
-from tests.objects.test_bucket_cache import read_all
 from tests.support import quick
 from tests.support.helpers import check_one_line, run_at_once
 from tests.support.s3_server import Faults
+from tests.support.stored import read_all
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 LOST_S = 0.4

@@ -191,7 +191,7 @@ def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
         assert pipeline.write(everything) == [] and len(taken) == 1
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_torchrun_gives_the_same_bytes_as_one_process(built_root, base_given, tmp_path, count):
     root, path = tmp_path / "cache", tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(merge(base_given, {"cache": {"path": str(root)}})))

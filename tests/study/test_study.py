@@ -50,6 +50,7 @@ def read_rows(folder: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.nightly
 def test_table_has_every_arm_with_spread_and_difference_by_seed(finished):
     head, _, *rows = read_rows(finished)
     assert head == [
@@ -82,6 +83,7 @@ def test_table_has_every_arm_with_spread_and_difference_by_seed(finished):
     assert sizes["none"] == sizes["live"] == "-"
 
 
+@pytest.mark.nightly
 def test_live_run_has_the_losses_of_the_cached_one(finished):
     """Same images, order and dropout: only what the teacher says is stored in the one and asked in the other."""
     (cached,), (asked,) = (
@@ -93,6 +95,7 @@ def test_live_run_has_the_losses_of_the_cached_one(finished):
     assert "kd" not in labels_only and labels_only["ce"] == pytest.approx(cached["ce"], rel=0.2)
 
 
+@pytest.mark.nightly
 def test_finished_runs_are_not_trained_again(settings_file, finished, monkeypatch, capsys):
     before = (finished / "study.md").read_text()
     monkeypatch.setattr(EPOCH, None)
@@ -101,6 +104,7 @@ def test_finished_runs_are_not_trained_again(settings_file, finished, monkeypatc
     assert capsys.readouterr().out.endswith(before)
 
 
+@pytest.mark.nightly
 def test_a_live_run_stopped_behind_its_checkpoint_has_all_its_epochs(
     settings_file, finished, tmp_path, monkeypatch
 ):
@@ -119,6 +123,7 @@ def stop(*args, **options):
     raise KeyboardInterrupt
 
 
+@pytest.mark.nightly
 def test_a_live_teacher_is_asked_about_what_the_student_sees(
     settings_file, finished, tmp_path, monkeypatch
 ):
@@ -172,6 +177,7 @@ def test_wrong_settings_are_told_before_anything_is_built(
     assert message in line and not (tmp_path / "out").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("arm", ["exact", "live"])
 def test_an_interrupted_study_goes_on_bit_for_bit(
     settings_file, finished, tmp_path, monkeypatch, arm, capsys
@@ -208,6 +214,7 @@ def stop_in_epoch_2(monkeypatch) -> None:
     monkeypatch.setattr(EPOCH, train_first)
 
 
+@pytest.mark.nightly
 def test_views_are_studied_on_one_cache_at_equal_steps(settings_file, finished, tmp_path):
     shutil.copytree(finished / "caches", tmp_path / "out" / "caches")
     assert (
@@ -224,6 +231,7 @@ def test_views_are_studied_on_one_cache_at_equal_steps(settings_file, finished, 
     assert ours == theirs  # a third view in the cache changes nothing for a run with two
 
 
+@pytest.mark.nightly
 def test_table_has_the_runs_of_other_commands_with_the_same_settings(
     settings_file, finished, tmp_path
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.datasets import voc as torchvision_voc
+
+from kdcache.data.voc import VOC_DIR
 
 VOC = Path("VOCdevkit") / "VOC2012"
+ARCHIVE = "tiny.tar"
 NOBODY_LISTENS = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
@@ -112,6 +118,28 @@ def check_one_line(error: pytest.ExceptionInfo | BaseException, *parts: str) -> 
     assert "\n" not in message
     missing = [part for part in parts if part not in message]
     assert not missing, f"{missing} not in {message!r}"
+
+
+def point_torchvision_at(monkeypatch: pytest.MonkeyPatch, url: str, md5: str) -> None:
+    entry = {"url": f"{url}/{ARCHIVE}", "filename": ARCHIVE, "md5": md5, "base_dir": str(VOC_DIR)}
+    monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, "2012", entry)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.mkdir, (self.trace,)
+
+
+def write_trap(path: Path, trap: Trap, *, container: str) -> None:
+    if container == "pickle":
+        path.write_bytes(pickle.dumps({"weight": trap}))
+    else:
+        torch.save({"weight": trap}, path, _use_new_zipfile_serialization=container == "torch")
 
 
 class _Quiet(SimpleHTTPRequestHandler):
