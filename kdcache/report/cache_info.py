@@ -130,12 +130,12 @@ def watch_cache(
             read_manifest(root)  # it may have been moved away
             new = find_committed(root, missing)
             missing -= set(new)
-            files = [
-                shard_path(root, spec, group)
-                for group in new
-                for spec in layouts[group.split].arrays
-            ]
+            files = [path for group in new for path in _list_shards(root, layouts, group)]
             bar.advance(sum(map(_count, new)), size_bytes=sum_sizes(root, files))
+
+
+def _list_shards(root: Path, layouts: dict[str, SplitLayout], group: Group) -> list[Path]:
+    return [shard_path(root, spec, group) for spec in layouts[group.split].arrays]
 
 
 def _name_writers(root: Path) -> str:
@@ -144,11 +144,8 @@ def _name_writers(root: Path) -> str:
     Those of other machines too, if the file system tells of them.
     """
     folder = root / LEASES
-    names = (
-        [path.name for path in folder.iterdir() if is_held(root, path.name)]
-        if folder.is_dir()
-        else []
-    )
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = [name for name in names if is_held(root, name)]
     holders = Counter(read_holder(root, name) for name in names)
     told = ", ".join(f"{holder} ({count})" for holder, count in sorted(holders.items()))
     return f"; writing now, with so many shard groups: {told}" if told else "; nobody is writing"

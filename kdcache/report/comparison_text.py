@@ -39,11 +39,11 @@ def list_notes(comparison: Comparison) -> list[str]:
         "chosen on the validation data itself, which flatters; last: the last epoch, which nobody "
         "chose. To baseline: mean of the differences seed by seed from the run with the same "
         "settings and without a teacher, in points of 0.01, [95 % interval by Student's t]. "
-        "s/epoch: median, without validation; of runs trained together, each one's share."
+        "s/epoch: median, without validation."
     ]
     if any(len(row.pairs) > 1 for row in comparison.compared):
         chance = say_chance(len(comparison.names))
-        notes.append(f"A class differs clearly where its interval excludes 0. {chance}")
+        notes.append(f"A class differs clearly if its interval excludes 0. {chance}")
     if len(comparison.compared) > 1:
         notes.append(
             f"The best of {len(comparison.compared)} rows, chosen by this table, owes a part of "
@@ -142,7 +142,7 @@ def find_clear(row: Row, num_classes: int) -> dict[int, Estimate]:
 def say_chance(num_classes: int) -> str:
     """How many classes seem to differ clearly though none does."""
     count = f"{0.05 * num_classes:.1f} on average"
-    return f"Of {num_classes} classes, {count} stand out by chance alone where nothing differs."
+    return f"Of {num_classes} classes, {count} stand out by chance alone even if nothing differs."
 
 
 def _format_classes(row: Row, names: list[str]) -> str:

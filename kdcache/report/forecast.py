@@ -46,9 +46,9 @@ def _format_state(facts: dict) -> str:
     groups = sum(split["groups"] for split in facts["splits"].values())
     done = sum(split["groups_committed"] for split in facts["splits"].values())
     if done == 0:
-        return "nothing is there yet"
+        return "nothing is built yet"
     if done == groups:
-        return "complete, nothing is to do"
+        return "complete, nothing to do"
     samples = sum(split["num_missing"] for split in facts["splits"].values())
     to_do = f"{samples} samples, {format_bytes(facts['size']['missing_bytes'])}"
     return f"{done} of {groups} shard groups are there; still to do: {to_do}"
@@ -77,7 +77,7 @@ def _format_source(probe: dict) -> str:
 def _format_disk(facts: dict) -> str:
     disk, needed = facts["disk"], facts["size"]["missing_bytes"]
     free, folder = disk["free_bytes"], disk["folder"]
-    lacking = f"IT DOES NOT FIT, {format_bytes(needed - free)} are lacking"
+    lacking = f"IT DOES NOT FIT, {format_bytes(needed - free)} are missing"
     to_write = f"{format_bytes(needed)} are to be written"
     verdict = "it fits" if disk["fits"] else lacking
     return f"disk: {format_bytes(free)} are free at {folder}, {to_write}: {verdict}"

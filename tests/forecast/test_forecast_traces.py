@@ -148,7 +148,7 @@ def test_a_complete_cache_has_nothing_to_do_and_keeps_its_views(config):
     build_cache(config)
     facts = forecast_cache(replace(config, augment=replace(config.augment, views=1)))
     assert facts["size"]["missing_bytes"] == 0 and facts["splits"]["train"]["num_views"] == 2
-    assert "complete, nothing is to do" in format_forecast(facts)
+    assert "complete, nothing to do" in format_forecast(facts)
 
 
 def test_another_cache_is_refused(config):

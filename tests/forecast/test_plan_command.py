@@ -24,7 +24,7 @@ def test_the_command_tells_a_person(run, capsys):
     assert run() == 0
     text = capsys.readouterr().out
     for part in (
-        "nothing is there yet",
+        "nothing is built yet",
         "train: 150 images x 2 views",
         "arrays exact",
         "are free at",
