@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,6 +22,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError, one_line
 from kdcache.progress import Progress, Silent
 from kdcache.training.batches import Batch, split_batches
+from kdcache.training.loop import Learner
 
 log = logging.getLogger("kdcache")
 FEW_SAMPLES = 8  # compared at the end of phase one
@@ -74,13 +75,27 @@ def measure_fidelity(
     """
     progress, manifest = progress or Silent(), read_manifest(root)
     opened = open_with_teacher(root, manifest, given)
-    temperature = opened.config.loss.temperature
-    gradients = {}
-    for name, learner in make_students(opened, run=run, progress=progress).items():
+    students = make_students(opened, run=run, progress=progress)
+    places = opened.choose_places(num_samples, seed)
+    answers, gradients = _compare(opened, students, places, progress)
+    result = {"samples": len(places), "seed": seed, **_judge(opened, answers, gradients)}
+    _store(root, result)
+    return result
+
+
+def _compare(
+    opened: CacheWithTeacher,
+    students: Mapping[str, Learner],
+    places: list[tuple[int, int]],
+    progress: Progress,
+) -> tuple[dict, dict]:
+    """Errors of each answer, and of each term of each student, as JSON values."""
+    temperature, gradients = opened.config.loss.temperature, {}
+    for name, learner in students.items():
         terms = [term for term in opened.terms if term == "kd" or learner.loss.align]
         gradients[name] = GradientErrors(learner, terms=terms, temperature=temperature)
     errors = {name: AnswerErrors(opened.reader.encodings[name]) for name in opened.names}
-    scores, places = ScoreErrors(temperature), opened.choose_places(num_samples, seed)
+    scores = ScoreErrors(temperature)
     with progress.start("comparing", total=len(places), unit="samples") as bar:
         for cached, live in _ask_again(opened, places):
             for name, error in errors.items():
@@ -93,13 +108,10 @@ def measure_fidelity(
             bar.advance(len(cached.sample_ids))
     answers = {name: error.to_dict() for name, error in errors.items()}
     answers["logits"] |= scores.to_dict()
-    students = {
+    return answers, {
         name: {term: errors.to_dict() for term, errors in student.terms.items()}
         for name, student in gradients.items()
     }
-    result = {"samples": len(places), "seed": seed, **_judge(opened, answers, students)}
-    _store(root, result)
-    return result
 
 
 def _ask_again(

@@ -73,37 +73,36 @@ def forecast_cache(
     job = _plan_for_disk(prepare_job(config, progress))
     setup_s = time.monotonic() - began_s
     measured = _measure(job, num_compared=num_compared, setup_s=setup_s, progress=progress)
-    layouts, probe, table = job.manifest.layouts, measured.probe, measured.encodings
+    return _describe(job, measured, folder)
+
+
+def _describe(job: Job, measured: _Measured, folder: Path) -> dict:
+    config, layouts, probe = job.config, job.manifest.layouts, measured.probe
+    root, table = config.cache.path, measured.encodings
     splits = {split: _describe_split(root, layout, probe) for split, layout in layouts.items()}
     size, times = _add_bytes(splits, probe), _add_times(splits, measured, job.manifest)
-    free = shutil.disk_usage(folder).free
-    epoch_s = layouts["train"].num_samples * measured.teacher_s  # of a teacher in every step
+    free, needed = shutil.disk_usage(folder).free, size["missing_bytes"]
+    teacher_s = measured.teacher_s
+    epoch_s = layouts["train"].num_samples * teacher_s  # of a teacher in every step
+    compared, device = asdict(table), str(job.teacher.device)
     return {
         "path": str(root),
         "encoding": config.cache.kinds,
         "codec": config.cache.codec_name,
         "splits": splits,
         "size": size,
-        "disk": {
-            "folder": str(folder),
-            "free_bytes": free,
-            "fits": size["missing_bytes"] <= free,
-        },
+        "disk": {"folder": str(folder), "free_bytes": free, "fits": needed <= free},
         "time": times,
         "break_even": {
-            "teacher_s": measured.teacher_s,
+            "teacher_s": teacher_s,
             "saved_s_per_epoch": epoch_s,
             "epochs": times["all_s"] / epoch_s,
         },
-        "others": [asdict(other) for other in table.others],
-        "compared": {
-            "num_samples": table.num_samples,
-            "here_bytes": table.here_bytes,
-            "left_out": table.left_out,
-        },
+        "others": compared.pop("others"),
+        "compared": compared,
         "probe": {
             "num_samples": probe.num_samples,
-            "device": str(job.teacher.device),
+            "device": device,
             "time_s": measured.rest_s,
         },
     }

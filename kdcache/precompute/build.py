@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from kdcache.cache.folder import (
     add_information,
     check_changeable,
@@ -27,7 +29,7 @@ from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import CacheMismatchError
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.machine.workers import Worker, find_worker
-from kdcache.models.teacher import build_teacher
+from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases
 from kdcache.precompute.pipeline import Job, Pipeline
@@ -83,12 +85,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         cure = "give what the cache was built with, or set cache.path to another folder"
         check_encodings(root, read_config(there), config, cure=cure)
     codecs = choose_codecs(config, there)
-    device = choose_device(config.teacher.device, field="teacher.device")
-    check_precision(config.teacher.precision, device, field="teacher.precision")
-    classes, names = config.dataset.num_classes, config.cache.levels
-    teacher, weights = build_teacher(
-        config.teacher, num_classes=classes, levels=names, device=device
-    )
+    teacher, weights = _load_teacher(config)
     levels = teacher.probe_levels()
     ranks = choose_ranks(config.cache, levels)
     download_voc(config.dataset)
@@ -109,9 +106,17 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         levels=levels,
         encodings=choose_encodings(config.cache, bases),
         codecs=codecs,
-        device=device,
+        device=teacher.device,
     )
     return Job(config, manifest, splits, teacher, bases)
+
+
+def _load_teacher(config: Config) -> tuple[Teacher, dict[str, Tensor]]:
+    """The teacher on its device, and its weights."""
+    device = choose_device(config.teacher.device, field="teacher.device")
+    check_precision(config.teacher.precision, device, field="teacher.precision")
+    classes, levels = config.dataset.num_classes, config.cache.levels
+    return build_teacher(config.teacher, num_classes=classes, levels=levels, device=device)
 
 
 def read_splits(config: Config, progress: Progress) -> dict[str, Split]:

@@ -243,8 +243,8 @@ class _Driver:
         free = ray.available_resources().get(kind, 0)
         log.warning(
             "no worker has begun in %g s: each of %d takes %g %s of one machine; the largest "
-            "machine of the cluster has %g, and %g are free in all; waiting for room, or for weights "
-            "and data set to be read",
+            "machine of the cluster has %g, and %g are free in all; waiting for room, or for "
+            "weights and data set to be read",
             PATIENCE_S, self.pool.count, amount, kind, max(list_machines(kind)), free,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How right the teacher is, from cached logits: on val, and on the training views students learn from."""
+"""How right the teacher is, from cached logits: on val and on the training views."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TeacherScore:
 def score_teacher(
     root: Path, manifest: Manifest, *, num_classes: int, progress: Progress
 ) -> TeacherScore:
-    """Compare cached logits with cached labels; warn of likely wrong weights or unsuitable views."""
+    """Compare cached logits with labels; warn of likely wrong weights or unsuitable views."""
     val, train = (
         count_answers(
             CacheReader(root, manifest, split, num_views=1),
