@@ -9,7 +9,7 @@ import cache_teacher.cli
 from kdcache.analysis import students
 from kdcache.progress import format_bytes, format_time
 from kdcache.report.forecast import format_forecast
-from tests.forecast.changes import answer_otherwise
+from tests.support.forecasts import answer_otherwise
 
 
 @pytest.fixture

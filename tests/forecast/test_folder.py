@@ -15,7 +15,7 @@ from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
 from kdcache.storage.lock import LOCK, hold_folder
-from tests.forecast.changes import answer_otherwise, encode
+from tests.support.forecasts import answer_otherwise, encode
 from tests.support.helpers import check_one_line
 
 ROOT = Path(__file__).parents[2]

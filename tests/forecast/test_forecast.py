@@ -12,8 +12,8 @@ from kdcache.forecast.probe import pick_samples
 from kdcache.precompute.build import build_cache
 from kdcache.report.cache_info import describe_cache
 from kdcache.report.forecast import format_forecast
-from tests.forecast.changes import encode, group
 from tests.support import quick
+from tests.support.forecasts import encode, group
 
 
 def array_bytes(splits: dict) -> dict:

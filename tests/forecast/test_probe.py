@@ -13,7 +13,7 @@ from kdcache.forecast.forecast import forecast_cache
 from kdcache.forecast.probe import find_rates
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
-from tests.forecast.changes import encode, group
+from tests.support.forecasts import encode, group
 from tests.support.helpers import check_one_line
 
 PARTS = ("setup_s", "val_s", "train_s", "score_s", "comparison_s")

@@ -7,7 +7,7 @@ from kdcache.forecast import encodings, probe
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
-from tests.forecast.changes import answer_otherwise, encode, enlarge
+from tests.support.forecasts import answer_otherwise, encode, enlarge
 from tests.support.helpers import check_one_line
 
 
