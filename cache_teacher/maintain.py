@@ -11,7 +11,7 @@ from kdcache.command import DAMAGED, OneLineParser, cannot_run_as_2
 from kdcache.config.parser import build_parser, read_given
 from kdcache.errors import CacheCorruptError, Phrase, SettingsError, describe
 from kdcache.progress import Console
-from kdcache.storage.place import Place, find_place
+from kdcache.storage import Storage, open_storage
 
 PROG = "python -m cache_teacher"
 WATCH_EVERY_S = 5.0
@@ -64,8 +64,7 @@ def verify(argv: list[str]) -> int:
         help="data of a random share of the shard groups, or of part N of T (implies --data)",
     )
     args = parser.parse_args(argv)
-    from kdcache.cache.subset import choose_subset
-    from kdcache.cache.verify import verify_cache
+    from kdcache.cache.verify import choose_subset, verify_cache
     from kdcache.report.findings import describe_findings, format_findings
 
     choose = choose_subset(args.subset)
@@ -138,14 +137,14 @@ def path_parser(name: str, description: str, *, json: bool = False) -> argparse.
     return parser
 
 
-def _read_place(text: str) -> Place:
+def _read_place(text: str) -> Storage:
     try:
-        return find_place(text)
+        return open_storage(text)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def split_path(words: list[str], command: str) -> tuple[Place, list[str]]:
+def split_path(words: list[str], command: str) -> tuple[Storage, list[str]]:
     """PATH, which is the first word, and the settings behind it. Raises SettingsError."""
     if not words or words[0].startswith("-"):
         found, expected = words[0] if words else Phrase("missing"), Phrase("the folder of a cache")
@@ -153,4 +152,4 @@ def split_path(words: list[str], command: str) -> tuple[Place, list[str]]:
         raise SettingsError(
             describe("command line", field="PATH", found=found, expected=expected, cure=cure)
         )
-    return find_place(words[0]), words[1:]
+    return open_storage(words[0]), words[1:]

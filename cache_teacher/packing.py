@@ -27,7 +27,7 @@ def export_cache(argv: list[str]) -> None:
         "--views", type=_read_count, metavar="N", help="the first N training views (default: all)"
     )
     args = parser.parse_args(argv)
-    from kdcache.packed.pack import pack_cache
+    from kdcache.cache.pack import pack_cache
 
     packed = pack_cache(
         args.path, args.out, levels=args.levels, num_views=args.views, progress=Console()
@@ -45,7 +45,7 @@ def import_cache(argv: list[str]) -> None:
     )
     parser.add_argument("out", type=_read_out, metavar="OUT", help="the new folder")
     args = parser.parse_args(argv)
-    from kdcache.packed.unpack import unpack_cache
+    from kdcache.cache.unpack import unpack_cache
 
     num_groups, size_bytes = unpack_cache(args.path, args.out, progress=Console())
     print(

@@ -43,9 +43,9 @@ def view(argv: list[str]) -> None:
         help="val, or train in its views",
     )
     args = parser.parse_args(argv)
-    from kdcache.report.gallery import name_cache, write_gallery
+    from kdcache.report.gallery import write_gallery
 
-    out = args.out or Path(f"{name_cache(args.path)}-{args.split}.html")
+    out = args.out or Path(f"{args.path.short_name}-{args.split}.html")
     try:
         done = write_gallery(
             args.path, out, split=args.split, num_samples=args.samples, progress=Console()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from functools import singledispatch
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -52,7 +51,6 @@ def rename_new(old: Path, new: Path) -> None:
         remove(old)
 
 
-@singledispatch
 def remove(path: Path) -> None:
     """Remove a file, absent ones too; on disk once the folder is flushed."""
     path.unlink(missing_ok=True)
@@ -64,7 +62,6 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
-@singledispatch
 def make_folders(path: Path, *, below: Path) -> None:
     """Make what `path` lacks below the existing folder `below`."""
     for folder in reversed([path, *path.parents]):
@@ -72,7 +69,6 @@ def make_folders(path: Path, *, below: Path) -> None:
             make_folder(folder)
 
 
-@singledispatch
 def sync_folder(path: Path) -> None:
     """Flush a folder's names to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -88,7 +84,6 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-@singledispatch
 def replace_file(path: Path, data: bytes) -> None:
     """Write a small file so that after a crash the old or the new one is there, whole."""
     write_file(partial_path(path), [data])

@@ -1,7 +1,6 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
-import shlex
-from functools import partial, singledispatch
+from functools import partial
 
 
 class KdcacheError(Exception):
@@ -66,18 +65,6 @@ class CacheCorruptError(CacheError):
 
 class OtherCacheError(CacheCorruptError):
     """A sound commit record, but of another identity."""
-
-
-@singledispatch
-def repair_command(root: object) -> str | None:
-    """What to type for whatever is damaged below the manifest of the cache at `root`; None where nothing can be recomputed."""
-    return f"python -m cache_teacher repair {shlex.quote(str(root))}"
-
-
-@singledispatch
-def repair_cure(root: object) -> str:
-    """The same as the cure of an error."""
-    return f"run `{repair_command(root)}`"
 
 
 def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:

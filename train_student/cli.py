@@ -12,7 +12,7 @@ from kdcache.config.names import FROM_CACHE
 from kdcache.config.parser import build_parser, make_config, read_given
 from kdcache.machine.workers import find_worker
 from kdcache.progress import Console
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from train_student.compare import compare
 from train_student.grid import run_grid, take_grid
 from train_student.report import report
@@ -67,7 +67,7 @@ def _train(argv: list[str]) -> int | None:
 
 def _train_one(parser: ArgumentParser, words: list[str], processes: Alone) -> None:
     given = processes.agree(_read, parser, words)
-    root = find_place(given.get("cache", {}).get("path", CacheConfig().path))
+    root = open_storage(given.get("cache", {}).get("path", CacheConfig().path))
     from kdcache.report.training import PrintedRun, report_result
     from kdcache.training.distill import distill
 

@@ -9,7 +9,7 @@ from kdcache.config import CacheConfig
 from kdcache.config.parser import read_given
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.progress import Console
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from kdcache.training.grid import Grid, read_grid
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run_grid(
             [*words, *(word for name, value in point.items() for word in (f"--{name}", value))],
         )
 
-    root = find_place(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
+    root = open_storage(read_given(parser, words).get("cache", {}).get("path", CacheConfig().path))
     from kdcache.analysis.comparison import compare_runs
     from kdcache.cache.manifest import read_manifest
     from kdcache.report.comparison_text import format_comparison

@@ -17,10 +17,11 @@ from kdcache.analysis.students import (
     make_students,
     open_with_teacher,
 )
-from kdcache.cache.folder import add_information
+from kdcache.cache.lifecycle import add_information
 from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError, one_line
 from kdcache.progress import Progress, Silent
+from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import Batch, split_batches
 from kdcache.training.loop import Learner
 
@@ -54,7 +55,7 @@ NOT_FLOAT32_COSINE = 0.999
 
 
 def measure_fidelity(
-    root: Path,
+    place: Storage | str | Path,
     given: dict,
     *,
     num_samples: int = 32,
@@ -73,6 +74,7 @@ def measure_fidelity(
     Returns: JSON values, also stored in the manifest; `failures` is empty if every limit is kept.
     Raises: CacheError, TeacherError, SettingsError, TrainingError.
     """
+    root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
     opened = open_with_teacher(root, manifest, given)
     students = make_students(opened, run=run, progress=progress)
@@ -156,7 +158,7 @@ def _judge(opened: CacheWithTeacher, answers: dict, students: dict) -> dict:
     }
 
 
-def _store(root: Path, result: dict) -> None:
+def _store(root: Storage, result: dict) -> None:
     """Store the result in the manifest; warn if that cannot be written."""
     try:
         add_information(root, {"fidelity": result})

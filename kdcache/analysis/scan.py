@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.reader import CacheReader
 from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, count_confusion
@@ -123,10 +122,10 @@ def work_through(
 
     A bucket is asked for many at once, a disk for one by one: torch's own threads share the work.
     """
-    if not reader.is_far:
+    if not reader.is_remote:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(FAR_THREADS) as pool:
+    with ThreadPoolExecutor(reader.storage.num_threads(1)) as pool:
         try:
             yield from pool.map(work, items)
         finally:

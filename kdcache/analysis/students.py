@@ -27,6 +27,7 @@ from kdcache.models.arch import recall_student
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.progress import Progress
+from kdcache.storage import Storage
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.checkpoint import BEST, read_checkpoint
 from kdcache.training.learner import build_learner, find_teacher_channels
@@ -76,7 +77,7 @@ class CacheWithTeacher:
         return sorted(divmod(place, num_samples) for place in chosen)
 
 
-def open_with_teacher(root: Path, manifest: Manifest, given: dict) -> CacheWithTeacher:
+def open_with_teacher(root: Storage, manifest: Manifest, given: dict) -> CacheWithTeacher:
     """Open a cache's complete views and build its teacher.
 
     Args:

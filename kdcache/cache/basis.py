@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcache import durable
-from kdcache.cache.documents import read_bytes
 from kdcache.cache.encodings import Encoding, find_directions
 from kdcache.cache.layout import CRC_BYTES
-from kdcache.cache.shard import check_inside, crc32c
-from kdcache.errors import CacheCorruptError, repair_cure
+from kdcache.cache.shards import crc32c
+from kdcache.errors import CacheCorruptError
+from kdcache.storage.base import Storage, UnfitFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,59 +74,68 @@ def basis_name(level: str) -> str:
     return f"{level}_basis"
 
 
-def basis_path(root: Path, level: str) -> Path:
+def basis_key(level: str) -> str:
     """The one chunk of a basis, by Zarr v3's default chunk keys."""
-    return root / "train" / basis_name(level) / "c" / "0" / "0"
+    return f"train/{basis_name(level)}/c/0/0"
 
 
-def write_bases(root: Path, bases: dict[str, np.ndarray]) -> None:
-    """Write each basis that is not there, whole. Raises OSError; CacheCorruptError where a link leads out of the cache."""
+def write_bases(storage: Storage, bases: dict[str, np.ndarray]) -> None:
+    """Write each basis that is not there, whole. Raises OSError; CacheCorruptError if a link leads out of the cache."""
     for level, basis_CR in bases.items():
-        path, data = basis_path(root, level), _to_bytes(basis_CR)
-        check_inside(root, path.parent, cure="remove the link")
-        durable.make_folders(path.parent, below=root)
+        key, data = basis_key(level), _to_bytes(basis_CR)
+        folder = key.rpartition("/")[0]
+        storage.check_inside(folder, cure="remove the link")
+        storage.make_folders(folder)
         chunk = data + crc32c(np.frombuffer(data, np.uint8)).to_bytes(CRC_BYTES, "little")
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != chunk:
-            durable.replace_file(path, chunk)
+        if not _holds(storage, key, chunk):
+            storage.replace(key, chunk)
 
 
-def read_basis(root: Path, level: str, encoding: Encoding) -> np.ndarray:
-    """float32 [C, R]. Raises CacheCorruptError where it is not the one that the cache's numbers are coefficients of."""
-    path, cure = basis_path(root, level), repair_cure(root)
-    body, crc = _read_chunk(root, level, (encoding.channels, encoding.rank))
+def _holds(storage: Storage, key: str, data: bytes) -> bool:
+    """Whether a plain file is there and has these bytes. Raises OSError if it cannot be read."""
+    try:
+        return storage.read_bytes(key) == data
+    except (FileNotFoundError, UnfitFileError):
+        return False
+
+
+def read_basis(storage: Storage, level: str, encoding: Encoding) -> np.ndarray:
+    """float32 [C, R]. Raises CacheCorruptError if it is not the one that the cache's numbers are coefficients of."""
+    where, cure = storage.name(basis_key(level)), storage.repair_cure
+    body, crc = _read_chunk(storage, level, (encoding.channels, encoding.rank))
     if hashlib.sha256(body).hexdigest() != encoding.basis_sha256:
-        raise CacheCorruptError(path, "basis is not the one this cache was written with", cure=cure)
+        raise CacheCorruptError(
+            where, "basis is not the one this cache was written with", cure=cure
+        )
     if crc != crc32c(np.frombuffer(body, np.uint8)):
-        raise CacheCorruptError(path, "stored checksum of the basis differs", cure=cure)
+        raise CacheCorruptError(where, "stored checksum of the basis differs", cure=cure)
     return np.frombuffer(body, "<f4").astype(np.float32).reshape(encoding.channels, encoding.rank)
 
 
-def read_any_basis(root: Path, level: str, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [C, R], whatever cache it is of. Raises CacheCorruptError where its checksum says that it is damaged."""
-    body, crc = _read_chunk(root, level, shape)
+def read_any_basis(storage: Storage, level: str, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [C, R], whatever cache it is of. Raises CacheCorruptError if its checksum says that it is damaged."""
+    body, crc = _read_chunk(storage, level, shape)
     if crc != crc32c(np.frombuffer(body, np.uint8)):
-        raise CacheCorruptError(
-            basis_path(root, level), "stored checksum of the basis differs", cure=repair_cure(root)
-        )
+        where, cure = storage.name(basis_key(level)), storage.repair_cure
+        raise CacheCorruptError(where, "stored checksum of the basis differs", cure=cure)
     return np.frombuffer(body, "<f4").astype(np.float32).reshape(shape)
 
 
-def _read_chunk(root: Path, level: str, shape: tuple[int, int]) -> tuple[bytes, int]:
+def _read_chunk(storage: Storage, level: str, shape: tuple[int, int]) -> tuple[bytes, int]:
     """The bytes of a basis, and the checksum behind them."""
-    path, cure, size = basis_path(root, level), repair_cure(root), 4 * shape[0] * shape[1]
-    check_inside(root, path, cure=cure)
-    data = read_bytes(path, cure=cure)
-    if len(data) != size + CRC_BYTES:
-        raise CacheCorruptError(
-            path, f"basis is {len(data)} bytes, expected {size + CRC_BYTES}", cure=cure
-        )
+    key, cure, size_bytes = basis_key(level), storage.repair_cure, 4 * shape[0] * shape[1]
+    storage.check_inside(key, cure=cure)
+    data = storage.read_document(key, cure=cure)
+    if len(data) != size_bytes + CRC_BYTES:
+        what = f"basis is {len(data)} bytes, expected {size_bytes + CRC_BYTES}"
+        raise CacheCorruptError(storage.name(key), what, cure=cure)
     return data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
 
 
-def read_bases(root: Path, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:
+def read_bases(storage: Storage, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:
     """The basis of every lowrank level. Raises CacheCorruptError."""
     return {
-        level: read_basis(root, level, enc)
+        level: read_basis(storage, level, enc)
         for level, enc in encodings.items()
         if enc.kind == "lowrank"
     }

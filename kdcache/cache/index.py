@@ -8,17 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcache.cache.chunks import Chunks, find_chunks, read_chunks
-from kdcache.cache.layout import ArraySpec, Group, commit_path, shard_path
+from kdcache.cache.layout import ArraySpec, Group, commit_key, record_name, shard_key
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.records import CommitRecord, list_records, read_record
-from kdcache.cache.shard import ShardFile, check_inside
+from kdcache.cache.shards import Chunks, ShardSource, find_chunks, read_chunks
 from kdcache.cache.stage import Stage
-from kdcache.errors import CacheCorruptError, CacheIncompleteError, repair_cure
-from kdcache.storage.place import Place, is_far
-
-FAR_THREADS = 16  # that ask a store at once: each waits for its answer most of the time
+from kdcache.cache.zarr_metadata import check_document, list_metadata
+from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.storage.base import ShardFile, Storage
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,8 @@ class Location:
     followed: whether its crc32c stands behind it, too.
     """
 
-    path: Place
+    storage: Storage
+    key: str
     offset: int
     size_bytes: int
     crc32c: int
@@ -52,21 +50,20 @@ class SplitIndex:
 
     def __init__(
         self,
-        root: Place,
+        storage: Storage,
         manifest: Manifest,
         split: str,
         *,
         num_views: int | None = None,
         stage: Stage | None = None,
     ) -> None:
-        self.root, self.layout, self.stage = root, manifest.layouts[split], stage
+        self.storage, self.layout, self.stage = storage, manifest.layouts[split], stage
         self.num_views = self.layout.num_views if num_views is None else num_views
         self._manifest = manifest
-        for document in list_metadata(root, manifest, splits=(split,)):
-            check_document(root, document)
-        _check_complete(
-            root, manifest, [group for group in self.layout.groups() if group.view < self.num_views]
-        )
+        for document in list_metadata(manifest, splits=(split,)):
+            check_document(storage, document)
+        wanted = [group for group in self.layout.groups() if group.view < self.num_views]
+        _check_complete(storage, manifest, wanted)
         self._specs = {spec.name: spec for spec in self.layout.arrays}
         self._crcs: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self._files: dict[tuple[int, int], dict[str, ShardFile]] = {}
@@ -79,13 +76,18 @@ class SplitIndex:
             self._learn(group, record)
 
     @property
-    def is_far(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether samples are read from another machine, each time."""
-        return is_far(self.root) and self.stage is None
+        return self.storage.is_remote and self.stage is None
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether all samples are read from one file."""
+        return self.storage.is_single_file and self.stage is None
 
     def record(self, view: int, index: int) -> CommitRecord:
         """The commit record of a group, read from disk. Raises CacheCorruptError."""
-        return read_group_record(self.root, self._manifest, self.layout.group(view, index))
+        return read_group_record(self.storage, self._manifest, self.layout.group(view, index))
 
     def locate(self, array: str, view: int, sample: int) -> Location:
         """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file or record."""
@@ -93,10 +95,10 @@ class SplitIndex:
 
     def _read_records(self, groups: list[Group]) -> Iterator[CommitRecord]:
         """In order; those of a store many at once."""
-        if not is_far(self.root):
+        if not self.storage.is_remote:
             yield from (self.record(group.view, group.index) for group in groups)
             return
-        with ThreadPoolExecutor(FAR_THREADS) as pool:
+        with ThreadPoolExecutor(self.storage.num_threads(1)) as pool:
             yield from pool.map(lambda group: self.record(group.view, group.index), groups)
 
     def stored_bytes(self, array: str) -> int:
@@ -112,20 +114,19 @@ class SplitIndex:
     def _place(self, shard: _Shard, sample: int) -> Location:
         row = sample % self.layout.shard_samples
         offset, size = shard.chunks.places[row].tolist()
-        return Location(
-            shard.chunks.path, offset, size, int(shard.crcs[row]), shard.chunks.checksums
-        )
+        chunks, crc = shard.chunks, int(shard.crcs[row])
+        return Location(chunks.storage, chunks.key, offset, size, crc, chunks.checksums)
 
     def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
         """Where the chunks of a group's array are, found once. Raises CacheCorruptError."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
         if (view, group.index) not in self._files:
             self._learn(group, self.record(view, group.index))
-        file, cure = self._files[view, group.index][spec.name], repair_cure(self.root)
+        file, cure = self._files[view, group.index][spec.name], self.storage.repair_cure
         try:
             copied = self._find_copy(spec, group, file) if self.stage else None
             chunks = copied or find_chunks(
-                self.root, self.layout, spec, group, file=file, cure=cure
+                self.storage, self.layout, spec, group, file=file, cure=cure
             )
         except CacheCorruptError as error:
             raise self.describe_damage(spec.name, view, sample, error.what) from None
@@ -138,35 +139,37 @@ class SplitIndex:
         return shard
 
     def _find_copy(self, spec: ArraySpec, group: Group, file: ShardFile) -> Chunks | None:
-        """Where the chunks are in the stage; None where it has no room. A copy with a damaged index is fetched again, once."""
-        path = shard_path(self.root, spec, group)
-        copy = self.stage.bring(path, file)
+        """Where the chunks are in the stage; None if it has no room. A copy with a damaged index is fetched again, once."""
+        crcs = self._crcs[group.view, group.index][spec.name]
+        source = ShardSource(self.storage, self.layout, spec, group, file=file, crcs=crcs)
+        copy = self.stage.bring(source, file)
         if copy is not None:
             try:
-                return read_chunks(copy, self.layout, spec, group, file=file, cure="")
+                return self._read_copy(copy, spec, group, file)
             except CacheCorruptError:
                 with self.stage.hold(copy):
                     self.stage.remove(copy, size_bytes=file.size_bytes)
-                copy = self.stage.bring(path, file)
-        return copy and read_chunks(copy, self.layout, spec, group, file=file, cure="")
+                copy = self.stage.bring(source, file)
+        return copy and self._read_copy(copy, spec, group, file)
+
+    def _read_copy(self, key: str, spec: ArraySpec, group: Group, file: ShardFile) -> Chunks:
+        return read_chunks(self.stage.storage, key, self.layout, spec, group, file=file, cure="")
 
     def _drop_copy(self, shard: _Shard, array: str, view: int, sample: int) -> None:
         """Forget a copy in the stage that is damaged or gone, if no other thread has done so."""
-        index = sample // self.layout.shard_samples
-        with self.stage.hold(shard.chunks.path):
+        index, copy = sample // self.layout.shard_samples, shard.chunks.key
+        with self.stage.hold(copy):
             if self._shards.get((array, view, index)) is shard:
-                self.stage.remove(
-                    shard.chunks.path, size_bytes=self._files[view, index][array].size_bytes
-                )
+                self.stage.remove(copy, size_bytes=self._files[view, index][array].size_bytes)
                 del self._shards[array, view, index]
 
     def describe_damage(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
         """The error that names array, view, sample and file."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
         return CacheCorruptError(
-            shard_path(self.root, self._specs[array], group),
+            self.storage.name(shard_key(self._specs[array], group)),
             f"{self.layout.split}/{array} view {view} sample {self.sample_ids[sample]!r} is damaged: {what}",
-            cure=repair_cure(self.root),
+            cure=self.storage.repair_cure,
         )
 
     def _learn(self, group: Group, record: CommitRecord) -> None:
@@ -174,41 +177,32 @@ class SplitIndex:
         if (
             record.sample_ids != self.sample_ids[group.start : group.stop]
         ):  # the order of samples is taken from view 0
-            path = commit_path(self.root, group)
-            raise CacheCorruptError(
-                path, "sample ids are not those of view 0", cure=repair_cure(self.root)
-            )
+            path, cure = self.storage.name(commit_key(group)), self.storage.repair_cure
+            raise CacheCorruptError(path, "sample ids are not those of view 0", cure=cure)
         self._crcs[group.view, group.index] = {
             name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()
         }
         self._files[group.view, group.index] = record.files
 
 
-def read_group_record(root: Place, manifest: Manifest, group: Group) -> CommitRecord:
+def read_group_record(storage: Storage, manifest: Manifest, group: Group) -> CommitRecord:
     """A group's commit record, held against this cache's identity. Raises CacheCorruptError."""
-    layout, identity, cure = (
-        manifest.layouts[group.split],
-        manifest.split_hash(group.split),
-        repair_cure(root),
-    )
-    check_inside(root, commit_path(root, group), cure=cure)
-    return read_record(root, layout, group, identity=identity, cure=cure)
+    layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
+    cure = storage.repair_cure
+    storage.check_inside(commit_key(group), cure=cure)
+    return read_record(storage, layout, group, identity=identity, cure=cure)
 
 
-def _check_complete(root: Place, manifest: Manifest, groups: list[Group]) -> None:
-    there = list_records(root)
-    missing = [group for group in groups if commit_path(root, group).name not in there]
+def _check_complete(storage: Storage, manifest: Manifest, groups: list[Group]) -> None:
+    there = list_records(storage)
+    missing = [group for group in groups if record_name(group) not in there]
     if not missing:
         return
     first = missing[0]
     lost = first.view < manifest.complete_views[first.split]
     state = "has lost shard groups" if lost else "is half-built"
-    cure = (
-        repair_cure(root)
-        if lost
-        else "run `python -m cache_teacher` with its settings again to finish it"
-    )
+    finish = "run `python -m cache_teacher` with its settings again to finish it"
     raise CacheIncompleteError(
-        f"{root}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of {first.split} "
-        f"are there (first missing: {first.name}); {cure}"
+        f"{storage}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of {first.split} "
+        f"are there (first missing: {first.name}); {storage.repair_cure if lost else finish}"
     )

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +28,8 @@ SPLITS = ("train", "val")
 MOST_ITEM_BYTES = (
     2**31 - 1
 )  # of one sample of one array: what blosc can code, and more than any picture
-COMMITS, LEASES = "commits", "leases"  # folders beside the splits
+COMMITS = "commits"  # the folder of commit records, beside the splits
+MANIFEST = "manifest.json"
 
 
 Codecs = Mapping[str, Codec | None]  # of arrays by dtype; None: raw
@@ -146,30 +146,25 @@ def index_bytes(shard_samples: int) -> int:
     return shard_samples * INDEX_ENTRY_BYTES + CRC_BYTES
 
 
-def shard_path(root: Path, array: ArraySpec, group: Group) -> Path:
+def shard_key(array: ArraySpec, group: Group) -> str:
     """The shard file of one array and group, by Zarr v3's default chunk keys."""
     origin = "/".join("0" for _ in array.item_shape)
-    return root / group.split / array.name / "c" / str(group.view) / str(group.index) / origin
+    return f"{group.split}/{array.name}/c/{group.view}/{group.index}/{origin}"
 
 
-def commit_path(root: Path, group: Group) -> Path:
+def commit_key(group: Group) -> str:
     """The commit record of a group; it exists once all the group's files are complete and on disk."""
-    return root / COMMITS / record_name(group)
+    return f"{COMMITS}/{record_name(group)}"
 
 
 def record_name(group: Group) -> str:
-    """The file name of a group's commit record; making paths of a hundred thousand groups takes a second."""
+    """The file name of a group's commit record."""
     return f"{group.name}.json"
 
 
-def metadata_path(root: Path, *parts: str) -> Path:
+def metadata_key(*parts: str) -> str:
     """zarr.json of the cache itself (no parts), of a split, or of a split's array."""
-    return root.joinpath(*parts) / "zarr.json"
-
-
-def manifest_path(root: Path) -> Path:
-    """The cache's manifest."""
-    return root / "manifest.json"
+    return "/".join([*parts, "zarr.json"])
 
 
 def list_specs(

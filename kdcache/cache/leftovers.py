@@ -5,134 +5,123 @@ Nothing else is ever removed: a file of another name is not ours, a file that a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import singledispatch
 from pathlib import Path
 
-from kdcache import durable
-from kdcache.cache.basis import basis_name, basis_path
-from kdcache.cache.layout import Group, commit_path, metadata_path, shard_path
-from kdcache.cache.lease import SCORE, Lease, is_held, lease_path, take_lease
+from kdcache.cache.basis import basis_key, basis_name
+from kdcache.cache.layout import MANIFEST, Group, commit_key, metadata_key, record_name, shard_key
+from kdcache.cache.lifecycle import SCORE
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.records import has_record
-from kdcache.cache.shard import check_inside
-from kdcache.storage.lock import hold_folder
+from kdcache.cache.records import has_record, list_records
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.base import LEASES, PROBE, Lease
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that nobody needs, its size, and what it is."""
+    """A file that nobody needs, its size, and what it is; `path` names it for messages."""
 
-    path: Path
+    key: str
+    path: str
     size_bytes: int
     what: str
 
 
-@singledispatch
-def collect_leftovers(root: Path, *, dry_run: bool = False) -> list[Leftover]:
+def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> list[Leftover]:
     """Remove what killed runs left; files of groups that a process is writing now stay.
 
     Args:
         dry_run: only find.
 
-    Returns: what was found. Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
+    Returns: what was found. Raises: CacheMismatchError if the place holds no cache, CacheCorruptError if its manifest is damaged,
+    CacheError if it cannot be changed.
     """
-    manifest, found = read_manifest(root), []
-    for layout in manifest.layouts.values():
-        for group in layout.groups():
-            found += _collect_group(root, manifest, group, dry_run=dry_run)
-    found += _collect_score_lease(root, dry_run=dry_run)
-    with nullcontext() if dry_run else hold_folder(root, wait=True):
-        found += _collect(root, _find_document_partials(root, manifest), dry_run=dry_run)
+    storage = open_storage(place)
+    storage.check_changeable()
+    manifest, records, found = read_manifest(storage), list_records(storage), []
+    dead = storage.list_names(LEASES) - storage.find_held_leases()
+    groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
+    files = {group: _list_files(storage, manifest, group, records) for group in groups}
+    there = storage.find_sizes(key for keys in files.values() for key in keys)
+    for group in groups:
+        if group.name in dead or not there.keys().isdisjoint(files[group]):
+            found += _collect_group(storage, manifest, group, dry_run=dry_run)
+    for name in sorted(name for name in dead if name == SCORE or name.startswith(PROBE)):
+        with nullcontext() if dry_run else storage.take_lease(name):  # which removes it in the end
+            found.append(_describe_lease(storage, name))
+    documents = _list_documents(storage, manifest)
+    with storage.lock(wait=True) if documents and not dry_run else nullcontext():
+        found += _collect(storage, documents, dry_run=dry_run)
     return found
 
 
 def _collect_group(
-    root: Path, manifest: Manifest, group: Group, *, dry_run: bool
+    storage: Storage, manifest: Manifest, group: Group, *, dry_run: bool
 ) -> list[Leftover]:
-    stale = _find_lease(root, group.name)
-    if not stale and not list(_find_group_files(root, manifest, group)):
-        return []
+    stale = [_describe_lease(storage, group.name)] if _has_lease(storage, group.name) else []
     if dry_run:
-        held = is_held(root, group.name)
-        return (
-            []
-            if held
-            else stale + _collect(root, _find_group_files(root, manifest, group), dry_run=True)
-        )
-    with take_lease(root, group.name) as lease:  # which removes its file in the end
+        if storage.is_held(group.name):
+            return []
+        files = _list_files(storage, manifest, group, list_records(storage))
+        return stale + _collect(storage, files, dry_run=True)
+    with storage.take_lease(group.name) as lease:  # which removes its file in the end
         if lease is None:
             return []
-        return stale + _collect(
-            root, _find_group_files(root, manifest, group), dry_run=False, lease=lease
-        )
+        records = {record_name(group)} if has_record(storage, group) else set()
+        files = _list_files(storage, manifest, group, records)
+        return stale + _collect(storage, files, dry_run=False, lease=lease)
 
 
-def _collect_score_lease(root: Path, *, dry_run: bool) -> list[Leftover]:
-    stale = _find_lease(root, SCORE)
-    if not stale or is_held(root, SCORE):
-        return []
-    with nullcontext() if dry_run else take_lease(root, SCORE):
-        return stale
+def _has_lease(storage: Storage, name: str) -> bool:
+    return storage.exists(f"{LEASES}/{name}")
 
 
-def _find_lease(root: Path, name: str) -> list[Leftover]:
-    path = lease_path(root, name)
-    return [Leftover(path, 0, "lease of a dead process")] if path.exists() else []
+def _describe_lease(storage: Storage, name: str) -> Leftover:
+    key = f"{LEASES}/{name}"
+    return Leftover(key, storage.name(key), 0, "lease of a dead process")
 
 
-def _find_group_files(root: Path, manifest: Manifest, group: Group) -> Iterator[Leftover]:
-    garbage = (
-        not has_record(root, group) and group.view >= manifest.complete_views[group.split]
-    )  # else its record was lost
-    for spec in manifest.layouts[group.split].arrays:
-        path = shard_path(root, spec, group)
-        if garbage:
-            yield from _describe(path, "shard without commit record")
-        yield from _find_partials(path)
-    yield from _find_partials(commit_path(root, group))
+def _list_files(
+    storage: Storage, manifest: Manifest, group: Group, records: set[str]
+) -> dict[str, str]:
+    """Key -> what it is, of each file of a group that would be left over, there or not.
+
+    Args:
+        records: names of the commit records that are there.
+    """
+    complete = manifest.complete_views[group.split]
+    garbage = record_name(group) not in records and group.view >= complete  # else it was lost
+    shards = [shard_key(spec, group) for spec in manifest.layouts[group.split].arrays]
+    files = dict.fromkeys(shards, "shard without commit record") if garbage else {}
+    return files | _list_unfinished(storage, [*shards, commit_key(group)])
 
 
-def _find_document_partials(root: Path, manifest: Manifest) -> Iterator[Leftover]:
-    """Of the manifest, every zarr.json and every basis."""
-    folders = {root, *(metadata_path(root, split).parent for split in manifest.layouts)}
-    folders |= {
-        root / split / spec.name
-        for split, layout in manifest.layouts.items()
-        for spec in layout.arrays
-    }
-    bases = [basis_path(root, level) for level in manifest.encodings]
-    folders |= {
-        metadata_path(root, "train", basis_name(level)).parent for level in manifest.encodings
-    }
-    for path in [
-        *(folder / name for folder in sorted(folders) for name in ("manifest.json", "zarr.json")),
-        *bases,
-    ]:
-        yield from _find_partials(path)
+def _list_documents(storage: Storage, manifest: Manifest) -> dict[str, str]:
+    """The same of the manifest, every zarr.json and every basis."""
+    folders = {"", *manifest.layouts}
+    for split, layout in manifest.layouts.items():
+        folders |= {f"{split}/{spec.name}" for spec in layout.arrays}
+    folders |= {f"train/{basis_name(level)}" for level in manifest.encodings}
+    names = (MANIFEST, metadata_key())
+    keys = [f"{folder}/{name}".lstrip("/") for folder in sorted(folders) for name in names]
+    return _list_unfinished(storage, [*keys, *map(basis_key, manifest.encodings)])
 
 
-def _find_partials(path: Path) -> Iterator[Leftover]:
-    return _describe(durable.partial_path(path), "unfinished file")
-
-
-def _describe(path: Path, what: str) -> Iterator[Leftover]:
-    with suppress(FileNotFoundError):  # a writer may have given it its name meanwhile
-        if path.is_file():
-            yield Leftover(path, path.lstat().st_size, what)
+def _list_unfinished(storage: Storage, keys: list[str]) -> dict[str, str]:
+    unfinished = filter(None, map(storage.unfinished_key, keys))
+    return dict.fromkeys(unfinished, "unfinished file")
 
 
 def _collect(
-    root: Path, leftovers: Iterator[Leftover], *, dry_run: bool, lease: Lease | None = None
+    storage: Storage, files: dict[str, str], *, dry_run: bool, lease: Lease | None = None
 ) -> list[Leftover]:
-    found = list(leftovers)
+    sizes = storage.find_sizes(files)
+    found = [Leftover(key, storage.name(key), sizes[key], files[key]) for key in sizes]
     for leftover in found:
-        check_inside(root, leftover.path.parent, cure="remove the link")
+        storage.check_inside(leftover.key.rpartition("/")[0], cure="remove the link")
     for leftover in found if not dry_run else ():
         if lease is not None:
             lease.check()
-        durable.remove(leftover.path)
-        durable.sync_folder(leftover.path.parent)
+        storage.remove(leftover.key)
     return found

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
-from kdcache.cache.documents import read_json, read_sealed, write_sealed
+from kdcache.cache.documents import read_json, read_sealed, seal
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
 from kdcache.cache.identity import describe_array, hash_facts
 from kdcache.cache.layout import (
     COMMITS,
     DTYPES,
     FORMAT_VERSION,
+    MANIFEST,
     MOST_GROUPS,
     MOST_ITEM_BYTES,
     RAW_VERSION,
@@ -23,7 +25,6 @@ from kdcache.cache.layout import (
     ArraySpec,
     SplitLayout,
     find_version,
-    manifest_path,
 )
 from kdcache.config import LEVELS
 from kdcache.config.parser import drop_unknown, make_config
@@ -35,7 +36,7 @@ from kdcache.errors import (
     SettingsError,
     describe,
 )
-from kdcache.storage.place import Place
+from kdcache.storage import Storage, open_storage
 
 _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
@@ -97,9 +98,9 @@ def _pictures(facts: dict) -> dict:
     return {part: facts[part] for part in ("dataset", "augment")}
 
 
-def write_manifest(root: Place, manifest: Manifest) -> None:
-    """Replace manifest.json in one step."""
-    write_sealed(manifest_path(root), describe_manifest(manifest))
+def write_manifest(storage: Storage | str | Path, manifest: Manifest) -> None:
+    """Replace manifest.json in one step; the storage must be locked."""
+    open_storage(storage).replace(MANIFEST, seal(describe_manifest(manifest)))
 
 
 def describe_manifest(manifest: Manifest) -> dict:
@@ -119,21 +120,24 @@ def describe_manifest(manifest: Manifest) -> dict:
     return {**head, "splits": splits, "information": manifest.information}
 
 
-def read_manifest(root: Place) -> Manifest:
-    """Raises CacheMismatchError for a place that is no cache or of another version, CacheCorruptError for a damaged one,
-    CacheError where it cannot be looked for."""
-    path = manifest_path(root)
-    there, begun = look_for_manifest(root)
+def read_manifest(storage: Storage | str | Path) -> Manifest:
+    """The manifest of the cache in a storage, or at an address.
+
+    Raises: CacheMismatchError for a place that is no cache or of another version, CacheCorruptError for a damaged one,
+    CacheError if it cannot be looked for.
+    """
+    storage = open_storage(storage)
+    there, begun = look_for_manifest(storage)
     if not there:
         cure = (
             _CURE if begun else "give the path of one, or build one with `python -m cache_teacher`"
         )
         found, expected = Phrase("missing"), Phrase("a kdcache cache")
         raise CacheMismatchError(
-            describe(root, field="manifest.json", found=found, expected=expected, cure=cure)
+            describe(storage, field="manifest.json", found=found, expected=expected, cure=cure)
         )
-    _check_version(path, read_json(path, cure=_CURE))
-    document = read_sealed(path, cure=_CURE)
+    _check_version(storage, read_json(storage, MANIFEST, cure=_CURE))
+    document = read_sealed(storage, MANIFEST, cure=_CURE)
     try:
         splits = {split: document["splits"][split] for split in SPLITS}
         layouts = {split: _read_layout(split, stored) for split, stored in splits.items()}
@@ -155,28 +159,30 @@ def read_manifest(root: Place) -> Manifest:
         return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CacheCorruptError(path, f"manifest is damaged ({reason})", cure=_CURE) from None
+        what = f"manifest is damaged ({reason})"
+        raise CacheCorruptError(storage.name(MANIFEST), what, cure=_CURE) from None
 
 
-def find_manifest(root: Place) -> Manifest | None:
+def find_manifest(storage: Storage | str | Path) -> Manifest | None:
     """Like `read_manifest`, but None if nothing stands where the manifest belongs."""
-    return read_manifest(root) if look_for_manifest(root)[0] else None
+    storage = open_storage(storage)
+    return read_manifest(storage) if look_for_manifest(storage)[0] else None
 
 
-def look_for_manifest(root: Place) -> tuple[bool, bool]:
+def look_for_manifest(storage: Storage) -> tuple[bool, bool]:
     """Whether something stands where the manifest belongs, and else whether a cache was begun. Raises CacheError."""
-    path = manifest_path(root)
     try:
-        there = path.is_symlink() or path.exists()
-        return there, not there and (root / COMMITS).is_dir()
+        there = storage.exists(MANIFEST)
+        return there, not there and storage.is_folder(COMMITS)
     except OSError as error:
-        where = error.filename or path
+        where = error.filename or storage.name(MANIFEST)
         raise CacheError(
             f"{where}: manifest cannot be looked for ({error.strerror}); mend that or cache.path"
         ) from None
 
 
-def _check_version(path: Place, document: dict) -> None:
+def _check_version(storage: Storage, document: dict) -> None:
+    path = storage.name(MANIFEST)
     if document.get("format") != "kdcache":
         raise CacheCorruptError(path, "format is unknown, expected 'kdcache'", cure=_CURE)
     version = document.get("format_version")

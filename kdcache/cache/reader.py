@@ -8,20 +8,20 @@ does not notice two shards swapped.
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from kdcache.cache.basis import read_bases
 from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.index import Location, SplitIndex
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.shard import MappedFiles, copy_into, crc32c, open_plain, read_at
+from kdcache.cache.shards import MappedFiles, copy_into, crc32c
 from kdcache.cache.stage import Stage
 from kdcache.errors import CacheCorruptError
-from kdcache.storage.place import Place, find_place
+from kdcache.storage import Storage, open_storage
 
 Check = Literal["always", "first", "never"]
 
@@ -45,7 +45,7 @@ class CacheReader(SplitIndex):
     """One split of a cache, complete for the views in use. Thread-safe after construction.
 
     Args:
-        root: folder of the cache.
+        storage: of the cache, or its address.
         manifest: the cache's.
         split: "train" or "val".
         num_views: how many of its views must be complete (default: all).
@@ -58,7 +58,7 @@ class CacheReader(SplitIndex):
 
     def __init__(
         self,
-        root: Place,
+        storage: Storage | str | Path,
         manifest: Manifest,
         split: str,
         *,
@@ -66,7 +66,8 @@ class CacheReader(SplitIndex):
         check: Check = "first",
         stage: Stage | None = None,
     ) -> None:
-        super().__init__(root, manifest, split, num_views=num_views, stage=stage)
+        storage = open_storage(storage)
+        super().__init__(storage, manifest, split, num_views=num_views, stage=stage)
         self.check = check
         coded = [spec for spec in self.layout.arrays if spec.codec]
         self._coders = {
@@ -76,7 +77,7 @@ class CacheReader(SplitIndex):
         self._room = _Room()
         self.encodings = manifest.encodings if split == "train" else {"logits": Encoding()}
         """How logits and each level are stored."""
-        self.bases = read_bases(root, self.encodings)
+        self.bases = read_bases(storage, self.encodings)
         """level -> float32 [C, R] of the lowrank ones."""
         shape = (self.num_views, self.layout.num_samples)
         self._read = {name: np.zeros(shape, bool) for name in self._specs}
@@ -108,7 +109,9 @@ class CacheReader(SplitIndex):
                 raise
             self._drop_copy(shard, *item)
             if maps is not None:
-                maps.forget(shard.chunks.path)  # which would go on to be the damaged file
+                maps.forget(
+                    shard.chunks.storage.local_path(shard.chunks.key)
+                )  # which would go on to be the damaged file
             self._read[array][view] = False  # by position, as what was never read
             self._read_into(slot, item, self.locate(*item), maps)
 
@@ -173,16 +176,14 @@ class CacheReader(SplitIndex):
         follower = np.array([place.crc32c], "<u4")
         slots = [chunk, follower] if place.followed else [chunk]
         try:
-            mapped = (
-                maps.open(place.path)
-                if maps is not None and self._read[array][view, sample]
-                else None
-            )
+            mapped = None
+            if maps is not None and self._read[array][view, sample]:
+                path = place.storage.local_path(place.key)
+                mapped = maps.open(path) if path else None
             if mapped is not None:
                 count = copy_into(slots, mapped, place.offset)
             else:
-                with open_plain(place.path) as descriptor:
-                    count = read_at(descriptor, place.offset, slots)
+                count = place.storage.read_into(place.key, place.offset, slots)
         except OSError as error:
             raise self.describe_damage(
                 *item, f"the file is unreadable ({error.strerror})"
@@ -204,6 +205,8 @@ class CacheReader(SplitIndex):
     def decode(self, name: str, view: int, sample: int) -> np.ndarray:
         """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at each position, of length 1 but
         for what the basis leaves out."""
+        import torch
+
         arrays = {
             array: torch.from_numpy(self.read(array, view, sample))[None]
             for array in list_arrays(name, self.encodings[name])
@@ -214,15 +217,14 @@ class CacheReader(SplitIndex):
 
 
 def open_split(
-    root: Place,
+    place: Storage | str | Path,
     split: str,
     *,
     num_views: int | None = None,
     check: Check = "first",
     stage: Stage | None = None,
 ) -> CacheReader:
-    """A reader of "train" or "val"; see `CacheReader`. Raises CacheError."""
-    root = find_place(root)
-    return CacheReader(
-        root, read_manifest(root), split, num_views=num_views, check=check, stage=stage
-    )
+    """A reader of "train" or "val" of the cache at an address; see `CacheReader`. Raises CacheError."""
+    storage = open_storage(place)
+    manifest = read_manifest(storage)
+    return CacheReader(storage, manifest, split, num_views=num_views, check=check, stage=stage)

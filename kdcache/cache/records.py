@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import singledispatch
-from pathlib import Path
 
-from kdcache import durable
 from kdcache.cache.documents import read_sealed, seal
 from kdcache.cache.layout import (
     COMMITS,
     ArraySpec,
     Group,
     SplitLayout,
-    commit_path,
+    commit_key,
     index_bytes,
     record_name,
 )
-from kdcache.cache.shard import ShardFile
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
-from kdcache.storage.place import Place
+from kdcache.storage.base import Lease, ShardFile, Storage
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -51,9 +46,11 @@ class CommitRecord:
         return sum(file.size_bytes for file in self.files.values())
 
 
-def write_record(root: Place, group: Group, record: CommitRecord) -> None:
-    """Publish a record in one step: that is the commit."""
-    durable.replace_file(commit_path(root, group), seal_record(group, record))
+def write_record(
+    storage: Storage, group: Group, record: CommitRecord, *, lease: Lease | None = None
+) -> None:
+    """Publish a record in one step: that is the commit. Raises LeaseLostError, OSError."""
+    storage.replace(commit_key(group), seal_record(group, record), lease=lease)
 
 
 def seal_record(group: Group, record: CommitRecord) -> bytes:
@@ -75,54 +72,40 @@ def seal_record(group: Group, record: CommitRecord) -> bytes:
     return seal(document)
 
 
-@singledispatch
-def has_record(root: Path, group: Group) -> bool:
+def has_record(storage: Storage, group: Group) -> bool:
     """Whether something stands where the group's record belongs; what, `read_record` tells.
 
-    Raises: CacheError where that cannot be told: a disk that does not answer must not look like an empty one.
+    Raises: CacheError if that cannot be told: a disk that does not answer must not look like an empty one.
     """
-    path = commit_path(root, group)
     try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
+        return storage.exists(commit_key(group))
     except OSError as error:
-        raise CacheError(
-            f"{path}: commit record cannot be looked for ({error.strerror}); mend that first"
-        ) from None
-    return True
+        raise _refuse_look(storage.name(commit_key(group)), "commit record", error) from None
 
 
-@singledispatch
-def look_again(root: Path) -> None:
-    """Let the next look see what other machines have committed: opening a folder makes a network file system ask its server."""
-    os.close(os.open(root / COMMITS, os.O_RDONLY | os.O_DIRECTORY))
-
-
-@singledispatch
-def list_records(root: Path) -> set[str]:
+def list_records(storage: Storage) -> set[str]:
     """Names of the files that stand where commit records belong; one look at the folder, however many they are.
 
-    Raises: CacheError where that cannot be told.
+    Raises: CacheError if that cannot be told.
     """
     try:
-        return {entry.name for entry in os.scandir(root / COMMITS)}
-    except FileNotFoundError:
-        return set()
+        return storage.list_names(COMMITS)
     except OSError as error:
-        raise CacheError(
-            f"{root / COMMITS}: commit records cannot be looked for ({error.strerror}); mend that first"
-        ) from None
+        raise _refuse_look(storage.name(COMMITS), "commit records", error) from None
 
 
-def find_committed(root: Path, groups: Iterable[Group]) -> list[Group]:
-    """Those groups that have a record, by one look at the folder. Raises CacheError where that cannot be told."""
-    there = list_records(root)
+def _refuse_look(where: str, what: str, error: OSError) -> CacheError:
+    return CacheError(f"{where}: {what} cannot be looked for ({error.strerror}); mend that first")
+
+
+def find_committed(storage: Storage, groups: Iterable[Group]) -> list[Group]:
+    """Those groups that have a record, by one look at the folder. Raises CacheError if that cannot be told."""
+    there = list_records(storage)
     return [group for group in groups if record_name(group) in there]
 
 
 def read_record(
-    root: Path, layout: SplitLayout, group: Group, *, identity: str, cure: str
+    storage: Storage, layout: SplitLayout, group: Group, *, identity: str, cure: str
 ) -> CommitRecord:
     """The record of a committed group.
 
@@ -131,8 +114,8 @@ def read_record(
 
     Raises: CacheCorruptError where it is damaged or of another group, OtherCacheError where it is of another cache.
     """
-    path = commit_path(root, group)
-    document = read_sealed(path, cure=cure)
+    path = storage.name(commit_key(group))
+    document = read_sealed(storage, commit_key(group), cure=cure)
     if document.get("identity") != identity:
         found = repr(document.get("identity"))[:13]
         raise OtherCacheError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from kdcache.data.voc import Split
-    from kdcache.storage.place import Place
+    from kdcache.storage import Storage
 
 VAL_VIEW_RULE = {"scheme": "pad"}  # validation images are padded, and shrunk if they do not fit
 
@@ -35,7 +35,7 @@ def read_config(manifest: Manifest, *given: dict) -> Config:
     return make_config(read_settings(manifest), *given)
 
 
-def stored_config(root: Place, manifest: Manifest, given: dict) -> Config:
+def stored_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     """The settings a cache was built with, overridden by those given, at its place of today."""
     here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
     return read_config(manifest, {"dataset": {"download": False}}, given, here)
@@ -137,7 +137,7 @@ def choose_codecs(config: Config, there: Manifest | None) -> dict[str, Codec | N
     return chosen
 
 
-def check_encodings(root: Place, cached: Config, config: Config, *, cure: str) -> None:
+def check_encodings(root: Storage, cached: Config, config: Config, *, cure: str) -> None:
     """Encodings, ranks and codec of a cache are fixed: raise if `config` asks for others.
 
     Args:

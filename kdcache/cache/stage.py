@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.shard import ShardFile, open_plain, read_at
+from kdcache.cache.shards import ShardSource
 from kdcache.config import CacheConfig
 from kdcache.durable import PARTIAL
 from kdcache.errors import SettingsError
-from kdcache.storage.place import Place, is_far
+from kdcache.storage import LocalFolder, ShardFile, open_storage
 
 log = logging.getLogger("kdcache")
 PART_BYTES = 8 << 20  # of a file, in memory at once
@@ -48,32 +48,34 @@ class Stage:
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
+        self.storage = LocalFolder(folder)
         self._used: set[Path] = set()  # by this process
         self._total, self._coming, self._looked_s, self._full = 0, 0, -LOOK_S, False
         self.lock = threading.Lock()
-        self._holding: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._holding: dict[str, threading.Lock] = defaultdict(threading.Lock)
         _check_writable(folder)
 
     def __reduce__(self) -> tuple:
         return bind(Stage, limit_bytes=self.limit_bytes), (self.folder,)
 
-    def bring(self, path: Place, file: ShardFile) -> Path | None:
-        """The copy of a shard file, fetched now if it is not there; None where there is no room for it.
+    def bring(self, source: ShardSource, file: ShardFile) -> str | None:
+        """The key in `storage` of a shard's copy, fetched now if it is not there; None if there is no room for it.
 
         Args:
-            path: where it is. file: what its commit record says.
+            file: what the commit record says of the shard.
 
-        Raises: OSError where it cannot be read, or is not what the record says.
+        Raises: OSError if it cannot be read, or is not what the record says.
         """
-        copy = self.folder / file.sha256[:2] / f"{file.sha256}.shard"
-        with self.hold(copy):
+        key = f"{file.sha256[:2]}/{file.sha256}.shard"
+        copy = self.folder / key
+        with self.hold(key):
             self._used.add(copy)
             if _touch(copy, file.size_bytes):
-                return copy
+                return key
             if not self._make_room(file.size_bytes):
                 return None
             try:
-                _fetch(path, copy, file)
+                _fetch(source, copy, file)
             except BaseException as error:
                 self._give_back(file.size_bytes)
                 if not isinstance(error, _RefusedError):
@@ -82,20 +84,20 @@ class Stage:
                 return None
             with self.lock:
                 self._coming -= file.size_bytes
-        return copy
+        return key
 
     @contextmanager
-    def hold(self, copy: Path) -> Iterator[None]:
+    def hold(self, key: str) -> Iterator[None]:
         """Let no other thread fetch or remove a copy meanwhile."""
         with self.lock:
-            held = self._holding[copy]
+            held = self._holding[key]
         with held:
             yield
 
-    def remove(self, copy: Path, *, size_bytes: int) -> None:
+    def remove(self, key: str, *, size_bytes: int) -> None:
         """Remove a copy that is damaged, or gone already; it must be held."""
         with suppress(OSError):
-            copy.unlink()
+            (self.folder / key).unlink()
         with self.lock:
             self._total -= size_bytes
 
@@ -149,7 +151,8 @@ def open_stage(config: CacheConfig) -> Stage | None:
         return None
     folder = Path(os.path.realpath(config.stage_dir))
     cache = Path(os.path.realpath(str(config.path)))
-    if not is_far(config.path) and (cache.is_relative_to(folder) or folder.is_relative_to(cache)):
+    remote = open_storage(config.path).is_remote
+    if not remote and (cache.is_relative_to(folder) or folder.is_relative_to(cache)):
         raise SettingsError(
             f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder beside the cache, not above or in it; "
             "change it"
@@ -201,7 +204,7 @@ def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
                 yield facts.st_mtime, facts.st_size, path
 
 
-def _fetch(path: Place, copy: Path, file: ShardFile) -> None:
+def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
     """Raises OSError of the source, _RefusedError of the stage."""
     partial, total = copy.with_name(f"{file.sha256}.{OURS}{PARTIAL}"), hashlib.sha256()
     with _as_refused():
@@ -209,7 +212,7 @@ def _fetch(path: Place, copy: Path, file: ShardFile) -> None:
         out = partial.open("wb", buffering=0)
     try:
         try:
-            for part in _read_parts(path, file.size_bytes):
+            for part in source.read_parts(PART_BYTES):
                 total.update(part)
                 with _as_refused():
                     _write(out, part)
@@ -223,15 +226,6 @@ def _fetch(path: Place, copy: Path, file: ShardFile) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _read_parts(path: Place, size_bytes: int) -> Iterator[np.ndarray]:
-    with open_plain(path) as opened:
-        for offset in range(0, size_bytes, PART_BYTES):
-            part = np.empty(min(PART_BYTES, size_bytes - offset), np.uint8)
-            if read_at(opened, offset, [part]) != part.size:
-                raise OSError(None, "it is too short")
-            yield part
 
 
 def _write(out: object, part: np.ndarray) -> None:

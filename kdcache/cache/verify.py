@@ -7,6 +7,9 @@ every byte, against each chunk's crc32c and each file's sha256.
 from __future__ import annotations
 
 import hashlib
+import math
+import random
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,17 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.basis import basis_path, read_bases
-from kdcache.cache.chunks import Chunks, find_chunks
-from kdcache.cache.index import FAR_THREADS, read_group_record
-from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_path, shard_path
+from kdcache.cache.basis import basis_key, read_bases
+from kdcache.cache.index import read_group_record
+from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, commit_key, shard_key
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.metadata import check_document, list_metadata
 from kdcache.cache.records import CommitRecord, find_committed
-from kdcache.cache.shard import crc32c, list_tail, open_plain, read_at
-from kdcache.errors import CacheCorruptError
+from kdcache.cache.shards import Chunks, crc32c, find_chunks, list_tail
+from kdcache.cache.zarr_metadata import check_document, list_metadata
+from kdcache.errors import CacheCorruptError, refuse
 from kdcache.progress import Progress, Silent
-from kdcache.storage.place import is_far
+from kdcache.storage import Storage, open_storage
 
 VERIFY_THREADS = 2
 Choose = Callable[[list[Group]], list[Group]]
@@ -34,7 +36,7 @@ Choose = Callable[[list[Group]], list[Group]]
 class Damage:
     """One thing that is not as it was committed; `group` is None for a zarr.json or a basis, `sample_id` for a whole file."""
 
-    path: Path
+    key: str
     what: str
     group: Group | None = None
     array: str | None = None
@@ -62,7 +64,7 @@ class Findings:
 
 
 def verify_cache(
-    root: Path,
+    storage: Storage | str | Path,
     *,
     data: bool = False,
     choose: Choose = lambda groups: groups,
@@ -74,33 +76,32 @@ def verify_cache(
         data: read every byte of the chosen groups, too.
         choose: which of the committed groups' data are read; structure is always checked everywhere.
 
-    Raises: CacheMismatchError where `root` is no cache, CacheCorruptError where its manifest is damaged.
+    Raises: CacheMismatchError if it is no cache, CacheCorruptError if its manifest is damaged.
     """
-    manifest, findings = read_manifest(root), Findings(data=data)
+    storage = open_storage(storage)
+    manifest, findings = read_manifest(storage), Findings(data=data)
     if list(
-        _find_metadata_damage(root, manifest)
+        _find_metadata_damage(storage, manifest)
     ):  # or views were added between reading the one and the other
-        manifest = read_manifest(root)
-        findings.damage += _find_metadata_damage(root, manifest)
+        manifest = read_manifest(storage)
+        findings.damage += _find_metadata_damage(storage, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
-    committed = find_committed(root, groups)
-    _sort_missing(root, manifest, set(groups) - set(committed), findings)
+    committed = find_committed(storage, groups)
+    _sort_missing(storage, manifest, set(groups) - set(committed), findings)
     chosen = set(choose(committed)) if data else set()
     with (
         (progress or Silent()).start("verifying", total=len(committed), unit="groups") as bar,
-        ThreadPoolExecutor(FAR_THREADS if is_far(root) else VERIFY_THREADS) as pool,
+        ThreadPoolExecutor(storage.num_threads(VERIFY_THREADS)) as pool,
     ):
         checks = pool.map(
-            lambda group: check_group(root, manifest, group, data=group in chosen), committed
+            lambda group: check_group(storage, manifest, group, data=group in chosen), committed
         )
         first_ids: dict[tuple[str, int], list[str]] = {}
         for group, (damage, num_bytes, ids) in zip(committed, checks, strict=True):
             findings.damage += damage
             if ids and first_ids.setdefault((group.split, group.index), ids) != ids:
                 findings.damage.append(
-                    Damage(
-                        commit_path(root, group), "sample ids are not those of other views", group
-                    )
+                    Damage(commit_key(group), "sample ids are not those of other views", group)
                 )
             findings.num_groups += 1
             findings.num_bytes += num_bytes
@@ -108,50 +109,73 @@ def verify_cache(
     return findings
 
 
-def _find_metadata_damage(root: Path, manifest: Manifest) -> Iterator[Damage]:
-    for document in list_metadata(root, manifest):
+def choose_subset(text: str | None) -> Choose:
+    """A share like "5%", another one at every call, or part n of t like "2/7", the same at every call; None is all.
+
+    Raises: SettingsError for anything else.
+    """
+    if text is None:
+        return lambda groups: groups
+    share, part = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)%", text),
+        re.fullmatch(r"(\d{1,9})/(\d{1,9})", text),
+    )
+    if share and 0 < float(share[1]) <= 100:
+        return lambda groups: _draw(groups, float(share[1]) / 100)
+    if part and 1 <= int(part[1]) <= int(part[2]):
+        return lambda groups: groups[int(part[1]) - 1 :: int(part[2])]
+    raise refuse("--subset", text, "a share above 0% up to 100%, or N/T with N from 1 to T")
+
+
+def _draw(groups: list[Group], share: float) -> list[Group]:
+    """Drawn from the system's noise: repeated checks come to see every group."""
+    return random.SystemRandom().sample(groups, math.ceil(len(groups) * share))
+
+
+def _find_metadata_damage(storage: Storage, manifest: Manifest) -> Iterator[Damage]:
+    for document in list_metadata(manifest):
         try:
-            check_document(root, document)
+            check_document(storage, document)
         except CacheCorruptError as error:
-            yield Damage(document.path, error.what)
+            yield Damage(document.key, error.what)
     for level, encoding in manifest.encodings.items():
         try:
-            read_bases(root, {level: encoding})
+            read_bases(storage, {level: encoding})
         except CacheCorruptError as error:
-            yield Damage(basis_path(root, level), error.what)
+            yield Damage(basis_key(level), error.what)
 
 
-def _sort_missing(root: Path, manifest: Manifest, missing: set[Group], findings: Findings) -> None:
+def _sort_missing(
+    storage: Storage, manifest: Manifest, missing: set[Group], findings: Findings
+) -> None:
     """A record that is not there is a loss in views that were complete once, else work to do."""
     for group in sorted(missing):
         if group.view < manifest.complete_views[group.split]:
-            findings.damage.append(
-                Damage(commit_path(root, group), "commit record is missing", group)
-            )
+            findings.damage.append(Damage(commit_key(group), "commit record is missing", group))
         else:
             findings.unwritten.append(group)
 
 
 def check_group(
-    root: Path, manifest: Manifest, group: Group, *, data: bool
+    storage: Storage, manifest: Manifest, group: Group, *, data: bool
 ) -> tuple[list[Damage], int, list[str]]:
     """Damage of one committed group, how many bytes of data were read, and its sample ids."""
     layout = manifest.layouts[group.split]
     try:
-        record = read_group_record(root, manifest, group)
+        record = read_group_record(storage, manifest, group)
     except CacheCorruptError as error:
-        return [Damage(commit_path(root, group), error.what, group)], 0, []
+        return [Damage(commit_key(group), error.what, group)], 0, []
     damage, num_bytes = [], 0
     for spec in layout.arrays:
-        flaws = _check_shard(root, layout, spec, group, record, data=data)
-        path = shard_path(root, spec, group)
-        damage += [Damage(path, what, group, spec.name, sample_id) for what, sample_id in flaws]
+        flaws = _check_shard(storage, layout, spec, group, record, data=data)
+        key = shard_key(spec, group)
+        damage += [Damage(key, what, group, spec.name, sample_id) for what, sample_id in flaws]
         num_bytes += record.files[spec.name].size_bytes if data else 0
     return damage, num_bytes, record.sample_ids
 
 
 def _check_shard(
-    root: Path,
+    storage: Storage,
     layout: SplitLayout,
     spec: ArraySpec,
     group: Group,
@@ -162,7 +186,7 @@ def _check_shard(
     """What is wrong with one shard file, and with which sample (None: the whole file)."""
     file, total = record.files[spec.name], hashlib.sha256()
     try:
-        chunks = find_chunks(root, layout, spec, group, file=file, cure="")
+        chunks = find_chunks(storage, layout, spec, group, file=file, cure="")
         if not data:
             return list(_compare_stored_checksums(chunks, spec, record))
         flaws = list(_compare_data(chunks, spec, record, total, shard_samples=layout.shard_samples))
@@ -180,11 +204,11 @@ def _compare_stored_checksums(
 ) -> Iterator[tuple[str, str]]:
     """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
     stored = np.empty(1, "<u4")
-    with open_plain(chunks.path) as descriptor:
+    with chunks.storage.open_file(chunks.key) as opened:
         for id, crc, (offset, size) in (
             _zip_chunks(spec, record, chunks) if chunks.checksums else ()
         ):
-            if read_at(descriptor, offset + size, [stored]) != CRC_BYTES or stored[0] != crc:
+            if opened.read_into(offset + size, [stored]) != CRC_BYTES or stored[0] != crc:
                 yield "stored checksum differs from the commit record", id
 
 
@@ -199,10 +223,10 @@ def _compare_data(
     """Every chunk against the record, every byte of the shard file into `total`; what a packed cache leaves out is made."""
     room = np.empty(max(chunks.places[:, 1].tolist()), np.uint8)
     tail = list_tail(chunks.places[:, 1].tolist(), shard_samples=shard_samples)
-    with open_plain(chunks.path) as descriptor:
+    with chunks.storage.open_file(chunks.key) as opened:
         for id, crc, (offset, size) in _zip_chunks(spec, record, chunks):
             chunk, follower = room[:size], np.array([crc], "<u4")
-            read_at(descriptor, offset, [chunk, follower] if chunks.checksums else [chunk])
+            opened.read_into(offset, [chunk, follower] if chunks.checksums else [chunk])
             total.update(chunk)
             total.update(follower)
             if crc32c(chunk) != crc:

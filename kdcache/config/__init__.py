@@ -25,7 +25,6 @@ from kdcache.config.training import LossConfig as LossConfig
 from kdcache.config.training import RunConfig as RunConfig
 from kdcache.config.training import StudentConfig as StudentConfig
 from kdcache.config.training import TrainConfig as TrainConfig
-from kdcache.storage.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def config_from_dict(values: dict, *, section: type = Config) -> object:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Place):
+    if isinstance(value, Path):
         return str(value)
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

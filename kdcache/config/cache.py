@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.config.checks import check_positive, check_range
+from kdcache.config.checks import check_positive, check_range, clean_address
 from kdcache.config.names import KINDS, LEVELS, PRESETS
 from kdcache.errors import refuse
-from kdcache.storage.place import find_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class CacheConfig:
     """Size limit of cache.stage_dir in GB, above 0; copies used longest ago go first, those of this run stay."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", find_place(self.path))
+        object.__setattr__(self, "path", clean_address("cache.path", self.path))
         check_range("cache.shard_samples", self.shard_samples, 1, 65_536)
         check_positive("cache.stage_gb", self.stage_gb)
         unknown = [level for level in self.levels if level not in LEVELS]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from kdcache.errors import refuse
+
+SCHEMES = ("s3", "gs", "az")
+"""Of object stores."""
 
 
 def check_range(field_name: str, value: float, low: float, high: float) -> None:
@@ -30,3 +36,24 @@ def check_size(field_name: str, size: int | list[int] | None, *, stride: int) ->
 def as_hw(size: int | list[int]) -> tuple[int, int]:
     """N or [height, width] -> (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def clean_address(field_name: str, given: object) -> str | Path:
+    """Where a cache is: "s3://BUCKET/KEY" without needless slashes, or a path. Nothing is opened.
+
+    Raises: SettingsError if it is neither.
+    """
+    text = str(given)
+    if re.match(rf"({'|'.join(SCHEMES)}):/+[^/]", text) and "://" not in text:
+        expected = f"s3://BUCKET/KEY, with two slashes; a folder of that name is ./{text}"
+        raise refuse(field_name, text, expected)
+    if "://" not in text:
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    if scheme not in SCHEMES:
+        expected = "a path, or an address that begins with s3://, gs:// or az://"
+        raise refuse(field_name, text, expected)
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise refuse(field_name, text, f"s3://BUCKET/KEY ({text!r} names no bucket)")
+    return f"{scheme}://{bucket}/{'/'.join(part for part in key.split('/') if part)}"

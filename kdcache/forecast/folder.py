@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from kdcache.cache.folder import find_folder
 from kdcache.cache.layout import CRC_BYTES, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.precompute.pipeline import Job
 from kdcache.progress import format_bytes
+from kdcache.storage.local import find_folder
 from kdcache.storage.lock import LOCK, FolderInUseError, hold_folder
 
 DOCUMENTS, CACHE = "documents", "cache"  # what a probe makes in its folder

@@ -11,13 +11,11 @@ from pathlib import Path
 import torch
 
 from kdcache.analysis import students
-from kdcache.cache.folder import (
-    check_changeable,
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
+from kdcache.cache.lifecycle import (
     check_same_cache,
-    find_folder,
     find_missing_groups,
 )
-from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
@@ -27,7 +25,8 @@ from kdcache.precompute.build import prepare_job
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples
 from kdcache.progress import Progress, Silent
-from kdcache.storage.place import Place, is_far
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.local import find_folder
 from kdcache.training.compiling import make_trial_batch
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
@@ -66,10 +65,14 @@ def forecast_cache(
         the disk is too small even for the few samples that are made; OSError if no folder can be
         made beside the cache.
     """
-    progress, began_s, root = progress or Silent(), time.monotonic(), config.cache.path
+    progress, began_s, root = (
+        progress or Silent(),
+        time.monotonic(),
+        open_storage(config.cache.path),
+    )
     _refuse_bucket(root)
-    check_changeable(root)
-    folder = find_folder(root)
+    root.check_changeable()
+    folder = find_folder(Path(root.address))
     job = _plan_for_disk(prepare_job(config, progress))
     setup_s = time.monotonic() - began_s
     measured = _measure(job, num_compared=num_compared, setup_s=setup_s, progress=progress)
@@ -108,8 +111,8 @@ def _describe(job: Job, measured: _Measured, folder: Path) -> dict:
     }
 
 
-def _refuse_bucket(root: Place) -> None:
-    if is_far(root):
+def _refuse_bucket(root: Storage) -> None:
+    if root.is_remote:
         expected = Phrase("a folder, where plan makes a few samples")
         cure = "give a local --cache.path, and with --bandwidth what the bucket takes"
         raise SettingsError(
@@ -139,7 +142,7 @@ def _measure(job: Job, *, num_compared: int, setup_s: float, progress: Progress)
     return _Measured(probe, table, teacher_s, comparison_s, setup_s, rest_s)
 
 
-def _describe_split(root: Path, layout: SplitLayout, probe: Probe) -> dict:
+def _describe_split(root: Storage, layout: SplitLayout, probe: Probe) -> dict:
     """Arrays and bytes of a split; num_missing counts samples of all views."""
     missing, chunk_bytes = find_missing_groups(root, layout), probe.chunk_bytes[layout.split]
     return {

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.folder import open_for_writing
-from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_path, shard_path
+from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_key, shard_key
+from kdcache.cache.lifecycle import open_for_writing
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.shard import read_index
+from kdcache.cache.shards import read_index
 from kdcache.forecast.folder import (
     CACHE,
     DOCUMENTS,
@@ -27,6 +27,7 @@ from kdcache.forecast.folder import (
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import count_answers
 from kdcache.progress import Bar, Progress, Silent
+from kdcache.storage import Storage, open_storage
 
 LEAST_VAL_SAMPLES = 4  # after the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
@@ -59,9 +60,9 @@ def probe_cache(job: Job, *, progress: Progress) -> Probe:
     """
     with make_folder(job.config.cache.path) as folder:
         small = _shrink(job, folder / CACHE)
-        root, manifest = small.config.cache.path, small.manifest
+        root, manifest = small.storage, small.manifest
         with check_room(job, manifest, folder):
-            open_for_writing(folder / DOCUMENTS, job.manifest, job.bases)
+            open_for_writing(open_storage(folder / DOCUMENTS), job.manifest, job.bases)
             open_for_writing(root, manifest, small.bases)
             written, sample_s = _write_groups(small, progress)
         num_samples, chunk_bytes, record_bytes = {}, {}, {}
@@ -71,7 +72,7 @@ def probe_cache(job: Job, *, progress: Progress) -> Probe:
             chunk_bytes[split] = {
                 spec.name: _measure_chunks(root, layout, spec, groups) for spec in layout.arrays
             }
-            records = sum(commit_path(root, group).stat().st_size for group in groups)
+            records = root.sum_sizes(map(commit_key, groups))
             record_bytes[split] = records / num_samples[split]
         documents = (folder / DOCUMENTS).rglob("*")
         document_bytes = sum(path.stat().st_size for path in documents if path.is_file())
@@ -176,16 +177,19 @@ def find_rates(
     }
 
 
-def _measure_chunks(root: Path, layout: SplitLayout, spec: ArraySpec, groups: list[Group]) -> float:
+def _measure_chunks(
+    root: Storage, layout: SplitLayout, spec: ArraySpec, groups: list[Group]
+) -> float:
     """Mean bytes of a chunk and its checksum."""
     size_bytes = 0
     for group in groups:
-        path, count = shard_path(root, spec, group), group.stop - group.start
+        key, count = shard_key(spec, group), group.stop - group.start
         index = read_index(
-            path,
+            root,
+            key,
             count=count,
             shard_samples=layout.shard_samples,
-            size_bytes=path.stat().st_size,
+            size_bytes=root.sum_sizes([key]),
             chunk_bytes=None,
             cure="plan again",
         )
@@ -193,7 +197,7 @@ def _measure_chunks(root: Path, layout: SplitLayout, spec: ArraySpec, groups: li
     return size_bytes / sum(count_samples(groups))
 
 
-def _time_score(root: Path, manifest: Manifest, *, num_classes: int) -> float:
+def _time_score(root: Storage, manifest: Manifest, *, num_classes: int) -> float:
     """Seconds a validation sample."""
     began_s = time.monotonic()
     count_answers(CacheReader(root, manifest, "val"), num_classes=num_classes, progress=Silent())

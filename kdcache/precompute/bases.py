@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from kdcache.cache.basis import (
     read_basis,
 )
 from kdcache.cache.encodings import STEPS, Encoding
-from kdcache.cache.layout import manifest_path
+from kdcache.cache.layout import MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import list_records
 from kdcache.config import CacheConfig, Config
@@ -29,9 +28,7 @@ from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import draw_view
 from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress
-
-if TYPE_CHECKING:
-    from kdcache.storage.place import Place
+from kdcache.storage import Storage, open_storage
 
 
 def choose_ranks(config: CacheConfig, levels: Mapping[str, tuple[int, int]]) -> dict[str, int]:
@@ -90,7 +87,7 @@ def find_bases(
     Raises: DataError, TeacherError.
     """
     shapes = {level: (levels[level][0], rank) for level, rank in ranks.items()}
-    bases = _read_stored(config.cache.path, shapes, there)
+    bases = _read_stored(open_storage(config.cache.path), shapes, there)
     lost = {level: rank for level, rank in ranks.items() if level not in bases}
     if lost:
         bases |= learn_bases(config, lost, splits=splits, teacher=teacher, progress=progress)
@@ -98,7 +95,7 @@ def find_bases(
 
 
 def _read_stored(
-    root: Place, shapes: dict[str, tuple[int, int]], there: Manifest | None
+    root: Storage, shapes: dict[str, tuple[int, int]], there: Manifest | None
 ) -> dict[str, np.ndarray]:
     """Undamaged bases of these shapes.
 
@@ -113,7 +110,7 @@ def _read_stored(
                 # a damaged one is learned anew; if that differs, the identity says so
                 with suppress(CacheCorruptError):
                     bases[level] = read_basis(root, level, encoding)
-    elif shapes and root.is_dir() and list_records(root):
+    elif shapes and root.is_folder() and list_records(root):
         for level, shape in shapes.items():
             with suppress(CacheCorruptError):
                 bases[level] = read_any_basis(root, level, shape)
@@ -155,8 +152,8 @@ def adopt_bases(job: Job) -> Job:
 
     Raises: CacheCorruptError if those are damaged.
     """
-    root, bases = job.config.cache.path, {}
-    if not (job.bases and manifest_path(root).is_file()):
+    root, bases = open_storage(job.config.cache.path), {}
+    if not (job.bases and root.exists(MANIFEST)):
         return job
     stored = read_manifest(root).encodings
     identity = copy.deepcopy(job.manifest.identity)

@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kdcache.cache.folder import (
+from kdcache.cache.layout import MANIFEST, Group
+from kdcache.cache.lifecycle import (
+    SCORE,
     add_information,
-    check_changeable,
     check_free_space,
     check_same_cache,
     complete_views,
-    find_free_bytes,
     find_missing_groups,
     open_for_writing,
 )
-from kdcache.cache.layout import Group, manifest_path
-from kdcache.cache.lease import SCORE, read_holder, take_lease
 from kdcache.cache.manifest import find_manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
@@ -35,6 +33,7 @@ from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import TeacherScore, score_teacher
 from kdcache.progress import Bar, Progress, Silent
+from kdcache.storage import open_storage
 
 log = logging.getLogger("kdcache")
 
@@ -78,8 +77,8 @@ def prepare_job(config: Config, progress: Progress) -> Job:
 
     Raises: SettingsError, DataError, TeacherError, CacheError.
     """
-    root = config.cache.path
-    check_changeable(root)
+    root = open_storage(config.cache.path)
+    root.check_changeable()
     there = find_manifest(root)
     if there:  # before a data set is read for nothing
         cure = "give what the cache was built with, or set cache.path to another folder"
@@ -136,20 +135,20 @@ def open_job(job: Job) -> tuple[Job, list[Group]]:
         validation first.
     Raises: CacheError.
     """
-    path = manifest_path(job.config.cache.path)
-    there = path.is_file()
+    storage = open_storage(job.config.cache.path)
+    there = storage.exists(MANIFEST)
     try:
         return _open_once(job)
     except CacheMismatchError:
-        if there or not path.is_file():
+        if there or not storage.exists(MANIFEST):
             raise
         return _open_once(job)  # another process began it after we had looked for its bases
 
 
 def _open_once(job: Job) -> tuple[Job, list[Group]]:
     job = adopt_bases(job)
-    root, manifest = job.config.cache.path, job.manifest
-    free_bytes = find_free_bytes(root)
+    root, manifest = open_storage(job.config.cache.path), job.manifest
+    free_bytes = root.find_free_bytes()
     layouts, missing, needed = check_same_cache(root, manifest).layouts, [], 0
     for split in ("val", "train"):
         groups = find_missing_groups(root, layouts[split])
@@ -184,7 +183,7 @@ def write_missing(
 
     Returns: the pipeline, which has ended and says what was written.
     """
-    root, others = job.config.cache.path, worker.others(missing)
+    root, others = open_storage(job.config.cache.path), worker.others(missing)
     with Pipeline(job, done) as pipeline:
         held = pipeline.write(worker.own(missing))
         there = set(find_committed(root, others))  # one look: one for each group takes long
@@ -192,7 +191,7 @@ def write_missing(
         held += pipeline.write(group for group in others if group not in there)
         held = pipeline.write(held)  # a holder may have died, or only looked
         for group in held if worker.leads else ():
-            holder = read_holder(root, group.name)
+            holder = root.read_holder(group.name)
             log.warning("waiting for shard group %s, which %s is writing", group.name, holder)
             pipeline.write([group], wait=True)
     return pipeline
@@ -203,12 +202,12 @@ def finish_cache(config: Config, worker: Worker, progress: Progress) -> TeacherS
 
     Of several workers the one that sees all groups scores; the others return None.
     """
-    root = config.cache.path
+    root = open_storage(config.cache.path)
     manifest = complete_views(root)
     complete = manifest.complete_views
     if any(complete[split] < layout.num_views for split, layout in manifest.layouts.items()):
         return None
-    with take_lease(root, SCORE, wait=True):
+    with root.take_lease(SCORE, wait=True):
         if worker.count > 1 and read_manifest(root).information.get("scored_views") == complete:
             return None
         classes = config.dataset.num_classes

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache.cache.layout import Group, SplitLayout
-from kdcache.cache.lease import Lease, take_lease
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.records import has_record, look_again
+from kdcache.cache.records import has_record
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
@@ -27,6 +26,8 @@ from kdcache.machine.memory import count_own_cores, find_free_ram
 from kdcache.machine.workers import find_worker
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.base import Lease
 
 MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
 
@@ -43,6 +44,11 @@ class Job:
     splits: dict[str, Split]
     teacher: Teacher
     bases: dict[str, np.ndarray]
+
+    @property
+    def storage(self) -> Storage:
+        """Where the cache is."""
+        return open_storage(self.config.cache.path)
 
     @property
     def encoder(self) -> Encoder:
@@ -171,18 +177,18 @@ class Pipeline:
         if self._is_there(group):  # before the lease: most groups here are done by other workers
             return True
         with ExitStack() as held:
-            root, config = self.job.config.cache.path, self.job.config
-            lease = held.enter_context(take_lease(root, group.name, wait=wait))
+            root, config = self.job.storage, self.job.config
+            lease = held.enter_context(root.take_lease(group.name, wait=wait))
             if lease is None:
                 return False
-            look_again(root)
+            root.refresh()
             if not self._is_there(group):
                 views = start_views(config, group, splits=self.job.splits, pool=self._drawers)
                 self._drawn.append(_Flight(group, lease, held.pop_all(), views))
         return True
 
     def _is_there(self, group: Group) -> bool:
-        there = has_record(self.job.config.cache.path, group)
+        there = has_record(self.job.storage, group)
         if there:
             self._tell(group, 0)
         return there
@@ -215,7 +221,7 @@ class Pipeline:
 
     def _commit(self, flight: _Flight) -> None:
         contents = flight.answers.wait()
-        root, manifest, group = self.job.config.cache.path, self.job.manifest, flight.group
+        root, manifest, group = self.job.storage, self.job.manifest, flight.group
         size_bytes = write_group(root, manifest, group, contents=contents, lease=flight.lease)
         with self._lock:
             self.written.append(group)

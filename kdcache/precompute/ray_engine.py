@@ -21,9 +21,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import Group, manifest_path, record_name
+from kdcache.cache.layout import MANIFEST, Group, record_name
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.records import has_record, list_records, look_again
+from kdcache.cache.records import has_record, list_records
 from kdcache.config import Config
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.machine.workers import Worker
@@ -44,7 +44,7 @@ from kdcache.precompute.ray_cluster import (
     make_absolute,
 )
 from kdcache.progress import Bar, Progress, Silent
-from kdcache.storage.place import Place
+from kdcache.storage import Storage, open_storage
 
 log = logging.getLogger("kdcache")
 PATIENCE_S = 60.0  # until the first worker has started
@@ -131,7 +131,7 @@ class _Driver:
     """
 
     def __init__(self, config: Config, pool: Pool) -> None:
-        self.config, self.pool, self.root = config, pool, config.cache.path
+        self.config, self.pool, self.root = config, pool, open_storage(config.cache.path)
         self.written: list[Group] = []
         self.written_bytes = 0
         self._task = ray.remote(_work).options(**pool.options)
@@ -189,7 +189,7 @@ class _Driver:
             self._said.add(event)
             log.warning("%s", event)
         elif isinstance(event, _Started):
-            self._check_seen(manifest_path(self.root).is_file, "manifest.json", event.host)
+            self._check_seen(partial(self.root.exists, MANIFEST), MANIFEST, event.host)
             self._started.add(rank)
             self._left = dict.fromkeys(event.missing) if self._left is None else self._left
         elif isinstance(event, _Written):
@@ -206,7 +206,7 @@ class _Driver:
         self._bar.advance(group.stop - group.start, size_bytes=size_bytes)
 
     def _has_record(self, group: Group) -> bool:
-        look_again(self.root)
+        self.root.refresh()
         return has_record(self.root, group)
 
     def _measure(self, group: Group) -> int:
@@ -257,7 +257,7 @@ class _Driver:
             raise _refuse_unshared(self.root, field, host)
 
 
-def _refuse_unshared(root: Place, field: str, host: str) -> CacheError:
+def _refuse_unshared(root: Storage, field: str, host: str) -> CacheError:
     found, expected = Phrase("missing here"), Phrase(f"there, as {host} has written it")
     cure = "set cache.path to a folder that all machines of the cluster share"
     return CacheError(describe(root, field=field, found=found, expected=expected, cure=cure))

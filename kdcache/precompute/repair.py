@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcache.cache.basis import basis_path
-from kdcache.cache.folder import check_changeable, complete_views, rewrite_metadata
+from kdcache.cache.basis import basis_key
 from kdcache.cache.identity import check_identity, find_differences
 from kdcache.cache.layout import Group
-from kdcache.cache.lease import read_holder, take_lease
+from kdcache.cache.lifecycle import complete_views, rewrite_metadata
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.settings import stored_config
@@ -21,6 +20,7 @@ from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress, Silent
+from kdcache.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Repair:
 
     findings: Findings
     groups: list[Group]
-    documents: list[Path]
+    documents: list[str]
 
 
 def repair_cache(
-    root: Path, given: dict, *, dry_run: bool = False, progress: Progress | None = None
+    place: Storage | str | Path,
+    given: dict,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Repair:
     """Verify every byte, then recompute what is damaged or missing.
 
@@ -45,15 +49,16 @@ def repair_cache(
     Raises: CacheMismatchError if data set or teacher are not those of the cache, CacheCorruptError
         if its manifest is damaged.
     """
-    check_changeable(root)
+    root = open_storage(place)
+    root.check_changeable()
     progress, manifest = progress or Silent(), read_manifest(root)
     findings = verify_cache(root, data=True, progress=progress)
     groups = sorted({*findings.damaged_groups, *findings.unwritten})
-    documents = [damage.path for damage in findings.damage if damage.group is None]
+    documents = [damage.key for damage in findings.damage if damage.group is None]
     if dry_run or not (groups or documents):
         return Repair(findings, groups, documents)
-    bases = [basis_path(root, level) for level in manifest.encodings]
-    needs_teacher = groups or any(path in bases for path in documents)
+    bases = [basis_key(level) for level in manifest.encodings]
+    needs_teacher = groups or any(key in bases for key in documents)
     job = _prepare_repair(root, manifest, given, progress) if needs_teacher else None
     rewrite_metadata(root, job.bases if job else {})
     if job:
@@ -62,14 +67,14 @@ def repair_cache(
     return Repair(findings, groups, documents)
 
 
-def _prepare_repair(root: Path, manifest: Manifest, given: dict, progress: Progress) -> Job:
+def _prepare_repair(root: Storage, manifest: Manifest, given: dict, progress: Progress) -> Job:
     job = prepare_job(stored_config(root, manifest, given), progress)
     cure = "point dataset.root and teacher.weights at those the cache was built with"
     for split, identity in job.manifest.identity.items():
         differences = find_differences(manifest.identity[split], identity)
         if differences and all(name.endswith("basis_sha256") for name, _, _ in differences):
             raise CacheCorruptError(
-                basis_path(root, differences[0][0].split(".")[1]),
+                root.name(basis_key(differences[0][0].split(".")[1])),
                 "basis is lost, and learned again it differs in its last bits",
                 cure="restore it from a copy, repair on the machine that built the cache, "
                 "with as many threads, or build it anew in another folder",
@@ -91,10 +96,10 @@ def _recompute(job: Job, groups: list[Group], progress: Progress) -> None:
 
 def _recompute_group(job: Job, group: Group, pool: ThreadPoolExecutor) -> None:
     """Recompute a group unless it is sound by now. Raises CacheError if another has it."""
-    root, manifest = job.config.cache.path, job.manifest
-    with take_lease(root, group.name) as lease:
+    root, manifest = job.storage, job.manifest
+    with root.take_lease(group.name) as lease:
         if lease is None:
-            holder = read_holder(root, group.name)
+            holder = root.read_holder(group.name)
             raise CacheError(
                 f"{root}: shard group {group.name} is being written by {holder}; "
                 "wait for it and repair again"

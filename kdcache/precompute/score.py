@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.progress import Progress
+from kdcache.storage import Storage
 
 log = logging.getLogger("kdcache")
 MOST_TRAIN = 500  # training samples, evenly over the split: enough for a third digit
@@ -41,7 +41,7 @@ class TeacherScore:
 
 
 def score_teacher(
-    root: Path, manifest: Manifest, *, num_classes: int, progress: Progress
+    root: Storage, manifest: Manifest, *, num_classes: int, progress: Progress
 ) -> TeacherScore:
     """Compare cached logits with labels; warn of likely wrong weights or unsuitable views."""
     val, train = (

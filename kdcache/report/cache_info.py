@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdcache.cache.basis import basis_name, count_basis_bytes
-from kdcache.cache.layout import LEASES, Group, SplitLayout, shard_path
-from kdcache.cache.lease import is_held, read_holder
+from kdcache.cache.layout import Group, SplitLayout, shard_key
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
-from kdcache.cache.shard import sum_sizes
 from kdcache.progress import Progress, Say
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.base import LEASES
 
 
-def describe_cache(root: Path) -> dict:
+def describe_cache(place: Storage | str | Path) -> dict:
     """Identity, completeness and bytes per array of a cache, JSON values. Raises CacheError."""
+    root = open_storage(place)
     manifest = read_manifest(root)
     return {
         "path": str(root),
@@ -64,14 +65,14 @@ def _format_array(name: str, facts: dict) -> str:
     return f"  {name:<12} {facts['dtype']:<8} {shape:<14} {size}{coded}"
 
 
-def _describe_split(root: Path, manifest: Manifest, layout: SplitLayout) -> dict:
+def _describe_split(root: Storage, manifest: Manifest, layout: SplitLayout) -> dict:
     committed = find_committed(root, layout.groups())
     arrays = {
         spec.name: {
             "dtype": spec.dtype,
             "item_shape": list(spec.item_shape),
             "codec": spec.codec.to_dict() if spec.codec else None,
-            "bytes": sum_sizes(root, [shard_path(root, spec, group) for group in committed]),
+            "bytes": root.sum_sizes([shard_key(spec, group) for group in committed]),
         }
         for spec in layout.arrays
     }
@@ -101,7 +102,7 @@ def _flat(value: object) -> str:
 
 
 def watch_cache(
-    root: Path,
+    place: Storage | str | Path,
     *,
     every_s: float,
     progress: Progress,
@@ -118,6 +119,7 @@ def watch_cache(
 
     Raises: CacheError if `root` is no cache or cannot be read.
     """
+    root = open_storage(place)
     layouts = read_manifest(root).layouts
     missing = {group for layout in layouts.values() for group in layout.groups()}
     total = sum(map(_count, missing))
@@ -130,23 +132,19 @@ def watch_cache(
             read_manifest(root)  # it may have been moved away
             new = find_committed(root, missing)
             missing -= set(new)
-            files = [path for group in new for path in _list_shards(root, layouts, group)]
-            bar.advance(sum(map(_count, new)), size_bytes=sum_sizes(root, files))
+            files = [
+                shard_key(spec, group) for group in new for spec in layouts[group.split].arrays
+            ]
+            bar.advance(sum(map(_count, new)), size_bytes=root.sum_sizes(files))
 
 
-def _list_shards(root: Path, layouts: dict[str, SplitLayout], group: Group) -> list[Path]:
-    return [shard_path(root, spec, group) for spec in layouts[group.split].arrays]
-
-
-def _name_writers(root: Path) -> str:
+def _name_writers(root: Storage) -> str:
     """Processes that hold leases, with the number of their groups.
 
     Those of other machines too, if the file system tells of them.
     """
-    folder = root / LEASES
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    names = [name for name in names if is_held(root, name)]
-    holders = Counter(read_holder(root, name) for name in names)
+    names = [name for name in root.list_names(LEASES) if root.is_held(name)]
+    holders = Counter(root.read_holder(name) for name in names)
     told = ", ".join(f"{holder} ({count})" for holder, count in sorted(holders.items()))
     return f"; writing now, with so many shard groups: {told}" if told else "; nobody is writing"
 

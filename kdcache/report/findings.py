@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from kdcache.errors import repair_command, repair_cure
 
 if TYPE_CHECKING:
     from kdcache.cache.verify import Damage, Findings
     from kdcache.precompute.repair import Repair
+    from kdcache.storage import Storage
 
 MOST_ROWS = 40
 TITLES = ("split", "view", "array", "sample", "file", "what is wrong")
 
 
-def describe_findings(findings: Findings, root: Path) -> dict:
+def describe_findings(findings: Findings, root: Storage) -> dict:
     """JSON values: every damage, and what is still to be written."""
     return {
         "path": str(root),
@@ -24,22 +22,22 @@ def describe_findings(findings: Findings, root: Path) -> dict:
         "complete": not findings.unwritten,
         "groups": findings.num_groups,
         "data_bytes": findings.num_bytes,
-        "damage": [_describe(damage, root) for damage in findings.damage],
+        "damage": [_describe(damage) for damage in findings.damage],
         "damaged_groups": [group.name for group in findings.damaged_groups],
         "unwritten_groups": [group.name for group in findings.unwritten],
-        "repair": repair_command(root) if findings.damage else None,
+        "repair": root.repair_command if findings.damage else None,
     }
 
 
-def format_findings(findings: Findings, root: Path) -> str:
+def format_findings(findings: Findings, root: Storage) -> str:
     """A verdict, a table of damage, and what to do."""
     read = "structure only, --data reads all bytes"
     if findings.num_bytes:
         read = f"{findings.num_bytes / 1e6:.1f} MB of data read"
     lines = [f"{root}: {_format_verdict(findings)}; {findings.num_groups} shard groups, {read}"]
     if findings.damage:
-        lines += _format_table(findings.damage, root)
-        lines.append(f"to repair it: {repair_command(root) or repair_cure(root)}")
+        lines += _format_table(findings.damage)
+        lines.append(f"to repair it: {root.repair_command or root.repair_cure}")
     if findings.unwritten:
         count, first = len(findings.unwritten), findings.unwritten[0].name
         missing = f"{count} shard groups are not written yet, the first {first}"
@@ -47,13 +45,13 @@ def format_findings(findings: Findings, root: Path) -> str:
     return "\n".join(lines)
 
 
-def format_repair(repair: Repair, root: Path, *, dry_run: bool) -> str:
+def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
     """What was repaired, or would be."""
     if not (repair.groups or repair.documents):
         return f"{root}: sound, nothing to repair"
     would = "would be " if dry_run else ""
-    lines = _format_table(repair.findings.damage, root) if repair.findings.damage else []
-    lines += [f"{path.relative_to(root)}: {would}written anew" for path in repair.documents]
+    lines = _format_table(repair.findings.damage) if repair.findings.damage else []
+    lines += [f"{path}: {would}written anew" for path in repair.documents]
     for group in repair.groups:
         samples = f"samples {group.start} to {group.stop - 1}"
         lines.append(f"{group.name}: {samples}, {would}recomputed")
@@ -67,7 +65,7 @@ def _format_verdict(findings: Findings) -> str:
     return f"DAMAGED in {len(findings.damage)} places, {num_groups} shard groups"
 
 
-def _describe(damage: Damage, root: Path) -> dict:
+def _describe(damage: Damage) -> dict:
     group = damage.group
     return {
         "split": group.split if group else None,
@@ -75,15 +73,15 @@ def _describe(damage: Damage, root: Path) -> dict:
         "group": group.name if group else None,
         "array": damage.array,
         "sample": damage.sample_id,
-        "file": str(damage.path.relative_to(root)),
+        "file": damage.key,
         "what": damage.what,
     }
 
 
-def _format_table(damage: list[Damage], root: Path) -> list[str]:
+def _format_table(damage: list[Damage]) -> list[str]:
     """A row per file and kind of damage."""
-    alike = groupby(damage, key=lambda one: (one.path, one.what))
-    rows = [TITLES, *(_list_cells(list(same), root) for _, same in alike)]
+    alike = groupby(damage, key=lambda one: (one.key, one.what))
+    rows = [TITLES, *(_list_cells(list(same)) for _, same in alike)]
     shown = rows[: MOST_ROWS + 1]
     widths = [max(map(len, column)) for column in zip(*rows[:MOST_ROWS], strict=True)]
     widths[-1] = 0
@@ -92,9 +90,9 @@ def _format_table(damage: list[Damage], root: Path) -> list[str]:
     return lines + ([f"... and {hidden} more rows; --json lists all"] if hidden else [])
 
 
-def _list_cells(alike: list[Damage], root: Path) -> tuple[str, ...]:
+def _list_cells(alike: list[Damage]) -> tuple[str, ...]:
     """A row of samples with the same kind of damage in the same file."""
-    facts, first = _describe(alike[0], root), alike[0].sample_id
+    facts, first = _describe(alike[0]), alike[0].sample_id
     more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
     view = "" if facts["view"] is None else str(facts["view"])
     samples = "" if first is None else f"{first}{more}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache import durable
 from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, scan_split
-from kdcache.cache.layout import COMMITS, manifest_path
+from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.config.parser import drop_unknown, flatten, make_config
@@ -16,7 +16,7 @@ from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
 from kdcache.report.gallery_samples import Exhibit, holds_directions, open_exhibit, view_samples
 from kdcache.report.template import render_page
-from kdcache.storage.place import Place, is_one_file
+from kdcache.storage import Storage, open_storage
 
 MARK = '<header id="kdcache-gallery">'  # of the template
 HEAD_BYTES = 64_000  # the mark stands behind the style sheets
@@ -43,7 +43,12 @@ class Gallery:
 
 
 def write_gallery(
-    root: Place, out: Path, *, split: str, num_samples: int, progress: Progress | None = None
+    place: Storage | str | Path,
+    out: Path,
+    *,
+    split: str,
+    num_samples: int,
+    progress: Progress | None = None,
 ) -> Gallery:
     """Write the gallery of one split of the cache at `root` into the file `out`.
 
@@ -56,6 +61,7 @@ def write_gallery(
         inside a cache or cannot be written.
     """
     check_out(out)
+    root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
     layout = manifest.layouts[split]
     names = make_config(drop_unknown(manifest.information["settings"])).dataset.names
@@ -64,7 +70,7 @@ def write_gallery(
     exhibit = open_exhibit(reader, scan.choose(num_samples), progress=progress)
     html = render_page(
         "gallery.html.j2",
-        title=f"{name_cache(root)}, {split}",
+        title=f"{root.short_name}, {split}",
         styles=["gallery.css"],
         script="gallery.js",
         **_view_gallery(names, manifest, exhibit, scan),
@@ -74,12 +80,6 @@ def write_gallery(
     return Gallery(
         len(exhibit.samples), len(scan.samples), layout.num_samples, misnamed, _write(out, html)
     )
-
-
-def name_cache(place: Place) -> str:
-    """What a cache is called: the last name of its folder, key or file."""
-    path = Path(str(place)).resolve()
-    return path.stem if is_one_file(place) else path.name
 
 
 def check_out(out: Path) -> None:
@@ -98,7 +98,7 @@ def check_out(out: Path) -> None:
 
 
 def _is_cache(folder: Path) -> bool:
-    return manifest_path(folder).is_file() and (folder / COMMITS).is_dir()
+    return (folder / MANIFEST).is_file() and (folder / COMMITS).is_dir()
 
 
 def _is_gallery(out: Path) -> bool:
@@ -141,7 +141,7 @@ def _view_gallery(names: list[str], manifest: Manifest, exhibit: Exhibit, scan: 
         "orders": ORDERS,
         "shape": f"{width}/{height}",
         "num_views": reader.num_views,
-        "facts": {"path": reader.root, "identity": manifest.identity_hash, **identity},
+        "facts": {"path": str(reader.storage), "identity": manifest.identity_hash, **identity},
     }
 
 

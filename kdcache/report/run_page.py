@@ -14,7 +14,7 @@ from kdcache.report.confusion import view_confusion
 from kdcache.report.finished import Finished, read_finished, view_budget, view_facts
 from kdcache.report.panels import NUM_PANELS, Panel, Predictor, build_panels, view_samples
 from kdcache.report.template import format_share, render_page
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from kdcache.training.checkpoint import BEST
 from kdcache.training.run import Data, open_configured
 from kdcache.training.run_folder import RESULT, SETTINGS, read_result, read_run_settings
@@ -97,7 +97,7 @@ def _open_run(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
     stored = read_run_settings(folder)
     stored.pop("teacher", None)  # not asked here; hashing its weights again would take seconds
     given = merge(stored, given)
-    root = find_place(make_config(given).cache.path)
+    root = open_storage(make_config(given).cache.path)
     manifest = read_manifest(root)
     config = resolve_config(root, manifest, given)
     found, expected = find_identity(manifest, result["hyperparameters"]), result["cache_identity"]

@@ -1,0 +1,46 @@
+"""Where a cache can be: a folder, a bucket of an object store, or one packed file.
+
+`open_storage` makes one of the three sons of `Storage` from what `cache.path` says. What is above this room asks that object
+and never which kind it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from kdcache.config.checks import clean_address
+from kdcache.storage.base import ShardFile as ShardFile
+from kdcache.storage.base import Storage as Storage
+from kdcache.storage.local import LocalFolder as LocalFolder
+
+PACKED_SUFFIXES = (".h5", ".hdf5")
+
+
+def open_storage(place: Storage | str | Path) -> Storage:
+    """The storage that `cache.path` names; a storage is returned as it is. Nothing is read yet.
+
+    Args:
+        place: s3://BUCKET/KEY (gs://, az://), a folder, or a packed cache's file (.h5).
+
+    Raises: SettingsError if it is no such address.
+    """
+    if isinstance(place, Storage):
+        return place
+    address = clean_address("cache.path", place)
+    if isinstance(address, str):
+        from kdcache.storage.bucket import Bucket
+
+        return Bucket.at(address)
+    if _is_packed(address):
+        from kdcache.storage.packed import PackedFile
+
+        return PackedFile(address)
+    return LocalFolder(address)
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a path is that of a packed cache, there or not: a file, or what is named like one and is no folder."""
+    with suppress(OSError):
+        return path.is_file() or (path.suffix in PACKED_SUFFIXES and not path.is_dir())
+    return False

@@ -1,41 +1,43 @@
-"""One process at a time in a folder: a run for as long as it trains, a cache while its documents change."""
+"""One process at a time: a lock on a folder for a run or while a cache's documents change, a lease to write one shard group.
+
+Both are locks of the system on a file, given back when their process dies. There is no time in them, so no clock can be wrong
+and nothing runs out under a process that was only stopped. A killed process leaves its lease's file, which the next one takes
+over and `gc` removes.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import singledispatch
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdcache.errors import KdcacheError
+from kdcache.errors import CacheError
+from kdcache.storage.base import FolderInUseError as FolderInUseError
+from kdcache.storage.base import Lease, refuse_lost
 
 LOCK = ".lock"
 
 
-class FolderInUseError(KdcacheError):
-    """Another process writes into the folder."""
-
-
-@singledispatch
 @contextmanager
 def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` (which must exist) until the block ends; the system lets go of it when a process dies.
 
-    Raises: FolderInUseError where another process holds it, unless told to wait for that one.
+    Raises: FolderInUseError if another process holds it, unless told to wait for that one.
     """
     descriptor = os.open(
         folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
     )
     try:
-        _lock(folder, descriptor, wait=wait)
+        _lock_folder(folder, descriptor, wait=wait)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(folder: Path, descriptor: int, *, wait: bool) -> None:
+def _lock_folder(folder: Path, descriptor: int, *, wait: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -47,3 +49,90 @@ def _lock(folder: Path, descriptor: int, *, wait: bool) -> None:
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but perhaps our lock."""
     return all(entry.name == LOCK for entry in folder.iterdir())
+
+
+class FileLease(Lease):
+    """A held lease: a locked file."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+
+    def check(self) -> None:
+        """Raises LeaseLostError if the lease's file is no longer the one that is locked."""
+        if not _is_same(self.path, self.descriptor):
+            raise refuse_lost(str(self.path), "removed")
+
+
+@contextmanager
+def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
+    """Hold the lease that is the file `path`, in a folder that is made if it is missing; None if another process holds it.
+
+    Raises: CacheError if the file system refuses the file or the lock.
+    """
+    descriptor = _open_and_lock(path, wait=wait)
+    if descriptor is None:
+        yield None
+        return
+    try:
+        yield FileLease(path, descriptor)
+    finally:
+        try:
+            # removed while it is locked: whoever waits for it sees that it is gone and makes a new one
+            if _is_same(path, descriptor):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def is_file_held(path: Path) -> bool:
+    """Whether a process holds the lease that is the file `path`; nobody else can take it at that moment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # exclusive locks need a file that is open for writing on NFS
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _open_and_lock(path: Path, *, wait: bool) -> int | None:
+    """Raises CacheError if the file system refuses the file or the lock."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        descriptor = _lock(path, wait=wait)
+    except OSError as error:
+        cure = "make room, mend permissions, or use a file system with locks (flock)"
+        raise CacheError(f"{path}: lease cannot be taken ({error.strerror}); {cure}") from None
+    if descriptor is not None:
+        with suppress(OSError):  # who holds it is only for messages
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_same(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the holder before us removed it
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

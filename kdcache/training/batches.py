@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.index import FAR_THREADS
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.shard import MappedFiles
+from kdcache.cache.shards import MappedFiles
 from kdcache.machine.memory import count_own_cores
-from kdcache.storage.place import is_far
 from kdcache.training.residency import Kind, ResidentSamples
 
 Place = tuple[int, int]  # view, sample
@@ -106,7 +104,7 @@ class BatchReader:
     ) -> None:
         self.reader, self.device = reader, device
         self.ids = reader.sample_ids
-        self.num_threads = FAR_THREADS if is_far(reader.root) else count_read_threads()
+        self.num_threads = reader.storage.num_threads(count_read_threads())
         self.wait_s = 0.0
         """Seconds that whoever used the batches had to wait for them, in all."""
         specs = [reader.layout.array(name) for name in arrays]

@@ -13,7 +13,7 @@ import torch
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
 from kdcache.progress import Progress, Silent
-from kdcache.storage.place import Place
+from kdcache.storage import Storage
 from kdcache.training.events import TrainingEvents
 from kdcache.training.learner import check_student
 from kdcache.training.processes import Alone, format_processes
@@ -53,7 +53,7 @@ class DistillationResult:
 def distill(
     given: dict,
     *,
-    root: Place,
+    root: Storage,
     processes: Alone | None = None,
     progress: Progress | None = None,
     events: TrainingEvents | None = None,
@@ -122,7 +122,7 @@ def hash_settings(config: Config, manifest: Manifest, *, count: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _open(given: dict, *, root: Place, processes: Alone) -> tuple[Config, Data]:
+def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data]:
     """All settings, and the cache; what cannot be trained is refused here."""
     manifest = read_manifest(root)
     config = resolve_config(root, manifest, given)

@@ -12,8 +12,8 @@ from kdcache.cache.manifest import Manifest
 from kdcache.config import Config
 from kdcache.errors import CacheError, OtherRunError, Phrase, SettingsError, TrainingError, describe
 from kdcache.progress import Progress
+from kdcache.storage import Storage
 from kdcache.storage.lock import FolderInUseError
-from kdcache.storage.place import Place
 from kdcache.training.distill import find_baseline
 from kdcache.training.events import TrainingEvents
 from kdcache.training.grid import Grid
@@ -40,7 +40,7 @@ class UnfinishedRun:
         return isinstance(self.error, FolderInUseError)
 
 
-def plan_grid(grid: Grid, ask: Ask, *, root: Place, manifest: Manifest) -> list[PlannedRun]:
+def plan_grid(grid: Grid, ask: Ask, *, root: Storage, manifest: Manifest) -> list[PlannedRun]:
     """Every run of the grid, baselines first; all settings are checked before anything is trained.
 
     Args:
@@ -71,7 +71,7 @@ def name_run(point: Mapping[str, str], seed: int) -> str:
 def train_grid(
     runs: Sequence[PlannedRun],
     *,
-    root: Place,
+    root: Storage,
     manifest: Manifest,
     progress: Progress,
     events: TrainingEvents,

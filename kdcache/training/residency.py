@@ -16,7 +16,6 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.errors import SettingsError
 from kdcache.machine.memory import allow_mapped_files, find_free_gpu, find_free_ram
-from kdcache.storage.place import is_one_file
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
@@ -46,13 +45,13 @@ class Residency:
 
 def find_need(reader: CacheReader, arrays: list[str]) -> Need:
     """What reading these arrays in all views of a split comes to."""
-    layout, whole = reader.layout, is_one_file(reader.root) and reader.stage is None
+    layout, whole = reader.layout, reader.is_single_file
     item_bytes = sum(layout.array(name).item_bytes for name in arrays)
     return Need(
         size_bytes=item_bytes * layout.num_samples * reader.num_views,
         stored_bytes=sum(reader.stored_bytes(name) for name in arrays),
         num_files=1 if whole else len(arrays) * layout.groups_per_view * reader.num_views,
-        far=reader.is_far,
+        far=reader.is_remote,
     )
 
 

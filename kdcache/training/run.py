@@ -15,8 +15,8 @@ from kdcache.errors import SettingsError
 from kdcache.machine.versions import describe_machine
 from kdcache.models.student import count_parameters
 from kdcache.progress import Progress
+from kdcache.storage import Storage
 from kdcache.storage.lock import hold_folder
-from kdcache.storage.place import Place
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_state, restore, save_epoch
 from kdcache.training.compiling import compile_where_worth
@@ -65,7 +65,7 @@ class Data:
 
 
 def open_data(
-    root: Place,
+    root: Storage,
     manifest: Manifest,
     *,
     num_views: int,
@@ -77,7 +77,7 @@ def open_data(
     return Data(manifest, train, CacheReader(root, manifest, "val", check=check, stage=stage))
 
 
-def open_configured(config: Config, root: Place, manifest: Manifest) -> Data:
+def open_configured(config: Config, root: Storage, manifest: Manifest) -> Data:
     """Open both splits as the settings say. Raises CacheError, SettingsError."""
     stage, views = open_stage(config.cache), config.augment.views
     return open_data(root, manifest, num_views=views, check=config.cache.check, stage=stage)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from kdcache.errors import refuse
 from kdcache.losses.target import Target
 from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
-from kdcache.storage.place import Place, find_place
+from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import BatchReader, plan_epoch, split_batches
 from kdcache.training.learner import find_teacher_channels
 from kdcache.training.residency import choose_residency, find_need
@@ -66,7 +67,7 @@ class Split:
     Raises: CacheError where it is damaged or half-built.
     """
 
-    def __init__(self, root: Place, manifest: Manifest, name: str) -> None:
+    def __init__(self, root: Storage, manifest: Manifest, name: str) -> None:
         self.reader = CacheReader(root, manifest, name)
         self.name, self.sample_ids = name, self.reader.sample_ids
         self.num_samples, self.num_views = self.reader.layout.num_samples, self.reader.num_views
@@ -146,8 +147,8 @@ class Cache:
     Raises: CacheError where there is none, or it is damaged or half-built.
     """
 
-    def __init__(self, root: str | Place) -> None:
-        self.root = find_place(root)
+    def __init__(self, root: Storage | str | Path) -> None:
+        self.root = open_storage(root)
         self.manifest = read_manifest(self.root)
         self.train, self.val = (Split(self.root, self.manifest, name) for name in ("train", "val"))
         dataset = make_config({"dataset": read_settings(self.manifest)["dataset"]}).dataset
@@ -161,7 +162,7 @@ class Cache:
         return self.manifest.identity_hash
 
 
-def open_cache(root: str | Place) -> Cache:
+def open_cache(root: Storage | str | Path) -> Cache:
     """Open a cache for a training loop of yours; see `Cache`. Raises CacheError."""
     return Cache(root)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from kdcache.cache.identity import check_identity
@@ -22,6 +20,7 @@ from kdcache.config.names import FROM_CACHE
 from kdcache.config.parser import flatten, make_config, merge
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
+from kdcache.storage import Storage
 from kdcache.training.batches import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
@@ -34,7 +33,7 @@ KEPT_OF_CACHE = (
 )  # as far as the version that wrote it had them
 
 
-def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
+def resolve_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     """Settings for training: defaults, then the cache's, then those given.
 
     Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
@@ -54,7 +53,7 @@ def resolve_config(root: Path, manifest: Manifest, given: dict) -> Config:
     return make_config(base, given, {"augment": {"views": views}})
 
 
-def check_given(root: Path, manifest: Manifest, given: dict, *, cure: str) -> None:
+def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) -> None:
     """The identity that the cache's settings, overlaid by those given, ask for, but for what only data set and weights tell.
 
     Raises: CacheMismatchError where the cache is another, side by side.
@@ -114,7 +113,7 @@ def _weights_fact(config: Config, given: dict) -> dict:
     }
 
 
-def _check_uses(root: Path, manifest: Manifest, config: Config, *, given_views: bool) -> None:
+def _check_uses(root: Storage, manifest: Manifest, config: Config, *, given_views: bool) -> None:
     cached = manifest.layouts["train"].num_views
     if given_views and config.augment.views > cached:
         cure = "run `python -m cache_teacher` with these settings to add views"

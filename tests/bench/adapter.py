@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -17,7 +18,6 @@ from kdcache.config import Config, LayerConfig
 from kdcache.config.parser import make_config, merge
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.precompute import build
-from kdcache.storage.place import Place
 from kdcache.training.batches import Batch, BatchReader, split_batches
 from kdcache.training.compiling import compile_learner, make_trial_batch
 from kdcache.training.learner import build_learner, list_arrays
@@ -34,7 +34,7 @@ LEVELS = {
 ALL_ARRAYS = ["image", "label", "logits", *LEVELS]
 
 
-def open_train(root: Place, *, check: str, stage: Stage | None = None) -> CacheReader:
+def open_train(root: Path, *, check: str, stage: Stage | None = None) -> CacheReader:
     """A fresh reader of a cache's training split."""
     return open_split(root, "train", check=check, stage=stage)
 

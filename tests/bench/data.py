@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdcache.cache.folder import complete_views, open_for_writing
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout
-from kdcache.cache.lease import take_lease
+from kdcache.cache.lifecycle import complete_views, open_for_writing
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.settings import build_manifest
-from kdcache.cache.shard import ShardFile
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import AugmentConfig, Config
 from kdcache.config.parser import make_config
 from kdcache.data.palette import voc_palette
 from kdcache.data.views import draw
 from kdcache.data.voc import VOC_DIR, Sample, Split
+from kdcache.storage import open_storage
+from kdcache.storage.base import ShardFile
 from tests.bench.adapter import LEVELS
 
 NUM_CLASSES = 21
@@ -45,8 +45,8 @@ def make_store(
     for layout in manifest.layouts.values():
         for group in layout.groups():
             contents = _random_contents(rng, layout, group)
-            with take_lease(root, group.name, wait=True) as lease:
-                write_group(root, manifest, group, contents=contents, lease=lease)
+            with open_storage(root).take_lease(group.name, wait=True) as lease:
+                write_group(open_storage(root), manifest, group, contents=contents, lease=lease)
     complete_views(root)
     return root
 
@@ -60,7 +60,9 @@ def make_documents(root: Path, *, num_samples: int, num_views: int, shard_sample
         rng = np.random.default_rng(0)
         for layout in manifest.layouts.values():
             for group in layout.groups():
-                write_record(root, group, _random_record(rng, manifest, layout, group))
+                write_record(
+                    open_storage(root), group, _random_record(rng, manifest, layout, group)
+                )
         complete_views(root)
     return root
 

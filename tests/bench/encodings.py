@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from kdcache.analysis.fidelity import TRAINED, measure_fidelity
-from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import make_config, merge
@@ -119,11 +119,11 @@ def _measure_sample(config: Config) -> float:
     reader = open_split(config.cache.path, "train")
     groups = list(reader.layout.groups())
     paths = [
-        shard_path(config.cache.path, spec, group)
+        (config.cache.path / shard_key(spec, group))
         for spec in reader.layout.arrays
         for group in groups
     ]
-    paths += [commit_path(config.cache.path, group) for group in groups]
+    paths += [(config.cache.path / commit_key(group)) for group in groups]
     return sum(path.stat().st_size for path in paths) / (
         reader.num_views * reader.layout.num_samples
     )

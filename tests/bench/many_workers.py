@@ -81,7 +81,7 @@ def judge(root: Path, manifest: Manifest, records: list[Record]) -> dict:
         "committed": len(committed),
         "committed_twice": sum(count > 1 for count in committed.values()),
         "sound_groups": found.num_groups,
-        "damage": [f"{damage.path}: {damage.what}" for damage in found.damage[:3]],
+        "damage": [f"{damage.key}: {damage.what}" for damage in found.damage[:3]],
         "unwritten": len(found.unwritten),
         "complete": read_manifest(root).complete_views == split_views,
         "leases_left": len(list((root / LEASES).iterdir())),

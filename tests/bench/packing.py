@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdcache.packed.pack import pack_cache
+from kdcache.cache.pack import pack_cache
 from kdcache.training.batches import count_read_threads
 from tests.bench import adapter
 from tests.bench.copying import copy_from, fill_batches, make_slots, rate_gb_s, shuffle_passes

@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from kdcache.packed.pack import pack_cache
-from kdcache.packed.unpack import unpack_cache
-from kdcache.storage.place import find_place
+from kdcache.cache.pack import pack_cache
+from kdcache.cache.unpack import unpack_cache
+from kdcache.storage import open_storage
 from tests.bench.copying import time_s
 from tests.bench.machine import read_status_mb
 
@@ -18,7 +18,7 @@ def main(root: str, folder: str) -> None:
     """Measure in a new folder, which is removed."""
     place = Path(folder)
     place.mkdir()
-    file, before_mb = find_place(place / "x.h5"), read_status_mb("VmHWM")
+    file, before_mb = open_storage(place / "x.h5"), read_status_mb("VmHWM")
     packed_s = time_s(lambda: pack_cache(Path(root), file.file))
     size_mb, anon_mb, peak_mb = (
         file.file.stat().st_size / 1e6,

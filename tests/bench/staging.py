@@ -10,7 +10,8 @@ from unittest.mock import patch
 import torch
 
 from kdcache.cache.stage import Stage
-from kdcache.storage.place import Place, find_place, is_far
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.bucket import Bucket
 from tests.bench import adapter
 from tests.bench.copying import shuffle_passes, time_s
 from tests.bench.figures import Figure, make_figure
@@ -30,7 +31,7 @@ def measure(bench: Bench) -> list[Figure]:
         patch.dict(os.environ, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}),
     ):
         make_bucket(endpoint, "bench")
-        far = find_place("s3://bench/store")
+        far = open_storage("s3://bench/store")
         _upload(root, far)
         for seed in range(bench.sizes.read_rounds):
             for name, place in (("local", root), ("staged", far)):
@@ -43,10 +44,12 @@ def measure(bench: Bench) -> list[Figure]:
     return [make_figure("staged_epoch", ratio, runs=runs, first_epoch_s=first)]
 
 
-def _time_epochs(bench: Bench, place: Place, *, seed: int) -> list[float]:
+def _time_epochs(bench: Bench, place: Path | Storage, *, seed: int) -> list[float]:
     """Seconds of the first epoch of a run and of the next; of another place through the stage."""
     sizes = bench.sizes
-    stage = Stage(bench.folder / "stage", limit_bytes=10**12) if is_far(place) else None
+    stage = (
+        Stage(bench.folder / "stage", limit_bytes=10**12) if open_storage(place).is_remote else None
+    )
     reader = adapter.make_batch_reader(
         adapter.open_train(place, check="first", stage=stage),
         batch_size=sizes.batch_size, device=CPU, residency=adapter.WARM,
@@ -58,7 +61,7 @@ def _time_epochs(bench: Bench, place: Place, *, seed: int) -> list[float]:
     return [time_s(lambda batches=batches: adapter.read_all(reader, batches)) for batches in epochs]
 
 
-def _upload(root: Path, far: Place) -> None:
+def _upload(root: Path, far: Bucket) -> None:
     for path in root.rglob("*"):
         if path.is_file():
-            far.joinpath(*path.relative_to(root).parts).put(path.read_bytes())
+            far.object(str(path.relative_to(root))).put(path.read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.layout import commit_key, shard_key
 from tests.bench.data import plan_store
 from tests.bench.many_workers import is_sound, judge, simulate
 from tests.bench.worker_child import run_workers
@@ -40,7 +40,7 @@ def store(tmp_path):
 def test_a_group_that_is_committed_twice_is_noticed(store):
     config, manifest, first = store
     assert is_sound({"groups": 10, **judge(config.cache.path, manifest, [first])})
-    commit_path(config.cache.path, manifest.layouts["train"].group(0, 3)).unlink()
+    (config.cache.path / commit_key(manifest.layouts["train"].group(0, 3))).unlink()
     facts = judge(config.cache.path, manifest, [first, run_workers(config, manifest, [0], 1, 0.0)])
     assert (
         facts["committed_twice"] == 1
@@ -53,7 +53,7 @@ def test_files_that_are_not_those_of_the_record_are_noticed(store):
     config, manifest, record = store
     layout = manifest.layouts["train"]
     paths = [
-        shard_path(config.cache.path, layout.array("image"), layout.group(0, index))
+        (config.cache.path / shard_key(layout.array("image"), layout.group(0, index)))
         for index in (1, 2)
     ]
     paths[0].write_bytes(paths[1].read_bytes())  # whole, but another writer's

@@ -20,15 +20,16 @@ import numpy as np
 
 from kdcache import durable
 from kdcache.cache import writer
-from kdcache.cache.folder import complete_views
 from kdcache.cache.layout import COMMITS, Group, SplitLayout
-from kdcache.cache.lease import Lease, lease_path
+from kdcache.cache.lifecycle import complete_views
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.machine.workers import Worker
 from kdcache.precompute import build, pipeline
 from kdcache.precompute.pipeline import Crew, Job, Pipeline
+from kdcache.storage import open_storage
+from kdcache.storage.base import Lease
 from tests.bench.data import make_ids
 
 STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.durable
@@ -153,7 +154,7 @@ class BarePipeline(Pipeline):
         life.draw_fate(flight.group)
         with flight.held, life.clock.time("writing"):
             write_group(
-                self.job.config.cache.path,
+                open_storage(self.job.config.cache.path),
                 manifest,
                 flight.group,
                 contents=contents,
@@ -200,8 +201,8 @@ def _survives(plan: Job, worker: Worker) -> bool:
         build.write_missing(plan, missing, worker, lambda group, size_bytes: None)
     except Killed as death:
         fate.due = None
-        lease_path(
-            root, str(death)
+        (
+            root / f"leases/{str(death)}"
         ).touch()  # its block has ended and removed it, as no killed process would
         return False
     with clock.time("completing"):

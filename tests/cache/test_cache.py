@@ -8,7 +8,7 @@ import tensorstore
 import torch
 import zarr
 
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
@@ -102,7 +102,7 @@ def test_interrupted_build_goes_on_and_ends_with_the_same_bytes(
 def test_a_torn_leftover_without_record_is_written_anew(cache):
     root, before = cache.cache.path, snapshot(cache.cache.path)
     layout = read_manifest(root).layouts["train"]
-    torn = shard_path(root, layout.array("low"), layout.group(0, 1))
+    torn = root / shard_key(layout.array("low"), layout.group(0, 1))
     torn.write_bytes(torn.read_bytes()[:1000])
     (root / "commits" / "train-v0000-g00001.json").unlink()
     build_cache(cache)

@@ -16,13 +16,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from kdcache.cache import codecs, writer
 from kdcache.cache.codecs import choose_codec
-from kdcache.cache.documents import write_sealed
-from kdcache.cache.folder import check_free_space
-from kdcache.cache.layout import shard_path
+from kdcache.cache.documents import seal
+from kdcache.cache.layout import shard_key
 from kdcache.cache.leftovers import collect_leftovers
+from kdcache.cache.lifecycle import check_free_space
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
-from kdcache.cache.shard import MappedFiles
+from kdcache.cache.shards import MappedFiles
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
@@ -122,7 +122,7 @@ def test_coded_shards_and_metadata_are_what_zarr_would_have_written(roots, tmp_p
         for view in range(2):
             theirs[view] = np.stack([reader.read("low", view, sample) for sample in range(3)])
     for group in layout.groups():
-        ours = shard_path(root, spec, group)
+        ours = root / shard_key(spec, group)
         assert (
             ours.read_bytes()
             == (tmp_path / "theirs" / ours.relative_to(root / "train" / "low")).read_bytes()
@@ -185,7 +185,7 @@ def test_a_manifest_with_a_codec_nobody_knows_is_one_line(root):
         {"name": "zstd", "configuration": {"level": []}},
     ):
         document["splits"]["train"]["arrays"][3]["codec"] = codec
-        write_sealed(root / "manifest.json", document)
+        (root / "manifest.json").write_bytes(seal(document))
         with pytest.raises(CacheCorruptError) as error:
             open_split(root, "train")
         check_one_line(error, "manifest.json: manifest is damaged")
@@ -212,7 +212,7 @@ def test_a_codec_that_changes_numbers_is_noticed_while_writing(quick_data, tmp_p
 @pytest.mark.parametrize("mapped", [False, True])
 def test_damage_is_met_before_it_is_decoded(root, monkeypatch, check, mapped):
     group = read_manifest(root).layouts["train"].group(0, 0)
-    path = shard_path(root, read_manifest(root).layouts["train"].array("low"), group)
+    path = root / shard_key(read_manifest(root).layouts["train"].array("low"), group)
     data = bytearray(path.read_bytes())
     data[20] ^= 1
     path.write_bytes(data)
@@ -229,8 +229,7 @@ def test_damage_is_met_before_it_is_decoded(root, monkeypatch, check, mapped):
 
 def test_repair_makes_a_coded_group_anew(root):
     before = quick.snapshot(root)
-    path = shard_path(
-        root,
+    path = root / shard_key(
         read_manifest(root).layouts["train"].array("mid"),
         read_manifest(root).layouts["train"].group(1, 0),
     )
@@ -280,7 +279,7 @@ def test_a_cache_keeps_its_codec_where_the_librarys_default_has_changed(
     monkeypatch.setattr(GzipCodec.__init__, "__kwdefaults__", {"level": 6})
     assert dict(choose_codec("gzip", "uint8").settings) == {"level": 6}
     layout, truth = read_manifest(root).layouts["train"], read_all(roots["raw"])
-    shard_path(root, layout.array("mid"), layout.group(0, 0)).unlink()
+    (root / shard_key(layout.array("mid"), layout.group(0, 0))).unlink()
     repair_cache(root, {})
     assert read_all(root) == truth
     build_cache(
@@ -308,7 +307,7 @@ def test_a_manifest_that_asks_for_terabytes_is_one_line(root):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
     document["splits"]["train"]["arrays"][2]["item_shape"] = [1024, 2**20, 2**10]
-    write_sealed(root / "manifest.json", document)
+    (root / "manifest.json").write_bytes(seal(document))
     with pytest.raises(CacheCorruptError, match="a sample of 'logits' has more than"):
         open_split(root, "train")
 
@@ -316,7 +315,7 @@ def test_a_manifest_that_asks_for_terabytes_is_one_line(root):
 def test_a_manifest_of_version_2_has_no_codecs(root):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
-    write_sealed(root / "manifest.json", {**document, "format_version": 2})
+    (root / "manifest.json").write_bytes(seal({**document, "format_version": 2}))
     with pytest.raises(CacheCorruptError, match="format_version is 2, its arrays are of 3"):
         open_split(root, "train")
 
@@ -349,7 +348,7 @@ def test_a_manifest_whose_arrays_are_not_those_of_its_identity_is_one_line(root)
         array["codec"] = codec
         if codec is None:
             array.pop("codec")
-        write_sealed(root / "manifest.json", document)
+        (root / "manifest.json").write_bytes(seal(document))
         with pytest.raises(CacheCorruptError) as error:
             open_split(root, "train")
         check_one_line(

@@ -12,8 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import commit_path, shard_path
-from kdcache.cache.lease import LeaseLostError, read_holder, take_lease
+from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.records import write_record
@@ -23,6 +22,8 @@ from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.group import collect_views
 from kdcache.precompute.repair import repair_cache
+from kdcache.storage import LocalFolder, open_storage
+from kdcache.storage.base import LeaseLostError
 from tests.support.quick import snapshot
 
 
@@ -70,13 +71,13 @@ def test_a_group_that_another_process_holds_is_waited_for_and_not_written_again(
 ):
     """The other process: a thread with a descriptor of its own, for which the lock is as strange as for a process."""
     root, before = cache.cache.path, snapshot(cache.cache.path)
-    record = commit_path(root, read_manifest(root).layouts["train"].group(0, 1))
+    record = root / commit_key(read_manifest(root).layouts["train"].group(0, 1))
     kept = record.read_bytes()
     record.unlink()
     held, stop = threading.Event(), threading.Event()
 
     def hold():
-        with take_lease(root, "train-v0000-g00001") as lease:
+        with open_storage(root).take_lease("train-v0000-g00001") as lease:
             held.set()
             stop.wait()
             lease.check()
@@ -86,12 +87,14 @@ def test_a_group_that_another_process_holds_is_waited_for_and_not_written_again(
     other.start()
     held.wait()
 
+    read_holder = LocalFolder.read_holder
+
     def read_holder_and_stop(*args):
         holder = read_holder(*args)
         stop.set()
         return holder
 
-    monkeypatch.setattr("kdcache.precompute.build.read_holder", read_holder_and_stop)
+    monkeypatch.setattr(LocalFolder, "read_holder", read_holder_and_stop)
     assert build_cache(cache).num_samples == 0
     other.join()
     assert (
@@ -118,8 +121,8 @@ def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkey
 def test_a_view_that_names_other_samples_is_refused_and_found(cache):
     root, manifest = cache.cache.path, read_manifest(cache.cache.path)
     group = manifest.layouts["train"].group(1, 0)
-    record = read_group_record(root, manifest, group)
-    write_record(root, group, replace(record, sample_ids=record.sample_ids[::-1]))
+    record = read_group_record(open_storage(root), manifest, group)
+    write_record(open_storage(root), group, replace(record, sample_ids=record.sample_ids[::-1]))
     with pytest.raises(
         CacheCorruptError, match="train-v0001-g00000.json: sample ids are not those of view 0"
     ):
@@ -188,7 +191,7 @@ def test_shards_and_metadata_are_what_zarr_would_have_written(cache, tmp_path, n
                 [reader.read(name, view, sample) for sample in range(layout.num_samples)]
             )
     for group in layout.groups():
-        ours = shard_path(root, spec, group)
+        ours = root / shard_key(spec, group)
         assert (
             ours.read_bytes()
             == (tmp_path / "theirs" / ours.relative_to(root / "train" / name)).read_bytes()
@@ -208,7 +211,7 @@ def test_readings_are_checked_as_often_as_asked(cache, check, noticed):
     """A byte flips after sample 0 was read: who looks again notices, and who has not read sample 1 yet notices there."""
     root, reader = cache.cache.path, open_split(cache.cache.path, "train", check=check)
     reader.read("label", 0, 0)
-    path, found = shard_path(root, reader.layout.array("label"), reader.layout.group(0, 0)), []
+    path, found = (root / shard_key(reader.layout.array("label"), reader.layout.group(0, 0))), []
     data = bytearray(path.read_bytes())
     for sample in (0, 1):
         data[reader.locate("label", 0, sample).offset] ^= 1

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from kdcache.cache import stage as staging
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.shard import open_plain
+from kdcache.cache.shards import ShardSource
 from kdcache.cache.stage import Stage
 from kdcache.errors import CacheCorruptError, SettingsError
 from tests.support import quick
@@ -31,11 +31,13 @@ def fetched(monkeypatch) -> list:
     """Files that were opened to be copied."""
     opened = []
 
-    def note(path):
-        opened.append(path)
-        return open_plain(path)
+    read_parts = ShardSource.read_parts
 
-    monkeypatch.setattr(staging, "open_plain", note)
+    def note(source, max_bytes):
+        opened.append(source)
+        return read_parts(source, max_bytes)
+
+    monkeypatch.setattr(ShardSource, "read_parts", note)
     return opened
 
 
@@ -73,7 +75,7 @@ def test_a_copy_that_breaks_or_goes_is_fetched_again(root, tmp_path, fetched):
 
 
 def test_damage_at_the_source_reaches_neither_stage_nor_training(root, tmp_path):
-    path = shard_path(root, read_manifest(root).layouts["train"].array("logits"), quick_group(root))
+    path = root / shard_key(read_manifest(root).layouts["train"].array("logits"), quick_group(root))
     data = bytearray(path.read_bytes())
     data[5] ^= 4
     path.write_bytes(data)

@@ -13,7 +13,7 @@ import pytest
 from kdcache.cache import stage as staging
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.shard import MappedFiles
+from kdcache.cache.shards import MappedFiles
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import CacheConfig
 from kdcache.errors import SettingsError

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import Group, shard_path
+from kdcache.cache.layout import Group, shard_key
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
+from kdcache.storage import open_storage
 
 
 def committed_files(root: Path) -> dict[Path, tuple]:
@@ -17,12 +18,12 @@ def committed_files(root: Path) -> dict[Path, tuple]:
         return {}
     manifest, found = read_manifest(root), {}
     for layout in manifest.layouts.values():
-        for group in filter(lambda group: has_record(root, group), layout.groups()):
-            read_group_record(root, manifest, group)
+        for group in filter(lambda group: has_record(open_storage(root), group), layout.groups()):
+            read_group_record(open_storage(root), manifest, group)
             for path in [root / "commits" / f"{group.name}.json", *_shards(root, manifest, group)]:
                 found[path] = (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
     return found
 
 
 def _shards(root: Path, manifest: Manifest, group: Group) -> list[Path]:
-    return [shard_path(root, spec, group) for spec in manifest.layouts[group.split].arrays]
+    return [(root / shard_key(spec, group)) for spec in manifest.layouts[group.split].arrays]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.layout import Group, commit_path, shard_path
+from kdcache.cache.layout import Group, commit_key, shard_key
 from kdcache.cache.manifest import read_manifest
 
 Random = np.random.Generator
@@ -25,7 +25,7 @@ def pick_groups(root: Path, random: Random, count: int) -> list[Group]:
 def pick_shard(root: Path, random: Random, group: Group) -> Path:
     """One of a group's shard files."""
     arrays = read_manifest(root).layouts[group.split].arrays
-    return shard_path(root, arrays[int(random.integers(len(arrays)))], group)
+    return root / shard_key(arrays[int(random.integers(len(arrays)))], group)
 
 
 def _flip(path: Path, random: Random) -> None:
@@ -62,14 +62,14 @@ def lose_shard(root: Path, random: Random) -> set[str]:
 def lose_record(root: Path, random: Random) -> set[str]:
     """A commit record is deleted."""
     (group,) = pick_groups(root, random, 1)
-    commit_path(root, group).unlink(missing_ok=True)
+    (root / commit_key(group)).unlink(missing_ok=True)
     return {group.name}
 
 
 def damage_record(root: Path, random: Random) -> set[str]:
     """One bit of a commit record."""
     (group,) = pick_groups(root, random, 1)
-    _flip(commit_path(root, group), random)
+    _flip((root / commit_key(group)), random)
     return {group.name}
 
 
@@ -81,7 +81,7 @@ def swap_views(root: Path, random: Random) -> set[str]:
         int(random.integers(layout.groups_per_view)),
     )
     first, second = (layout.group(view, index) for view in (0, 1))
-    one, two = (shard_path(root, spec, group) for group in (first, second))
+    one, two = ((root / shard_key(spec, group)) for group in (first, second))
     if not (one.exists() and two.exists()):
         return set()
     spare = one.with_name("spare")

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from kdcache.cache.layout import (
     CRC_BYTES,
     SPLITS,
-    commit_path,
+    commit_key,
     index_bytes,
-    manifest_path,
     metadata_path,
-    shard_path,
+    shard_key,
 )
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.shard import ABSENT
+from kdcache.cache.shards import ABSENT
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
 from kdcache.precompute.build import build_cache
@@ -47,9 +46,9 @@ def find_regions(root: Path) -> dict[str, list[Region]]:
     """Every byte of the cache, by what it is for."""
     layouts = read_manifest(root).layouts
     documents = {
-        "manifest": [manifest_path(root)],
+        "manifest": [(root / "manifest.json")],
         "commit record": [
-            commit_path(root, group) for layout in layouts.values() for group in layout.groups()
+            (root / commit_key(group)) for layout in layouts.values() for group in layout.groups()
         ],
         "group zarr.json": [
             metadata_path(root),
@@ -67,7 +66,7 @@ def find_regions(root: Path) -> dict[str, list[Region]]:
         for spec in layout.arrays:
             for group in layout.groups():
                 for kind, region in _shard_regions(
-                    shard_path(root, spec, group), layout.shard_samples
+                    (root / shard_key(spec, group)), layout.shard_samples
                 ):
                     regions.setdefault(kind, []).append(region)
     return regions

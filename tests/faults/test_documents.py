@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.cache.documents import write_sealed
+from kdcache.cache.documents import seal as seal_document
 from kdcache.cache.layout import SPLITS
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.settings import stored_config
@@ -156,7 +156,7 @@ def test_a_sealed_document_of_nonsense_is_a_typed_error(root, truth, name, effor
     @get_settings(effort, share=0.25)
     @given(st.data())
     def change(data):
-        write_sealed(path, mutate(document, data))
+        (path).write_bytes(seal_document(mutate(document, data)))
         check_all(root, truth)
 
     change()
@@ -171,7 +171,7 @@ def test_any_value_may_be_text_of_two_lines(root, truth, name, effort):
     places = list(find_places(document))
     for container, key in places if effort == FULL else places[::4]:
         kept, container[key] = container[key], "x\ny"
-        write_sealed(root / name, document)
+        (root / name).write_bytes(seal_document(document))
         check_all(root, truth)
         container[key] = kept
 
@@ -259,8 +259,8 @@ def test_documents_that_agree_on_a_size_that_no_file_has_are_a_typed_error(root,
     manifest, record = read_unsealed(root / SEALED[0]), read_unsealed(root / SEALED[2])
     manifest["splits"]["val"]["arrays"][0]["item_shape"] = [2**20, 2**20, 3]
     record["files"]["image"]["size_bytes"] = 2 * (3 * 2**40 + 4) + 2 * 16 + 4
-    write_sealed(root / SEALED[0], manifest)
-    write_sealed(root / SEALED[2], record)
+    (root / SEALED[0]).write_bytes(seal_document(manifest))
+    (root / SEALED[2]).write_bytes(seal_document(record))
     text = (root / "val/image/zarr.json").read_text()
     (root / "val/image/zarr.json").write_text(text.replace("48", str(2**20)))
     assert check_all(root, truth) == {
@@ -277,5 +277,5 @@ def test_documents_that_agree_on_a_size_that_no_file_has_are_a_typed_error(root,
 def test_counts_beyond_all_files_are_a_typed_error(root, truth, counts):
     document = read_unsealed(root / "manifest.json")
     document["splits"]["train"].update(counts)
-    write_sealed(root / "manifest.json", document)
+    (root / "manifest.json").write_bytes(seal_document(document))
     assert "train" in check_all(root, truth)

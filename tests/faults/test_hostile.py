@@ -14,7 +14,7 @@ import yaml
 
 import cache_teacher.cli
 import train_student.cli
-from kdcache.cache.documents import write_sealed
+from kdcache.cache.documents import seal
 from kdcache.cache.reader import open_split
 from kdcache.config import DatasetConfig
 from kdcache.data.voc import download_voc
@@ -74,7 +74,7 @@ def test_a_sample_id_that_could_leave_its_folder_is_refused(root, bad):
     document = json.loads((root / RECORD).read_text())
     del document["sha256"]
     document["sample_ids"][0] = bad
-    write_sealed(root / RECORD, document)
+    (root / RECORD).write_bytes(seal(document))
     with pytest.raises(CacheCorruptError) as error:
         open_split(root, "train").locate("label", 1, 0)
     check_one_line(

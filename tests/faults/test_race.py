@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from kdcache.cache.lease import lease_path, take_lease
 from kdcache.cache.verify import verify_cache
+from kdcache.storage import open_storage
 from tests.faults import children
 from tests.faults.committed import committed_files
 from tests.support import quick
@@ -107,11 +107,11 @@ def test_no_clock_matters(whole_root, quick_data, whole, tmp_path, shift_s):
     shutil.copytree(whole_root, root)
     (root / "leases").mkdir(exist_ok=True)
     moment = time.time() + shift_s
-    with take_lease(root, "train-v0000-g00000"):
-        os.utime(lease_path(root, "train-v0000-g00000"), (moment, moment))
-        with take_lease(root, "train-v0000-g00000") as second:
+    with open_storage(root).take_lease("train-v0000-g00000"):
+        os.utime((root / "leases/train-v0000-g00000"), (moment, moment))
+        with open_storage(root).take_lease("train-v0000-g00000") as second:
             assert second is None
-    dead = lease_path(root, "train-v0000-g00000")
+    dead = root / "leases/train-v0000-g00000"
     dead.write_text("process 1 on another-machine\n")
     os.utime(dead, (moment, moment))
     (root / "commits/train-v0000-g00000.json").unlink()

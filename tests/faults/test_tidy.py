@@ -2,18 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import cache_teacher.cli
 from kdcache import durable
-from kdcache.cache.layout import shard_path
-from kdcache.cache.lease import lease_path, take_lease
+from kdcache.cache.layout import shard_key
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.writer import write_group
 from kdcache.errors import CacheError
 from kdcache.precompute.repair import repair_cache
+from kdcache.storage import open_storage
 from tests.support import quick
 
 
@@ -34,9 +35,9 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(
         root / "manifest.json.partial",
         root / "train/low/zarr.json.partial",
         root / "commits/val-v0000-g00000.json.partial",
-        shard_path(root, layout.array("mid"), layout.group(0, 1)).with_name("0.partial"),
-        lease_path(root, "train-v0000-g00000"),
-        lease_path(root, "score"),
+        (root / shard_key(layout.array("mid"), layout.group(0, 1))).with_name("0.partial"),
+        (root / "leases/train-v0000-g00000"),
+        (root / "leases/score"),
     ]
     for path in litter:
         path.parent.mkdir(exist_ok=True)
@@ -44,9 +45,11 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(
     kept = [root / "notes.txt", root / "train/low/c/0/0/0/0/0.bak"]
     for path in kept:
         path.write_text("mine")
-    assert {leftover.path for leftover in collect_leftovers(root, dry_run=True)} == set(litter)
+    assert {Path(leftover.path) for leftover in collect_leftovers(root, dry_run=True)} == set(
+        litter
+    )
     assert all(path.exists() for path in litter)
-    assert {leftover.path for leftover in collect_leftovers(root)} == set(litter)
+    assert {Path(leftover.path) for leftover in collect_leftovers(root)} == set(litter)
     assert not any(path.exists() for path in litter) and all(
         path.read_text() == "mine" for path in kept
     )
@@ -64,11 +67,11 @@ def test_shards_whose_records_are_lost_are_no_garbage(root):
 def test_files_of_a_group_that_is_being_written_stay(root):
     partial = root / "train/low/c/0/0/0/0/0.partial"
     partial.write_text("half")
-    with take_lease(root, "train-v0000-g00000"):
+    with open_storage(root).take_lease("train-v0000-g00000"):
         assert collect_leftovers(root) == [] and collect_leftovers(root, dry_run=True) == []
-    assert [leftover.path for leftover in collect_leftovers(root)] == [partial]
-    with take_lease(root, "score"):
-        assert collect_leftovers(root) == [] and lease_path(root, "score").exists()
+    assert [Path(leftover.path) for leftover in collect_leftovers(root)] == [partial]
+    with open_storage(root).take_lease("score"):
+        assert collect_leftovers(root) == [] and (root / "leases/score").exists()
 
 
 def test_a_folder_in_a_shards_place_is_named_before_the_record_is_taken_back(root):
@@ -89,7 +92,7 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
     """A writer that was stopped within one step, robbed of its lease, and goes on while the next one works."""
     (root / "commits/train-v0000-g00000.json").unlink()
 
-    def write_and_be_disturbed(root, manifest, group, **kwargs):
+    def write_and_be_disturbed(storage, manifest, group, **kwargs):
         original = durable.rename
 
         def rename(old, new):
@@ -100,7 +103,7 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
             original(old, new)
 
         monkeypatch.setattr(durable, "rename", rename)
-        write_group(root, manifest, group, **kwargs)
+        write_group(storage, manifest, group, **kwargs)
 
     monkeypatch.setattr("kdcache.precompute.pipeline.write_group", write_and_be_disturbed)
     with pytest.raises(CacheError, match="cannot be written .another writer has replaced it"):

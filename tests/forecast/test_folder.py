@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cache.layout import Group, commit_path
+from kdcache.cache.layout import Group, commit_key
 from kdcache.errors import CacheMismatchError, TeacherError
 from kdcache.forecast import folder
 from kdcache.forecast.folder import make_folder
@@ -131,7 +131,7 @@ def test_a_cache_that_is_there_is_not_touched_and_what_is_missing_is_told(config
     config = encode(config, "compact")
     build_cache(config)
     for name in ("train-v0001-g00002", "train-v0001-g00018"):  # 8 samples and the last 6
-        commit_path(config.cache.path, Group("train", 0, 0, 0, 0)).with_name(
+        (config.cache.path / commit_key(Group("train", 0, 0, 0, 0))).with_name(
             f"{name}.json"
         ).unlink()
     before = look(caches)

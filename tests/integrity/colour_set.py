@@ -21,6 +21,7 @@ from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config
 from kdcache.precompute import build, pipeline
 from kdcache.precompute.build import build_cache
+from kdcache.storage import open_storage
 from tests.support.helpers import VOC, save_label, write_list
 from tests.support.quick import QuickTeacher
 
@@ -70,7 +71,7 @@ def build_colour_cache(data_root: Path, cache_root: Path, *, change: Change | No
     def change_and_write(root, manifest, group, *, contents, lease):
         if change:
             change(group, contents)
-        return write_group(root, manifest, group, contents=contents, lease=lease)
+        return write_group(open_storage(root), manifest, group, contents=contents, lease=lease)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_teacher", _make_teacher)

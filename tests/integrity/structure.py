@@ -7,11 +7,12 @@ from pathlib import Path
 from numpy.random import Generator, Philox
 
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import Group, SplitLayout, shard_path
+from kdcache.cache.layout import Group, SplitLayout, shard_key
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Choose
 from kdcache.durable import PARTIAL
+from kdcache.storage import open_storage
 
 
 def choose_within(manifest: Manifest, *, size_bytes: int, seed: int) -> Choose:
@@ -35,7 +36,7 @@ def find_missing_records(root: Path, manifest: Manifest) -> list[str]:
         f"{group.name}: commit record is missing"
         for split, layout in manifest.layouts.items()
         for group in layout.groups()
-        if group.view < manifest.complete_views[split] and not has_record(root, group)
+        if group.view < manifest.complete_views[split] and not has_record(open_storage(root), group)
     ]
 
 
@@ -55,8 +56,8 @@ def _find_id_disorder(root: Path, manifest: Manifest, layout: SplitLayout) -> li
     first: dict[int, Group] = {}
     ids: dict[int, list[str]] = {}
     found = []
-    for group in filter(lambda group: has_record(root, group), layout.groups()):
-        these = read_group_record(root, manifest, group).sample_ids
+    for group in filter(lambda group: has_record(open_storage(root), group), layout.groups()):
+        these = read_group_record(open_storage(root), manifest, group).sample_ids
         if ids.setdefault(group.index, these) != these:
             found.append(f"{group.name}: its samples are not those of {first[group.index].name}")
         first.setdefault(group.index, group)
@@ -75,7 +76,7 @@ def _find_id_disorder(root: Path, manifest: Manifest, layout: SplitLayout) -> li
 def find_strays(root: Path, manifest: Manifest) -> list[str]:
     """Files where only shards may lie that are no shard of the grid; what a killed run left half-written is `gc`'s."""
     grid = {
-        shard_path(root, spec, group)
+        (root / shard_key(spec, group))
         for layout in manifest.layouts.values()
         for group in layout.groups()
         for spec in layout.arrays

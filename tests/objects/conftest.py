@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from kdcache.objects.path import ObjectPath
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
+from kdcache.storage.bucket import Bucket
 from tests.support.s3_server import CREDENTIALS, Faults, make_bucket, serve_faults, serve_s3
 
 
@@ -18,11 +18,11 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def use_server(s3_server, monkeypatch) -> Iterator[Callable[[Faults | None], ObjectPath]]:
+def use_server(s3_server, monkeypatch) -> Iterator[Callable[[Faults | None], Bucket]]:
     """A new bucket of the server, through a proxy where faults are given, as this process sees it from now on."""
     with ExitStack() as proxies:
 
-        def use(faults: Faults | None = None) -> ObjectPath:
+        def use(faults: Faults | None = None) -> Bucket:
             endpoint = (
                 proxies.enter_context(serve_faults(s3_server, faults)) if faults else s3_server
             )
@@ -34,12 +34,12 @@ def use_server(s3_server, monkeypatch) -> Iterator[Callable[[Faults | None], Obj
                 monkeypatch.setenv(name, value)
             name = f"bucket-{uuid.uuid4().hex}"  # a client is kept by the bucket's name
             make_bucket(s3_server, name)
-            return find_place(f"s3://{name}/caches/one")
+            return open_storage(f"s3://{name}/caches/one")
 
         yield use
 
 
 @pytest.fixture
-def bucket(use_server) -> ObjectPath:
+def bucket(use_server) -> Bucket:
     """Where a cache may be."""
     return use_server()

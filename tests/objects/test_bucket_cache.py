@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.folder import complete_views, open_for_writing
-from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.layout import commit_key, shard_key
+from kdcache.cache.lifecycle import complete_views, open_for_writing
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
@@ -15,7 +15,7 @@ from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, Se
 from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.repair import repair_cache
 from kdcache.progress import Silent
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from tests.support import quick
 from tests.support.helpers import check_one_line
 from tests.support.stored import read_all
@@ -103,11 +103,11 @@ def test_damage_in_a_bucket_is_found_refused_and_repaired(quick_data, bucket):
     config = quick.build_quick(quick_data, bucket)
     layout, whole = read_manifest(bucket).layouts["train"], read_all(bucket)
     group = layout.group(1, 0)
-    path = shard_path(bucket, layout.array("logits"), group)
+    path = bucket.object(shard_key(layout.array("logits"), group))
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.put(bytes(data))
-    commit_path(bucket, layout.group(0, 1)).remove()
+    bucket.object(commit_key(layout.group(0, 1))).remove()
     damaged = {
         (damage.group.name, damage.array) for damage in verify_cache(bucket, data=True).damage
     }
@@ -126,11 +126,11 @@ def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, caps
     layout = read_manifest(bucket).layouts["train"]
     config = make_config(quick.quick_given(quick_data, bucket))
     open_for_writing(bucket, prepare_job(config, Silent()).manifest)
-    lost = shard_path(
-        bucket, layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0)
+    lost = bucket.object(
+        shard_key(layout.array("image"), read_manifest(bucket).layouts["train"].group(1, 0))
     )
     lost.put(b"what a killed run left")
-    foreign = bucket / "notes.txt"
+    foreign = bucket.object("notes.txt")
     foreign.put(b"mine")
     assert cache_teacher(["gc", str(bucket), "--dry-run"]) == 0 and lost.exists()
     assert cache_teacher(["gc", str(bucket)]) == 0
@@ -149,7 +149,7 @@ def test_another_cache_in_a_bucket_is_refused(quick_data, bucket):
 
 
 def test_foreign_objects_are_no_cache(quick_data, bucket):
-    (bucket / "photo.jpg").put(b"mine")
+    bucket.object("photo.jpg").put(b"mine")
     with pytest.raises(
         CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"
     ):
@@ -173,7 +173,7 @@ def test_foreign_objects_are_no_cache(quick_data, bucket):
 )
 def test_addresses_of_another_kind_are_refused(address, words):
     with pytest.raises(SettingsError) as error:
-        find_place(address)
+        open_storage(address)
     check_one_line(error, words)
 
 
@@ -183,7 +183,7 @@ def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
     line = "s3://bucket-of-nobody: manifest cannot be looked for (bucket is not there: make it, or mend its name); mend that"
     assert line in capsys.readouterr().err
     with pytest.raises(CacheError) as error:
-        quick.build_quick(quick_data, find_place(address))
+        quick.build_quick(quick_data, open_storage(address))
     check_one_line(error, line)
 
 
@@ -194,7 +194,7 @@ def test_a_worker_that_finds_everything_ready_takes_no_lease_for_documents(
     manifest = read_manifest(bucket)
     taken = []
     monkeypatch.setattr(
-        "kdcache.objects.folder.take_object_lease", lambda *args, **_: taken.append(args)
+        "kdcache.storage.bucket.take_object_lease", lambda *args, **_: taken.append(args)
     )
     assert (
         open_for_writing(bucket, prepare_job(config, Silent()).manifest)

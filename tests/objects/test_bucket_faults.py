@@ -9,7 +9,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, SettingsError
-from kdcache.objects.path import ObjectPath
+from kdcache.storage.bucket_client import BucketObject
 from tests.support import quick
 from tests.support.helpers import check_one_line
 from tests.support.s3_server import ANSWERS, Faults
@@ -26,7 +26,7 @@ def local(quick_data, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr("kdcache.objects.client.PAUSES_S", (0.01, 0.01, 0.01, 0.01, None))
+    monkeypatch.setattr("kdcache.storage.bucket_client.PAUSES_S", (0.01, 0.01, 0.01, 0.01, None))
 
 
 @pytest.mark.parametrize("kind", Faults.KINDS)
@@ -78,13 +78,13 @@ def test_training_through_faults_has_the_losses_of_the_folder(
 def test_only_answers_that_may_change_are_asked_for_again(
     kind, asked_again, use_server, caplog, monkeypatch
 ):
-    monkeypatch.setattr("kdcache.objects.client._RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("kdcache.storage.bucket_client._RETRIES", {"max_retries": 0})
     bucket = use_server(faults := Faults(1.0, kinds=(kind,)))
     with pytest.raises(
         OSError,
         match=f"the store does not answer as it should: {ANSWERS[kind][0]} .*{ANSWERS[kind][1]}",
     ):
-        (bucket / "x").read_bytes()
+        bucket.object("x").read_bytes()
     assert faults.counts["all"] == (5 if asked_again else 1)
     assert caplog.text.count("trying again in") == faults.counts["all"] - 1
 
@@ -93,23 +93,23 @@ def test_a_shard_larger_than_one_put_is_refused_before_it_is_sent(
     quick_data, use_server, local, monkeypatch
 ):
     bucket = use_server(faults := Faults(0.0))
-    (bucket / "x").create(b"1")
+    bucket.object("x").create(b"1")
     sent = faults.counts["all"]
-    monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", 20)
+    monkeypatch.setattr("kdcache.storage.bucket_client.MOST_PUT_BYTES", 20)
     for put in (
-        ObjectPath.put,
-        ObjectPath.create,
+        BucketObject.put,
+        BucketObject.create,
         lambda path, data: path.replace(data, tag=("a", None)),
     ):
         with pytest.raises(
             OSError,
             match=r"object is 2.1e-08 GB, expected 2e-08 GB at most; lower cache.shard_samples",
         ):
-            put(bucket / "x", bytes(21))
+            put(bucket.object("x"), bytes(21))
     assert faults.counts["all"] == sent
-    (bucket / "x").remove()
+    bucket.object("x").remove()
     largest = max(path.stat().st_size for path in local.rglob("c/*/*/*/*/*"))
-    monkeypatch.setattr("kdcache.objects.client.MOST_PUT_BYTES", largest - 1)
+    monkeypatch.setattr("kdcache.storage.bucket_client.MOST_PUT_BYTES", largest - 1)
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, bucket)
     check_one_line(
@@ -124,7 +124,7 @@ def test_a_missing_package_is_one_line(missing, named, use_server, monkeypatch):
     bucket = use_server()
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SettingsError) as error:
-        bucket.exists()
+        bucket.exists("")
     check_one_line(
         error,
         f"{bucket.bucket}: {named} is not installed, expected it for object stores",

@@ -3,7 +3,7 @@
 import pytest
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.report.gallery import write_gallery
 from tests.support import quick
@@ -37,7 +37,7 @@ def test_a_damaged_object_is_named(quick_data, bucket, capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     quick.build_quick(quick_data, bucket)
     layout = read_manifest(bucket).layouts["train"]
-    shard = shard_path(bucket, layout.array("logits"), layout.group(1, 0))
+    shard = bucket.object(shard_key(layout.array("logits"), layout.group(1, 0)))
     data = bytearray(shard.read_bytes())
     data[3] ^= 1
     shard.put(bytes(data))

@@ -26,7 +26,7 @@ def test_what_is_staged_is_not_asked_for_again(quick_data, use_server, tmp_path)
         before = counter.counts["all"]
         answers = [reader.read(name, 1, sample).tobytes() for name in names for sample in range(3)]
         asked.append(counter.counts["all"] - before)
-    assert asked[0] > 0 and asked[1] == 0 and not reader.is_far
+    assert asked[0] > 0 and asked[1] == 0 and not reader.is_remote
     plain = CacheReader(bucket, read_manifest(bucket), "train")
     assert answers == [
         plain.read(name, 1, sample).tobytes() for name in names for sample in range(3)

@@ -7,22 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kdcache.cache.folder import open_for_writing
-from kdcache.cache.layout import manifest_path, shard_path
-from kdcache.cache.lease import LeaseLostError, is_held, lease_path, read_holder, take_lease
+from kdcache.cache.layout import shard_key
+from kdcache.cache.lifecycle import open_for_writing
 from kdcache.cache.manifest import read_manifest, write_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheError
-from kdcache.objects import lease as leases
-from kdcache.objects.folder import _holds
-from kdcache.objects.path import AlreadyThereError
-from kdcache.objects.writer import put_own
 from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.progress import Silent
-from kdcache.storage.lock import hold_folder
+from kdcache.storage import bucket_lease as leases
+from kdcache.storage.base import LeaseLostError
+from kdcache.storage.bucket import _holds, put_own
+from kdcache.storage.bucket_client import AlreadyThereError
 from tests.support import quick
 from tests.support.helpers import check_one_line, run_at_once
 from tests.support.s3_server import Faults
@@ -46,51 +44,51 @@ def stop(lease) -> None:
 
 
 def test_a_lease_is_held_once_and_given_back(bucket):
-    with take_lease(bucket, "a") as lease, take_lease(bucket, "a") as other:
+    with bucket.take_lease("a") as lease, bucket.take_lease("a") as other:
         assert other is None and lease is not None
-        assert is_held(bucket, "a") and read_holder(bucket, "a").startswith("process ")
-    assert not is_held(bucket, "a") and not lease_path(bucket, "a").exists()
+        assert bucket.is_held("a") and bucket.read_holder("a").startswith("process ")
+    assert not bucket.is_held("a") and not bucket.object("leases/a").exists()
 
 
 def test_a_living_holder_is_not_robbed(bucket, monkeypatch):
     patient_s = 10 * LOST_S  # a busy machine may keep its renewing thread waiting
     monkeypatch.setattr(leases, "LOST_S", patient_s)
-    with take_lease(bucket, "a") as lease:
+    with bucket.take_lease("a") as lease:
         end_s = time.monotonic() + 1.5 * patient_s
         while time.monotonic() < end_s:
-            with take_lease(bucket, "a") as other:
+            with bucket.take_lease("a") as other:
                 assert other is None
             time.sleep(LOST_S / 2)
         lease.check()
 
 
 def test_the_lease_of_a_dead_process_is_taken_over_after_a_while(bucket):
-    lease_path(bucket, "a").create(b"process 1 on another machine, 0\n")
+    bucket.object("leases/a").create(b"process 1 on another machine, 0\n")
     began_s = time.monotonic()
-    with take_lease(bucket, "a", wait=True) as lease:
+    with bucket.take_lease("a", wait=True) as lease:
         assert time.monotonic() - began_s >= LOST_S
         lease.check()
 
 
 def test_a_holder_that_was_stopped_finds_its_lease_gone(bucket):
-    with take_lease(bucket, "a") as first:
+    with bucket.take_lease("a") as first:
         stop(first)
-        with take_lease(bucket, "a", wait=True) as second:
+        with bucket.take_lease("a", wait=True) as second:
             second.check()
             with pytest.raises(LeaseLostError) as error:
                 first.check()
             check_one_line(
-                error, str(lease_path(bucket, "a")), "taken over or removed while it was held"
+                error, str(bucket.object("leases/a")), "taken over or removed while it was held"
             )
         assert not first.path.exists()
 
 
 def test_leaving_a_lost_lease_does_not_remove_the_new_one(bucket):
-    with take_lease(bucket, "a", wait=True) as late:
+    with bucket.take_lease("a", wait=True) as late:
         stop(late)
-        taken = take_lease(bucket, "a", wait=True)
+        taken = bucket.take_lease("a", wait=True)
         new = taken.__enter__()
-    assert late.lost and lease_path(bucket, "a").exists()
+    assert late.lost and bucket.object("leases/a").exists()
     new.check()
     taken.__exit__(None, None, None)
 
@@ -98,7 +96,7 @@ def test_leaving_a_lost_lease_does_not_remove_the_new_one(bucket):
 def test_an_answer_that_was_lost_costs_no_lease(use_server):
     bucket = use_server(Faults(0.3, seed=2, kinds=("lost",)))
     for _ in range(4):
-        with take_lease(bucket, "a", wait=True) as lease:
+        with bucket.take_lease("a", wait=True) as lease:
             for _ in range(3):
                 time.sleep(LOST_S / 5)
                 lease.check()
@@ -134,7 +132,7 @@ def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, late_s
     """It stops before its put number `late_step`, after a good look at its lease, and goes on when the other has committed."""
     group = plan.manifest.layouts["train"].group(0, 0)
     contents = compute(plan, group)
-    with take_lease(bucket, group.name) as late:
+    with bucket.take_lease(group.name) as late:
         checks, check = [], late.check
 
         def stop_then_go_on():
@@ -142,7 +140,7 @@ def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, late_s
             checks.append(1)
             if len(checks) == late_step + 1:
                 stop(late)
-                with take_lease(bucket, group.name, wait=True) as lease:
+                with bucket.take_lease(group.name, wait=True) as lease:
                     write_group(bucket, plan.manifest, group, contents=contents, lease=lease)
 
         monkeypatch.setattr(late, "check", stop_then_go_on)
@@ -159,16 +157,16 @@ def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, late_s
 def test_a_late_commit_is_replaced_by_that_of_the_holder(plan, bucket):
     group = plan.manifest.layouts["train"].group(0, 0)
     contents = compute(plan, group)
-    with take_lease(bucket, group.name) as lease:
+    with bucket.take_lease(group.name) as lease:
         write_group(bucket, plan.manifest, group, contents=changed(contents), lease=lease)
         write_group(bucket, plan.manifest, group, contents=contents, lease=lease)
     assert not verify_cache(bucket, data=True).damage
 
 
 def test_nothing_is_put_over_what_came_meanwhile(bucket, monkeypatch):
-    path = bucket / "x"
+    path = bucket.object("x")
     path.create(b"before")
-    with take_lease(bucket, "a") as lease:
+    with bucket.take_lease("a") as lease:
         find_tag = type(path).find_tag
 
         def look_late(self):
@@ -186,7 +184,7 @@ def test_nothing_is_put_over_what_came_meanwhile(bucket, monkeypatch):
 
 def test_a_stopped_process_does_not_put_old_documents_over_new_ones(quick_data, bucket):
     quick.build_quick(quick_data, bucket, views=1)
-    with hold_folder(bucket):
+    with bucket.lock():
         before = read_manifest(bucket)
         _holds.current.lease.released.set()
         worker = threading.Thread(target=quick.build_quick, args=(quick_data, bucket))
@@ -203,8 +201,8 @@ def test_a_stopped_process_does_not_put_old_documents_over_new_ones(quick_data, 
 def test_a_document_that_changed_meanwhile_is_not_replaced(quick_data, bucket):
     """The lease was looked at a moment ago, and is lost all the same."""
     quick.build_quick(quick_data, bucket, views=1)
-    path = manifest_path(bucket)
-    with hold_folder(bucket):
+    path = bucket.object("manifest.json")
+    with bucket.lock():
         manifest = read_manifest(bucket)
         newer = path.read_bytes().replace(b" ", b"  ", 1)
         path.put(newer)
@@ -230,9 +228,9 @@ def test_a_killed_worker_in_a_bucket_is_waited_for_and_replaced(quick_data, buck
     whole = quick.build_quick(quick_data, tmp_path / "local")
     config = make_config(quick.quick_given(quick_data, bucket))
     group = read_manifest(whole.cache.path).layouts["train"].group(0, 1)
-    lease_path(bucket, group.name).create(b"process 1 on a machine that burnt, 0\n")
+    bucket.object(f"leases/{group.name}").create(b"process 1 on a machine that burnt, 0\n")
     spec = read_manifest(whole.cache.path).layouts["train"].array("image")
-    shard_path(bucket, spec, group).create(b"what it had put")
+    bucket.object(shard_key(spec, group)).create(b"what it had put")
     build_cache(config)
     assert read_all(bucket) == read_all(whole.cache.path)
 
@@ -260,7 +258,7 @@ def test_a_store_that_says_it_has_no_conditional_put_is_refused(quick_data, buck
             "the store does not answer as it should: 501 Not Implemented (NotImplemented)",
         )
 
-    monkeypatch.setattr("kdcache.objects.folder._find_conditions", refuse)
+    monkeypatch.setattr("kdcache.storage.bucket._find_conditions", refuse)
     with pytest.raises(CacheError, match="bucket has no conditional put"):
         quick.build_quick(quick_data, bucket)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.packed.pack import pack_cache
+from kdcache.cache.pack import pack_cache
 from tests.packed.kinds import KINDS, build
 from tests.support import quick
 

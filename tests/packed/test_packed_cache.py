@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.layout import shard_path
+from kdcache.cache.index import read_group_record
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.pack import pack_cache
 from kdcache.cache.reader import open_split
-from kdcache.cache.shard import find_size, open_plain, read_at
+from kdcache.cache.shards import ShardSource
+from kdcache.cache.unpack import unpack_cache
 from kdcache.cache.verify import verify_cache
-from kdcache.packed.pack import pack_cache
-from kdcache.packed.path import PackedPath
-from kdcache.packed.unpack import unpack_cache
-from kdcache.storage.place import find_place, is_far
+from kdcache.storage import LocalFolder, open_storage
+from kdcache.storage.packed import PackedFile
 from kdcache.training.batches import BatchReader
 from kdcache.training.residency import find_need
 from tests.packed.kinds import KINDS, build, read_files, read_samples
@@ -46,7 +47,7 @@ def test_every_sample_of_a_packed_cache_is_that_of_the_folder(roots, files, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_made_of_a_packed_cache_has_the_bytes_of_the_first(roots, files, kind, tmp_path):
-    groups, size_bytes = unpack_cache(find_place(files[kind]), tmp_path / "back")
+    groups, size_bytes = unpack_cache(open_storage(files[kind]), tmp_path / "back")
     assert read_files(tmp_path / "back") == read_files(roots[kind])
     shards = [
         data
@@ -71,7 +72,7 @@ def test_a_packed_cache_holds_the_documents_byte_for_byte_and_is_sound(roots, fi
             )
         )
     assert found == small
-    findings = verify_cache(find_place(files[kind]), data=True)
+    findings = verify_cache(open_storage(files[kind]), data=True)
     assert not findings.damage and not findings.unwritten and findings.num_groups == 5
 
 
@@ -101,7 +102,7 @@ def test_a_subset_is_the_cache_that_its_settings_would_have_made(
     roots, quick_data, tmp_path, kind, levels, views, monkeypatch
 ):
     pack_cache(roots[kind], tmp_path / "some.h5", levels=levels, num_views=views)
-    unpack_cache(find_place(tmp_path / "some.h5"), tmp_path / "back")
+    unpack_cache(open_storage(tmp_path / "some.h5"), tmp_path / "back")
     settings = read_manifest(tmp_path / "back").information["settings"]
     asked = {name: settings["cache"][name] for name in ("levels", "encoding", "codec", "rank")}
     if kind == "compact":  # bases are learned of levels together or alone with the same result
@@ -123,15 +124,15 @@ def test_a_subset_is_the_cache_that_its_settings_would_have_made(
 
 def test_levels_of_all_are_the_whole_cache(roots, tmp_path):
     pack_cache(roots["raw"], tmp_path / "all.h5", levels=["high", "low", "mid"], num_views=2)
-    unpack_cache(find_place(tmp_path / "all.h5"), tmp_path / "back")
+    unpack_cache(open_storage(tmp_path / "all.h5"), tmp_path / "back")
     assert read_files(tmp_path / "back") == read_files(roots["raw"])
 
 
 def test_a_packed_cache_can_be_packed_again(roots, files, tmp_path):
-    pack_cache(find_place(files["lz4"]), tmp_path / "again.h5", levels=["mid"])
+    pack_cache(open_storage(files["lz4"]), tmp_path / "again.h5", levels=["mid"])
     pack_cache(roots["lz4"], tmp_path / "direct.h5", levels=["mid"])
     for name in ("again", "direct"):
-        unpack_cache(find_place(tmp_path / f"{name}.h5"), tmp_path / name)
+        unpack_cache(open_storage(tmp_path / f"{name}.h5"), tmp_path / name)
     assert read_files(tmp_path / "again") == read_files(tmp_path / "direct")
 
 
@@ -176,7 +177,7 @@ def test_export_takes_levels_and_views_from_the_command_line(root, tmp_path, cap
     assert (
         cache_teacher(["export", str(root), str(packed), "--levels", "none", "--views", "1"]) == 0
     )
-    layout = read_manifest(find_place(packed)).layouts["train"]
+    layout = read_manifest(open_storage(packed)).layouts["train"]
     assert [spec.name for spec in layout.arrays] == [
         "image",
         "label",
@@ -230,22 +231,17 @@ def test_a_reader_works_in_another_process(files):
 
 @pytest.mark.parametrize("kind", ["raw", "lz4"])
 def test_shard_files_are_read_from_it_as_if_they_were_there(roots, files, kind):
-    root, folder = find_place(files[kind]), find_place(roots[kind])
-    layout = read_manifest(folder).layouts["train"]
+    packed, folder = open_storage(files[kind]), roots[kind]
+    manifest = read_manifest(packed)
+    layout = manifest.layouts["train"]
+    spec = layout.array("mid")
     for group in layout.groups():
-        whole = shard_path(folder, layout.array("mid"), group).read_bytes()
-        with open_plain(shard_path(root, layout.array("mid"), group)) as opened:
-            assert find_size(opened) == len(whole)
-            for offset, size in [
-                (0, len(whole)),
-                (1, 40),
-                (len(whole) - 9, 9),
-                (0, len(whole) + 5),
-                (len(whole), 3),
-            ]:
-                slots = [np.zeros(size // 2, np.uint8), np.zeros(size - size // 2, np.uint8)]
-                got = read_at(opened, offset, slots)
-                assert np.concatenate(slots)[:got].tobytes() == whole[offset : offset + size]
+        record = read_group_record(packed, manifest, group)
+        file, crcs = record.files["mid"], record.crcs["mid"]
+        for storage in (packed, open_storage(folder)):
+            source = ShardSource(storage, layout, spec, group, file=file, crcs=crcs)
+            parts = b"".join(part.tobytes() for part in source.read_parts(100))
+            assert parts == (folder / shard_key(spec, group)).read_bytes()
 
 
 def test_a_stage_keeps_copies_of_shard_files_of_a_packed_cache(file, tmp_path, capsys):
@@ -257,11 +253,11 @@ def test_a_stage_keeps_copies_of_shard_files_of_a_packed_cache(file, tmp_path, c
 
 
 def test_places_are_told_apart(tmp_path, file):
-    assert find_place(file) == PackedPath(file) and not is_far(find_place(file))
-    assert find_place(tmp_path) == tmp_path
-    assert find_place(tmp_path / "new.hdf5") == PackedPath(tmp_path / "new.hdf5")
+    assert open_storage(file) == PackedFile(file) and not open_storage(file).is_remote
+    assert open_storage(tmp_path) == LocalFolder(tmp_path)
+    assert open_storage(tmp_path / "new.hdf5") == PackedFile(tmp_path / "new.hdf5")
     (tmp_path / "folder.h5").mkdir()
-    assert find_place(tmp_path / "folder.h5") == tmp_path / "folder.h5"
+    assert open_storage(tmp_path / "folder.h5") == LocalFolder(tmp_path / "folder.h5")
     link = tmp_path / "link.h5"
     link.symlink_to(file)
     assert read_samples(link, "val") == read_samples(file, "val")
@@ -274,7 +270,7 @@ def test_a_raw_cache_is_packed_into_the_same_bytes_each_time(roots, files, tmp_p
 
 def test_an_import_that_was_stopped_goes_on(roots, files, tmp_path):
     out = tmp_path / "back"
-    unpack_cache(find_place(files["raw"]), out)
+    unpack_cache(open_storage(files["raw"]), out)
     (out / "manifest.json").unlink()
     kept = read_files(out)
     shutil.rmtree(out / "train" / "low" / "c" / "1")
@@ -282,4 +278,4 @@ def test_an_import_that_was_stopped_goes_on(roots, files, tmp_path):
     (out / "commits" / "train-v0001-g00001.json").write_bytes(
         kept["commits/train-v0001-g00001.json"]
     )
-    assert unpack_cache(find_place(files["raw"]), out)[0] == 1
+    assert unpack_cache(open_storage(files["raw"]), out)[0] == 1

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.folder import add_information
+from kdcache.cache.lifecycle import add_information
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.pack import pack_cache
 from kdcache.cache.reader import open_split
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
@@ -21,9 +22,8 @@ from kdcache.errors import (
     CacheMismatchError,
     KdcacheError,
 )
-from kdcache.packed.pack import pack_cache
 from kdcache.precompute.build import build_cache
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from tests.packed.kinds import check_refused, flip
 from tests.support import quick
 from tests.support.helpers import check_one_line
@@ -35,7 +35,7 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
     for name, data in (("notes.h5", b"hello"), ("empty.hdf5", b""), ("plain", b"x" * 5000)):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(CacheMismatchError) as error:
-            read_manifest(find_place(tmp_path / name))
+            read_manifest(open_storage(tmp_path / name))
         check_one_line(error, name, "file is no HDF5 file, expected a packed cache", "export")
 
 
@@ -43,7 +43,7 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "foreign.h5", "w") as opened:
         opened["train/image"] = np.zeros((2, 3))
     with pytest.raises(CacheMismatchError) as error:
-        read_manifest(find_place(tmp_path / "foreign.h5"))
+        read_manifest(open_storage(tmp_path / "foreign.h5"))
     check_one_line(error, "foreign.h5: attribute format is missing, expected a packed cache")
 
 
@@ -51,7 +51,7 @@ def test_a_file_that_is_not_there_is_no_cache(tmp_path):
     with pytest.raises(
         CacheMismatchError, match="manifest.json is missing, expected a kdcache cache"
     ):
-        read_manifest(find_place(tmp_path / "none.h5"))
+        read_manifest(open_storage(tmp_path / "none.h5"))
 
 
 def test_a_half_exported_file_is_refused(file, capsys):
@@ -61,7 +61,7 @@ def test_a_half_exported_file_is_refused(file, capsys):
         CacheIncompleteError,
         match="export of it is not finished; wait for it, or remove it and export",
     ):
-        read_manifest(find_place(file))
+        read_manifest(open_storage(file))
     check_refused(["info", str(file)], capsys, "is not finished")
 
 
@@ -74,10 +74,10 @@ def test_a_file_that_is_being_written_is_refused(root, tmp_path, monkeypatch):
             shutil.copy(tmp_path / "x.h5.partial", tmp_path / "killed.h5"),
         ):
             with pytest.raises(CacheIncompleteError, match="export of it is not finished"):
-                read_manifest(find_place(path))
+                read_manifest(open_storage(path))
             seen.append(path)
 
-    monkeypatch.setattr("kdcache.packed.file.PackedFile.put", look)
+    monkeypatch.setattr("kdcache.cache.packed_writer.PackedWriter.put", look)
     with pytest.raises(KdcacheError):  # nothing was put where it belongs
         pack_cache(root, tmp_path / "x.h5")
     assert len(seen) > 2
@@ -121,7 +121,7 @@ def test_a_flipped_bit_in_a_sample_is_found_by_reader_and_verify(file, capsys):
         "copy it again",
         "or export it again",
     )
-    (damage,) = verify_cache(find_place(file), data=True).damage
+    (damage,) = verify_cache(open_storage(file), data=True).damage
     assert (
         damage.array == "mid"
         and damage.group.name == "train-v0001-g00001"
@@ -142,11 +142,11 @@ def test_a_flipped_bit_in_a_document_is_found(file):
     for name, offset in documents.items():
         flip(file, offset + 40)
         with pytest.raises(CacheCorruptError) as error:
-            findings = verify_cache(find_place(file))
-            raise CacheCorruptError(findings.damage[0].path, findings.damage[0].what, cure="")
+            findings = verify_cache(open_storage(file))
+            raise CacheCorruptError(findings.damage[0].key, findings.damage[0].what, cure="")
         check_one_line(error, f"{file}!/{name}")
         flip(file, offset + 40)
-    assert not verify_cache(find_place(file)).damage
+    assert not verify_cache(open_storage(file)).damage
 
 
 def test_any_flipped_bit_of_the_structure_is_one_line_or_does_no_harm(file):
@@ -185,7 +185,7 @@ def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tm
     for command in ("repair", "gc", "plan --cache.path"):
         check_refused([*command.split(), str(file)], capsys, "cache is one file, expected a folder")
     with pytest.raises(CacheError, match="cache is one file"):
-        add_information(find_place(file), {"fidelity": {}})
+        add_information(open_storage(file), {"fidelity": {}})
     assert file.read_bytes() == before and not (tmp_path / "new.h5").exists()
 
 

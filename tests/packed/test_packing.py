@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from kdcache import durable
-from kdcache.cache.layout import commit_path, shard_path
+from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.pack import pack_cache
+from kdcache.cache.packed_writer import create_file
+from kdcache.cache.unpack import unpack_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,
     CacheIncompleteError,
 )
-from kdcache.packed.file import create_file
-from kdcache.packed.pack import pack_cache
-from kdcache.packed.unpack import unpack_cache
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from tests.packed.kinds import build, check_refused, flip, read_files
 from tests.support.helpers import check_one_line
 
@@ -38,25 +38,25 @@ def check_nothing_left(out: Path) -> None:
 
 def test_a_damaged_cache_is_not_packed(root, tmp_path):
     layout = read_manifest(root).layouts["train"]
-    path = shard_path(root, layout.array("high"), layout.group(1, 0))
+    path = root / shard_key(layout.array("high"), layout.group(1, 0))
     flip(path, 5)
     with pytest.raises(CacheCorruptError) as error:
         pack_cache(root, tmp_path / "x.h5")
     check_one_line(error, str(path), "view 1", "its checksum differs", "repair")
     check_nothing_left(tmp_path / "x.h5")
     pack_cache(root, tmp_path / "x.h5", levels=["low", "mid"])  # what is sound of it
-    assert not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+    assert not verify_cache(open_storage(tmp_path / "x.h5"), data=True).damage
 
 
 def test_a_half_built_cache_is_not_packed_but_its_complete_views_are(root, tmp_path):
-    commit_path(root, read_manifest(root).layouts["train"].group(1, 1)).unlink()
+    (root / commit_key(read_manifest(root).layouts["train"].group(1, 1))).unlink()
     manifest = root / "manifest.json"
     with pytest.raises(CacheIncompleteError, match="3 of 4 shard groups of train are there"):
         pack_cache(root, tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
     pack_cache(root, tmp_path / "x.h5", num_views=1)
     assert (
-        read_manifest(find_place(tmp_path / "x.h5")).complete_views["train"] == 1
+        read_manifest(open_storage(tmp_path / "x.h5")).complete_views["train"] == 1
         and manifest.exists()
     )
 
@@ -75,7 +75,7 @@ def test_an_existing_file_is_never_replaced(root, tmp_path, capsys):
 def test_a_name_taken_while_packing_is_not_replaced(root, tmp_path, monkeypatch):
     out = tmp_path / "x.h5"
     monkeypatch.setattr(
-        "kdcache.packed.pack._read_back", lambda partial, progress: out.write_bytes(b"mine")
+        "kdcache.cache.pack._read_back", lambda partial, progress: out.write_bytes(b"mine")
     )
     for _ in range(2):
         with pytest.raises(CacheError, match="file is there already, expected a new name"):
@@ -93,7 +93,7 @@ def refuse_link(old: Path, new: Path) -> None:
 def test_without_links_a_packed_file_gets_its_name_too(root, files, tmp_path, monkeypatch):
     monkeypatch.setattr("kdcache.durable.os.link", refuse_link)
     pack_cache(root, tmp_path / "x.h5")
-    assert not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+    assert not verify_cache(open_storage(tmp_path / "x.h5"), data=True).damage
     assert not (tmp_path / "x.h5.partial").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_codec_without_a_filter_is_refused(quick_data, tmp_path):
 
 def test_a_disk_that_is_too_small_is_met_before_anything_is_written(root, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "kdcache.packed.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})
+        "kdcache.cache.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})
     )
     with pytest.raises(
         CacheError, match=r"free disk space is 0.00 GB, expected 0.00 GB or more; make room"
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_half_way_leaves_nothing(root, tmp_path, monkeypatch
             descriptor, data[: max(len(data) // 2, 1)], offset
         )  # a short write is no error
 
-    monkeypatch.setattr("kdcache.packed.file.os.pwrite", write)
+    monkeypatch.setattr("kdcache.cache.packed_writer.os.pwrite", write)
     with pytest.raises(CacheError) as error:
         pack_cache(root, tmp_path / "x.h5")
     check_one_line(
@@ -184,8 +184,8 @@ def test_room_that_cannot_be_reserved_is_one_line_at_any_step(roots, tmp_path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(descriptor, offset, size_bytes)
 
-    monkeypatch.setattr("kdcache.packed.file._STEP", 1)
-    monkeypatch.setattr("kdcache.packed.file.reserve", refuse)
+    monkeypatch.setattr("kdcache.cache.packed_writer._STEP", 1)
+    monkeypatch.setattr("kdcache.cache.packed_writer.reserve", refuse)
     with pytest.raises(CacheError, match=r"file cannot be written \(No space left on device\)"):
         pack_cache(roots["lz4"], tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
@@ -198,9 +198,9 @@ def test_room_for_the_index_of_coded_chunks_is_reserved_before_hdf5_takes_it(
     many = {
         split: replace(layout, num_samples=50_000) for split, layout in manifest.layouts.items()
     }
-    monkeypatch.setattr("kdcache.packed.file._STEP", 1)
+    monkeypatch.setattr("kdcache.cache.packed_writer._STEP", 1)
     monkeypatch.setattr(
-        "kdcache.packed.file.reserve",
+        "kdcache.cache.packed_writer.reserve",
         lambda _, offset, size_bytes: ends.append(offset + size_bytes),
     )
     with (
@@ -238,7 +238,7 @@ def test_a_quota_is_met_before_hdf5_meets_it(roots, tmp_path, kind, most_bytes):
 def test_what_is_written_wrong_gets_no_name(root, tmp_path, monkeypatch):
     pwrite = os.pwrite
     monkeypatch.setattr(
-        "kdcache.packed.file.os.pwrite",
+        "kdcache.cache.packed_writer.os.pwrite",
         lambda fd, data, offset: pwrite(fd, bytes(len(data)), offset),
     )
     with pytest.raises(CacheCorruptError, match="its checksum differs"):
@@ -255,7 +255,7 @@ def test_two_exports_do_not_write_the_same_file(root, tmp_path):
         assert partial.exists()
     pack_cache(root, tmp_path / "x.h5")  # what a killed export left is no obstacle
     assert (
-        not partial.exists() and not verify_cache(find_place(tmp_path / "x.h5"), data=True).damage
+        not partial.exists() and not verify_cache(open_storage(tmp_path / "x.h5"), data=True).damage
     )
 
 
@@ -263,7 +263,7 @@ def test_an_interrupted_export_leaves_nothing(root, tmp_path, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdcache.packed.pack._read_back", stop)
+    monkeypatch.setattr("kdcache.cache.pack._read_back", stop)
     with pytest.raises(KeyboardInterrupt):
         pack_cache(root, tmp_path / "x.h5")
     check_nothing_left(tmp_path / "x.h5")
@@ -304,9 +304,9 @@ def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(
     with h5py.File(file) as opened:
         flip(file, opened["train/mid"].id.get_offset())
     with pytest.raises(CacheCorruptError, match="train/mid view 0 sample .* its checksum differs"):
-        unpack_cache(find_place(file), tmp_path / "back")
+        unpack_cache(open_storage(file), tmp_path / "back")
     assert not (tmp_path / "back" / "manifest.json").exists()
-    unpack_cache(find_place(files["raw"]), tmp_path / "back")
+    unpack_cache(open_storage(files["raw"]), tmp_path / "back")
     found = {
         name: data
         for name, data in read_files(tmp_path / "back").items()
@@ -328,8 +328,8 @@ def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch, full_a
         write(path, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdcache.cache.shard.durable.write_file", refuse)
+        patch.setattr("kdcache.durable.write_file", refuse)
         with pytest.raises(CacheError) as error:
-            unpack_cache(find_place(file), tmp_path / "back")
+            unpack_cache(open_storage(file), tmp_path / "back")
     check_one_line(error, str(tmp_path / "back"), "No space left on device", words)
-    assert unpack_cache(find_place(file), tmp_path / "back")[0] == 5
+    assert unpack_cache(open_storage(file), tmp_path / "back")[0] == 5

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from kdcache import durable
-from kdcache.cache.folder import find_missing_groups, open_for_writing
-from kdcache.cache.lease import LeaseLostError, take_lease
+from kdcache.cache.lifecycle import find_missing_groups, open_for_writing
 from kdcache.cache.writer import write_group
 from kdcache.config.parser import make_config
 from kdcache.data import voc
@@ -22,6 +21,8 @@ from kdcache.precompute import group as shard_group
 from kdcache.precompute.group import GroupAnswers, compute_group
 from kdcache.precompute.pipeline import Crew, Pipeline, choose_crew
 from kdcache.progress import Silent
+from kdcache.storage import open_storage
+from kdcache.storage.base import LeaseLostError
 from tests.support import quick
 from tests.support.helpers import check_one_line
 from tests.support.quick import snapshot
@@ -75,10 +76,10 @@ def write_serially(job):
     """What the pipeline replaces: one step after the other."""
     root = job.config.cache.path
     for group in all_groups(job):
-        with take_lease(root, group.name) as lease, ThreadPoolExecutor(2) as pool:
+        with open_storage(root).take_lease(group.name) as lease, ThreadPoolExecutor(2) as pool:
             asked = {"teacher": job.teacher, "encoder": job.encoder}
             contents = compute_group(job.config, group, splits=job.splits, pool=pool, **asked)
-            write_group(root, job.manifest, group, contents=contents, lease=lease)
+            write_group(open_storage(root), job.manifest, group, contents=contents, lease=lease)
 
 
 def committed(job) -> set[str]:
@@ -138,7 +139,7 @@ def test_the_teacher_goes_on_and_groups_are_written_at_once(job, monkeypatch):
         if group.view == 0 and group.index == 0:  # the first group of val, and of train
             both_write.wait(PATIENCE_S)
             assert third_asked.wait(PATIENCE_S), "the teacher waits for the writers"
-        return write_group(root, manifest, group, **kwargs)
+        return write_group(open_storage(root), manifest, group, **kwargs)
 
     def answer_and_tell(true, call):
         if call == 2:
@@ -235,7 +236,7 @@ def lose_lease(job, monkeypatch):
     def write_without(root, manifest, group, **kwargs):
         if group.name == "train-v0000-g00001":
             (root / "leases" / group.name).unlink()
-        return write_group(root, manifest, group, **kwargs)
+        return write_group(open_storage(root), manifest, group, **kwargs)
 
     monkeypatch.setattr(pipeline, "write_group", write_without)
     return LeaseLostError, "train-v0000-g00001"
@@ -372,7 +373,7 @@ def test_progress_moves_at_commits(job):
 def test_groups_held_by_another_process_are_returned_and_the_others_written(job):
     held = layout(job, "train").group(0, 1)
     with (
-        take_lease(job.config.cache.path, held.name),
+        open_storage(job.config.cache.path).take_lease(held.name),
         Pipeline(job, ignore) as writing,
     ):
         assert writing.write(all_groups(job)) == [held]

@@ -19,8 +19,7 @@ import torch
 import yaml
 
 from cache_teacher import cli
-from kdcache.cache.layout import Group, commit_path
-from kdcache.cache.lease import take_lease
+from kdcache.cache.layout import Group, commit_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import has_record
 from kdcache.config import Config
@@ -36,6 +35,7 @@ from kdcache.precompute import ray_engine
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.ray_cluster import Pool, choose_pool, make_absolute
 from kdcache.precompute.ray_engine import build_with_ray
+from kdcache.storage import open_storage
 from tests.support import quick, traps
 from tests.support.helpers import check_one_line
 
@@ -134,14 +134,14 @@ def test_actors_go_on_with_what_is_there_and_wait_for_what_others_hold(trap, con
     shutil.copytree(whole.cache.path, config.cache.path)
     lost = [Group("val", 0, 1, 1, 2), Group("train", 1, 2, 2, 3)]
     for group in lost:
-        commit_path(config.cache.path, group).unlink()
+        (config.cache.path / commit_key(group)).unlink()
     held = ExitStack()
-    held.enter_context(take_lease(config.cache.path, lost[0].name))
+    held.enter_context(open_storage(config.cache.path).take_lease(lost[0].name))
 
     def let_go(message: str) -> None:
         if message.startswith("waiting"):
             assert f"shard group {lost[0].name}, which process {os.getpid()} on " in message
-            assert has_record(config.cache.path, lost[1])
+            assert has_record(open_storage(config.cache.path), lost[1])
             held.close()
 
     with hear(let_go) as heard:
@@ -184,7 +184,7 @@ def test_a_record_that_is_seen_only_later_is_waited_for(trap, config, whole, mon
 
     def see_the_third_time(root: Path, group: Group) -> bool:
         looks.append(group)
-        return has_record(root, group) and looks.count(group) == 3
+        return has_record(open_storage(root), group) and looks.count(group) == 3
 
     monkeypatch.setattr(ray_engine, "has_record", see_the_third_time)
     monkeypatch.setattr(ray_engine, "LOOK_EVERY_S", 0.01)

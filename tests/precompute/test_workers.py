@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-from kdcache.cache.folder import find_missing_groups
-from kdcache.cache.layout import Group, commit_path
-from kdcache.cache.lease import take_lease
+from kdcache.cache.layout import Group, commit_key
+from kdcache.cache.lifecycle import find_missing_groups
 from kdcache.cache.manifest import read_manifest
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
@@ -22,6 +21,7 @@ from kdcache.machine.workers import Worker, find_worker
 from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.pipeline import Pipeline, choose_crew
 from kdcache.progress import Silent
+from kdcache.storage import LocalFolder, open_storage
 from tests.support import quick
 from tests.support.helpers import check_one_line
 
@@ -127,13 +127,13 @@ def build_as(rank: int, count: int, config: Config, monkeypatch):
 def test_a_worker_takes_what_others_have_left_and_one_scores(config, monkeypatch):
     held = Group("train", 0, 1, 1, 2)
     config.cache.path.mkdir()
-    with take_lease(config.cache.path, held.name):
+    with open_storage(config.cache.path).take_lease(held.name):
         early = build_as(1, 3, config, monkeypatch)
     assert early.num_samples == 2 + 2 * 3 - 1 and early.score is None
     assert "teacher_miou" not in read_manifest(config.cache.path).information
     last = build_as(2, 3, config, monkeypatch)
     assert last.num_samples == 1 and last.score is not None
-    lost = commit_path(config.cache.path, Group("train", 1, 2, 2, 3))
+    lost = config.cache.path / commit_key(Group("train", 1, 2, 2, 3))
     lost.unlink()
     first = build_as(0, 3, config, monkeypatch)
     assert (
@@ -176,19 +176,21 @@ def find_missing(config: Config) -> list[Group]:
 
 def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
     build_cache(config)
-    commit_path(config.cache.path, Group("val", 0, 1, 1, 2)).unlink()
+    (config.cache.path / commit_key(Group("val", 0, 1, 1, 2))).unlink()
     taken = []
 
-    def note(root, name, **options):
-        taken.append(name)
-        return take_lease(root, name, **options)
+    take = LocalFolder.take_lease
 
-    monkeypatch.setattr("kdcache.precompute.pipeline.take_lease", note)
-    assert build_cache(config).num_samples == 1 and taken == ["val-v0000-g00001"]
+    def note(storage, name, **options):
+        taken.append(name)
+        return take(storage, name, **options)
+
+    monkeypatch.setattr(LocalFolder, "take_lease", note)
+    assert build_cache(config).num_samples == 1 and taken == ["val-v0000-g00001", "score"]
     everything = list(read_manifest(config.cache.path).layouts["val"].groups())
     job = prepare_job(config, Silent())
     with Pipeline(job, lambda group, size_bytes: None) as pipeline:
-        assert pipeline.write(everything) == [] and len(taken) == 1
+        assert pipeline.write(everything) == [] and len(taken) == 2
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.nightly)])

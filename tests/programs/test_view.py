@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from cache_teacher.cli import main as cache_teacher
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
-from kdcache.packed.pack import pack_cache
+from kdcache.cache.pack import pack_cache
 from tests.support import quick
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -155,7 +155,7 @@ def test_only_the_views_that_are_shown_must_be_there(quick_data, tmp_path, capsy
 @pytest.mark.parametrize("array", ["label", "logits", "high", "image"])
 def test_a_damaged_sample_is_named(root, capsys, tmp_path, array):
     layout = read_manifest(root).layouts["train"]
-    path = shard_path(root, layout.array(array), layout.group(1, 0))
+    path = root / shard_key(layout.array(array), layout.group(1, 0))
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 import cache_teacher.cli
-from kdcache.cache.layout import Group, commit_path
-from kdcache.cache.lease import take_lease
+from kdcache.cache.layout import Group, commit_key
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheMismatchError
 from kdcache.precompute.build import build_cache
 from kdcache.report.cache_info import watch_cache
+from kdcache.storage import open_storage
 from tests.support import quick
 from tests.support.helpers import check_one_line
 
@@ -21,7 +21,7 @@ LAST = Group("train", 1, 1, 2, 3)
 def root(quick_data, tmp_path, quick_teacher):
     """A cache whose last group has no record yet."""
     build_cache(make_config(quick.quick_given(quick_data, tmp_path / "cache")))
-    path = commit_path(tmp_path / "cache", LAST)
+    path = tmp_path / "cache" / commit_key(LAST)
     path.rename(tmp_path / "record")
     return tmp_path / "cache"
 
@@ -52,9 +52,9 @@ def test_it_looks_until_all_is_there(root, tmp_path):
     def sleep(seconds):
         naps.append(seconds)
         if len(naps) == 3:
-            (tmp_path / "record").rename(commit_path(root, LAST))
+            (tmp_path / "record").rename(root / commit_key(LAST))
 
-    with take_lease(root, LAST.name):
+    with open_storage(root).take_lease(LAST.name):
         watch_cache(root, every_s=7.0, progress=bars, say=words.append, sleep=sleep)
     assert (
         naps == [7.0] * 3
@@ -70,7 +70,7 @@ def test_it_looks_until_all_is_there(root, tmp_path):
 
 
 def test_a_complete_cache_is_said_to_be_at_once(root, tmp_path, capsys):
-    (tmp_path / "record").rename(commit_path(root, LAST))
+    (tmp_path / "record").rename(root / commit_key(LAST))
     assert cache_teacher.cli.main(["info", str(root), "--watch"]) == 0
     captured = capsys.readouterr()
     assert (

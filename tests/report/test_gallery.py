@@ -14,18 +14,18 @@ from PIL import Image
 
 from kdcache.analysis import scan
 from kdcache.cache.layout import Group
+from kdcache.cache.pack import pack_cache
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.metrics import VOID
-from kdcache.packed.pack import pack_cache
 from kdcache.precompute import pipeline
 from kdcache.precompute.build import build_cache
 from kdcache.report import gallery_samples
 from kdcache.report.gallery import Gallery, write_gallery
 from kdcache.report.pictures import DARK_VOID, NUM_HEATS
-from kdcache.storage.place import find_place
+from kdcache.storage import open_storage
 from tests.support import quick
 from tests.support.pages import Page, parse
 
@@ -40,7 +40,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def show(root: object, out: Path, *, split: str = "val", num_samples: int = 50) -> Page:
-    write_gallery(find_place(root), out, split=split, num_samples=num_samples)
+    write_gallery(open_storage(root), out, split=split, num_samples=num_samples)
     return parse(out)
 
 
@@ -64,7 +64,7 @@ def build(data: Path, root: Path, *, roll: int = 0, void: int | None = None, **g
         logits_NKHW[:, 1] += np.random.default_rng(group.start).uniform(0, 0.5, middle_NHW.shape)
         if void is not None:
             label_NHW[void : void + 1] = VOID
-        return write_group(root, manifest, group, contents=contents, lease=lease)
+        return write_group(open_storage(root), manifest, group, contents=contents, lease=lease)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)

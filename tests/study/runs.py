@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcache.cache.basis import count_basis_bytes
-from kdcache.cache.layout import commit_path, manifest_path, shard_path
+from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.shard import sum_sizes
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Progress, Say
 from kdcache.report.training import PrintedRun
+from kdcache.storage import open_storage
 from kdcache.training.distill import baseline_config
 from kdcache.training.run import PlannedRun, open_data, train_run
 from kdcache.training.run_folder import RESULT, read_history, read_result
@@ -149,12 +149,12 @@ def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
     """Bytes of the training split in so many views, shard files, commit records, bases; None of an arm that reads no answers, and
     where the cache was removed."""
     root = study.cache_path(arm)
-    if arm not in ENCODINGS or not manifest_path(root).is_file():
+    if arm not in ENCODINGS or not (root / "manifest.json").is_file():
         return None
     manifest = read_manifest(root)
     layout, bases = manifest.layouts["train"], count_basis_bytes(manifest.encodings)
     groups = [group for group in layout.groups() if group.view < views]
-    shards = [shard_path(root, spec, group) for group in groups for spec in layout.arrays]
-    return sum(bases.values()) + sum_sizes(
-        root, [*shards, *(commit_path(root, group) for group in groups)]
+    shards = [(root / shard_key(spec, group)) for group in groups for spec in layout.arrays]
+    return sum(bases.values()) + open_storage(root).sum_sizes(
+        [*shards, *((root / commit_key(group)) for group in groups)]
     )

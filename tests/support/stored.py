@@ -8,8 +8,9 @@ from pathlib import Path
 def read_all(root) -> dict[str, bytes]:
     """Every file of a cache but the manifest, whose information differs, and locks."""
     if isinstance(root, Path):
-        paths = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+        paths = [path for path in root.rglob("*") if path.is_file()]
+        files = {str(path.relative_to(root)): path.read_bytes() for path in paths}
     else:
-        paths = {path.relative_to(root): path for path, _ in root.walk()}
+        files = {key: root.object(key).read_bytes() for key in root.walk()}
     skipped = ("manifest.json", ".lock")
-    return {name: path.read_bytes() for name, path in paths.items() if name not in skipped}
+    return {name: data for name, data in files.items() if name not in skipped}

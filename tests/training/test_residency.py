@@ -13,12 +13,12 @@ import pytest
 import tensorstore
 import torch
 
-from kdcache.cache import reader as reading
 from kdcache.cache import shard
 from kdcache.cache.reader import CacheReader, open_split
-from kdcache.cache.shard import MappedFiles
+from kdcache.cache.shards import MappedFiles
 from kdcache.errors import CacheCorruptError, SettingsError
 from kdcache.machine import memory
+from kdcache.storage.local import PlainFile
 from kdcache.training import residency
 from kdcache.training.batches import BatchReader, plan_epoch
 from kdcache.training.residency import (
@@ -214,7 +214,7 @@ def test_mapped_samples_are_what_tensorstore_reads(built_root):
 def test_later_readings_come_from_the_map(built_root, monkeypatch):
     reader, maps = open_split(built_root, "train"), MappedFiles()
     first = read(reader, "low", 0, 3, maps)
-    monkeypatch.setattr(reading, "read_at", lambda *args: pytest.fail("read by position"))
+    monkeypatch.setattr(PlainFile, "read_into", lambda *args: pytest.fail("read by position"))
     assert np.array_equal(read(reader, "low", 0, 3, maps), first)
     with pytest.raises(pytest.fail.Exception, match="read by position"):
         read(reader, "low", 0, 2, maps)  # its first reading

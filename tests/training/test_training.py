@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from kdcache.cache.layout import shard_path
+from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
@@ -254,7 +254,7 @@ def test_padding_of_validation_images_does_not_count(cache, given):
 def test_a_flipped_byte_stops_training(cache, given, tmp_path):
     layout = read_manifest(cache.cache.path).layouts["train"]
     place = open_split(cache.cache.path, "train").locate("high", 0, 3)
-    path = shard_path(cache.cache.path, layout.array("high"), layout.group(0, 0))
+    path = cache.cache.path / shard_key(layout.array("high"), layout.group(0, 0))
     data = bytearray(path.read_bytes())
     data[place.offset + 100] ^= 4
     path.write_bytes(data)

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from kdcache import durable
 from kdcache.cache.basis import basis_name
 from kdcache.cache.documents import read_json
 from kdcache.cache.encodings import Encoding
-from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_path
+from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_key
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.shard import check_inside
-from kdcache.errors import CacheCorruptError, repair_cure
+from kdcache.errors import CacheCorruptError
+from kdcache.storage.base import Storage
 
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -32,66 +30,60 @@ _OTHERS = (
 class Document:
     """One zarr.json: where it is, what it says, and how few views it may speak of while its cache is growing."""
 
-    path: Path
+    key: str
     contents: dict
     least_views: int = 0
 
 
-def list_metadata(
-    root: Path, manifest: Manifest, *, splits: tuple[str, ...] = SPLITS
-) -> Iterator[Document]:
+def list_metadata(manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> Iterator[Document]:
     """Every zarr.json of a cache, or of some splits."""
-    yield Document(metadata_path(root), _GROUP)
+    yield Document(metadata_key(), _GROUP)
     for split in splits:
         layout, complete = manifest.layouts[split], manifest.complete_views[split]
-        yield Document(metadata_path(root, split), _GROUP)
+        yield Document(metadata_key(split), _GROUP)
         for spec in layout.arrays:
             contents = _array_document(layout, spec)
-            yield Document(metadata_path(root, split, spec.name), contents, complete or 1)
+            yield Document(metadata_key(split, spec.name), contents, complete or 1)
         for level, encoding in manifest.encodings.items() if split == "train" else ():
             if encoding.kind == "lowrank":
                 contents = _basis_document(encoding)
-                yield Document(
-                    metadata_path(root, split, basis_name(level)), contents, encoding.channels
-                )
+                yield Document(metadata_key(split, basis_name(level)), contents, encoding.channels)
 
 
-def write_metadata(root: Path, manifest: Manifest, *, replace: bool = False) -> None:
+def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = False) -> None:
     """Write each zarr.json that is absent or has another number of views; with `replace`, also those that are damaged.
 
-    Raises: CacheCorruptError where one says something else, OSError.
+    Raises: CacheCorruptError if one says something else, OSError.
     """
-    for document in list_metadata(root, manifest):
-        path = document.path
-        check_inside(root, path.parent, cure="remove the link")
-        durable.make_folders(path.parent, below=root)
-        if path.exists() or path.is_symlink():
+    for document in list_metadata(manifest):
+        folder = document.key.rpartition("/")[0]
+        storage.check_inside(folder, cure="remove the link")
+        storage.make_folders(folder)
+        if storage.exists(document.key):
             try:
-                if _read_views(root, document) == _num_views(document.contents):
-                    durable.sync_folder(path.parent)  # it may have been killed before that
+                if _read_views(storage, document) == _num_views(document.contents):
+                    storage.flush_folder(folder)  # it may have been killed before that
                     continue
             except CacheCorruptError:
                 if not replace:
                     raise
-        durable.replace_file(path, json.dumps(document.contents, indent=2).encode())
+        storage.replace(document.key, json.dumps(document.contents, indent=2).encode())
 
 
-def check_document(root: Path, document: Document) -> None:
-    """Raises CacheCorruptError where a zarr.json is missing or differs in anything that could matter to a reader."""
-    found, most = _read_views(root, document), _num_views(document.contents)
-    if (
-        not document.least_views <= found <= most and most
-    ):  # fewer are right while views are being added
-        raise CacheCorruptError(
-            document.path, f"it has {found} views, expected {most}", cure=repair_cure(root)
-        )
+def check_document(storage: Storage, document: Document) -> None:
+    """Raises CacheCorruptError if a zarr.json is missing or differs in anything that could matter to a reader."""
+    found, most = _read_views(storage, document), _num_views(document.contents)
+    # fewer are right while views are being added
+    if not document.least_views <= found <= most and most:
+        what = f"it has {found} views, expected {most}"
+        raise CacheCorruptError(storage.name(document.key), what, cure=storage.repair_cure)
 
 
-def _read_views(root: Path, document: Document) -> int:
-    """The number of views a zarr.json speaks of. Raises CacheCorruptError where it differs in anything else."""
-    path, expected = document.path, document.contents
-    check_inside(root, path, cure=repair_cure(root))
-    found = read_json(path, cure=repair_cure(root))
+def _read_views(storage: Storage, document: Document) -> int:
+    """The number of views a zarr.json speaks of. Raises CacheCorruptError if it differs in anything else."""
+    expected, cure = document.contents, storage.repair_cure
+    storage.check_inside(document.key, cure=cure)
+    found = read_json(storage, document.key, cure=cure)
     names = [*expected, *(name for name in found if name not in expected)]
     for name in (name for name in names if name not in _OTHERS):
         if name == "shape" and _is_same_but_views(found.get(name), expected.get(name)):
@@ -101,9 +93,8 @@ def _read_views(root: Path, document: Document) -> int:
                 name, found.get(name, "absent"), expected.get(name, "absent")
             )
             shown = json.dumps(ours)[:120], json.dumps(theirs)[:120]
-            raise CacheCorruptError(
-                path, f"{where} is {shown[0]}, expected {shown[1]}", cure=repair_cure(root)
-            )
+            what = f"{where} is {shown[0]}, expected {shown[1]}"
+            raise CacheCorruptError(storage.name(document.key), what, cure=cure)
     return _num_views(found)
 
 

@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from kdcache import durable
-from kdcache.cache.basis import basis_path
-from kdcache.cache.documents import read_bytes, seal
-from kdcache.cache.index import FAR_THREADS, read_group_record
-from kdcache.cache.layout import Group, commit_path, manifest_path
+from kdcache.cache.basis import basis_key
+from kdcache.cache.documents import seal
+from kdcache.cache.index import read_group_record
+from kdcache.cache.layout import MANIFEST, Group, commit_key
 from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
-from kdcache.cache.metadata import list_metadata
+from kdcache.cache.packed_writer import count_fixed_bytes, create_file, find_filter
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import seal_record
-from kdcache.errors import CacheError, one_line, repair_cure
-from kdcache.packed.file import count_fixed_bytes, create_file, find_filter
-from kdcache.packed.subset import cut_record, take_subset
+from kdcache.cache.subset import cut_record, take_subset
+from kdcache.cache.zarr_metadata import list_metadata
+from kdcache.errors import CacheError, one_line
 from kdcache.progress import Progress, Silent
-from kdcache.storage.place import Place, find_place
+from kdcache.storage import Storage, open_storage
 
 PACK_THREADS = 2
 Put = Callable[
@@ -44,14 +44,14 @@ class Packed:
 
 
 def pack_cache(
-    root: Place,
+    place: Storage | str | Path,
     out: Path,
     *,
     levels: list[str] | None = None,
     num_views: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write the cache at `root` into the new file `out`; nothing of that name is there before every byte was read back.
+    """Write the cache at `place` into the new file `out`; nothing of that name is there before every byte was read back.
 
     Args:
         levels: those to take, [] for logits alone; None: all. num_views: the first so many training views; None: all.
@@ -59,12 +59,16 @@ def pack_cache(
     Raises: CacheError where the cache is half-built or damaged, has a codec that HDF5 has no filter for, or `out` exists or
         cannot be written; SettingsError for levels or views that it has not.
     """
-    progress, source = progress or Silent(), read_manifest(root)
+    storage = open_storage(place)
+    progress, source = progress or Silent(), read_manifest(storage)
     manifest = take_subset(source, levels=levels, num_views=num_views)
-    _check_codecs(root, manifest)
+    _check_codecs(storage, manifest)
     _check_new(out)
     _check_free(out, manifest)
-    readers, documents = _open(root, source, manifest), _list_documents(root, source, manifest)
+    readers, documents = (
+        _open(storage, source, manifest),
+        _list_documents(storage, source, manifest),
+    )
     partial = durable.partial_path(out)
     with _explain_refusal(out), _hold(partial) as descriptor:
         with create_file(partial, descriptor, manifest, documents) as packed:
@@ -77,13 +81,13 @@ def pack_cache(
     return Packed(num_samples, out.stat().st_size)
 
 
-def _check_codecs(root: Place, manifest: Manifest) -> None:
+def _check_codecs(storage: Storage, manifest: Manifest) -> None:
     for layout in manifest.layouts.values():
         for spec in (spec for spec in layout.arrays if spec.codec):
             try:
                 find_filter(spec)
             except CacheError as error:
-                raise CacheError(f"{root}: array {layout.split}/{error}") from None
+                raise CacheError(f"{storage}: array {layout.split}/{error}") from None
 
 
 def _check_new(out: Path) -> None:
@@ -112,42 +116,39 @@ def _check_free(out: Path, manifest: Manifest) -> None:
         )
 
 
-def _open(root: Place, source: Manifest, manifest: Manifest) -> dict[str, CacheReader]:
+def _open(storage: Storage, source: Manifest, manifest: Manifest) -> dict[str, CacheReader]:
     """Readers of the cache of `source` for the views of `manifest`."""
     return {
-        split: CacheReader(root, source, split, num_views=layout.num_views, check="always")
+        split: CacheReader(storage, source, split, num_views=layout.num_views, check="always")
         for split, layout in manifest.layouts.items()
     }
 
 
 def _list_documents(
-    root: Place, source: Manifest, manifest: Manifest
+    storage: Storage, source: Manifest, manifest: Manifest
 ) -> Iterator[tuple[str, bytes]]:
-    """Path and contents of each; of the whole cache those that are there, byte for byte."""
+    """Key and contents of each; of the whole cache those that are there, byte for byte."""
     whole = manifest is source
-    path = manifest_path(root)
-    yield (
-        path.name,
-        read_bytes(path, cure=repair_cure(root)) if whole else seal(describe_manifest(manifest)),
-    )
-    for document in list_metadata(root, manifest):
-        path = document.path
-        made = None if whole else json.dumps(document.contents, indent=2).encode()
-        yield str(path.relative_to(root)), made or read_bytes(path, cure=repair_cure(root))
+
+    def read(key: str, make: Callable[[], bytes]) -> tuple[str, bytes]:
+        return key, storage.read_document(key, cure=storage.repair_cure) if whole else make()
+
+    yield read(MANIFEST, lambda: seal(describe_manifest(manifest)))
+    for document in list_metadata(manifest):
+        contents = document.contents
+        yield read(document.key, lambda contents=contents: json.dumps(contents, indent=2).encode())
     for level, encoding in manifest.encodings.items():
         if encoding.kind == "lowrank":
-            path = basis_path(root, level)
-            yield str(path.relative_to(root)), read_bytes(path, cure=repair_cure(root))
+            key = basis_key(level)
+            yield key, storage.read_document(key, cure=storage.repair_cure)
     for group in (group for layout in manifest.layouts.values() for group in layout.groups()):
-        path = commit_path(root, group)
-        made = (
-            None
-            if whole
-            else seal_record(
-                group, cut_record(read_group_record(root, source, group), manifest, group)
-            )
-        )
-        yield str(path.relative_to(root)), made or read_bytes(path, cure=repair_cure(root))
+        yield read(commit_key(group), lambda group=group: _cut(storage, source, manifest, group))
+
+
+def _cut(storage: Storage, source: Manifest, manifest: Manifest, group: Group) -> bytes:
+    """The group's commit record in the smaller cache of `manifest`."""
+    record = read_group_record(storage, source, group)
+    return seal_record(group, cut_record(record, manifest, group))
 
 
 def _walk(
@@ -159,7 +160,7 @@ def _walk(
 ) -> None:
     """Read and check every chunk that the manifest names, group by group, and put it where it goes."""
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
-    num_threads = FAR_THREADS if any(reader.is_far for reader in readers.values()) else PACK_THREADS
+    num_threads = max(reader.storage.num_threads(PACK_THREADS) for reader in readers.values())
 
     def walk_group(group: Group) -> int:
         size_bytes = 0
@@ -181,9 +182,9 @@ def _walk(
 
 def _read_back(partial: Path, progress: Progress) -> None:
     """Open it as training does, and compare every chunk and document with what they must be."""
-    root = find_place(partial)
-    manifest = read_manifest(root)
-    _walk(_open(root, manifest, manifest), manifest, "reading back", progress)
+    storage = open_storage(partial)
+    manifest = read_manifest(storage)
+    _walk(_open(storage, manifest, manifest), manifest, "reading back", progress)
 
 
 @contextmanager

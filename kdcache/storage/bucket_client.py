@@ -1,6 +1,7 @@
-"""The connection to a bucket, by obstore: its retries and time limits, and what its errors mean in words.
+"""Objects in a bucket, by obstore: read, put under conditions, and what the store's errors mean in words.
 
-obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without Python's lock.
+obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without Python's lock. Every error
+is an OSError with words of its own, so that whoever handles those of a disk handles these.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from kdcache.errors import SettingsError
 
-if TYPE_CHECKING:
-    from kdcache.objects.path import ObjectPath
-
-SCHEMES = ("s3", "gs", "az")
 _LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
 _RETRIES = {
     "max_retries": 6,
@@ -30,6 +30,8 @@ _RETRIES = {
 PAUSES_S = (1.0, 5.0, 25.0, None)
 MOST_PUT_BYTES = 5 * 10**9  # of one put: S3 takes 5 GB, Azure 5000 MiB
 Result = TypeVar("Result")
+Tag = tuple[str | None, str | None]
+"""What a store calls a version: ETag and, if it has them, number."""
 log = logging.getLogger("kdcache")
 
 
@@ -37,11 +39,94 @@ class NoAnswerError(OSError):
     """The store may answer the same question another time."""
 
 
+class AlreadyThereError(FileExistsError):
+    """An object of that key exists, or is no longer the version that was to be replaced."""
+
+
+@dataclass(frozen=True, order=True)
+class BucketObject:
+    """One key of a bucket, with or without an object.
+
+    bucket: with its scheme, s3://bucket. key: without / at either end.
+    """
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+    def exists(self) -> bool:
+        """Whether there is an object of this key. Raises OSError."""
+        return self.find_tag() is not None
+
+    def read_bytes(self) -> bytes:
+        """All of it. Raises FileNotFoundError, OSError."""
+        return ask(self, lambda bucket: bytes(bucket.get(self.key).bytes()))
+
+    def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
+        """Fill contiguous arrays one after the other by one request; returns the bytes read. Raises OSError."""
+        views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
+        wanted = sum(map(len, views))
+        data = memoryview(
+            ask(self, lambda bucket: bucket.get_range(self.key, start=offset, length=wanted))
+        )
+        start = 0
+        for view in views:
+            part = data[start : start + len(view)]
+            view[: len(part)] = part
+            start += len(part)
+        return len(data)
+
+    def size(self) -> int:
+        """Bytes. Raises FileNotFoundError, OSError."""
+        return ask(self, lambda bucket: bucket.head(self.key)["size"])
+
+    def find_tag(self) -> Tag | None:
+        """The version that is there, None if nothing is. Raises OSError."""
+        if not self.key:  # the bucket itself
+            return None
+        try:
+            return _get_tag(ask(self, lambda bucket: bucket.head(self.key)))
+        except FileNotFoundError:
+            return None
+
+    def put(self, data: bytes) -> None:
+        """Write it, whatever was there. Raises OSError."""
+        check_size(self, data)
+        ask(self, lambda bucket: bucket.put(self.key, data, use_multipart=False))
+
+    def create(self, data: bytes) -> Tag:
+        """Write it if nothing is there; returns its tag. Raises AlreadyThereError, OSError."""
+        return self._put_if(data, "create")
+
+    def replace(self, data: bytes, *, tag: Tag) -> Tag:
+        """Write it if that version is still there; returns the new tag. Raises AlreadyThereError, OSError."""
+        facts = zip(("e_tag", "version"), tag, strict=True)
+        return self._put_if(data, {name: part for name, part in facts if part is not None})
+
+    def _put_if(self, data: bytes, mode: str | dict) -> Tag:
+        def put(bucket: object) -> dict:
+            return bucket.put(self.key, data, mode=mode, use_multipart=False)
+
+        check_size(self, data)
+        return _get_tag(ask(self, put, conflict=AlreadyThereError))
+
+    def remove(self) -> None:
+        """Remove it, absent ones too. Raises OSError."""
+        with suppress(FileNotFoundError):
+            ask(self, lambda bucket: bucket.delete(self.key))
+
+
+def _get_tag(facts: dict) -> Tag:
+    return facts["e_tag"], facts["version"]
+
+
 @cache
 def open_bucket(address: str) -> object:
     """A client of the bucket; credentials are found as its platform does (environment, profile, the machine's role).
 
-    Raises: SettingsError where obstore is not installed, or refuses the address.
+    Raises: SettingsError if obstore is not installed, or refuses the address.
     """
     try:
         from obstore.store import from_url
@@ -83,7 +168,7 @@ def _find_credentials(address: str) -> object | None:
 
 
 def ask(
-    path: ObjectPath,
+    path: BucketObject,
     question: Callable[[object], Result],
     *,
     conflict: type[OSError] = FileExistsError,
@@ -111,7 +196,7 @@ def ask(
 
 
 @contextmanager
-def _say_what_failed(path: ObjectPath, *, conflict: type[OSError]) -> Iterator[None]:
+def _say_what_failed(path: BucketObject, *, conflict: type[OSError]) -> Iterator[None]:
     from obstore import exceptions
 
     try:
@@ -148,7 +233,7 @@ def _may_change(error: Exception) -> bool:
     )
 
 
-def check_size(path: ObjectPath, data: bytes) -> None:
+def check_size(path: BucketObject, data: bytes) -> None:
     """Raises OSError where one put cannot hold so much."""
     if len(data) > MOST_PUT_BYTES:
         found, most = (f"{size / 1e9:.3g} GB" for size in (len(data), MOST_PUT_BYTES))
@@ -156,11 +241,11 @@ def check_size(path: ObjectPath, data: bytes) -> None:
         raise OSError(errno.EFBIG, words, str(path))
 
 
-def _lost_bucket(path: ObjectPath) -> OSError:
+def _lost_bucket(path: BucketObject) -> OSError:
     return OSError(errno.ENXIO, "bucket is not there: make it, or mend its name", path.bucket)
 
 
-def _refuse_access(path: ObjectPath, error: Exception) -> PermissionError:
+def _refuse_access(path: BucketObject, error: Exception) -> PermissionError:
     words = f"access is denied, {_shorten(error)}: look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID), "
     words += "their rights and this machine's clock"
     return PermissionError(errno.EACCES, words, str(path))

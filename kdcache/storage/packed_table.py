@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS = "documents"  # the HDF5 group of what are JSON files and bases in a folder
 FORMAT = "kdcache"
-_SPLITS = (
-    "train",
-    "val",
-)  # as `kdcache.cache.layout` has them, which cannot be imported here: it needs the settings, and they this
+_SPLITS = ("train", "val")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CURE = "copy it again from where it was made, or export it again"
 _DAMAGE = (

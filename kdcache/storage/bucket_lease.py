@@ -15,25 +15,25 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from kdcache.cache.lease import lease_path, refuse_lost
-from kdcache.objects.path import AlreadyThereError, ObjectPath, Tag
+from kdcache.storage.base import Lease, refuse_lost
+from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag
 
 RENEW_S = 15.0  # between two puts of a holder
 LOST_S = 90.0  # without one, as a watcher sees it
 POLL_S = 2.0
 
 _claims: dict[
-    tuple[ObjectPath, int], bytes
+    tuple[BucketObject, int], bytes
 ] = {}  # of a thread, what it may have put without hearing of it
 _seen: dict[
-    ObjectPath, tuple[Tag, float]
+    BucketObject, tuple[Tag, float]
 ] = {}  # tag of another's lease, and when it was seen first
 
 
-class ObjectLease:
+class ObjectLease(Lease):
     """A held lease; it is renewed by a thread of its own, and by `check` where that is late."""
 
-    def __init__(self, path: ObjectPath, tag: Tag, holder: str) -> None:
+    def __init__(self, path: BucketObject, tag: Tag, holder: str) -> None:
         self.path, self.tag, self.holder = path, tag, holder
         self.lost, self._renewed_s = False, _now()
         self._next = _contents(holder)
@@ -45,7 +45,7 @@ class ObjectLease:
         """Raises LeaseLostError where it is another's now, OSError where the store does not answer."""
         self.renew(older_s=RENEW_S)
         if self.lost:
-            raise refuse_lost(self.path, "taken over or removed")
+            raise refuse_lost(str(self.path), "taken over or removed")
 
     def renew(self, *, older_s: float) -> None:
         """Replace it, if that was done longer ago than `older_s` seconds. Raises OSError."""
@@ -87,11 +87,9 @@ class ObjectLease:
 
 
 @contextmanager
-def take_object_lease(
-    root: ObjectPath, name: str, *, wait: bool = False
-) -> Iterator[ObjectLease | None]:
-    """As `kdcache.cache.lease.take_lease`."""
-    path, holder = lease_path(root, name), f"process {os.getpid()} on {socket.gethostname()}"
+def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[ObjectLease | None]:
+    """Hold the lease that is the object `path` until the block ends; None if another process holds it."""
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
     lease = _claim(path, holder)
     while lease is None and wait:
         time.sleep(POLL_S)
@@ -105,7 +103,7 @@ def take_object_lease(
         lease.release()
 
 
-def is_alive(path: ObjectPath) -> bool:
+def is_alive(path: BucketObject) -> bool:
     """Whether a lease is there and not known to be dead; to know that takes two looks LOST_S seconds apart."""
     tag = path.find_tag()
     if tag is None:
@@ -117,7 +115,7 @@ def is_alive(path: ObjectPath) -> bool:
     return _now() - since_s < LOST_S
 
 
-def _claim(path: ObjectPath, holder: str) -> ObjectLease | None:
+def _claim(path: BucketObject, holder: str) -> ObjectLease | None:
     claim = path, threading.get_ident()
     contents = _claims.setdefault(claim, _contents(holder))
     try:
@@ -130,7 +128,7 @@ def _claim(path: ObjectPath, holder: str) -> ObjectLease | None:
     return ObjectLease(path, tag, holder)
 
 
-def _take_over(path: ObjectPath, contents: bytes) -> Tag | None:
+def _take_over(path: BucketObject, contents: bytes) -> Tag | None:
     """Of the lease of a dead holder; or of ours, where the answer to an earlier claim of this thread was lost."""
     with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
         tag = path.find_tag()

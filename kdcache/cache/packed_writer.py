@@ -18,7 +18,7 @@ import numpy as np
 from kdcache.cache.layout import ArraySpec, SplitLayout
 from kdcache.cache.manifest import Manifest
 from kdcache.errors import CacheError
-from kdcache.packed.table import DOCUMENTS, FORMAT
+from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 
 if TYPE_CHECKING:
     import h5py
@@ -38,7 +38,7 @@ _INDEX_ENTRY = 20  # bytes of a chunk in HDF5's index, at most: offset, size, ma
 _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 
 
-class PackedFile:
+class PackedWriter:
     """A packed cache while it is written. `put` is thread-safe.
 
     What HDF5 is to write is reserved before: it does not survive a full disk, not even in closing its file.
@@ -96,7 +96,7 @@ class PackedFile:
 @contextmanager
 def create_file(
     path: Path, descriptor: int, manifest: Manifest, documents: Iterable[tuple[str, bytes]]
-) -> Iterator[PackedFile]:
+) -> Iterator[PackedWriter]:
     """The file of a cache, with its documents and room for its samples.
 
     Args:
@@ -115,7 +115,7 @@ def create_file(
         opened.attrs["format"] = FORMAT
         opened.attrs["format_version"] = np.uint8(manifest.format_version)
         opened.attrs["complete"] = np.uint8(0)
-        packed = PackedFile(opened, descriptor, manifest)
+        packed = PackedWriter(opened, descriptor, manifest)
         for name, data in documents:
             packed.add_document(name, data)
         opened.flush()  # from here on who opens it is told that it is not finished

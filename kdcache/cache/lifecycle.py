@@ -1,0 +1,211 @@
+"""A cache's documents through its life: made ready, extended by views, told what is complete."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cache.basis import read_bases, write_bases
+from kdcache.cache.identity import check_identity
+from kdcache.cache.layout import COMMITS, MANIFEST, Group, SplitLayout, record_name
+from kdcache.cache.manifest import Manifest, find_manifest, read_manifest, write_manifest
+from kdcache.cache.records import find_committed, list_records, read_record
+from kdcache.cache.zarr_metadata import check_document, list_metadata, write_metadata
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    OtherCacheError,
+    Phrase,
+    describe,
+)
+from kdcache.storage import Storage, open_storage
+from kdcache.storage.base import LEASES, explain_refusal
+from kdcache.storage.lock import LOCK
+
+SCORE = "score"  # the lease of the teacher's score: what several workers do once
+log = logging.getLogger("kdcache")
+
+
+def open_for_writing(
+    storage: Storage, manifest: Manifest, bases: dict[str, np.ndarray] | None = None
+) -> Manifest:
+    """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
+
+    A manifest that was moved away is made anew: committed groups of the same identity are kept.
+
+    Args:
+        bases: of the manifest's lowrank levels, level -> float32 [C, R].
+
+    Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
+    CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
+    """
+    storage = open_storage(storage)
+    with explain_refusal(storage):
+        storage.create()
+        # in a bucket each of many workers would wait for all before it, if nothing is left to write
+        ready = _find_ready(storage, manifest) if storage.is_remote else None
+        if ready is not None:
+            return ready
+        with storage.lock(wait=True):
+            grows = storage.exists(MANIFEST)
+            manifest = check_same_cache(storage, manifest)
+            storage.make_folders(COMMITS)
+            # a commit may have been killed between its rename and this
+            storage.flush_folder(COMMITS)
+            write_bases(storage, bases or {})
+            if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
+                write_manifest(storage, manifest)
+                write_metadata(storage, manifest)
+            else:  # the manifest last: without it the folder is only begun, and an earlier beginning counts for nothing
+                write_metadata(storage, manifest, replace=True)
+                write_manifest(storage, manifest)
+    return manifest
+
+
+def complete_views(storage: Storage) -> Manifest:
+    """Write into the manifest how many views of each split are complete; the number never falls. Returns the manifest."""
+    storage = open_storage(storage)
+    manifest = read_manifest(storage)
+    if _count_complete(storage, manifest) == manifest.complete_views:
+        return manifest  # of many workers all but the last find it so, and need not wait for each other
+    with explain_refusal(storage), storage.lock(wait=True):
+        manifest = read_manifest(storage)
+        manifest = replace(manifest, complete_views=_count_complete(storage, manifest))
+        write_manifest(storage, manifest)
+    return manifest
+
+
+def rewrite_metadata(storage: Storage, bases: dict[str, np.ndarray]) -> None:
+    """Write every zarr.json anew that is damaged or missing, and each of these bases that is."""
+    with explain_refusal(storage), storage.lock(wait=True):
+        write_bases(storage, bases)
+        write_metadata(storage, read_manifest(storage), replace=True)
+
+
+def add_information(storage: Storage | str | Path, facts: dict) -> None:
+    """Add facts to the manifest's information. Raises CacheError."""
+    storage = open_storage(storage)
+    with explain_refusal(storage), storage.lock(wait=True):
+        manifest = read_manifest(storage)
+        write_manifest(storage, replace(manifest, information={**manifest.information, **facts}))
+
+
+def find_missing_groups(storage: Storage, layout: SplitLayout) -> list[Group]:
+    """Shard groups without a commit record."""
+    there = list_records(open_storage(storage))
+    return [group for group in layout.groups() if record_name(group) not in there]
+
+
+def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
+    """The manifest that the cache would have with at least these views; nothing is written.
+
+    Raises: CacheMismatchError if the storage holds another cache or foreign files.
+    """
+    storage = open_storage(storage)
+    if storage.exists(MANIFEST):
+        return _merge(storage, read_manifest(storage), manifest)
+    there = storage.is_folder()
+    if (there or storage.exists("")) and not (there and _is_begun(storage, manifest)):
+        read_manifest(storage)  # says that it is no cache
+    for layout in manifest.layouts.values() if there else ():
+        for group in find_committed(storage, layout.groups()):
+            _check_kept_record(storage, manifest, group)
+    return manifest
+
+
+def check_free_space(
+    storage: Storage, *, needed_bytes: int, free_bytes: int, at_most: bool
+) -> None:
+    """Raises CacheError where the disk cannot hold what is still to be written; only warns where a codec may make that less."""
+    if needed_bytes > free_bytes and at_most:
+        log.warning(
+            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and %.2f GB are free; a full disk "
+            "ends in a line, and what is committed by then is kept", storage, needed_bytes / 1e9, free_bytes / 1e9,
+        )  # fmt: skip
+    elif needed_bytes > free_bytes:
+        found, expected = (
+            Phrase(f"{free_bytes / 1e9:.2f} GB"),
+            Phrase(f"{needed_bytes / 1e9:.2f} GB or more"),
+        )
+        cure = "make room, set cache.path to another disk or cache.encoding compact, or lower augment.views or cache.levels"
+        raise CacheError(
+            describe(storage, field="free disk space", found=found, expected=expected, cure=cure)
+        )
+
+
+def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> None:
+    """A record that outlived its manifest must belong to the cache of these settings. Raises CacheError."""
+    layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
+    try:
+        read_record(
+            storage,
+            layout,
+            group,
+            identity=identity,
+            cure="move it away: its group is computed again",
+        )
+    except OtherCacheError as error:
+        cure = "use the settings it was built with (config.yaml of a run has them), or set cache.path to another folder"
+        raise CacheMismatchError(
+            f"{error.where}: its identity is not that of these settings; {cure}"
+        ) from None
+
+
+def _is_begun(storage: Storage, manifest: Manifest) -> bool:
+    """Whether a folder without manifest holds nothing, or nothing but a cache's parts."""
+    names = storage.list_names()
+    partials = {storage.unfinished_key(key) for key in (MANIFEST, "zarr.json")}
+    ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
+    return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
+
+
+def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
+    """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
+    cure = "rebuild it in another folder (cache.path) or change the settings"
+    layouts = {}
+    for split, identity in wanted.identity.items():
+        check_identity(storage, found=existing.identity[split], expected=identity, cure=cure)
+    for split, layout in wanted.layouts.items():
+        old = existing.layouts[split]
+        if old.shard_samples != layout.shard_samples:
+            found, expected = old.shard_samples, layout.shard_samples
+            raise CacheMismatchError(
+                describe(
+                    storage, field="cache.shard_samples", found=found, expected=expected, cure=cure
+                )
+            )
+        layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
+    information = {**existing.information, **wanted.information}
+    return Manifest(existing.identity, layouts, existing.complete_views, information)
+
+
+def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
+    """Views of each split that are complete, or have been once."""
+
+    def count(layout: SplitLayout) -> int:
+        return min(
+            (group.view for group in find_missing_groups(storage, layout)), default=layout.num_views
+        )
+
+    return {
+        split: max(manifest.complete_views[split], count(layout))
+        for split, layout in manifest.layouts.items()
+    }
+
+
+def _find_ready(storage: Storage, manifest: Manifest) -> Manifest | None:
+    """The manifest that is there, if nothing has to be written."""
+    there = find_manifest(storage)
+    if there is None or _merge(storage, there, manifest).layouts != there.layouts:
+        return None
+    try:
+        for document in list_metadata(there):
+            check_document(storage, document)
+        read_bases(storage, there.encodings)
+    except CacheCorruptError:
+        return None
+    return there

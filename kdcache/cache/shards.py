@@ -1,0 +1,257 @@
+"""Shard files: chunks, each with the crc32c of its bytes behind it, then the index of a Zarr v3 shard.
+
+And the one question below reading and verifying: where are the bytes of an array's samples of one shard group? A folder or a
+bucket answers with a shard file and the index at its end, a packed cache with places in its one file.
+
+Shards are written here and not by zarr, because a file must be flushed, read back and hashed before it may count; that it is what
+zarr would have written, byte for byte, is tested.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import crc32c as crc32c_library
+import numpy as np
+
+from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, index_bytes, shard_key
+from kdcache.errors import CacheCorruptError
+from kdcache.storage.base import OpenFile, ShardFile, Storage
+from kdcache.storage.local import open_plain
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # limits of descriptors and of mappings
+ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Where the samples of one array and shard group are.
+
+    storage, key: the file. places: (offset, size) of each chunk, uint64 [samples, 2], size without any checksum.
+    checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the last.
+    """
+
+    storage: Storage
+    key: str
+    places: np.ndarray
+    checksums: bool = True
+
+
+def find_chunks(
+    storage: Storage,
+    layout: SplitLayout,
+    spec: ArraySpec,
+    group: Group,
+    *,
+    file: ShardFile,
+    cure: str,
+) -> Chunks:
+    """Where a group's samples of one array are.
+
+    Args:
+        file: what the commit record says of the shard. cure: for the message.
+
+    Raises: CacheCorruptError if that is not what is there.
+    """
+    array, shape = f"{layout.split}/{spec.name}", (layout.num_views, layout.num_samples)
+    places = storage.find_places(array, shape=(*shape, *spec.item_shape), dtype=spec.dtype)
+    if places is None:
+        key = shard_key(spec, group)
+        storage.check_inside(key, cure=cure)
+        return read_chunks(storage, key, layout, spec, group, file=file, cure=cure)
+    places = places[group.view, group.start : group.stop]
+    least = 1 if spec.codec else spec.item_bytes
+    if not ((least <= places[:, 1]) & (places[:, 1] <= spec.most_chunk_bytes)).all():
+        what = f"chunks of {array} have another size than their array"
+        raise CacheCorruptError(storage, what, cure=cure)
+    return Chunks(storage, "", places, checksums=False)
+
+
+def read_chunks(
+    storage: Storage,
+    key: str,
+    layout: SplitLayout,
+    spec: ArraySpec,
+    group: Group,
+    *,
+    file: ShardFile,
+    cure: str,
+) -> Chunks:
+    """Like `find_chunks` in a shard file, wherever that is."""
+    count = group.stop - group.start
+    index = read_index(
+        storage,
+        key,
+        count=count,
+        shard_samples=layout.shard_samples,
+        size_bytes=file.size_bytes,
+        chunk_bytes=None if spec.codec else spec.item_bytes,
+        cure=cure,
+    )
+    return Chunks(storage, key, index[:count] - np.array([0, CRC_BYTES], index.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSource:
+    """The bytes of one shard file; of a packed cache, which keeps only chunks, checksums and index are made again.
+
+    file: what the commit record says of it. crcs: crc32c of each chunk.
+    """
+
+    storage: Storage
+    layout: SplitLayout
+    spec: ArraySpec
+    group: Group
+    file: ShardFile
+    crcs: list[int]
+
+    def read_parts(self, max_bytes: int) -> Iterator[np.ndarray]:
+        """The whole file, uint8 part after part. Raises OSError, CacheCorruptError.
+
+        Args:
+            max_bytes: of a part, unless the storage keeps only chunks.
+        """
+        if self.storage.is_single_file:
+            yield from self._join_chunks()
+            return
+        with self.storage.open_file(shard_key(self.spec, self.group)) as opened:
+            for offset in range(0, self.file.size_bytes, max_bytes):
+                size = min(max_bytes, self.file.size_bytes - offset)
+                yield _read_exactly(opened, offset, size)
+
+    def _join_chunks(self) -> Iterator[np.ndarray]:
+        args = self.storage, self.layout, self.spec, self.group
+        chunks = find_chunks(*args, file=self.file, cure=self.storage.repair_cure)
+        with self.storage.open_file(chunks.key) as opened:
+            for (offset, size), crc in zip(chunks.places.tolist(), self.crcs, strict=True):
+                yield _read_exactly(opened, offset, size)
+                yield np.array([crc], "<u4").view(np.uint8)
+        sizes = chunks.places[:, 1].tolist()
+        for part in list_tail(sizes, shard_samples=self.layout.shard_samples):
+            yield np.frombuffer(part, np.uint8)
+
+
+def _read_exactly(opened: OpenFile, offset: int, size_bytes: int) -> np.ndarray:
+    part = np.empty(size_bytes, np.uint8)
+    if opened.read_into(offset, [part]) != size_bytes:
+        raise OSError(None, "it is too short")
+    return part
+
+
+def crc32c(array: np.ndarray) -> int:
+    """crc32c of a contiguous array's bytes; other threads run meanwhile."""
+    return crc32c_library.crc32c(array.reshape(-1).view(np.uint8))
+
+
+def list_parts(
+    chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int
+) -> list[memoryview | bytes]:
+    """The bytes of a shard file, one part after the other.
+
+    Args:
+        chunks: bytes of each sample, coded or not, uint8 [size]. crcs: crc32c of each. shard_samples: entries of the index.
+    """
+    parts: list[memoryview | bytes] = []
+    for chunk, crc in zip(chunks, crcs, strict=True):
+        parts += [memoryview(chunk), crc.to_bytes(CRC_BYTES, "little")]
+    return parts + list_tail([chunk.size for chunk in chunks], shard_samples=shard_samples)
+
+
+def list_tail(chunk_bytes: list[int], *, shard_samples: int) -> list[bytes]:
+    """What follows the chunks: the index and its checksum."""
+    index = build_index(chunk_bytes, shard_samples=shard_samples)
+    return [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
+
+
+def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
+    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's checksum."""
+    index = np.full((shard_samples, 2), ABSENT, "<u8")
+    sizes = np.array(chunk_bytes, "<u8") + np.uint64(CRC_BYTES)
+    index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+    index[: len(sizes), 1] = sizes
+    return index
+
+
+def read_index(
+    storage: Storage,
+    key: str,
+    *,
+    count: int,
+    shard_samples: int,
+    size_bytes: int,
+    chunk_bytes: int | None,
+    cure: str,
+) -> np.ndarray:
+    """The index of a shard file, as `build_index` makes it.
+
+    Args:
+        count: samples in the file. size_bytes: of the file. chunk_bytes: of each chunk without checksum; None: any.
+
+    Raises: CacheCorruptError.
+    """
+    path, tail = storage.name(key), np.empty(index_bytes(shard_samples), np.uint8)
+    try:
+        with storage.open_file(key) as opened:
+            found = opened.size()
+            got = opened.read_into(found - tail.size, [tail]) if found == size_bytes else 0
+    except OSError as error:
+        raise CacheCorruptError(path, f"file is unreadable ({error.strerror})", cure=cure) from None
+    if found != size_bytes:
+        raise CacheCorruptError(path, f"size is {found} bytes, expected {size_bytes}", cure=cure)
+    if got != tail.size or crc32c(tail[:-CRC_BYTES]) != int.from_bytes(
+        tail[-CRC_BYTES:].tobytes(), "little"
+    ):
+        raise CacheCorruptError(path, "shard index is damaged, its checksum differs", cure=cure)
+    index = tail[:-CRC_BYTES].view("<u8").reshape(-1, 2)
+    sizes = (
+        [chunk_bytes + CRC_BYTES] * count if chunk_bytes is not None else index[:count, 1].tolist()
+    )
+    plausible = sum(sizes) == size_bytes - tail.size and min(sizes) > CRC_BYTES
+    if not plausible or not np.array_equal(
+        index, build_index([size - CRC_BYTES for size in sizes], shard_samples=shard_samples)
+    ):
+        raise CacheCorruptError(path, "shard index is not that of its samples", cure=cure)
+    return index
+
+
+class MappedFiles:
+    """Shard files mapped into memory, read only, each once. Each holds a file descriptor until this object goes."""
+
+    def __init__(self) -> None:
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def open(self, path: str) -> mmap.mmap | None:
+        """The mapping of a local file; None if the system has no room for one more.
+
+        Raises: OSError, also if the file is shorter than when it was mapped: reading what is gone would end the process.
+        """
+        mapped = self._maps.get(path)
+        if mapped is None:
+            with open_plain(path) as opened:
+                try:
+                    mapped = mmap.mmap(opened.descriptor, 0, access=mmap.ACCESS_READ)
+                except OSError as error:
+                    if error.errno in _NO_ROOM:
+                        return None
+                    raise
+            self._maps[path] = mapped
+        if mapped.size() < len(mapped):
+            raise OSError(errno.ESTALE, "it has become shorter")
+        return mapped
+
+    def forget(self, path: str) -> None:
+        """Map a file anew at its next use: another one has its name now."""
+        self._maps.pop(path, None)
+
+
+def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:
+    """Fill contiguous arrays one after the other from a position of a mapping; returns the number of bytes got."""
+    done = 0
+    for slot in slots:
+        part = np.frombuffer(source, np.uint8)[offset + done : offset + done + slot.nbytes]
+        slot.reshape(-1).view(np.uint8)[: part.size] = part
+        done += part.size
+    return done

@@ -1,0 +1,267 @@
+"""A cache in a local folder, or one that a network file system shows as such.
+
+Every change goes through `kdcache.durable`, one call a step, so that tests can stop, refuse or forget each of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from kdcache import durable
+from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.storage.base import (
+    LEASES,
+    MAX_DOCUMENT_BYTES,
+    Lease,
+    ShardFile,
+    Storage,
+    UnfitFileError,
+)
+from kdcache.storage.lock import FileLease, hold_folder, is_file_held, take_file_lease
+
+
+class LocalFolder(Storage):
+    """A cache in `folder`, which need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._text = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return LocalFolder, (self.folder,)
+
+    @property
+    def address(self) -> str:
+        return self._text
+
+    @property
+    def short_name(self) -> str:
+        return self.folder.resolve().name
+
+    def name(self, key: str) -> str:
+        return str(self.folder / key)
+
+    # --- looking and reading
+
+    def exists(self, key: str) -> bool:
+        try:
+            os.lstat(self.local_path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def is_folder(self, key: str = "") -> bool:
+        return (self.folder / key).is_dir()
+
+    def list_names(self, key: str = "") -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self.local_path(key))}
+        except FileNotFoundError:
+            return set()
+
+    def find_sizes(self, keys: Iterable[str]) -> dict[str, int]:
+        sizes = {}
+        for key in keys:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                facts = (self.folder / key).stat()
+                if stat.S_ISREG(facts.st_mode):
+                    sizes[key] = facts.st_size
+        return sizes
+
+    def read_bytes(self, key: str) -> bytes:
+        path = self.folder / key
+        if path.is_symlink() or not path.is_file():
+            if not path.exists() and not path.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "it is not there", str(path))
+            what = "a link" if path.is_symlink() else "no file"
+            raise UnfitFileError(f"file is {what}, expected a plain file")
+        size = path.stat().st_size
+        if size > MAX_DOCUMENT_BYTES:
+            raise UnfitFileError(f"size is {size} bytes, expected {MAX_DOCUMENT_BYTES} at most")
+        return path.read_bytes()
+
+    def open_file(self, key: str) -> AbstractContextManager[PlainFile]:
+        return open_plain(self.local_path(key))
+
+    def local_path(self, key: str) -> str:
+        return f"{self._text}/{key}" if key else self._text
+
+    # --- writing
+
+    def check_changeable(self) -> None:
+        pass
+
+    def create(self) -> None:
+        existing = _find_existing(self.folder)
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
+        durable.make_folders(self.folder.absolute(), below=existing.absolute())
+
+    def find_free_bytes(self) -> float:
+        return shutil.disk_usage(find_folder(self.folder)).free
+
+    def check_inside(self, key: str, *, cure: str) -> None:
+        base, real = os.path.realpath(self._text), os.path.realpath(self.local_path(key))
+        if os.path.commonpath([base, real]) != base:
+            raise CacheCorruptError(
+                self.name(key), f"it is outside of the cache, at {real}", cure=cure
+            )
+
+    def check_target(self, key: str) -> None:
+        self.check_inside(key.rpartition("/")[0], cure="remove the link")
+        path = self.folder / key
+        if path.is_dir() and not path.is_symlink():
+            raise CacheError(
+                f"{path}: it is a folder, expected a file of the cache; move it away and run again"
+            )
+
+    def make_folders(self, key: str) -> None:
+        durable.make_folders(self.folder / key, below=self.folder)
+
+    def flush_folder(self, key: str) -> None:
+        durable.sync_folder(self.folder / key)
+
+    def replace(self, key: str, data: bytes, *, lease: Lease | None = None) -> None:
+        if lease is not None:
+            lease.check()
+        durable.replace_file(self.folder / key, data)
+
+    def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
+        path = self.folder / key
+        lease.check()
+        self.make_folders(key.rpartition("/")[0])
+        partial = durable.partial_path(path)
+        durable.write_file(partial, parts)
+        return _read_back(partial, parts)
+
+    def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
+        path = self.folder / key
+        partial = durable.partial_path(path)
+        lease.check()
+        if _mark(partial.lstat()) != file.mark:
+            raise OSError(errno.ESTALE, "another writer has replaced it")
+        durable.rename(partial, path)
+        parts = key.split("/")
+        for depth in range(len(parts) - 1, 1, -1):  # each may be new, made by a process now dead
+            durable.sync_folder(self.folder.joinpath(*parts[:depth]))
+
+    def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:
+        """What a full disk did not hold must not fill it further."""
+        lease.check()  # without it the files are another writer's
+        for key in keys:
+            with suppress(OSError):
+                durable.remove(durable.partial_path(self.folder / key))
+
+    def remove(self, key: str) -> None:
+        path = self.folder / key
+        durable.remove(path)
+        durable.sync_folder(path.parent)
+
+    def unfinished_key(self, key: str) -> str:
+        return f"{key}{durable.PARTIAL}"
+
+    # --- holding
+
+    def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
+        return hold_folder(self.folder, wait=wait)
+
+    def take_lease(self, name: str, *, wait: bool = False) -> AbstractContextManager[FileLease]:
+        self.check_inside(LEASES, cure="remove the link")
+        return take_file_lease(self.folder / LEASES / name, wait=wait)
+
+    def is_held(self, name: str) -> bool:
+        return is_file_held(self.folder / LEASES / name)
+
+    def read_holder(self, name: str) -> str:
+        try:
+            text = (self.folder / LEASES / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "another process"
+        return text.strip() or "another process"
+
+    def refresh(self) -> None:
+        """Opening a folder makes a network file system ask its server."""
+        os.close(os.open(self.folder / "commits", os.O_RDONLY | os.O_DIRECTORY))
+
+
+class PlainFile:
+    """An open plain file, read by position: several threads may."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
+        views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
+        done = 0
+        while views:
+            count = os.preadv(self.descriptor, views, offset + done)
+            if count == 0:
+                break
+            done += count
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if views:
+                views[0] = views[0][count:]
+        return done
+
+
+@contextmanager
+def open_plain(path: str | Path) -> Iterator[PlainFile]:
+    """Open a plain file to read; no link, folder or pipe (which may never answer). Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        yield PlainFile(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_folder(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there. Raises CacheError if a file is in the way."""
+    existing = _find_existing(path)
+    if not existing.is_dir():
+        raise CacheError(
+            f"{existing}: folder is unwritable (it is a file); set cache.path to another place"
+        )
+    return existing
+
+
+def _find_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def _read_back(path: Path, parts: list[bytes | memoryview]) -> ShardFile:
+    """Hash a file as the disk has it: its pages are dropped from memory first, if the system can.
+
+    Raises: OSError, also if the bytes are not those written.
+    """
+    total, size = hashlib.sha256(), 0
+    with open_plain(path) as opened:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # some file systems have no such thing
+                os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for part in parts:
+            found = np.empty(len(part), np.uint8)
+            count = opened.read_into(size, [found])
+            if count != len(part) or not np.array_equal(found, np.frombuffer(part, np.uint8)):
+                raise OSError(errno.EIO, "what was read back is not what was written")
+            total.update(found)
+            size += count
+        return ShardFile(size, total.hexdigest(), _mark(os.fstat(opened.descriptor)))
+
+
+def _mark(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
