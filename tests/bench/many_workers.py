@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from kdcache.cache.layout import LEASES
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
+from kdcache.storage.base import LEASES
 from tests.bench.data import plan_store
 from tests.bench.worker_child import Record, run_workers
 

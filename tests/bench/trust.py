@@ -23,11 +23,11 @@ from unittest.mock import patch
 import torch
 
 from kdcache import durable
-from kdcache.cache import shard
 from kdcache.cache.verify import verify_cache
 from kdcache.config import Config
 from kdcache.config.parser import build_parser, make_config, merge, read_given
 from kdcache.precompute.build import build_cache
+from kdcache.storage import base, local
 
 REPEATS = 3
 NUM_TRAIN, NUM_VAL = (
@@ -45,13 +45,13 @@ def without_protocol() -> Iterator[None]:
             for part in parts:
                 file.write(part)
 
-    def believe(path: Path, parts: list) -> shard.ShardFile:
-        return shard.ShardFile(sum(len(part) for part in parts), "0" * 64, shard._mark(path.stat()))
+    def believe(path: Path, parts: list) -> base.ShardFile:
+        return base.ShardFile(sum(len(part) for part in parts), "0" * 64, local._mark(path.stat()))
 
     with (
         patch.object(durable, "write_file", write_file),
         patch.object(durable, "sync_folder", lambda path: None),
-        patch.object(shard, "_read_back", believe),
+        patch.object(local, "_read_back", believe),
     ):
         yield
 

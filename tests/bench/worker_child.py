@@ -28,7 +28,7 @@ from kdcache.config import Config
 from kdcache.machine.workers import Worker
 from kdcache.precompute import build, pipeline
 from kdcache.precompute.pipeline import Crew, Job, Pipeline
-from kdcache.storage import open_storage
+from kdcache.storage import LocalFolder, open_storage
 from kdcache.storage.base import Lease
 from tests.bench.data import make_ids
 
@@ -224,9 +224,9 @@ def _simulated(record: Record, fate: Fate, clock: Clock) -> Iterator[None]:
         (build, "Pipeline", BarePipeline),
         (build, "find_committed", clock.watch("listing", build.find_committed)),
         (pipeline, "start_views", lambda *args, **options: []),
-        (pipeline, "take_lease", clock.watch_lease(pipeline.take_lease)),
+        (LocalFolder, "take_lease", clock.watch_lease(LocalFolder.take_lease)),
         (pipeline, "has_record", clock.watch("looking", pipeline.has_record)),
-        (pipeline, "look_again", clock.watch("looking", pipeline.look_again)),
+        (LocalFolder, "refresh", clock.watch("looking", LocalFolder.refresh)),
         (writer, "write_record", clock.watch("record", writer.write_record)),
         *(
             (durable, name, partial(_step, name, getattr(durable, name), record, fate))

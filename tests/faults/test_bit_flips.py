@@ -15,7 +15,7 @@ from kdcache.cache.layout import (
     SPLITS,
     commit_key,
     index_bytes,
-    metadata_path,
+    metadata_key,
     shard_key,
 )
 from kdcache.cache.manifest import read_manifest
@@ -51,11 +51,11 @@ def find_regions(root: Path) -> dict[str, list[Region]]:
             (root / commit_key(group)) for layout in layouts.values() for group in layout.groups()
         ],
         "group zarr.json": [
-            metadata_path(root),
-            *(metadata_path(root, split) for split in layouts),
+            root / metadata_key(),
+            *(root / metadata_key(split) for split in layouts),
         ],
         "array zarr.json": [
-            metadata_path(root, s, a.name) for s, layout in layouts.items() for a in layout.arrays
+            root / metadata_key(s, a.name) for s, layout in layouts.items() for a in layout.arrays
         ],
     }
     regions = {

@@ -41,9 +41,7 @@ def read_all(root: Path, split: str) -> dict[tuple, bytes]:
 def find_damaged_files(root: Path, *, data: bool = False) -> set[str]:
     """The files that verifying blames, by their paths in the cache."""
     try:
-        return {
-            str(damage.path.relative_to(root)) for damage in verify_cache(root, data=data).damage
-        }
+        return {damage.key for damage in verify_cache(root, data=data).damage}
     except CacheError as error:  # of the manifest
         check_one_line(error, str(root), "manifest.json")
         return {"manifest.json"}

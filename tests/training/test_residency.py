@@ -13,7 +13,7 @@ import pytest
 import tensorstore
 import torch
 
-from kdcache.cache import shard
+from kdcache.cache import shards
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.shards import MappedFiles
 from kdcache.errors import CacheCorruptError, SettingsError
@@ -242,7 +242,7 @@ def test_no_room_for_a_mapping_is_no_damage(built_root, monkeypatch, reason):
 
     reader, maps = open_split(built_root, "train"), MappedFiles()
     first = read(reader, "low", 0, 3, maps)
-    monkeypatch.setattr(shard.mmap, "mmap", refuse)
+    monkeypatch.setattr(shards.mmap, "mmap", refuse)
     assert np.array_equal(read(reader, "low", 0, 3, maps), first)
 
 
