@@ -143,7 +143,8 @@ def test_a_flipped_bit_in_a_document_is_found(file):
         flip(file, offset + 40)
         with pytest.raises(CacheCorruptError) as error:
             findings = verify_cache(open_storage(file))
-            raise CacheCorruptError(findings.damage[0].key, findings.damage[0].what, cure="")
+            (damage,) = findings.damage
+                raise CacheCorruptError(open_storage(file).name(damage.key), damage.what, cure="")
         check_one_line(error, f"{file}!/{name}")
         flip(file, offset + 40)
     assert not verify_cache(open_storage(file)).damage
