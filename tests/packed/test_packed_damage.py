@@ -144,7 +144,7 @@ def test_a_flipped_bit_in_a_document_is_found(file):
         with pytest.raises(CacheCorruptError) as error:
             findings = verify_cache(open_storage(file))
             (damage,) = findings.damage
-                raise CacheCorruptError(open_storage(file).name(damage.key), damage.what, cure="")
+            raise CacheCorruptError(open_storage(file).name(damage.key), damage.what, cure="")
         check_one_line(error, f"{file}!/{name}")
         flip(file, offset + 40)
     assert not verify_cache(open_storage(file)).damage
