@@ -15,6 +15,7 @@ from kdcache.errors import CacheError
 from tests.faults import children
 from tests.faults.committed import committed_files
 from tests.support import quick
+from tests.support.effort import choose_steps, quick_and_full
 from tests.support.helpers import check_one_line
 
 
@@ -26,23 +27,24 @@ def check_clean_and_goes_on(data_root, root, whole, *, views: int = quick.NUM_VI
     assert quick.snapshot(root) == whole and not verify_cache(root, data=True).damage
 
 
+@quick_and_full
 def test_refused_at_any_step_a_build_ends_cleanly_and_goes_on_later(
-    quick_data, one_view, tmp_path, monkeypatch
+    quick_data, one_view, tmp_path, monkeypatch, effort
 ):
-    root, ended, step = tmp_path / "cache", False, 0
-    while not ended:
+    root = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        names = children.meet(children.refuse, step=-2, setattr=patch.setattr)
+        quick.build_quick(quick_data, tmp_path / "other", views=1)
+    assert len(names) > 80
+    for step in choose_steps(names, effort):
         with monkeypatch.context() as patch:
             steps = children.meet(children.refuse, step=step, setattr=patch.setattr)
-            try:
+            with pytest.raises(CacheError) as error:
                 quick.build_quick(quick_data, root, views=1)
-                ended = True  # no step was left to be refused
-            except CacheError as error:
-                check_one_line(error, os.strerror(errno.ENOSPC), str(root))
-        assert ended == (len(steps) <= step)
+            check_one_line(error, os.strerror(errno.ENOSPC), str(root))
+        assert len(steps) > step
         check_clean_and_goes_on(quick_data, root, one_view, views=1)
         shutil.rmtree(root)
-        step += 1
-    assert step > 80
 
 
 def test_the_error_of_a_full_disk_says_how_many_bytes_are_needed(quick_data, tmp_path, monkeypatch):

@@ -9,6 +9,9 @@ from kdcache.errors import CacheError
 from kdcache.precompute.repair import repair_cache
 from tests.faults.ledger import Ledger
 from tests.support import quick
+from tests.support.effort import FULL, quick_and_full
+
+pytestmark = quick_and_full
 
 
 def count_committed(image) -> int:
@@ -23,17 +26,25 @@ def count_committed(image) -> int:
 
 
 @pytest.fixture
-def watch(quick_data, tmp_path, monkeypatch):
-    """Run `work` under a ledger; after each step call `check` with an image of either kind."""
+def watch(quick_data, tmp_path, monkeypatch, effort):
+    """Run `work` under a ledger; after steps call `check` with an image of either kind.
+
+    After each step if `effort` is full; else after the first of each kind, every tenth and the last.
+    """
 
     def run(work, check, *, root=None, **forgets) -> Ledger:
-        root, image = root or tmp_path / "cache", tmp_path / "image"
+        root, image, steps = root or tmp_path / "cache", tmp_path / "image", []
         root.mkdir(exist_ok=True)
         ledger = Ledger(root, **forgets)
         if any(root.iterdir()):
             ledger.adopt()
 
         def observe(step: str) -> None:
+            steps.append(step)
+            if effort == FULL or len(steps) % 10 == 0 or steps.count(step) == 1:
+                look()
+
+        def look() -> None:
             for names_survive in (False, True):
                 ledger.write_image(image, names_survive=names_survive)
                 check(image)
@@ -42,6 +53,7 @@ def watch(quick_data, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             ledger.watch(patch.setattr, observe)
             work(root)
+        look()
         return ledger
 
     return run
@@ -64,13 +76,13 @@ def test_after_a_power_loss_at_any_step_every_committed_group_verifies(quick_dat
     )  # nothing is on the disk that the ledger does not know, and all of it lasts
 
 
-def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, monkeypatch):
-    """At every tenth step: the image is built to its end, outside of the ledger's sight."""
+def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, effort):
+    """At every tenth of these steps: the image is built to its end, outside of the ledger's sight."""
     images = []
 
     def keep(image) -> None:
         images.append(tmp_path / f"kept{len(images)}")
-        if len(images) % 20 in (1, 2):
+        if len(images) % (20 if effort == FULL else 10) in (1, 2):
             shutil.copytree(image, images[-1])
 
     watch(lambda root: quick.build_quick(quick_data, root), keep)

@@ -13,6 +13,7 @@ from kdcache.precompute.repair import repair_cache
 from tests.faults.committed import committed_files
 from tests.faults.damages import FAULTS
 from tests.support import quick
+from tests.support.effort import FULL, quick_and_full
 from tests.support.helpers import check_one_line
 
 
@@ -55,8 +56,9 @@ def check_repairs_exactly(root, whole, damaged: set[str]) -> None:
     assert all(after[path][0] == before[path][0] for path in after.keys() - healed)
 
 
-def test_random_damage_is_repaired_and_nothing_else_is_touched(root, whole):
-    for seed in range(100):
+@quick_and_full
+def test_random_damage_is_repaired_and_nothing_else_is_touched(root, whole, effort):
+    for seed in range(100 if effort == FULL else 20):
         random = np.random.Generator(np.random.Philox(seed))
         damaged = set()
         for fault in random.permutation(len(FAULTS))[: random.integers(1, 4)]:
