@@ -24,9 +24,9 @@ from kdcache.errors import (
 )
 from kdcache.precompute.build import build_cache
 from kdcache.storage import open_storage
-from tests.packed.kinds import check_refused, flip
 from tests.support import quick
 from tests.support.helpers import check_one_line
+from tests.support.packed_kinds import check_refused, flip
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 

@@ -26,8 +26,8 @@ from kdcache.errors import (
     CacheIncompleteError,
 )
 from kdcache.storage import open_storage
-from tests.packed.kinds import build, check_refused, flip, read_files
 from tests.support.helpers import check_one_line
+from tests.support.packed_kinds import build, check_refused, flip, read_files
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
