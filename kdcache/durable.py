@@ -1,7 +1,9 @@
-"""Every way in which kdcache changes a cache on disk, one call each, flushed where the name says so.
+"""Every way in which kdcache changes a cache on disk, one call each, flushed where the name says
+so.
 
-They stand together, and are called as `durable.rename`, so that tests can stop, refuse or forget each of them: what survives
-a kill or a power loss is decided here. A file that is not wanted yet ends in `.partial`.
+They stand together, and are called as `durable.rename`, so that tests can stop, refuse or forget
+each of them: what survives a kill or a power loss is decided here. A file that is not wanted yet
+ends in `.partial`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its name; only the holder of its lease or lock writes there."""
+    """Where a file is written before it takes its name; only the holder of its lease or lock writes
+    there.
+    """
     return path.parent / f"{path.name}{PARTIAL}"
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file anew, never through a link that stands in its place, and flush its contents to disk."""
+    """Write a file anew, never through a link that stands in its place, and flush its contents to
+    disk.
+    """
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         for part in parts:
@@ -35,7 +41,8 @@ def rename(old: Path, new: Path) -> None:
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """The same where nothing has that name, by a link, which replaces nothing; file systems without links are looked at before.
+    """The same where nothing has that name, by a link, which replaces nothing; file systems without
+    links are looked at before.
 
     Raises: FileExistsError.
     """

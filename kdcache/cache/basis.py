@@ -1,4 +1,5 @@
-"""The bases of lowrank levels: learned from the teacher's own answers, kept in the cache, named by hash in its identity.
+"""The bases of lowrank levels: learned from the teacher's own answers, kept in the cache, named by
+hash in its identity.
 
 Letters: N samples, C channels, R coefficients, H, W height and width.
 """
@@ -28,8 +29,9 @@ BASIS_SAMPLES = (
 class BasisLearner:
     """Second moments of the directions of a level's features, position by position.
 
-    The cosine of the loss knows directions only, so each position counts alike, whatever its length. The basis of rank R is the
-    eigenvectors of the R largest eigenvalues: no other keeps more of them (Eckart and Young 1936, doi:10.1007/BF02288367).
+    The cosine of the loss knows directions only, so each position counts alike, whatever its
+    length. The basis of rank R is the eigenvectors of the R largest eigenvalues: no other keeps
+    more of them (Eckart and Young 1936, doi:10.1007/BF02288367).
     """
 
     def __init__(self) -> None:
@@ -42,7 +44,9 @@ class BasisLearner:
         self.moments[level] = self.moments.get(level, 0.0) + moment
 
     def finish(self, ranks: dict[str, int]) -> dict[str, np.ndarray]:
-        """level -> float32 [C, R], orthonormal columns, most important first; the largest number of each is positive."""
+        """level -> float32 [C, R], orthonormal columns, most important first; the largest number of
+        each is positive.
+        """
         import torch
 
         bases = {}
@@ -80,7 +84,10 @@ def basis_key(level: str) -> str:
 
 
 def write_bases(storage: Storage, bases: dict[str, np.ndarray]) -> None:
-    """Write each basis that is not there, whole. Raises OSError; CacheCorruptError if a link leads out of the cache."""
+    """Write each basis that is not there, whole.
+
+    Raises OSError; CacheCorruptError if a link leads out of the cache.
+    """
     for level, basis_CR in bases.items():
         key, data = basis_key(level), _to_bytes(basis_CR)
         folder = key.rpartition("/")[0]
@@ -100,7 +107,10 @@ def _holds(storage: Storage, key: str, data: bytes) -> bool:
 
 
 def read_basis(storage: Storage, level: str, encoding: Encoding) -> np.ndarray:
-    """float32 [C, R]. Raises CacheCorruptError if it is not the one that the cache's numbers are coefficients of."""
+    """float32 [C, R].
+
+    Raises CacheCorruptError if it is not the one that the cache's numbers are coefficients of.
+    """
     where, cure = storage.name(basis_key(level)), storage.repair_cure
     body, crc = _read_chunk(storage, level, (encoding.channels, encoding.rank))
     if hashlib.sha256(body).hexdigest() != encoding.basis_sha256:
@@ -113,7 +123,10 @@ def read_basis(storage: Storage, level: str, encoding: Encoding) -> np.ndarray:
 
 
 def read_any_basis(storage: Storage, level: str, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [C, R], whatever cache it is of. Raises CacheCorruptError if its checksum says that it is damaged."""
+    """float32 [C, R], whatever cache it is of.
+
+    Raises CacheCorruptError if its checksum says that it is damaged.
+    """
     body, crc = _read_chunk(storage, level, shape)
     if crc != crc32c(np.frombuffer(body, np.uint8)):
         where, cure = storage.name(basis_key(level)), storage.repair_cure

@@ -1,7 +1,7 @@
 """Lossless compression of chunks, one Zarr v3 codec from bytes to bytes an array.
 
-numcodecs codes blosc and zstd, in the thread that asks and without the interpreter's lock; anything else goes through
-zarr-python.
+numcodecs codes blosc and zstd, in the thread that asks and without the interpreter's lock; anything
+else goes through zarr-python.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _BLOSC_LEVELS = {
 
 @dataclass(frozen=True)
 class Codec:
-    """A Zarr v3 codec from bytes to bytes, as zarr.json names it; `settings` is its configuration, None where it has none."""
+    """A Zarr v3 codec from bytes to bytes, as zarr.json names it; `settings` is its configuration,
+    None if it has none.
+    """
 
     name: str
     settings: tuple[tuple[str, str | int | float | None], ...] | None = None
@@ -48,7 +50,10 @@ class Codec:
 
     @classmethod
     def from_dict(cls, stored: dict) -> Codec:
-        """The inverse of `to_dict`. Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
+        """The inverse of `to_dict`.
+
+        Raises KeyError, TypeError, AttributeError or ValueError for anything else.
+        """
         settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
         plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
         if (
@@ -67,14 +72,18 @@ class Coder(Protocol):
         """The chunk of a contiguous sample. Raises ValueError."""
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
-        """Fill a contiguous slot of the sample's shape and dtype. Raises ValueError where the chunk is not one of it."""
+        """Fill a contiguous slot of the sample's shape and dtype.
+
+        Raises ValueError if the chunk is not one of it.
+        """
 
 
 def choose_codec(name: str, dtype: str) -> Codec | None:
     """The codec that `cache.codec` means for an array; None is raw bytes.
 
     Args:
-        name: raw, blosc-lz4, blosc-zstd, or the name of a Zarr codec that zarr-python knows, with its default settings.
+        name: raw, blosc-lz4, blosc-zstd, or the name of a Zarr codec that zarr-python knows, with
+            its default settings.
 
     Raises: SettingsError for any other name.
     """
@@ -102,7 +111,10 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
 
 
 def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
-    """What codes chunks of that shape and dtype. Raises ValueError for a codec that nothing here knows, or not so."""
+    """What codes chunks of that shape and dtype.
+
+    Raises ValueError for a codec that nothing here knows, or not so.
+    """
     settings = dict(codec.settings or ())
     try:
         if codec.name == "blosc":
@@ -165,7 +177,7 @@ class _Zstd:
 
 
 def _read_zstd_size(header: bytes) -> int | None:
-    """Decoded size in a frame's header (RFC 8878, 3.1.1.1); None where it says none."""
+    """Decoded size in a frame's header (RFC 8878, 3.1.1.1); None if it says none."""
     if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
         return None
     descriptor = header[4]

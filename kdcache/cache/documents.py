@@ -1,4 +1,5 @@
-"""JSON documents of a cache: sealed with the sha256 of their own bytes, so that no flipped bit in them goes unseen.
+"""JSON documents of a cache: sealed with the sha256 of their own bytes, so that no flipped bit in
+them goes unseen.
 
 The seal is the last field. It is taken over the file's bytes with 64 zeros in its place.
 """
@@ -26,7 +27,10 @@ def seal(document: dict) -> bytes:
 
 
 def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
-    """A sealed document. Raises CacheCorruptError if it is unreadable or its bytes are not those written."""
+    """A sealed document.
+
+    Raises CacheCorruptError if it is unreadable or its bytes are not those written.
+    """
     data = storage.read_document(key, cure=cure)
     found = data[-len(_TAIL) - 64 : -len(_TAIL)]
     if (
@@ -40,7 +44,10 @@ def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
 
 
 def read_json(storage: Storage, key: str, *, cure: str) -> dict:
-    """A JSON object, sealed or not. Raises CacheCorruptError if there is none, or one nested too deep."""
+    """A JSON object, sealed or not.
+
+    Raises CacheCorruptError if there is none, or one nested too deep.
+    """
     where = storage.name(key)
     document = _parse_json(where, storage.read_document(key, cure=cure), cure=cure)
     if _is_deeper(document, MOST_DEPTH):

@@ -1,6 +1,8 @@
-"""How a teacher's answer is stored: exactly (float16), by one byte a number (int8), or by its coefficients in a basis (lowrank).
+"""How a teacher's answer is stored: exactly (float16), by one byte a number (int8), or by its
+coefficients in a basis (lowrank).
 
-Letters: N samples, C channels, R coefficients, H, W height and width. FORMAT.md has the mathematics.
+Letters: N samples, C channels, R coefficients, H, W height and width. FORMAT.md has the
+mathematics.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ SMALLEST_LENGTH = 1e-8
 class Encoding:
     """How one target (logits or a level) is stored.
 
-    channels, rank, step, basis_sha256: of lowrank: C, R, what one unit of a coefficient is, and which basis they are of (hex,
-    over its little-endian float32 [C, R]).
+    channels, rank, step, basis_sha256: of lowrank: C, R, what one unit of a coefficient is, and
+    which basis they are of (hex, over its little-endian float32 [C, R]).
     """
 
     kind: Kind = "float16"
@@ -83,7 +85,8 @@ def encode(
     """What is stored of float32 answers, on their device.
 
     int8: q = round(x / s), s = max |x| / 127 of each sample and channel (0 where the channel is 0).
-    lowrank: q = round(V^T x / (|x| step)) at each position: |V^T x| <= |x|, so a step of at least 1/127 never overflows.
+    lowrank: q = round(V^T x / (|x| step)) at each position: |V^T x| <= |x|, so a step of at least
+    1/127 never overflows.
     """
     import torch
 
@@ -101,8 +104,9 @@ def encode(
 
 
 def find_directions(values_NCHW: Tensor) -> Tensor:
-    """Features of length 1 at each position, 0 where they are 0; squares of large ones would overflow, so each sample is
-    brought to a largest value of 1 first."""
+    """Features of length 1 at each position, 0 where they are 0; squares of large ones would
+    overflow, so each sample is brought to a largest value of 1 first.
+    """
     import torch
 
     largest = values_NCHW.abs().amax((1, 2, 3), keepdim=True)
@@ -111,14 +115,19 @@ def find_directions(values_NCHW: Tensor) -> Tensor:
 
 
 def make_target(name: str, arrays: Mapping[str, Tensor], basis_CR: Tensor | None) -> Target:
-    """A target from a batch's arrays. The step of lowrank is left out: a direction has no length."""
+    """A target from a batch's arrays.
+
+    The step of lowrank is left out: a direction has no length.
+    """
     from kdcache.losses.target import Target
 
     return Target(arrays[name], arrays.get(scale_name(name)), basis_CR)
 
 
 def _to_half(values_NCHW: Tensor) -> Tensor:
-    """On a GPU cast and brought into NCHW order by one kernel; on a CPU that takes half as long again as one by one."""
+    """On a GPU cast and brought into NCHW order by one kernel; on a CPU that takes half as long
+    again as one by one.
+    """
     if not values_NCHW.is_cuda:
         return values_NCHW.half()
     import torch

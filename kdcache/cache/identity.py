@@ -1,4 +1,6 @@
-"""The identity of a cache's split: every fact that decides its stored numbers, compared name by name."""
+"""The identity of a cache's split: every fact that decides its stored numbers, compared name by
+name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def build_identity(
     arrays: tuple[ArraySpec, ...],
     encodings: Mapping[str, Encoding],
 ) -> dict:
-    """The identity of one split. Each of the first three parts is a dict of JSON values; float16 is not worth a word."""
+    """The identity of one split.
+
+    Each of the first three parts is a dict of JSON values; float16 is not worth a word.
+    """
     encoded = {
         name: encoding.to_dict()
         for name, encoding in encodings.items()

@@ -1,4 +1,6 @@
-"""Where everything of one split is: its commit records, learned once, and from them where each sample's bytes are."""
+"""Where everything of one split is: its commit records, learned once, and from them where each
+sample's bytes are.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from kdcache.storage.base import ShardFile, Storage
 
 @dataclass(frozen=True)
 class Location:
-    """Where the chunk of one sample of one array is, and what its bytes must be; with a codec those are not the sample's.
+    """Where the chunk of one sample of one array is, and what its bytes must be; with a codec those
+    are not the sample's.
 
     followed: whether its crc32c stands behind it, too.
     """
@@ -35,7 +38,9 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What is known of one array of a shard group: where its chunks are, crc32c of each, and whether that is in the stage."""
+    """What is known of one array of a shard group: where its chunks are, crc32c of each, and
+    whether that is in the stage.
+    """
 
     chunks: Chunks
     crcs: np.ndarray
@@ -90,7 +95,10 @@ class SplitIndex:
         return read_group_record(self.storage, self._manifest, self.layout.group(view, index))
 
     def locate(self, array: str, view: int, sample: int) -> Location:
-        """Where the bytes of (array, view, sample) are. Raises CacheCorruptError for a damaged shard file or record."""
+        """Where the bytes of (array, view, sample) are.
+
+        Raises CacheCorruptError for a damaged shard file or record.
+        """
         return self._place(self._shard_of(array, view, sample), sample)
 
     def _read_records(self, groups: list[Group]) -> Iterator[CommitRecord]:
@@ -139,7 +147,9 @@ class SplitIndex:
         return shard
 
     def _find_copy(self, spec: ArraySpec, group: Group, file: ShardFile) -> Chunks | None:
-        """Where the chunks are in the stage; None if it has no room. A copy with a damaged index is fetched again, once."""
+        """Where the chunks are in the stage; None if it has no room. A copy with a damaged index is
+        fetched again, once.
+        """
         crcs = self._crcs[group.view, group.index][spec.name]
         source = ShardSource(self.storage, self.layout, spec, group, file=file, crcs=crcs)
         copy = self.stage.bring(source, file)
@@ -173,7 +183,9 @@ class SplitIndex:
         )
 
     def _learn(self, group: Group, record: CommitRecord) -> None:
-        """Keep checksums and files, nothing else: parameters of views would fill the memory. Raises CacheCorruptError."""
+        """Keep checksums and files, nothing else: parameters of views would fill the memory. Raises
+        CacheCorruptError.
+        """
         if (
             record.sample_ids != self.sample_ids[group.start : group.stop]
         ):  # the order of samples is taken from view 0

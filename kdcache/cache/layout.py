@@ -1,4 +1,5 @@
-"""The format in one place: array names, shapes, dtypes, shard groups, and where the bytes are. FORMAT.md says it in words.
+"""The format in one place: array names, shapes, dtypes, shard groups, and where the bytes are.
+FORMAT.md says it in words.
 
 Letters: V views, N samples, S samples per shard.
 """
@@ -51,7 +52,9 @@ class ArraySpec:
 
     @property
     def most_chunk_bytes(self) -> int:
-        """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much longer."""
+        """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much
+        longer.
+        """
         return (
             self.item_bytes
             if self.codec is None
@@ -61,7 +64,8 @@ class ArraySpec:
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """A shard group: samples `start` to `stop` of one view of one split, over all arrays of the split.
+    """A shard group: samples `start` to `stop` of one view of one split, over all arrays of the
+    split.
 
     The unit of work, commit, retry, verification and repair.
     """
@@ -104,7 +108,9 @@ class SplitLayout:
         return sum(array.item_bytes for array in self.arrays)
 
     def shard_bytes(self, array: ArraySpec, group: Group) -> int:
-        """Size of one array's shard file of a group, checksums and index included; with a codec the most it can be."""
+        """Size of one array's shard file of a group, checksums and index included; with a codec the
+        most it can be.
+        """
         return (group.stop - group.start) * (array.most_chunk_bytes + CRC_BYTES) + index_bytes(
             self.shard_samples
         )
@@ -177,8 +183,8 @@ def list_specs(
     """Arrays of a split: image, label and what the targets are stored in.
 
     Args:
-        targets: logits and levels -> (channels, stride in pixels). encodings: of targets; the others are float16.
-        codecs: of each dtype.
+        targets: logits and levels -> (channels, stride in pixels). encodings: of targets; the
+        others are float16. codecs: of each dtype.
     """
     height, width = size_hw
     arrays = [("image", (height, width, 3), "uint8"), ("label", (height, width), "uint8")]

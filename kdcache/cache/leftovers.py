@@ -1,6 +1,8 @@
-"""What killed runs left in a cache: files that kdcache wrote, that no commit record names and that nobody is writing now.
+"""What killed runs left in a cache: files that kdcache wrote, that no commit record names and that
+nobody is writing now.
 
-Nothing else is ever removed: a file of another name is not ours, a file that a record names is data.
+Nothing else is ever removed: a file of another name is not ours, a file that a record names is
+data.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
     Args:
         dry_run: only find.
 
-    Returns: what was found. Raises: CacheMismatchError if the place holds no cache, CacheCorruptError if its manifest is damaged,
-    CacheError if it cannot be changed.
+    Returns: what was found. Raises: CacheMismatchError if the place holds no cache,
+    CacheCorruptError if its manifest is damaged, CacheError if it cannot be changed.
     """
     storage = open_storage(place)
     storage.check_changeable()

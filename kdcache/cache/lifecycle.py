@@ -33,15 +33,17 @@ log = logging.getLogger("kdcache")
 def open_for_writing(
     storage: Storage, manifest: Manifest, bases: dict[str, np.ndarray] | None = None
 ) -> Manifest:
-    """Create the cache, or make the one that is there ready to go on; more views than before make its arrays longer.
+    """Create the cache, or make the one that is there ready to go on; more views than before make
+    its arrays longer.
 
     A manifest that was moved away is made anew: committed groups of the same identity are kept.
 
     Args:
         bases: of the manifest's lowrank levels, level -> float32 [C, R].
 
-    Returns: the manifest as it is now on disk. Raises: CacheMismatchError where another cache or foreign files are there,
-    CacheCorruptError where documents are damaged, CacheError where the folder is unwritable.
+    Returns: the manifest as it is now on disk. Raises: CacheMismatchError if another cache or
+    foreign files are there, CacheCorruptError where documents are damaged, CacheError where the
+    folder is unwritable.
     """
     storage = open_storage(storage)
     with explain_refusal(storage):
@@ -67,7 +69,9 @@ def open_for_writing(
 
 
 def complete_views(storage: Storage) -> Manifest:
-    """Write into the manifest how many views of each split are complete; the number never falls. Returns the manifest."""
+    """Write into the manifest how many views of each split are complete; the number never falls.
+    Returns the manifest.
+    """
     storage = open_storage(storage)
     manifest = read_manifest(storage)
     if _count_complete(storage, manifest) == manifest.complete_views:
@@ -120,7 +124,9 @@ def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
 def check_free_space(
     storage: Storage, *, needed_bytes: int, free_bytes: int, at_most: bool
 ) -> None:
-    """Raises CacheError where the disk cannot hold what is still to be written; only warns where a codec may make that less."""
+    """Raises CacheError if the disk cannot hold what is still to be written; only warns where a
+    codec may make that less.
+    """
     if needed_bytes > free_bytes and at_most:
         log.warning(
             "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and %.2f GB are free; a full disk "
@@ -138,7 +144,10 @@ def check_free_space(
 
 
 def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> None:
-    """A record that outlived its manifest must belong to the cache of these settings. Raises CacheError."""
+    """A record that outlived its manifest must belong to the cache of these settings.
+
+    Raises CacheError.
+    """
     layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
     try:
         read_record(
@@ -164,7 +173,10 @@ def _is_begun(storage: Storage, manifest: Manifest) -> bool:
 
 
 def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
-    """The existing cache with at least the wanted views. Raises CacheMismatchError where it is another cache."""
+    """The existing cache with at least the wanted views.
+
+    Raises CacheMismatchError if it is another cache.
+    """
     cure = "rebuild it in another folder (cache.path) or change the settings"
     layouts = {}
     for split, identity in wanted.identity.items():

@@ -1,6 +1,8 @@
-"""What a cache is: identity (everything that changes stored numbers), grid, and information that may differ.
+"""What a cache is: identity (everything that changes stored numbers), grid, and information that
+may differ.
 
-Identity is compared, information is only kept: paths, number of views, batch size, device, threads, library versions.
+Identity is compared, information is only kept: paths, number of views, batch size, device, threads,
+library versions.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ class Manifest:
 
     identity: split -> nested facts that decide the stored numbers.
     layouts: split -> grid; `num_views` is what the cache is to hold, not identity.
-    complete_views: split -> views that were complete once; a group missing there is lost, not unwritten.
-    information: resolved settings, versions, teacher's mIoU; not compared.
+    complete_views: split -> views that were complete once; a group missing there is lost, not
+    unwritten. information: resolved settings, versions, teacher's mIoU; not compared.
     """
 
     identity: dict[str, dict]
@@ -80,7 +82,9 @@ class Manifest:
 
     @property
     def pictures_hash(self) -> str:
-        """sha256 (hex) over what images and labels of both splits are, whatever was asked about them and however it is stored."""
+        """sha256 (hex) over what images and labels of both splits are, whatever was asked about
+        them and however it is stored.
+        """
         return hash_facts({split: _pictures(facts) for split, facts in self.identity.items()})
 
     @property
@@ -123,8 +127,8 @@ def describe_manifest(manifest: Manifest) -> dict:
 def read_manifest(storage: Storage | str | Path) -> Manifest:
     """The manifest of the cache in a storage, or at an address.
 
-    Raises: CacheMismatchError for a place that is no cache or of another version, CacheCorruptError for a damaged one,
-    CacheError if it cannot be looked for.
+    Raises: CacheMismatchError for a place that is no cache or of another version, CacheCorruptError
+    for a damaged one, CacheError if it cannot be looked for.
     """
     storage = open_storage(storage)
     there, begun = look_for_manifest(storage)
@@ -170,7 +174,10 @@ def find_manifest(storage: Storage | str | Path) -> Manifest | None:
 
 
 def look_for_manifest(storage: Storage) -> tuple[bool, bool]:
-    """Whether something stands where the manifest belongs, and else whether a cache was begun. Raises CacheError."""
+    """Whether something stands where the manifest belongs, and else whether a cache was begun.
+
+    Raises CacheError.
+    """
     try:
         there = storage.exists(MANIFEST)
         return there, not there and storage.is_folder(COMMITS)
@@ -195,7 +202,7 @@ def _check_version(storage: Storage, document: dict) -> None:
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
-    """Raises KeyError or TypeError where a part is missing that later commands count on."""
+    """Raises KeyError or TypeError if a part is missing that later commands count on."""
     for facts in identity.values():
         if not all(
             isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")
@@ -256,7 +263,7 @@ def _array_to_dict(array: ArraySpec) -> dict:
 
 
 def _check_encodings(manifest: Manifest) -> None:
-    """Raises ValueError where the training arrays are not those that the encodings have."""
+    """Raises ValueError if the training arrays are not those that the encodings have."""
     found = [
         (array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays
     ]

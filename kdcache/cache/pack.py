@@ -1,4 +1,6 @@
-"""Packs a cache, or some levels and views of it, into one HDF5 file: checked on the way in, read back, then named."""
+"""Packs a cache, or some levels and views of it, into one HDF5 file: checked on the way in, read
+back, then named.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,16 @@ def pack_cache(
     num_views: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write the cache at `place` into the new file `out`; nothing of that name is there before every byte was read back.
+    """Write the cache at `place` into the new file `out`; nothing of that name is there before
+    every byte was read back.
 
     Args:
-        levels: those to take, [] for logits alone; None: all. num_views: the first so many training views; None: all.
+        levels: those to take, [] for logits alone; None: all. num_views: the first so many training
+            views; None: all.
 
-    Raises: CacheError where the cache is half-built or damaged, has a codec that HDF5 has no filter for, or `out` exists or
-        cannot be written; SettingsError for levels or views that it has not.
+    Raises: CacheError if the cache is half-built or damaged, has a codec that HDF5 has no filter
+        for, or `out` exists or cannot be written; SettingsError for levels or views that it has
+        not.
     """
     storage = open_storage(place)
     progress, source = progress or Silent(), read_manifest(storage)
@@ -106,7 +111,9 @@ def _refuse_old(out: Path) -> CacheError:
 
 
 def _check_free(out: Path, manifest: Manifest) -> None:
-    """Before anything is written, as far as arrays are raw: what a codec makes of the others is met when the disk is full."""
+    """Before anything is written, as far as arrays are raw: what a codec makes of the others is met
+    when the disk is full.
+    """
     needed = count_fixed_bytes(manifest)
     free = shutil.disk_usage(out.parent).free
     if needed > free:
@@ -189,7 +196,8 @@ def _read_back(partial: Path, progress: Progress) -> None:
 
 @contextmanager
 def _hold(partial: Path) -> Iterator[int]:
-    """A descriptor of the unfinished file, which one process at a time writes; where it has not got its name, it goes.
+    """A descriptor of the unfinished file, which one process at a time writes; where it has not got
+    its name, it goes.
 
     Raises: OSError.
     """
@@ -214,7 +222,7 @@ def _hold(partial: Path) -> Iterator[int]:
 
 @contextmanager
 def _explain_refusal(out: Path) -> Iterator[None]:
-    """Raises CacheError where the disk refuses."""
+    """Raises CacheError if the disk refuses."""
     try:
         yield
     except BlockingIOError:

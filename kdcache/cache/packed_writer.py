@@ -1,7 +1,9 @@
-"""The HDF5 structure of a packed cache: documents, and arrays into which samples are then written one by one.
+"""The HDF5 structure of a packed cache: documents, and arrays into which samples are then written
+one by one.
 
-Raw arrays are contiguous and allocated at once, so that a sample's place is arithmetic and its bytes go there by position, past
-HDF5. Chunks of coded ones go through HDF5, which then has the index; they are stored bytes, and no filter runs.
+Raw arrays are contiguous and allocated at once, so that a sample's place is arithmetic and its
+bytes go there by position, past HDF5. Chunks of coded ones go through HDF5, which then has the
+index; they are stored bytes, and no filter runs.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 class PackedWriter:
     """A packed cache while it is written. `put` is thread-safe.
 
-    What HDF5 is to write is reserved before: it does not survive a full disk, not even in closing its file.
+    What HDF5 is to write is reserved before: it does not survive a full disk, not even in closing
+    its file.
     """
 
     def __init__(self, opened: h5py.File, descriptor: int, manifest: Manifest) -> None:
@@ -131,7 +134,9 @@ def reserve(descriptor: int, offset: int, size_bytes: int) -> None:
 
 
 def count_fixed_bytes(manifest: Manifest) -> int:
-    """Of what no codec decides: raw arrays, and the index of coded ones, which HDF5 writes at once with their first chunk."""
+    """Of what no codec decides: raw arrays, and the index of coded ones, which HDF5 writes at once
+    with their first chunk.
+    """
     return sum(
         (_INDEX_ENTRY if spec.codec else spec.item_bytes) * layout.num_views * layout.num_samples
         + _OVERHEAD
@@ -141,7 +146,10 @@ def count_fixed_bytes(manifest: Manifest) -> int:
 
 
 def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:
-    """Number and values of the HDF5 filter that reads an array's chunks. Raises CacheError for a codec that has none."""
+    """Number and values of the HDF5 filter that reads an array's chunks.
+
+    Raises CacheError for a codec that has none.
+    """
     settings = dict(spec.codec.settings or ())
     if spec.codec.name == "blosc" and settings["cname"] in _COMPRESSORS:
         numbers = (

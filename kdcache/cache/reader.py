@@ -1,8 +1,9 @@
-"""Reads a cache: where are the bytes of (array, view, sample)? -> checked bytes in a slot that is already there.
+"""Reads a cache: where are the bytes of (array, view, sample)? -> checked bytes in a slot that is
+already there.
 
-Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot (a coded one into memory of its
-thread, and from there decoded into the slot) and is compared with the crc32c of the commit record: the checksum in the file alone
-does not notice two shards swapped.
+Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot (a
+coded one into memory of its thread, and from there decoded into the slot) and is compared with the
+crc32c of the commit record: the checksum in the file alone does not notice two shards swapped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Check = Literal["always", "first", "never"]
 
 
 class _Room(threading.local):
-    """Memory of one thread for a coded chunk; it grows to the largest. A reader that is sent to another process leaves it."""
+    """Memory of one thread for a coded chunk; it grows to the largest. A reader that is sent to
+    another process leaves it.
+    """
 
     def __init__(self) -> None:
         self.bytes = np.empty(0, np.uint8)
@@ -49,11 +52,13 @@ class CacheReader(SplitIndex):
         manifest: the cache's.
         split: "train" or "val".
         num_views: how many of its views must be complete (default: all).
-        check: which readings of a chunk are compared with its commit record: always, the first in this process, never.
+        check: which readings of a chunk are compared with its commit record: always, the first in
+        this process, never.
         stage: where copies of shard files are kept, if any are.
 
-    Raises: CacheIncompleteError where shard groups are not written yet, CacheCorruptError where a document is damaged (the
-        commit records of views after the first are read with their first sample).
+    Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
+        document is damaged (the commit records of views after the first are read with their first
+        sample).
     """
 
     def __init__(
@@ -95,10 +100,12 @@ class CacheReader(SplitIndex):
         """Fill a contiguous array of the item's shape and dtype.
 
         Args:
-            maps: where given, a chunk's second and later readings are plain copies from mapped files. The first is by position:
-                what is wrong with a disk is then said in words, not by a signal that ends the process.
+            maps: where given, a chunk's second and later readings are plain copies from mapped
+                files. The first is by position: what is wrong with a disk is then said in words,
+                not by a signal that ends the process.
 
-        Raises: CacheCorruptError naming array, view, sample and file where the bytes are not those committed.
+        Raises: CacheCorruptError naming array, view, sample and file if the bytes are not those
+        committed.
         """
         item = array, view, sample
         shard = self._shard_of(*item)
@@ -135,7 +142,8 @@ class CacheReader(SplitIndex):
                 ) from None
 
     def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
-        """A chunk as it is stored, coded or not, uint8 [size], in memory of this thread: valid until its next reading.
+        """A chunk as it is stored, coded or not, uint8 [size], in memory of this thread: valid
+        until its next reading.
 
         Raises: CacheCorruptError.
         """
@@ -171,7 +179,9 @@ class CacheReader(SplitIndex):
         item: tuple[str, int, int],
         maps: MappedFiles | None,
     ) -> int:
-        """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum behind them, or what it must be."""
+        """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum
+        behind them, or what it must be.
+        """
         array, view, sample = item
         follower = np.array([place.crc32c], "<u4")
         slots = [chunk, follower] if place.followed else [chunk]
@@ -203,8 +213,9 @@ class CacheReader(SplitIndex):
         return slot
 
     def decode(self, name: str, view: int, sample: int) -> np.ndarray:
-        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at each position, of length 1 but
-        for what the basis leaves out."""
+        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at
+        each position, of length 1 but for what the basis leaves out.
+        """
         import torch
 
         arrays = {
@@ -224,7 +235,9 @@ def open_split(
     check: Check = "first",
     stage: Stage | None = None,
 ) -> CacheReader:
-    """A reader of "train" or "val" of the cache at an address; see `CacheReader`. Raises CacheError."""
+    """A reader of "train" or "val" of the cache at an address; see `CacheReader`. Raises
+    CacheError.
+    """
     storage = open_storage(place)
     manifest = read_manifest(storage)
     return CacheReader(storage, manifest, split, num_views=num_views, check=check, stage=stage)

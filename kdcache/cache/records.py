@@ -1,4 +1,6 @@
-"""Commit records: one sealed JSON file a shard group, published last. What has no record was never written."""
+"""Commit records: one sealed JSON file a shard group, published last. What has no record was never
+written.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def seal_record(group: Group, record: CommitRecord) -> bytes:
 def has_record(storage: Storage, group: Group) -> bool:
     """Whether something stands where the group's record belongs; what, `read_record` tells.
 
-    Raises: CacheError if that cannot be told: a disk that does not answer must not look like an empty one.
+    Raises: CacheError if that cannot be told: a disk that does not answer must not look like an
+    empty one.
     """
     try:
         return storage.exists(commit_key(group))
@@ -84,7 +87,8 @@ def has_record(storage: Storage, group: Group) -> bool:
 
 
 def list_records(storage: Storage) -> set[str]:
-    """Names of the files that stand where commit records belong; one look at the folder, however many they are.
+    """Names of the files that stand where commit records belong; one look at the folder, however
+    many they are.
 
     Raises: CacheError if that cannot be told.
     """
@@ -99,7 +103,10 @@ def _refuse_look(where: str, what: str, error: OSError) -> CacheError:
 
 
 def find_committed(storage: Storage, groups: Iterable[Group]) -> list[Group]:
-    """Those groups that have a record, by one look at the folder. Raises CacheError if that cannot be told."""
+    """Those groups that have a record, by one look at the folder.
+
+    Raises CacheError if that cannot be told.
+    """
     there = list_records(storage)
     return [group for group in groups if record_name(group) in there]
 
@@ -110,9 +117,11 @@ def read_record(
     """The record of a committed group.
 
     Args:
-        identity: sha256 of the split's identity. cure: what to do about a damaged record, for the message.
+        identity: sha256 of the split's identity. cure: what to do about a damaged record, for the
+            message.
 
-    Raises: CacheCorruptError where it is damaged or of another group, OtherCacheError where it is of another cache.
+    Raises: CacheCorruptError if it is damaged or of another group, OtherCacheError if it is of
+    another cache.
     """
     path = storage.name(commit_key(group))
     document = read_sealed(storage, commit_key(group), cure=cure)
@@ -172,7 +181,7 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
 
 
 def _check_size(found: object, layout: SplitLayout, spec: ArraySpec, group: Group) -> None:
-    """Raises ValueError where a shard file cannot be of that size."""
+    """Raises ValueError if a shard file cannot be of that size."""
     most = layout.shard_bytes(spec, group)
     fits = (
         found == most

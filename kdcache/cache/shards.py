@@ -1,10 +1,12 @@
-"""Shard files: chunks, each with the crc32c of its bytes behind it, then the index of a Zarr v3 shard.
+"""Shard files: chunks, each with the crc32c of its bytes behind it, then the index of a Zarr v3
+shard.
 
-And the one question below reading and verifying: where are the bytes of an array's samples of one shard group? A folder or a
-bucket answers with a shard file and the index at its end, a packed cache with places in its one file.
+And the one question below reading and verifying: where are the bytes of an array's samples of one
+shard group? A folder or a bucket answers with a shard file and the index at its end, a packed cache
+with places in its one file.
 
-Shards are written here and not by zarr, because a file must be flushed, read back and hashed before it may count; that it is what
-zarr would have written, byte for byte, is tested.
+Shards are written here and not by zarr, because a file must be flushed, read back and hashed before
+it may count; that it is what zarr would have written, byte for byte, is tested.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not hav
 class Chunks:
     """Where the samples of one array and shard group are.
 
-    storage, key: the file. places: (offset, size) of each chunk, uint64 [samples, 2], size without any checksum.
-    checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the last.
+    storage, key: the file. places: (offset, size) of each chunk, uint64 [samples, 2], size without
+    any checksum. checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the
+    last.
     """
 
     storage: Storage
@@ -96,7 +99,8 @@ def read_chunks(
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """The bytes of one shard file; of a packed cache, which keeps only chunks, checksums and index are made again.
+    """The bytes of one shard file; of a packed cache, which keeps only chunks, checksums and index
+    are made again.
 
     file: what the commit record says of it. crcs: crc32c of each chunk.
     """
@@ -152,7 +156,8 @@ def list_parts(
     """The bytes of a shard file, one part after the other.
 
     Args:
-        chunks: bytes of each sample, coded or not, uint8 [size]. crcs: crc32c of each. shard_samples: entries of the index.
+        chunks: bytes of each sample, coded or not, uint8 [size]. crcs: crc32c of each.
+            shard_samples: entries of the index.
     """
     parts: list[memoryview | bytes] = []
     for chunk, crc in zip(chunks, crcs, strict=True):
@@ -167,7 +172,9 @@ def list_tail(chunk_bytes: list[int], *, shard_samples: int) -> list[bytes]:
 
 
 def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
-    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's checksum."""
+    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's
+    checksum.
+    """
     index = np.full((shard_samples, 2), ABSENT, "<u8")
     sizes = np.array(chunk_bytes, "<u8") + np.uint64(CRC_BYTES)
     index[: len(sizes), 0] = np.cumsum(sizes) - sizes
@@ -188,7 +195,8 @@ def read_index(
     """The index of a shard file, as `build_index` makes it.
 
     Args:
-        count: samples in the file. size_bytes: of the file. chunk_bytes: of each chunk without checksum; None: any.
+        count: samples in the file. size_bytes: of the file. chunk_bytes: of each chunk without
+            checksum; None: any.
 
     Raises: CacheCorruptError.
     """
@@ -218,7 +226,10 @@ def read_index(
 
 
 class MappedFiles:
-    """Shard files mapped into memory, read only, each once. Each holds a file descriptor until this object goes."""
+    """Shard files mapped into memory, read only, each once.
+
+    Each holds a file descriptor until this object goes.
+    """
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
@@ -226,7 +237,8 @@ class MappedFiles:
     def open(self, path: str) -> mmap.mmap | None:
         """The mapping of a local file; None if the system has no room for one more.
 
-        Raises: OSError, also if the file is shorter than when it was mapped: reading what is gone would end the process.
+        Raises: OSError, also if the file is shorter than when it was mapped: reading what is gone
+        would end the process.
         """
         mapped = self._maps.get(path)
         if mapped is None:
@@ -248,7 +260,9 @@ class MappedFiles:
 
 
 def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:
-    """Fill contiguous arrays one after the other from a position of a mapping; returns the number of bytes got."""
+    """Fill contiguous arrays one after the other from a position of a mapping; returns the number
+    of bytes got.
+    """
     done = 0
     for slot in slots:
         part = np.frombuffer(source, np.uint8)[offset + done : offset + done + slot.nbytes]

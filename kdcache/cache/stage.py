@@ -1,8 +1,10 @@
-"""A local copy of shard files that lie elsewhere: each is fetched whole at its first use, verified, and kept within a limit.
+"""A local copy of shard files that lie elsewhere: each is fetched whole at its first use, verified,
+and kept within a limit.
 
-A copy is named by the sha256 of its bytes, which the commit record has: it cannot be taken for another, and caches share it.
-What was used longest ago goes first, but nothing that this process uses: samples come in random order, so a stage that is too
-small would fetch everything again and again. What finds no room is read where it is.
+A copy is named by the sha256 of its bytes, which the commit record has: it cannot be taken for
+another, and caches share it. What was used longest ago goes first, but nothing that this process
+uses: samples come in random order, so a stage that is too small would fetch everything again and
+again. What finds no room is read where it is.
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ class Stage:
     """A folder of copies. Thread-safe; several processes may share it.
 
     Args:
-        folder: made where it is not there; files of other names stay untouched. limit_bytes: of all copies in it.
+        folder: made where it is not there; files of other names stay untouched. limit_bytes: of all
+            copies in it.
 
-    Raises: SettingsError where the folder cannot be written.
+    Raises: SettingsError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
@@ -59,7 +62,8 @@ class Stage:
         return bind(Stage, limit_bytes=self.limit_bytes), (self.folder,)
 
     def bring(self, source: ShardSource, file: ShardFile) -> str | None:
-        """The key in `storage` of a shard's copy, fetched now if it is not there; None if there is no room for it.
+        """The key in `storage` of a shard's copy, fetched now if it is not there; None if there is
+        no room for it.
 
         Args:
             file: what the commit record says of the shard.
@@ -102,7 +106,9 @@ class Stage:
             self._total -= size_bytes
 
     def _make_room(self, size_bytes: int) -> bool:
-        """Count the file in, and remove copies for it, those used longest ago first, if they are not this process's."""
+        """Count the file in, and remove copies for it, those used longest ago first, if they are
+        not this process's.
+        """
         with self.lock:
             if self._full:
                 return False
@@ -146,7 +152,7 @@ class Stage:
 
 
 def open_stage(config: CacheConfig) -> Stage | None:
-    """The stage of the settings; None where they name none. Raises SettingsError."""
+    """The stage of the settings; None if they name none. Raises SettingsError."""
     if config.stage_dir is None:
         return None
     folder = Path(os.path.realpath(config.stage_dir))

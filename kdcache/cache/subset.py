@@ -1,4 +1,6 @@
-"""Some levels and the first views of a cache, as the cache that settings which ask for no more would have been."""
+"""Some levels and the first views of a cache, as the cache that settings which ask for no more
+would have been.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
     """The manifest of fewer levels and views; the same object where that is everything.
 
     Args:
-        levels: those to keep, [] for logits alone; None: all. num_views: of the training split; None: all.
+        levels: those to keep, [] for logits alone; None: all. num_views: of the training split;
+            None: all.
 
     Raises: SettingsError for a level that is not cached, or more views than the cache is to hold.
     """
@@ -77,7 +80,9 @@ def _cut_identity(identity: dict, arrays: tuple, names: set[str]) -> dict:
 
 
 def _cut_information(information: dict, names: set[str], num_views: int) -> dict:
-    """The settings that ask for the subset; what was measured about levels and views that are not in it is left out."""
+    """The settings that ask for the subset; what was measured about levels and views that are not
+    in it is left out.
+    """
     cut = {name: copy.deepcopy(value) for name, value in information.items() if name != "fidelity"}
     settings = cut["settings"]
     codec_name = make_config(drop_unknown(settings)).cache.codec_name

@@ -1,4 +1,6 @@
-"""Makes a folder of a packed cache again, byte for byte: shards are rebuilt and held against their records, manifest last."""
+"""Makes a folder of a packed cache again, byte for byte: shards are rebuilt and held against their
+records, manifest last.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ UNPACK_THREADS = 2
 def unpack_cache(
     place: Storage | str | Path, out: Path, *, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Write the packed cache at `place` into the folder `out`; begun again, it goes on where it was.
+    """Write the packed cache at `place` into the folder `out`; begun again, it goes on where it
+    was.
 
-    Returns: number of shard groups written now, and their bytes. Raises: CacheError if `place` is no packed cache or damaged,
-    `out` holds anything but an unpacking that was interrupted, or the disk refuses.
+    Returns: number of shard groups written now, and their bytes. Raises: CacheError if `place` is
+    no packed cache or damaged, `out` holds anything but an unpacking that was interrupted, or the
+    disk refuses.
     """
     packed, folder = open_storage(place), LocalFolder(out)
     _check_packed(packed)

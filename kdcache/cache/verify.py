@@ -1,7 +1,7 @@
 """Finds what is damaged in a cache; changes nothing, prints nothing.
 
-By structure: documents, sizes, indices, and each chunk's stored checksum against its commit record, a few bytes a chunk. By data:
-every byte, against each chunk's crc32c and each file's sha256.
+By structure: documents, sizes, indices, and each chunk's stored checksum against its commit record,
+a few bytes a chunk. By data: every byte, against each chunk's crc32c and each file's sha256.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ Choose = Callable[[list[Group]], list[Group]]
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was committed; `group` is None for a zarr.json or a basis, `sample_id` for a whole file."""
+    """One thing that is not as it was committed; `group` is None for a zarr.json or a basis,
+    `sample_id` for a whole file.
+    """
 
     key: str
     what: str
@@ -48,7 +50,8 @@ class Findings:
     """What verifying found.
 
     damage: in the order of groups. unwritten: groups that phase one has still to write, no damage.
-    num_groups: committed groups looked at. data: whether data were to be read. num_bytes: how many bytes were.
+    num_groups: committed groups looked at. data: whether data were to be read. num_bytes: how many
+    bytes were.
     """
 
     damage: list[Damage] = field(default_factory=list)
@@ -74,7 +77,8 @@ def verify_cache(
 
     Args:
         data: read every byte of the chosen groups, too.
-        choose: which of the committed groups' data are read; structure is always checked everywhere.
+        choose: which of the committed groups' data are read; structure is always checked
+            everywhere.
 
     Raises: CacheMismatchError if it is no cache, CacheCorruptError if its manifest is damaged.
     """
@@ -110,7 +114,8 @@ def verify_cache(
 
 
 def choose_subset(text: str | None) -> Choose:
-    """A share like "5%", another one at every call, or part n of t like "2/7", the same at every call; None is all.
+    """A share like "5%", another one at every call, or part n of t like "2/7", the same at every
+    call; None is all.
 
     Raises: SettingsError for anything else.
     """
@@ -220,7 +225,9 @@ def _compare_data(
     *,
     shard_samples: int,
 ) -> Iterator[tuple[str, str]]:
-    """Every chunk against the record, every byte of the shard file into `total`; what a packed cache leaves out is made."""
+    """Every chunk against the record, every byte of the shard file into `total`; what a packed
+    cache leaves out is made.
+    """
     room = np.empty(max(chunks.places[:, 1].tolist()), np.uint8)
     tail = list_tail(chunks.places[:, 1].tolist(), shard_samples=shard_samples)
     with chunks.storage.open_file(chunks.key) as opened:

@@ -41,13 +41,15 @@ def write_group(
     contents: GroupContents,
     lease: Lease,
 ) -> int:
-    """Write all arrays of one shard group that has no record, make sure of their bytes, then commit.
+    """Write all arrays of one shard group that has no record, make sure of their bytes, then
+    commit.
 
     Args:
         contents: of the whole group.
         lease: of this group; checked before each step that others could see.
 
-    Returns: bytes of its shard files. Raises: CacheError if the disk refuses, LeaseLostError; committed groups stay.
+    Returns: bytes of its shard files. Raises: CacheError if the disk refuses, LeaseLostError;
+    committed groups stay.
     """
 
     def make_record(files: Files, crcs: dict[str, list[int]]) -> CommitRecord:
@@ -76,7 +78,8 @@ def write_chunks(
     """Like `write_group`, with callbacks.
 
     Args:
-        chunks: makes an array's stored chunks, uint8 [size] each. record: makes what is committed of files and checksums.
+        chunks: makes an array's stored chunks, uint8 [size] each. record: makes what is committed
+            of files and checksums.
     """
     keys = _list_keys(layout, group)
     check_targets(storage, layout, group)
@@ -99,13 +102,17 @@ def write_chunks(
 
 
 def check_targets(storage: Storage, layout: SplitLayout, group: Group) -> None:
-    """Raises CacheError if a folder, or a way out of the cache, stands where a file of the group belongs."""
+    """Raises CacheError if a folder, or a way out of the cache, stands where a file of the group
+    belongs.
+    """
     for key in _list_keys(layout, group):
         storage.check_target(key)
 
 
 def retract_group(storage: Storage, group: Group, *, lease: Lease) -> None:
-    """Take back a group's commit record, damaged or not: from here on the group counts as not written."""
+    """Take back a group's commit record, damaged or not: from here on the group counts as not
+    written.
+    """
     key = commit_key(group)
     storage.check_inside(key.rpartition("/")[0], cure="remove the link")
     lease.check()
@@ -140,9 +147,11 @@ def _write_shards(
 
 
 def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
-    """The chunks of samples [count, *item_shape], uint8 each; without a codec they are the samples' own memory.
+    """The chunks of samples [count, *item_shape], uint8 each; without a codec they are the samples'
+    own memory.
 
-    Raises: ValueError where a codec does not give back what it was given: what is stored is what the teacher said.
+    Raises: ValueError if a codec does not give back what it was given: what is stored is what the
+    teacher said.
     """
     if spec.codec is None:
         return [as_bytes(item) for item in block]

@@ -1,4 +1,7 @@
-"""Codecs that only zarr-python knows. Imported where one is used: zarr takes half a second to load."""
+"""Codecs that only zarr-python knows.
+
+Imported where one is used: zarr takes half a second to load.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from kdcache.errors import one_line
 
 
 class ZarrCoder:
-    """Each chunk as an array of one chunk in a store in memory: slow, but whatever zarr-python knows works.
+    """Each chunk as an array of one chunk in a store in memory: slow, but whatever zarr-python
+    knows works.
 
     How much memory a chunk takes that is not what was written is up to its codec.
 
     Args:
-        document: the codec as in zarr.json; None: the one of that `name` with zarr-python's defaults.
+        document: the codec as in zarr.json; None: the one of that `name` with zarr-python's
+            defaults.
 
-    Raises: ValueError where zarr-python knows no such codec from bytes to bytes, or not with these settings.
+    Raises: ValueError if zarr-python knows no such codec from bytes to bytes, or not with these
+    settings.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class ZarrCoder:
 
 
 def _find_class(name: str) -> type:
-    """Raises ValueError where zarr-python has no codec from bytes to bytes of that name."""
+    """Raises ValueError if zarr-python has no codec from bytes to bytes of that name."""
     try:
         kind = get_codec_class(name)
     except KeyError:

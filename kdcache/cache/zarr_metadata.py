@@ -1,6 +1,8 @@
-"""zarr.json of the cache, its splits and arrays: what any Zarr v3 reader needs to get the numbers we get.
+"""zarr.json of the cache, its splits and arrays: what any Zarr v3 reader needs to get the numbers
+we get.
 
-A pure function of the layout, written and compared here, so that every library version writes and accepts the same.
+A pure function of the layout, written and compared here, so that every library version writes and
+accepts the same.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class Document:
-    """One zarr.json: where it is, what it says, and how few views it may speak of while its cache is growing."""
+    """One zarr.json: where it is, what it says, and how few views it may speak of while its cache
+    is growing.
+    """
 
     key: str
     contents: dict
@@ -51,7 +55,8 @@ def list_metadata(manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> It
 
 
 def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = False) -> None:
-    """Write each zarr.json that is absent or has another number of views; with `replace`, also those that are damaged.
+    """Write each zarr.json that is absent or has another number of views; with `replace`, also
+    those that are damaged.
 
     Raises: CacheCorruptError if one says something else, OSError.
     """
@@ -71,7 +76,9 @@ def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = Fals
 
 
 def check_document(storage: Storage, document: Document) -> None:
-    """Raises CacheCorruptError if a zarr.json is missing or differs in anything that could matter to a reader."""
+    """Raises CacheCorruptError if a zarr.json is missing or differs in anything that could matter
+    to a reader.
+    """
     found, most = _read_views(storage, document), _num_views(document.contents)
     # fewer are right while views are being added
     if not document.least_views <= found <= most and most:
@@ -80,7 +87,10 @@ def check_document(storage: Storage, document: Document) -> None:
 
 
 def _read_views(storage: Storage, document: Document) -> int:
-    """The number of views a zarr.json speaks of. Raises CacheCorruptError if it differs in anything else."""
+    """The number of views a zarr.json speaks of.
+
+    Raises CacheCorruptError if it differs in anything else.
+    """
     expected, cure = document.contents, storage.repair_cure
     storage.check_inside(document.key, cure=cure)
     found = read_json(storage, document.key, cure=cure)
@@ -99,7 +109,10 @@ def _read_views(storage: Storage, document: Document) -> int:
 
 
 def _find_difference(where: str, found: object, expected: object) -> tuple[str, object, object]:
-    """The first place inside two different JSON values where they differ, e.g. codecs.0.configuration.codecs.1.name."""
+    """The first place inside two different JSON values where they differ, e.g.
+
+    codecs.0.configuration.codecs.1.name.
+    """
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = [*expected, *(key for key in found if key not in expected)]
         pairs = [(key, found.get(key, "absent"), expected.get(key, "absent")) for key in keys]

@@ -1,7 +1,7 @@
 """Where a cache can be: a folder, a bucket of an object store, or one packed file.
 
-`open_storage` makes one of the three sons of `Storage` from what `cache.path` says. What is above this room asks that object
-and never which kind it is.
+`open_storage` makes one of the three sons of `Storage` from what `cache.path` says. What is above
+this room asks that object and never which kind it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def open_storage(place: Storage | str | Path) -> Storage:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether a path is that of a packed cache, there or not: a file, or what is named like one and is no folder."""
+    """Whether a path is that of a packed cache, there or not: a file, or what is named like one and
+    is no folder.
+    """
     with suppress(OSError):
         return path.is_file() or (path.suffix in PACKED_SUFFIXES and not path.is_dir())
     return False

@@ -1,7 +1,8 @@
 """What a place of bytes must be able to do to hold a cache.
 
-Files are named by keys relative to the cache, like "train/low/c/0/0/0/0/0" or "commits/train-v0000-g00000.json"; "" is the cache
-itself. Every refusal of a disk or a store is an OSError whose `strerror` says it in words.
+Files are named by keys relative to the cache, like "train/low/c/0/0/0/0/0" or
+"commits/train-v0000-g00000.json"; "" is the cache itself. Every refusal of a disk or a store is an
+OSError whose `strerror` says it in words.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class UnfitFileError(OSError):
 class ShardFile:
     """What a shard file must be: its size and the sha256 (hex) of all its bytes.
 
-    mark: what the system said of the file that was read back (number, size, time of change), so that another writer's file in
-    its place is noticed; None for a file of a commit record or in a bucket.
+    mark: what the system said of the file that was read back (number, size, time of change), so
+    that another writer's file in its place is noticed; None for a file of a commit record or in a
+    bucket.
     """
 
     size_bytes: int
@@ -66,11 +68,15 @@ class OpenFile(Protocol):
         """Bytes. Raises OSError."""
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other from a position; returns the bytes read. Raises OSError."""
+        """Fill contiguous arrays one after the other from a position; returns the bytes read.
+        Raises OSError.
+        """
 
 
 class Storage(ABC):
-    """A place for one cache; `str` of it is its address, as in `cache.path`. Thread-safe, and can be pickled."""
+    """A place for one cache; `str` of it is its address, as in `cache.path`. Thread-safe, and can
+    be pickled.
+    """
 
     is_remote = False
     """Whether each reading is a request to another machine."""
@@ -93,7 +99,9 @@ class Storage(ABC):
 
     @property
     def repair_command(self) -> str | None:
-        """What to type to repair whatever is damaged below the manifest; None if nothing here can be recomputed."""
+        """What to type to repair whatever is damaged below the manifest; None if nothing here can
+        be recomputed.
+        """
         return f"python -m cache_teacher repair {shlex.quote(self.address)}"
 
     @property
@@ -102,7 +110,9 @@ class Storage(ABC):
         return f"run `{self.repair_command}`"
 
     def num_threads(self, local: int) -> int:
-        """How many threads should read at once: `local` ones, or many if each waits for another machine."""
+        """How many threads should read at once: `local` ones, or many if each waits for another
+        machine.
+        """
         return REMOTE_THREADS if self.is_remote else local
 
     def __str__(self) -> str:
@@ -121,7 +131,10 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether something stands there, a link included. Raises OSError if that cannot be told."""
+        """Whether something stands there, a link included.
+
+        Raises OSError if that cannot be told.
+        """
 
     @abstractmethod
     def is_folder(self, key: str = "") -> bool:
@@ -129,7 +142,9 @@ class Storage(ABC):
 
     @abstractmethod
     def list_names(self, key: str = "") -> set[str]:
-        """Names directly below a key, by one look; empty if there is no such folder. Raises OSError."""
+        """Names directly below a key, by one look; empty if there is no such folder. Raises
+        OSError.
+        """
 
     @abstractmethod
     def find_sizes(self, keys: Iterable[str]) -> dict[str, int]:
@@ -141,7 +156,10 @@ class Storage(ABC):
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:
-        """A whole small file. Raises FileNotFoundError, UnfitFileError for a link or what is too large, OSError."""
+        """A whole small file.
+
+        Raises FileNotFoundError, UnfitFileError for a link or what is too large, OSError.
+        """
 
     def read_document(self, key: str, *, cure: str) -> bytes:
         """Like `read_bytes`. Raises CacheCorruptError with the cure instead of OSError."""
@@ -160,7 +178,9 @@ class Storage(ABC):
         """A file, open for as long as the block runs; no link, folder or pipe. Raises OSError."""
 
     def read_into(self, key: str, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other from a position of a file; returns the bytes read. Raises OSError."""
+        """Fill contiguous arrays one after the other from a position of a file; returns the bytes
+        read. Raises OSError.
+        """
         with self.open_file(key) as opened:
             return opened.read_into(offset, slots)
 
@@ -169,8 +189,8 @@ class Storage(ABC):
         return None
 
     def find_places(self, array: str, *, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-        """(offset, size) of each sample's bytes, uint64 [views, samples, 2], in the file of key ""; None if samples are in shard
-        files, whose index tells.
+        """(offset, size) of each sample's bytes, uint64 [views, samples, 2], in the file of key "";
+        None if samples are in shard files, whose index tells.
 
         Args:
             array: as "train/low". shape, dtype: what the whole array must be.
@@ -187,7 +207,10 @@ class Storage(ABC):
 
     @abstractmethod
     def create(self) -> None:
-        """Make the place of the cache, if it is not there. Raises OSError, CacheError if it cannot hold a cache safely."""
+        """Make the place of the cache, if it is not there.
+
+        Raises OSError, CacheError if it cannot hold a cache safely.
+        """
 
     @abstractmethod
     def find_free_bytes(self) -> float:
@@ -197,7 +220,9 @@ class Storage(ABC):
         """Raises CacheCorruptError if a link leads out of the cache on the way to `key`."""
 
     def check_target(self, key: str) -> None:  # noqa: B027  nothing to do
-        """Raises CacheError if a folder, or a way out of the cache, stands where a file is to be written."""
+        """Raises CacheError if a folder, or a way out of the cache, stands where a file is to
+        be written.
+        """
 
     def make_folders(self, key: str) -> None:  # noqa: B027  nothing to do
         """Make the folder `key` and those above it, flushed. Raises OSError."""
@@ -217,14 +242,22 @@ class Storage(ABC):
 
     @abstractmethod
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
-        """Write a shard file and make sure of its bytes; readers may not find it yet. Raises LeaseLostError, OSError."""
+        """Write a shard file and make sure of its bytes; readers may not find it yet. Raises
+        LeaseLostError, OSError.
+        """
 
     @abstractmethod
     def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
-        """Let readers find what `write_shard` wrote. Raises LeaseLostError, OSError if another writer has replaced it."""
+        """Let readers find what `write_shard` wrote.
+
+        Raises LeaseLostError, OSError if another writer has replaced it.
+        """
 
     def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:  # noqa: B027  nothing to do
-        """Remove what `write_shard` and `replace` left unfinished of these files. Raises LeaseLostError."""
+        """Remove what `write_shard` and `replace` left unfinished of these files.
+
+        Raises LeaseLostError.
+        """
 
     @abstractmethod
     def remove(self, key: str) -> None:
@@ -238,7 +271,10 @@ class Storage(ABC):
 
     @abstractmethod
     def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
-        """Let no other process change documents until the block ends. Raises FolderInUseError, unless told to wait."""
+        """Let no other process change documents until the block ends.
+
+        Raises FolderInUseError, unless told to wait.
+        """
 
     @abstractmethod
     def take_lease(self, name: str, *, wait: bool = False) -> AbstractContextManager[Lease | None]:
@@ -257,11 +293,15 @@ class Storage(ABC):
         """Who says to hold a lease, for a message."""
 
     def find_held_leases(self) -> set[str]:
-        """Names of leases whose holders live; to know that, a bucket may have to be watched for a while. Raises OSError."""
+        """Names of leases whose holders live; to know that, a bucket may have to be watched for a
+        while. Raises OSError.
+        """
         return {name for name in self.list_names(LEASES) if self.is_held(name)}
 
     def refresh(self) -> None:  # noqa: B027  nothing to do
-        """Let the next look see what other machines have written: network file systems may show older names."""
+        """Let the next look see what other machines have written: network file systems may show
+        older names.
+        """
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """A cache in a bucket of an object store. FORMAT.md has the protocol.
 
-There are no folders, links or partial files: an object is put whole, and what is put is kept. Nothing is put over what another
-process has put since we looked. So a writer that was stopped, and lost its lease, finds its puts refused; and if two wrote
-different bytes (GPUs round differently), the last holder's record names its own shards.
+There are no folders, links or partial files: an object is put whole, and what is put is kept.
+Nothing is put over what another process has put since we looked. So a writer that was stopped, and
+lost its lease, finds its puts refused; and if two wrote different bytes (GPUs round differently),
+the last holder's record names its own shards.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class Bucket(Storage):
         return sizes
 
     def read_bytes(self, key: str) -> bytes:
-        """While documents are locked the version that is read is noted: it must still be there when it is replaced."""
+        """While documents are locked the version that is read is noted: it must still be there when
+        it is replaced.
+        """
         document = self.object(key)
         if _holds.current is not None:
             _holds.current.tags[document] = document.find_tag()
@@ -225,9 +228,11 @@ _holds = _Holds()
 
 
 def _replace_document(document: BucketObject, data: bytes) -> None:
-    """Put a document in the place of the version that was read under the documents' lease, or is there now.
+    """Put a document in the place of the version that was read under the documents' lease, or is
+    there now.
 
-    Raises: LeaseLostError if another process has replaced it meanwhile: this one must have been stopped for long.
+    Raises: LeaseLostError if another process has replaced it meanwhile: this one must have been
+    stopped for long.
     """
     hold = _holds.current
     tag = hold.tags[document] if document in hold.tags else document.find_tag()
@@ -265,7 +270,9 @@ def put_own(path: BucketObject, data: bytes, *, lease: Lease) -> None:
 
 
 def _find_conditions(probe: BucketObject) -> bool:
-    """Whether puts are done exactly if their conditions hold; what is there tells, since an answer may be lost."""
+    """Whether puts are done exactly if their conditions hold; what is there tells, since an answer
+    may be lost.
+    """
 
     def is_done(data: bytes, put: Callable[[], object]) -> bool:
         with suppress(AlreadyThereError):

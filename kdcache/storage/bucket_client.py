@@ -1,7 +1,9 @@
-"""Objects in a bucket, by obstore: read, put under conditions, and what the store's errors mean in words.
+"""Objects in a bucket, by obstore: read, put under conditions, and what the store's errors mean in
+words.
 
-obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without Python's lock. Every error
-is an OSError with words of its own, so that whoever handles those of a disk handles these.
+obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without
+Python's lock. Every error is an OSError with words of its own, so that whoever handles those of a
+disk handles these.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class BucketObject:
         return ask(self, lambda bucket: bytes(bucket.get(self.key).bytes()))
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other by one request; returns the bytes read. Raises OSError."""
+        """Fill contiguous arrays one after the other by one request; returns the bytes read. Raises
+        OSError.
+        """
         views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
         wanted = sum(map(len, views))
         data = memoryview(
@@ -101,7 +105,9 @@ class BucketObject:
         return self._put_if(data, "create")
 
     def replace(self, data: bytes, *, tag: Tag) -> Tag:
-        """Write it if that version is still there; returns the new tag. Raises AlreadyThereError, OSError."""
+        """Write it if that version is still there; returns the new tag. Raises AlreadyThereError,
+        OSError.
+        """
         facts = zip(("e_tag", "version"), tag, strict=True)
         return self._put_if(data, {name: part for name, part in facts if part is not None})
 
@@ -124,7 +130,8 @@ def _get_tag(facts: dict) -> Tag:
 
 @cache
 def open_bucket(address: str) -> object:
-    """A client of the bucket; credentials are found as its platform does (environment, profile, the machine's role).
+    """A client of the bucket; credentials are found as its platform does (environment, profile, the
+    machine's role).
 
     Raises: SettingsError if obstore is not installed, or refuses the address.
     """
@@ -150,7 +157,7 @@ def _refuse_missing(address: str, package: str) -> SettingsError:
 
 
 def _find_credentials(address: str) -> object | None:
-    """By boto3, which knows profiles and single sign-on; None where it finds none (a public bucket)."""
+    """By boto3, which knows profiles and single sign-on; None if it finds none (a public bucket)."""
     try:
         from boto3.session import Session
         from botocore.exceptions import BotoCoreError
@@ -175,8 +182,9 @@ def ask(
 ) -> Result:
     """What the bucket of `path` answers; obstore's errors become an OSError with words of its own.
 
-    Where the store does not answer in spite of obstore's retries, it is asked again, with a warning: the first answer may have
-    been lost, so that a put under a condition finds its own object.
+    Where the store does not answer in spite of obstore's retries, it is asked again, with a
+    warning: the first answer may have been lost, so that a put under a condition finds its own
+    object.
 
     Args:
         conflict: what to raise where the condition of a put does not hold.
@@ -224,7 +232,9 @@ def _say_what_failed(path: BucketObject, *, conflict: type[OSError]) -> Iterator
 
 
 def _may_change(error: Exception) -> bool:
-    """Whether the same question may find another answer: of 5xx, 408, 429, S3's 400 RequestTimeout and what has no status."""
+    """Whether the same question may find another answer: of 5xx, 408, 429, S3's 400 RequestTimeout
+    and what has no status.
+    """
     status = re.search(r"status code: (\d+)", str(error))
     if status is None:
         return "redirect without LOCATION" not in str(error)  # of another region
@@ -234,7 +244,7 @@ def _may_change(error: Exception) -> bool:
 
 
 def check_size(path: BucketObject, data: bytes) -> None:
-    """Raises OSError where one put cannot hold so much."""
+    """Raises OSError if one put cannot hold so much."""
     if len(data) > MOST_PUT_BYTES:
         found, most = (f"{size / 1e9:.3g} GB" for size in (len(data), MOST_PUT_BYTES))
         words = f"object is {found}, expected {most} at most; lower cache.shard_samples, in a new cache.path"

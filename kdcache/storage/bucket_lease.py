@@ -1,8 +1,10 @@
-"""The right to write a shard group of a bucket: an object that was created by one process, which goes on replacing it.
+"""The right to write a shard group of a bucket: an object that was created by one process, which
+goes on replacing it.
 
-A bucket has no locks, and clocks of different machines differ: so nobody compares times. Whoever finds a lease looks at its
-tag; if that is still the same after LOST_S seconds by the watcher's own clock, its holder is dead, and the lease is taken over by
-a put under the condition that the tag is still that one. A holder that was only stopped finds its tag gone.
+A bucket has no locks, and clocks of different machines differ: so nobody compares times. Whoever
+finds a lease looks at its tag; if that is still the same after LOST_S seconds by the watcher's own
+clock, its holder is dead, and the lease is taken over by a put under the condition that the tag is
+still that one. A holder that was only stopped finds its tag gone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class ObjectLease(Lease):
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Raises LeaseLostError where it is another's now, OSError where the store does not answer."""
+        """Raises LeaseLostError if it is another's now, OSError if the store does not answer."""
         self.renew(older_s=RENEW_S)
         if self.lost:
             raise refuse_lost(str(self.path), "taken over or removed")
@@ -88,7 +90,9 @@ class ObjectLease(Lease):
 
 @contextmanager
 def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[ObjectLease | None]:
-    """Hold the lease that is the object `path` until the block ends; None if another process holds it."""
+    """Hold the lease that is the object `path` until the block ends; None if another process holds
+    it.
+    """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     lease = _claim(path, holder)
     while lease is None and wait:
@@ -104,7 +108,9 @@ def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[Obj
 
 
 def is_alive(path: BucketObject) -> bool:
-    """Whether a lease is there and not known to be dead; to know that takes two looks LOST_S seconds apart."""
+    """Whether a lease is there and not known to be dead; to know that takes two looks LOST_S
+    seconds apart.
+    """
     tag = path.find_tag()
     if tag is None:
         return False
@@ -129,7 +135,9 @@ def _claim(path: BucketObject, holder: str) -> ObjectLease | None:
 
 
 def _take_over(path: BucketObject, contents: bytes) -> Tag | None:
-    """Of the lease of a dead holder; or of ours, where the answer to an earlier claim of this thread was lost."""
+    """Of the lease of a dead holder; or of ours, where the answer to an earlier claim of this
+    thread was lost.
+    """
     with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
         tag = path.find_tag()
         if tag is not None and path.read_bytes() == contents:

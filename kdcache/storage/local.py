@@ -1,6 +1,7 @@
 """A cache in a local folder, or one that a network file system shows as such.
 
-Every change goes through `kdcache.durable`, one call a step, so that tests can stop, refuse or forget each of them.
+Every change goes through `kdcache.durable`, one call a step, so that tests can stop, refuse or
+forget each of them.
 """
 
 from __future__ import annotations
@@ -230,7 +231,10 @@ def open_plain(path: str | Path) -> Iterator[PlainFile]:
 
 
 def find_folder(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there. Raises CacheError if a file is in the way."""
+    """`path`, or the nearest folder above it that is there.
+
+    Raises CacheError if a file is in the way.
+    """
     existing = _find_existing(path)
     if not existing.is_dir():
         raise CacheError(

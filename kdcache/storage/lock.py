@@ -1,8 +1,9 @@
-"""One process at a time: a lock on a folder for a run or while a cache's documents change, a lease to write one shard group.
+"""One process at a time: a lock on a folder for a run or while a cache's documents change, a lease
+to write one shard group.
 
-Both are locks of the system on a file, given back when their process dies. There is no time in them, so no clock can be wrong
-and nothing runs out under a process that was only stopped. A killed process leaves its lease's file, which the next one takes
-over and `gc` removes.
+Both are locks of the system on a file, given back when their process dies. There is no time in
+them, so no clock can be wrong and nothing runs out under a process that was only stopped. A killed
+process leaves its lease's file, which the next one takes over and `gc` removes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ LOCK = ".lock"
 
 @contextmanager
 def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` (which must exist) until the block ends; the system lets go of it when a process dies.
+    """Hold `folder` (which must exist) until the block ends; the system lets go of it when a
+    process dies.
 
     Raises: FolderInUseError if another process holds it, unless told to wait for that one.
     """
@@ -65,7 +67,8 @@ class FileLease(Lease):
 
 @contextmanager
 def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
-    """Hold the lease that is the file `path`, in a folder that is made if it is missing; None if another process holds it.
+    """Hold the lease that is the file `path`, in a folder that is made if it is missing; None if
+    another process holds it.
 
     Raises: CacheError if the file system refuses the file or the lock.
     """
@@ -85,7 +88,9 @@ def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
 
 
 def is_file_held(path: Path) -> bool:
-    """Whether a process holds the lease that is the file `path`; nobody else can take it at that moment."""
+    """Whether a process holds the lease that is the file `path`; nobody else can take it at that
+    moment.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -19,7 +19,8 @@ from kdcache.storage.packed_table import CURE, Table, read_table
 
 
 class PackedFile(Storage):
-    """The cache in the HDF5 file `file`. Raises CacheError if it is asked and the file is no packed cache.
+    """The cache in the HDF5 file `file`. Raises CacheError if it is asked and the file is no packed
+    cache.
 
     Documents have keys as in a folder; samples are in the file itself, whose key is "".
     """

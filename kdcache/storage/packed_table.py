@@ -1,7 +1,8 @@
-"""Where everything is in a packed cache: offsets of documents and samples, taken once from its HDF5 structure.
+"""Where everything is in a packed cache: offsets of documents and samples, taken once from its HDF5
+structure.
 
-HDF5 is open for that moment only. What reads samples later holds neither its lock nor its handle, so that threads do not wait
-for each other and processes may be forked.
+HDF5 is open for that moment only. What reads samples later holds neither its lock nor its handle,
+so that threads do not wait for each other and processes may be forked.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class PackedArray:
-    """One array [view, sample, ...]: `places` are (offset, size) of each sample's bytes, uint64 [views, samples, 2]."""
+    """One array [view, sample, ...]: `places` are (offset, size) of each sample's bytes, uint64
+    [views, samples, 2].
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -55,7 +58,9 @@ class PackedArray:
 
 @dataclass(frozen=True)
 class Table:
-    """What is in a file: path (links resolved) of it, (offset, size) of each document by its path, arrays as "train/low"."""
+    """What is in a file: path (links resolved) of it, (offset, size) of each document by its path,
+    arrays as "train/low".
+    """
 
     file: Path
     documents: dict[str, tuple[int, int]]
@@ -65,8 +70,8 @@ class Table:
 def read_table(file: Path) -> Table:
     """The table of a packed cache, read once as long as the file stays the same.
 
-    Raises: CacheMismatchError where it is another file, CacheIncompleteError where its export was not finished, CacheCorruptError
-    where it is damaged.
+    Raises: CacheMismatchError if it is another file, CacheIncompleteError if its export was not
+    finished, CacheCorruptError where it is damaged.
     """
     try:
         facts = file.stat()
