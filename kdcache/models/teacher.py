@@ -91,7 +91,8 @@ def build_teacher(
     Raises: TeacherError where weights are unreadable or for another number of classes; SettingsError for an unknown tap.
     """
     state = read_teacher_weights(config.arch, config.weights)
-    model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
+    with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
+        model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
     load_weights(model, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
     asked = {"precision": config.precision, "high_stride": config.high_stride}
@@ -108,7 +109,10 @@ def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], *, where: str, num_classes: int
 ) -> None:
-    """Load all of `state`; raises TeacherError naming the class count or the first name or shape that differs."""
+    """Give a model, which may be on the meta device, all tensors of `state`.
+
+    Raises: TeacherError naming the class count or the first name or shape that differs.
+    """
     head = state.get("classifier.4.weight")
     if head is not None and head.shape[0] != num_classes:
         cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
@@ -121,7 +125,8 @@ def load_weights(
                 cure=cure,
             )
         )
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    own = model.state_dict()
+    expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -135,7 +140,8 @@ def load_weights(
                     cure=cure,
                 )
             )
-    model.load_state_dict(state)
+    fitting = {name: value.to(own[name].dtype) for name, value in state.items()}
+    model.load_state_dict(fitting, assign=True)
 
 
 def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
