@@ -55,7 +55,8 @@ class Manifest:
     identity: split -> nested facts that decide the stored numbers.
     layouts: split -> grid; `num_views` is what the cache is to hold, not identity.
     complete_views: split -> views that were complete once; a group missing there is lost, not
-    unwritten. information: resolved settings, versions, teacher's mIoU; not compared.
+    unwritten.
+    information: resolved settings, versions, teacher's mIoU; not compared.
     """
 
     identity: dict[str, dict]

@@ -33,7 +33,8 @@ class Chunks:
     """Where the samples of one array and shard group are.
 
     storage, key: the file. places: (offset, size) of each chunk, uint64 [samples, 2], size without
-    any checksum. checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the
+    any checksum.
+    checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the
     last.
     """
 
