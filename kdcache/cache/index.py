@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,12 @@ class Location:
     size_bytes: int
     crc32c: int
     followed: bool
+
+    @property
+    def path(self) -> Path | None:
+        """The local file that holds it; None if it is on another machine."""
+        path = self.storage.local_path(self.key)
+        return None if path is None else Path(path)
 
 
 @dataclass(frozen=True, slots=True)
