@@ -10,10 +10,11 @@ import torch
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
-from kdcache.models.teacher import build_fcn
+from kdcache.models import teacher
 from kdcache.precompute.build import build_cache
 from kdcache.training.distill import distill
 from tests.support import quick
+from tests.support.tiny_teacher import REAL, use_tiny_teacher
 
 NUM_CLASSES = len(CLASS_NAMES)
 SIZE_PX = 48
@@ -36,6 +37,22 @@ def _no_waiting_for_the_disk():
     """Flushing decides nothing here but the time: what it is for is tested by a ledger, in tests/faults/test_power.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_teacher():
+    """The real one has 35 million weights: `real_teacher` is for tests whose subject it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_teacher(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_teacher():
+    """Let what builds a teacher build torchvision's, for the rest of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_teacher(patch.setattr, REAL)
         yield
 
 
@@ -62,7 +79,18 @@ def teacher_file(tmp_path_factory) -> Path:
     """Weights of a teacher that nobody fitted: its answers are meaningless but exact."""
     torch.manual_seed(7)
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save(build_fcn("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True).state_dict(), path)
+    torch.save(
+        teacher.build_fcn("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True).state_dict(), path
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_teacher_file(tmp_path_factory) -> Path:
+    """The same of torchvision's FCN, for programs that tests start."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "real.pth"
+    torch.save(REAL("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True).state_dict(), path)
     return path
 
 

@@ -24,10 +24,11 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.manifest import read_manifest, write_manifest
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
-from kdcache.models.teacher import Teacher, build_fcn
+from kdcache.models.teacher import Teacher
 from kdcache.precompute.build import build_cache
 from kdcache.training.distill import distill
 from tests.support.helpers import check_one_line
+from tests.support.tiny_teacher import build_tiny_fcn
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +154,7 @@ def test_a_compact_cache_is_measured_by_its_directions(compact_root, student_giv
         and 0.9 < result["answers"]["low"]["cosine"] < 0.99999
     )
     felt = result["students"][fidelity.TRAINED]
-    assert 0.99 < felt["feature"]["grad_cos"] < 0.9999999 and felt["kd"]["grad_cos"] > 0.9999
+    assert 0.95 < felt["feature"]["grad_cos"] < 0.9999999 and felt["kd"]["grad_cos"] > 0.9999
 
 
 def test_a_teacher_that_says_something_else_is_noticed(cache, student_given, monkeypatch):
@@ -265,7 +266,7 @@ def test_a_run_from_another_cache_is_refused(cache, compact_root, given, student
 def test_another_teacher_or_none_is_one_line(cache, tmp_path):
     torch.manual_seed(8)
     torch.save(
-        build_fcn("fcn_resnet50", num_classes=8, aux_head=False).state_dict(),
+        build_tiny_fcn("fcn_resnet50", num_classes=8, aux_head=False).state_dict(),
         tmp_path / "other.pth",
     )
     with pytest.raises(CacheMismatchError) as error:

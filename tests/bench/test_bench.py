@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from kdcache.cache.reader import open_split
+from kdcache.config.parser import merge
 from tests.bench import adapter, encodings
 from tests.bench.copying import shuffle_passes
 from tests.bench.data import make_store
@@ -45,10 +46,11 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory, base_given) -> dict:
+def document(tmp_path_factory, base_given, real_teacher_file) -> dict:
     folder = tmp_path_factory.mktemp("bench")
     real = folder / "real.yaml"
-    real.write_text(yaml.safe_dump(base_given))
+    given = merge(base_given, {"teacher": {"weights": str(real_teacher_file)}})
+    real.write_text(yaml.safe_dump(given))
     options = [
         "--real",
         str(real),

@@ -19,7 +19,7 @@ from kdcache.config import LayerConfig, TeacherConfig
 from kdcache.errors import SettingsError, TeacherError
 from kdcache.models.inputs import normalize_images
 from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel, count_parameters
-from kdcache.models.teacher import Teacher, build_fcn, build_teacher
+from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import (
     download_weights,
     hash_weights,
@@ -27,6 +27,7 @@ from kdcache.models.weights import (
     read_teacher_weights,
 )
 from tests.support.helpers import NOBODY_LISTENS, Trap, check_one_line, serve, write_trap
+from tests.support.tiny_teacher import REAL
 
 NUM_CLASSES = 8  # of the fixture teacher_file
 HW = (64, 96)
@@ -137,6 +138,12 @@ def test_student_trains_on_batches_of_two_and_remembers_their_statistics():
 
 
 @pytest.fixture(scope="module")
+def teacher_file(real_teacher, real_teacher_file: Path) -> Path:
+    """Here the real teacher is the subject."""
+    return real_teacher_file
+
+
+@pytest.fixture(scope="module")
 def state(teacher_file: Path) -> dict[str, Tensor]:
     """State dict of the untrained teacher of 8 classes, auxiliary head included. Read only."""
     return torch.load(teacher_file, weights_only=True)
@@ -145,7 +152,7 @@ def state(teacher_file: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def reference(state: dict[str, Tensor]) -> nn.Module:
     """torchvision's own model with the teacher's weights."""
-    model = build_fcn("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True)
+    model = REAL("fcn_resnet50", num_classes=NUM_CLASSES, aux_head=True)
     model.load_state_dict(state)
     return model.eval()
 
@@ -173,7 +180,7 @@ def check_close(found: Tensor, expected: Tensor, *, tolerance: float = 1e-4) -> 
 
 
 def test_fcn_resnet50_has_35_million_parameters_with_its_auxiliary_head():
-    assert count_parameters(build_fcn("fcn_resnet50", num_classes=21, aux_head=True)) == 35_322_218
+    assert count_parameters(REAL("fcn_resnet50", num_classes=21, aux_head=True)) == 35_322_218
 
 
 def test_upsampled_logits_are_torchvisions_answer(teacher: Teacher, reference: nn.Module):
@@ -368,7 +375,7 @@ def test_other_number_of_classes_is_refused(teacher_file: Path):
         make_teacher(teacher_file, num_classes=21)
     check_one_line(
         error,
-        "teacher.pth: number of classes is 8, expected 21",
+        "real.pth: number of classes is 8, expected 21",
         "dataset.num_classes",
         "cache_teacher fit",
     )

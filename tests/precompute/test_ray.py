@@ -254,10 +254,12 @@ def test_a_cluster_without_room_for_any_actor_is_said(trap, config, monkeypatch)
 
 
 def test_the_command_begins_a_ray_of_its_own_and_gives_the_same_bytes(
-    built_root, base_given, tmp_path
+    base_given, real_teacher, real_teacher_file, tmp_path
 ):
-    root, path = tmp_path / "cache", tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump(merge(base_given, {"cache": {"path": str(root)}})))
+    root, whole, path = tmp_path / "cache", tmp_path / "whole", tmp_path / "settings.yaml"
+    given = merge(base_given, {"teacher": {"weights": str(real_teacher_file)}})
+    path.write_text(yaml.safe_dump(merge(given, {"cache": {"path": str(root)}})))
+    build_cache(make_config(merge(given, {"cache": {"path": str(whole)}})))
     options = ["--config", str(path), "--engine", "ray", "--workers=2"]
     environment = {
         **os.environ,
@@ -268,7 +270,7 @@ def test_the_command_begins_a_ray_of_its_own_and_gives_the_same_bytes(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "fidelity of" in done.stdout and "asking the teacher: 25/25 samples" in done.stderr
-    check_same(root, built_root)
+    check_same(root, whole)
 
 
 # --- without actors
@@ -319,10 +321,10 @@ def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(
         (["--engine", "rey"], "--engine is 'rey', expected processes or ray"),
         (
             ["--workers", "2"],
-            "--workers is 2, expected nothing without --engine ray; add --engine ray",
+            "--workers is '2', expected nothing without --engine ray; add --engine ray",
         ),
         (["--engine=ray", "--workers=0"], "--workers is '0', expected a whole number, 1 or more"),
-        (["--engine", "ray", "--workers"], "--workers has no value, expected N"),
+        (["--engine", "ray", "--workers"], "--workers is '', expected a whole number"),
     ],
 )
 def test_wrong_options_are_one_line(options, words, capsys):

@@ -198,7 +198,8 @@ def test_torchrun_gives_the_same_bytes_as_one_process(built_root, base_given, tm
     root, path = tmp_path / "cache", tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(merge(base_given, {"cache": {"path": str(root)}})))
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command = [sys.executable, *start, "-m", "cache_teacher", "--config", str(path)]
+    program = ["-m", "tests.support.tiny_teacher", "cache_teacher"]
+    command = [sys.executable, *start, *program, "--config", str(path)]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **threads}, check=False

@@ -4,8 +4,17 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 import yaml
+
+from kdcache.config.parser import merge
+
+
+@pytest.fixture
+def given(given, real_teacher_file) -> dict:
+    """With the real teacher, as a user has it."""
+    return merge(given, {"teacher": {"weights": str(real_teacher_file)}})
 
 
 def run(module: str, *argv: str) -> subprocess.CompletedProcess:

@@ -16,7 +16,6 @@ from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
 from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
-from kdcache.models.teacher import build_fcn
 from kdcache.precompute.build import build_cache
 from kdcache.report.charts import Curve, build_chart, find_ticks
 from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
@@ -25,6 +24,7 @@ from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import DistillationResult, distill
 from kdcache.training.run_folder import write_result
 from tests.support.pages import Page, decode, parse, parse_text, render
+from tests.support.tiny_teacher import build_tiny_fcn
 
 NASTY = ['<b>hinter & "grund"</b>', "車 </table><script>alert(1)</script>"]
 
@@ -58,7 +58,8 @@ def bare(base_given, tmp_path_factory) -> Finished:
         Image.fromarray(np.where(label == VOID, label, np.minimum(label, 1))).save(path)
     torch.manual_seed(1)
     torch.save(
-        build_fcn("fcn_resnet50", num_classes=2, aux_head=True).state_dict(), root / "teacher.pth"
+        build_tiny_fcn("fcn_resnet50", num_classes=2, aux_head=True).state_dict(),
+        root / "teacher.pth",
     )
     given = {
         "dataset": {"root": str(root / "data"), "num_classes": 2, "class_names": NASTY},

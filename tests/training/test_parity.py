@@ -76,6 +76,19 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
+def base_given(base_given, real_teacher, real_teacher_file) -> dict:
+    """With the real teacher: the limits are of answers of its size."""
+    return merge(base_given, {"teacher": {"weights": str(real_teacher_file)}})
+
+
+@pytest.fixture(scope="module")
+def built_root(base_given, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("real") / "cache"
+    build_cache(make_config(merge(base_given, {"cache": {"path": str(root)}})))
+    return root
+
+
+@pytest.fixture(scope="module")
 def pairs(base_given, built_root, tmp_path_factory) -> dict[str, Pair]:
     """By encoding. Read only."""
     folder = tmp_path_factory.mktemp("parity")
