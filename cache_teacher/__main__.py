@@ -4,7 +4,7 @@ try:
     from cache_teacher.cli import main
 
     code = main()
-except KeyboardInterrupt:  # before the first command has begun: importing torch takes seconds
+except KeyboardInterrupt:  # while Python still imports what the command needs
     print("cache_teacher: interrupted; nothing was begun", file=sys.stderr)
     code = 130
 sys.exit(code)
