@@ -1,4 +1,4 @@
-"""What both programs do around their work: one line for an error, an exit code, warnings on stderr."""
+"""What the commands of both programs have in common: arguments, one line for an error, an exit code."""
 
 from __future__ import annotations
 
@@ -8,35 +8,105 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from kdcache.config.options import Parser
 from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe, one_line
+from kdcache.storage import Storage, open_storage
 
+Command = Callable[[list[str]], int | None]
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 A_MOMENT_S = 1.0
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Errors of one line, raised as SettingsError: for use within `run_command`, which names the command."""
+def run_program(
+    name: str, argv: Sequence[str] | None, *, commands: Mapping[str, Command], otherwise: Command
+) -> int:
+    """Run the command that the first word names, else `otherwise` with all words; returns the exit code.
 
-    def error(self, message: str) -> NoReturn:
-        """Raises SettingsError."""
-        raise SettingsError(f"{message}; --help explains it")
+    Args:
+        name: of the module: cache_teacher.
+        argv: default: the words behind the program's name.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in commands:
+        return run_command(f"{name} {words[0]}", lambda: commands[words[0]](words[1:]))
+    if words and not words[0].startswith("-"):
+        return run_command(name, lambda: _refuse_command(name, words[0], list(commands)))
+    return run_command(name, lambda: otherwise(words))
 
 
-def check_command(prog: str, argv: Sequence[str], commands: Iterable[str]) -> None:
-    """Raises SettingsError where the first word is no setting: a command mistyped, perhaps."""
-    if not argv or argv[0].startswith("-"):
-        return
-    near = difflib.get_close_matches(argv[0], commands, n=1)
+def _refuse_command(name: str, found: str, commands: list[str]) -> NoReturn:
+    near = difflib.get_close_matches(found, commands, n=1)
     expected = Phrase(", ".join(commands) + " or --SECTION.NAME VALUE")
-    cure = f"write {near[0]}" if near else f"`{prog} --help` lists what there is"
+    cure = f"write {near[0]}" if near else f"`python -m {name} --help` lists what there is"
     raise SettingsError(
-        describe(prog, field="command", found=argv[0], expected=expected, cure=cure)
+        describe(f"python -m {name}", field="command", found=found, expected=expected, cure=cure)
     )
+
+
+def list_commands(commands: Mapping[str, Command]) -> str:
+    """A line for each, with the first sentence of its docstring: for --help."""
+    lines = [(name, command.__doc__.splitlines()[0]) for name, command in commands.items()]
+    return "\n".join(f"  {name:<12}{text[0].lower()}{text[1:].rstrip('.')}" for name, text in lines)
+
+
+def build_cache_parser(
+    prog: str, description: str, *, example: str, settings: bool = False, json: bool = False
+) -> Parser:
+    """The parser of a command on the cache at PATH."""
+    parser = Parser(
+        prog=prog, description=description, epilog=f"for example: {example}", settings=settings
+    )
+    parser.add_argument(
+        "path", type=_read_storage, metavar="PATH", help="the cache: a folder, s3://BUCKET/KEY or a packed file"
+    )  # fmt: skip
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    return parser
+
+
+def read_count(least: int, most: int | None = None) -> Callable[[str], int]:
+    """For the `type` of an argument: a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if text.isdecimal() and least <= int(text) <= (2**31 - 1 if most is None else most):
+            return int(text)
+        range_ = f", {least} or more" if most is None else f" from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number{range_}")
+
+    return read
+
+
+def read_number(least: float, most: float) -> Callable[[str], float]:
+    """For the `type` of an argument: a number from `least` to `most`."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (number := float(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number from {least} to {most}")
+
+    return read
+
+
+def read_new_path(text: str) -> Path:
+    """For the `type` of an argument: a file or folder to write on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"is {text!r}, expected a path of this machine; write there, then copy it"
+        )
+    return Path(text)
+
+
+def _read_storage(text: str) -> Storage:
+    try:
+        return open_storage(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @contextmanager

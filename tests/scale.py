@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encodings import STEPS, Encoding
 from kdcache.cache.layout import DTYPES, SplitLayout, list_specs
-from kdcache.command import OneLineParser, run_command
+from kdcache.command import run_command
 from kdcache.config import RankConfig
+from kdcache.config.options import Parser
 from kdcache.forecast.fleet import Fleet, Work, spread
 from kdcache.forecast.folder import sum_shards
 from kdcache.progress import format_bytes, format_time
@@ -169,11 +170,7 @@ def main(argv: list[str]) -> int:
 
 def render_tables(argv: list[str]) -> list[str]:
     """The three tables as Markdown."""
-    parser = OneLineParser(
-        prog="python -m tests.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m tests.scale", description=__doc__)
     for name, value in (
         ("--rate", 100.0),
         ("--student-rate", 400.0),
@@ -194,7 +191,7 @@ def _read_number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0.001 <= number <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.001 to 1e9")
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number from 0.001 to 1e9")
     return number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,8 +18,11 @@ SECTIONS = {
 _CURE = "mend it; configs/voc2012.yaml shows every setting"
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, whose expansion has no bound, and without a name given twice, whose first value would be lost."""
+class PlainLoader(yaml.SafeLoader):
+    """YAML without dates, with 1e-3 as a number, and without what hides a mistake or has no bound.
+
+    An alias can be expanded without end; of a name given twice the first value would be lost.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -38,8 +42,27 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def check_settings_file(path: Path) -> None:
-    """Raises SettingsError that names the file, and the line where there is one."""
+PlainLoader.yaml_implicit_resolvers = {
+    letter: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":float"))]
+    for letter, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |\.[0-9_]+(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+        |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+0123456789."),
+)
+
+
+def read_settings_file(path: Path) -> dict:
+    """What the file says, as nested dicts; names and types are not checked here.
+
+    Raises: SettingsError that names the file, and the line if there is one.
+    """
     document = _parse(path, _read_text(path))
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {type(document).__name__}"
@@ -49,6 +72,7 @@ def check_settings_file(path: Path) -> None:
     for name in (name for name in SECTIONS if not isinstance(document.get(name, {}), dict)):
         example = f"`{name}:` and below it `{SECTIONS[name]}: ...`"
         raise _refuse(path, name, repr(document[name])[:60], f"a section of names, as in {example}")
+    return document
 
 
 def _read_text(path: Path) -> str:
@@ -72,7 +96,7 @@ def _read_text(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> object:
     try:
-        return yaml.load(text, _PlainLoader)
+        return yaml.load(text, PlainLoader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
         raise _refuse(path, line, one_line(error.problem), "plain YAML") from None

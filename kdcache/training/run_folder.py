@@ -10,9 +10,10 @@ import yaml
 from kdcache import durable
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.parser import build_parser, drop_unknown, make_config, read_given
-from kdcache.config.yaml_file import check_settings_file
-from kdcache.errors import SettingsError, TrainingError, one_line
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.typed import check_values
+from kdcache.config.yaml_file import read_settings_file
+from kdcache.errors import TrainingError, one_line
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
@@ -38,18 +39,10 @@ def read_run_settings(folder: Path) -> dict:
 
     Raises: SettingsError if the file is missing, damaged, or holds values that are not allowed.
     """
-    path = folder / SETTINGS
-    check_settings_file(path)
-    try:
-        values = drop_unknown(yaml.safe_load(path.read_text(encoding="utf-8")))
-        make_config(values)
-        return values
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # edited by hand
-        _refuse_by_name(path)
-        reason = one_line(error)
-        raise SettingsError(
-            f"{path}: settings are unreadable ({reason}); restore the file"
-        ) from None
+    values = drop_unknown(read_settings_file(folder / SETTINGS))
+    check_values(values)
+    make_config(values)
+    return values
 
 
 def write_result(folder: Path, result: dict) -> None:
@@ -89,11 +82,6 @@ def read_history(folder: Path) -> list[dict]:
         return history
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise _unreadable(path, "history", error) from None
-
-
-def _refuse_by_name(path: Path) -> None:
-    """Raises SettingsError that names the setting, if the slower reader of command lines finds it."""
-    read_given(build_parser(prog="", description=""), ["--config", str(path)])
 
 
 def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from kdcache.config.parser import build_parser, read_given
+from kdcache.config.typed import read_settings
 from kdcache.errors import one_line
 from tests.bench import (
     coded,
@@ -99,11 +99,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read_real(path: Path | None) -> dict | None:
-    return (
-        read_given(build_parser(prog="bench", description=""), ["--config", str(path)])
-        if path
-        else None
-    )
+    return read_settings(path) if path else None
 
 
 def _print_markdown(path: Path) -> int:

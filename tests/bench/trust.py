@@ -25,7 +25,8 @@ import torch
 from kdcache import durable
 from kdcache.cache.verify import verify_cache
 from kdcache.config import Config
-from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.config.options import Parser, read_given
+from kdcache.config.parser import make_config, merge
 from kdcache.precompute.build import build_cache
 from kdcache.storage import base, local
 
@@ -90,9 +91,8 @@ def measure_verify(root: Path, *, data: bool) -> tuple[float, int]:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    given = read_given(
-        build_parser(prog="python -m tests.bench.trust", description="What trust costs."), argv
-    )
+    prog, description = "python -m tests.bench.trust", "What trust costs."
+    given = read_given(Parser(prog=prog, description=description, settings=True).parse_args(argv))
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         root = shorten_data_set(make_config(given), Path(folder) / "data")
         here = {"dataset": {"root": str(root)}, "cache": {"path": str(Path(folder) / "cache")}}

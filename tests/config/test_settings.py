@@ -8,18 +8,17 @@ import pytest
 import yaml
 
 from kdcache.config import Config, DatasetConfig, config_from_dict, config_to_dict
-from kdcache.config.parser import (
-    build_parser,
-    flatten,
-    make_config,
-    merge,
-    read_given,
-    setting_names,
-)
+from kdcache.config.options import Parser, override, read_given
+from kdcache.config.parser import flatten, make_config, merge
+from kdcache.config.typed import read_settings, setting_types
 from kdcache.errors import SettingsError
 from tests.support.helpers import check_one_line
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def make_parser() -> Parser:
+    return Parser(prog="program", description="For tests.", settings=True)
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def read(tmp_path: Path):
         if text is not None:
             (tmp_path / "my.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
             words = ["--config", str(tmp_path / "my.yaml"), *words]
-        return read_given(build_parser(prog="program", description="For tests."), words)
+        return read_given(make_parser().parse_args(words))
 
     return read_settings
 
@@ -97,6 +96,56 @@ def test_nested_sections_merge(read):
 )
 def test_switch_without_a_value_means_true(read, argv: list[str], expected: dict):
     assert read(*argv) == {"run": expected}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--train.lr", "1e-3"], {"train": {"lr": 0.001}}),
+        (["--train.epochs", "+3"], {"train": {"epochs": 3}}),
+        (["--train.seed", "012"], {"train": {"seed": 12}}),
+        (["--dataset.root", "3"], {"dataset": {"root": "3"}}),
+        (["--dataset.train_split", "true"], {"dataset": {"train_split": "true"}}),
+        (["--train.compile", "off"], {"train": {"compile": "off"}}),
+        (["--teacher.high_stride", "8"], {"teacher": {"high_stride": 8}}),
+        (["--cache.levels", "[low, mid]"], {"cache": {"levels": ["low", "mid"]}}),
+        (["--cache.stage_dir", "null"], {"cache": {"stage_dir": None}}),
+        (["--cache.encoding", "{low: int8}"], {"cache": {"encoding": {"low": "int8"}}}),
+        (["--cache.encoding", "int8"], {"cache": {"encoding": "int8"}}),
+    ],
+)
+def test_words_become_what_their_setting_takes(read, words: list[str], expected: dict):
+    assert read(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train:\n  lr: 1e-3\n", {"train": {"lr": 0.001}}),
+        ("train:\n  epochs: '3'\n", {"train": {"epochs": 3}}),
+        ("dataset:\n  train_split: 2012-01-01\n", {"dataset": {"train_split": "2012-01-01"}}),
+    ],
+)
+def test_values_of_a_file_become_what_their_setting_takes(read, text: str, expected: dict):
+    assert read(text=text) == expected
+
+
+def test_options_of_a_student_can_be_given_one_by_one(read):
+    text = "student:\n  options: {width: 3, depth: 2}\n"
+    assert read("--student.options.width", "48", text=text) == {
+        "student": {"options": {"width": 48, "depth": 2}}
+    }
+    assert read("--student.options", "{a: x}", text=text) == {"student": {"options": {"a": "x"}}}
+    assert override(read(text=text), {"student.options.depth": "1.5", "loss.beta": "1"}) == {
+        "student": {"options": {"width": 3, "depth": 1.5}},
+        "loss": {"beta": 1.0},
+    }
+
+
+def test_a_later_file_wins(read, tmp_path: Path):
+    (tmp_path / "late.yaml").write_text("loss:\n  beta: 0.1\n")
+    given = read("--config", str(tmp_path / "late.yaml"), text="loss:\n  beta: 1\n  gamma: 1\n")
+    assert given == {"loss": {"beta": 0.1, "gamma": 1.0}}
 
 
 def test_values_keep_their_types(read):
@@ -166,12 +215,12 @@ def test_unknown_section_is_refused(refused):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("loss.beta", "strong", "float"),
-        ("train.epochs", "2.5", "int"),
-        ("run.resume", "maybe", "bool"),
-        ("cache.levels", "low", "list"),
-        ("teacher.arch", "vgg", "fcn_resnet50"),
-        ("train.precision", "float16", "bfloat16"),
+        ("loss.beta", "strong", "a number"),
+        ("train.epochs", "many", "a whole number"),
+        ("run.resume", "maybe", "true or false"),
+        ("cache.levels", "low", "a list of names, as in [a, b]"),
+        ("teacher.arch", "vgg", "fcn_resnet50 or fcn_resnet101"),
+        ("train.precision", "float16", "auto, float32 or bfloat16"),
     ],
 )
 def test_value_of_a_wrong_type_is_refused(refused, name: str, value: str, expected: str):
@@ -335,7 +384,28 @@ def test_missing_file_and_folder_are_named(refused, tmp_path: Path, form: list[s
 
 @pytest.mark.parametrize("argv", [["--loss.beta"], ["stray"], ["--config"]])
 def test_incomplete_command_line_is_refused(refused, argv: list[str]):
-    refused(*argv, parts=("settings: ", argv[0]))
+    refused(*argv, parts=(argv[0], "expected", "--help"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--loss.beta", "1", "--loss.beta", "1"],
+        ["--loss.beta=1", "--train.epochs", "2", "--loss.beta=2"],
+        ["--run.resume", "--run.resume"],
+    ],
+)
+def test_setting_given_twice_on_a_command_line_is_refused(refused, argv: list[str]):
+    name = argv[0].partition("=")[0]
+    refused(*argv, parts=(f"{name} is given twice, expected once",))
+
+
+def test_option_of_a_command_is_refused_with_the_nearest_known_one():
+    parser = make_parser()
+    parser.add_argument("--dry-run", action="store_true")
+    with pytest.raises(SettingsError) as error:
+        parser.parse_args(["--dryrun"])
+    check_one_line(error, "--dryrun is unknown, expected --dry-run", "--help")
 
 
 # --- documents
@@ -345,23 +415,22 @@ def test_defaults_are_those_of_the_voc_configuration():
     stated = flatten(yaml.safe_load((CONFIGS / "voc2012.yaml").read_text()))
     defaults = flatten(config_to_dict(Config()))
     assert stated == {name: defaults[name] for name in stated}
-    assert set(stated) >= {name for name in setting_names() if not name.startswith("run.")}
+    assert set(stated) >= {name for name in list(setting_types()) if not name.startswith("run.")}
 
 
 @pytest.mark.parametrize("name", ["voc2012", "camvid", "demo"])
 def test_shipped_configuration_is_valid(name: str):
-    parser = build_parser(prog="program", description="For tests.")
-    make_config(read_given(parser, ["--config", str(CONFIGS / f"{name}.yaml")]))
+    make_config(read_settings(CONFIGS / f"{name}.yaml"))
 
 
 def test_help_names_and_explains_every_setting():
-    text = build_parser(prog="program", description="For tests.").format_help()
+    text = make_parser().format_help()
     words = set(text.replace("=", " ").split())
-    names = setting_names()
+    names = list(setting_types())
     assert len(names) > 35 and "teacher.layers.low" in names and "run.resume" in names
     assert [name for name in names if f"--{name}" not in words] == []
     assert "Softening T" in text and "--config" in words
 
 
 def test_names_are_those_of_the_defaults():
-    assert setting_names() == list(flatten(config_to_dict(Config())))
+    assert list(setting_types()) == list(flatten(config_to_dict(Config())))

@@ -188,7 +188,10 @@ def test_a_format_that_is_not_installed_names_its_extra_before_anything_is_read(
     [
         (["export"], "RUN"),
         (["export", "x"], "--to"),
-        (["export", "x", "--to", "tflite"], "invalid choice: 'tflite'"),
+        (
+            ["export", "x", "--to", "tflite"],
+            "--to is 'tflite', expected onnx, safetensors or executorch",
+        ),
         (["export", "no such run", "--to", "safetensors"], "no such run: folder is missing"),
         (["predict", "x"], "IMAGE"),
     ],

@@ -16,7 +16,7 @@ def _quick_teacher(quick_teacher):
 @pytest.fixture(autouse=True)
 def _no_fidelity(monkeypatch):
     """What phase one measures at its end needs a real teacher and forty steps, and is tested elsewhere."""
-    monkeypatch.setattr("cache_teacher.cli._say_fidelity", lambda config: None)
+    monkeypatch.setattr("cache_teacher.building._say_fidelity", lambda config: None)
 
 
 @pytest.fixture(autouse=True)

@@ -58,4 +58,4 @@ def test_each_parameter_changes_the_tables_it_is_in(option, value, changed):
 def test_a_bad_parameter_is_one_line(capsys, value):
     assert scale.main([f"--rate={value}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"scale: argument --rate: '{value}' is no number from 0.001 to 1e9")
+    assert line.startswith(f"scale: --rate is '{value}', expected a number from 0.001 to 1e9")

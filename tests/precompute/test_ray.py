@@ -321,10 +321,10 @@ def test_an_actor_takes_a_gpu_or_its_threads_of_cpus(
         (["--engine", "rey"], "--engine is 'rey', expected processes or ray"),
         (
             ["--workers", "2"],
-            "--workers is '2', expected nothing without --engine ray; add --engine ray",
+            "--workers is 2, expected nothing without --engine ray; add --engine ray",
         ),
         (["--engine=ray", "--workers=0"], "--workers is '0', expected a whole number, 1 or more"),
-        (["--engine", "ray", "--workers"], "--workers is '', expected a whole number"),
+        (["--engine", "ray", "--workers"], "--workers has no value, expected N"),
     ],
 )
 def test_wrong_options_are_one_line(options, words, capsys):

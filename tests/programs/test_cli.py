@@ -47,6 +47,48 @@ def test_wrong_settings_end_with_code_2(capsys, program, config_file, cache):
         assert code == 2 and message in line
 
 
+COMMANDS = [
+    *(("cache_teacher", [*words]) for words in [(), *((name,) for name in cache_teacher.cli.COMMANDS)]),
+    *(("train_student", [*words]) for words in [(), *((name,) for name in train_student.cli.COMMANDS)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "words"), COMMANDS)
+def test_help_of_every_command_fits_100_columns_and_ends_with_an_example(capsys, program, words):
+    with pytest.raises(SystemExit) as stopped:
+        PROGRAMS[program]([*words, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and max(map(len, text.splitlines())) <= 100
+    example = " ".join(text.rstrip().rsplit("\n\n", 1)[1].split())
+    assert example.startswith(f"for example: python -m {' '.join([program, *words])} ")
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "words"),
+    [
+        ("cache_teacher", "fidelity x --run", "--run has no value, expected RUN"),
+        ("cache_teacher", "fidelity x --run --json", "--run has no value, expected RUN"),
+        ("cache_teacher", "fidelity x --samples 0", "--samples is '0', expected a whole number, 1"),
+        ("cache_teacher", "fidelity --json", "PATH is missing"),
+        ("cache_teacher", "repair --dryrun x", "--dryrun is unknown, expected --dry-run"),
+        ("cache_teacher", "repair x y", "'y' is no setting, expected --SECTION.NAME VALUE"),
+        ("cache_teacher", "verify --dta", "--dta is unknown, expected --data"),
+        ("cache_teacher", "verify x y", "'y' is one word too many"),
+        ("cache_teacher", "plan --workers 1 --workers 2", "--workers is given twice"),
+        ("cache_teacher", "--engine rey", "--engine is 'rey', expected processes or ray"),
+        ("cache_teacher", "info s3:/b/k", "cache.path is 's3:/b/k', expected s3://BUCKET/KEY"),
+        ("train_student", "--loss.beta 1 --loss.beta 2", "--loss.beta is given twice"),
+        ("train_student", "--loss.beta 1 --grid loss.beta=1,2", "--loss.beta is given beside --grid"),
+        ("train_student", "--train.seed 1 --seeds 1,2", "--train.seed is given beside --seeds"),
+        ("train_student", "export x --to", "--to has no value, expected onnx or safetensors or"),
+        ("train_student", "report", "RUN is missing"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_code_2_and_says_what_is_expected(capsys, program, argv, words):
+    code, line = fails(capsys, program, *argv.split())
+    assert code == 2 and words in line, line
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_explains_every_setting(capsys, program):
     with pytest.raises(SystemExit) as stopped:

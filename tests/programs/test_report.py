@@ -233,7 +233,7 @@ def test_what_is_no_finished_run_is_one_line(run, spoil, words, capsys):
 @pytest.mark.parametrize("found", ["0", "51", "six", "-1", "1.5"])
 def test_numbers_of_panels_that_cannot_be_are_refused(run, found, capsys):
     code, line = fails(capsys, run, f"--panels={found}")
-    assert code == 2 and f"{found!r} is no number of panels, 1 to 50" in line
+    assert code == 2 and f"--panels is {found!r}, expected a whole number from 1 to 50" in line
 
 
 def test_a_device_that_is_not_there_is_refused_and_another_can_be_named(run, capsys):

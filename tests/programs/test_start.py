@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = (
-    "torch", "torchvision", "boto3", "botocore", "obstore", "ray", "onnx", "h5py", "zarr", "jinja2",
+    "torch", "torchvision", "boto3", "botocore", "obstore", "ray", "onnx", "h5py", "zarr", "jinja2", "jsonargparse",
 )  # fmt: skip
 MOST_MB = 150
 

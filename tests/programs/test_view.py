@@ -99,11 +99,11 @@ def test_nothing_is_written_into_a_cache(root, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--samples", "0"], ["--samples", "'0' is no number of samples from 1 to 1000"]),
-        (["--samples", "many"], ["'many' is no number of samples"]),
+        (["--samples", "0"], ["--samples is '0', expected a whole number from 1 to 1000"]),
+        (["--samples", "many"], ["--samples is 'many', expected a whole number"]),
         (["--split", "test"], ["--split", "'test'", "val", "train"]),
-        (["--out", "s3://bucket/page.html"], ["--out", "is no path of this machine"]),
-        (["--outt", "page.html"], ["--outt"]),
+        (["--out", "s3://bucket/page.html"], ["--out is ", "expected a path of this machine"]),
+        (["--outt", "page.html"], ["--outt is unknown, expected --out"]),
     ],
 )
 def test_wrong_options_are_one_line(root, capsys, options, words):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from kdcache.config import LEVELS, config_to_dict
-from kdcache.config.parser import build_parser, flatten, make_config, read_given
-from train_student.grid import take_grid
+from kdcache.config.parser import flatten, make_config
+from tests.support.commands import read_grid_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "kdcache").rglob("*.md"))
@@ -55,16 +55,8 @@ GRIDS = re.findall(r"^python -m train_student (--config .*)$", TUNING, re.MULTIL
 @pytest.mark.parametrize("command", GRIDS)
 def test_commands_of_the_tuning_guide_are_grids_with_seeds(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    grid, _, words = take_grid(shlex.split(command))
-    parser = build_parser(prog="x", description="")
-    for point in grid.points():
-        make_config(
-            read_given(
-                parser,
-                [*words, *(word for name, value in point.items() for word in (f"--{name}", value))],
-            )
-        )
-    assert len(grid.seeds) >= 3
+    grid, configs = read_grid_command(shlex.split(command))
+    assert len(grid.seeds) >= 3 and len(configs) == len(grid.points())
 
 
 def test_the_guide_compares_what_it_trained_and_chooses_and_reports_by_different_seeds():

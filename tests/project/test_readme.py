@@ -1,17 +1,18 @@
 """What README and configs say works: commands parse (`make readme` runs them), Python runs, named files exist."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from cache_teacher.options import take_options
-from cache_teacher.plan import OPTIONS
-from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.config.options import Parser, read_given
+from kdcache.config.parser import make_config, merge
+from kdcache.config.typed import read_settings
 from kdcache.training.distill import distill
 from tests import readme
-from train_student.grid import take_grid
+from tests.support.commands import read_grid_command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,45 +24,35 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python -m") and not line.startswith("python -m pytest")
 ]
-NOT_SETTINGS = {
-    "export",
-    "import",
-    "info",
-    "verify",
-    "repair",
-    "gc",
-    "fidelity",
-    "sample-set",
-    "view",
-    "compare",
-    "report",
-    "predict",
-}
+
+
+class Parsed(Exception):
+    """A command line was understood."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_readme_commands_parse(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_readme_commands_parse(command, tmp_path, monkeypatch):
+    """Each by the parser of its own command; settings are in their ranges, at each point of a grid."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
     module, *argv = shlex.split(command)[2:]
     assert (ROOT / module / "__main__.py").is_file()
-    if argv and argv[0] in NOT_SETTINGS:
+    parse = Parser.parse_args
+
+    def parse_only(parser: Parser, words: list[str]) -> None:
+        args = parse(parser, words)
+        if parser.settings:
+            make_config(read_given(args))
+        raise Parsed
+
+    if "--grid" in argv:
+        grid, configs = read_grid_command(argv)
+        assert len(configs) == len(grid.points())
         return
-    words = (
-        argv[1:]
-        if argv[:1] == ["fit"]
-        else take_options(argv[1:], OPTIONS)[1]
-        if argv[:1] == ["plan"]
-        else argv
-    )
-    grid, _, words = take_grid(words)
-    parser = build_parser(prog="x", description="")
-    for point in grid.points() if grid else [{}]:
-        make_config(
-            read_given(
-                parser,
-                [*words, *(word for pair in point.items() for word in (f"--{pair[0]}", pair[1]))],
-            )
-        )
+    monkeypatch.setattr(Parser, "parse_args", parse_only)
+    with pytest.raises(Parsed):
+        importlib.import_module(f"{module}.cli").main(argv)
 
 
 def test_readme_has_commands_of_both_programs():
@@ -119,8 +110,7 @@ def test_readme_make_targets_exist():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_configs_are_valid(path):
-    given = read_given(build_parser(prog="x", description=""), ["--config", str(path)])
-    assert make_config(given).dataset.num_classes > 1
+    assert make_config(read_settings(path)).dataset.num_classes > 1
 
 
 def test_the_worked_example_of_the_format_runs():

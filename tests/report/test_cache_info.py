@@ -88,4 +88,4 @@ def test_what_is_no_cache_is_not_watched(tmp_path):
 def test_a_wrong_number_of_seconds_is_one_line(root, capsys, seconds):
     assert cache_teacher.cli.main(["info", str(root), f"--watch={seconds}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{seconds!r} is no number of seconds" in line
+    assert f"--watch is {seconds!r}, expected a number from 0.01 to 86400" in line

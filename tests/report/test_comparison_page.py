@@ -245,7 +245,7 @@ def test_files_are_there_before_the_table_is_read(runs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     write_three_seeds(runs)
-    monkeypatch.setattr("train_student.compare.print", stop, raising=False)
+    monkeypatch.setattr("train_student.runs.print", stop, raising=False)
     assert (
         main(
             [

@@ -125,7 +125,9 @@ def test_levels_and_views_that_it_has_not_are_refused(root, tmp_path, capsys, op
 
 
 def test_a_bucket_or_missing_folder_as_target_is_refused(root, tmp_path, capsys):
-    check_refused(["export", str(root), "s3://b/x.h5"], capsys, "no path of this machine", code=2)
+    check_refused(
+        ["export", str(root), "s3://b/x.h5"], capsys, "expected a path of this machine", code=2
+    )
     check_refused(
         ["export", str(root), str(tmp_path / "no" / "x.h5")],
         capsys,

@@ -14,8 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdcache.command import OneLineParser, run_command
-from kdcache.config.parser import build_parser, make_config, merge, read_given
+from kdcache.command import run_command
+from kdcache.config.options import Parser
+from kdcache.config.parser import make_config, merge
+from kdcache.config.typed import read_settings
 from kdcache.progress import Console
 from kdcache.training.settings import check_crop
 from tests.study.runs import ARMS, Study, build_caches, find_rows, run_study
@@ -40,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _make_study(options: argparse.Namespace) -> Study:
     """Raises SettingsError for settings that are wrong, before anything is built."""
-    given = read_given(build_parser(prog=PROG, description=""), ["--config", str(options.config)])
+    given = read_settings(options.config)
     if options.epochs is not None:
         given = merge(given, {"train": {"epochs": options.epochs}})
     config = make_config(given)
@@ -52,9 +54,7 @@ def _make_study(options: argparse.Namespace) -> Study:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=PROG, description=__doc__)
     parser.add_argument(
         "--config", type=Path, required=True, metavar="FILE", help="YAML file of settings"
     )

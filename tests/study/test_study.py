@@ -276,7 +276,10 @@ def test_spread_and_differences_are_those_of_the_seeds():
         (["--arms", "exact,hlaf"], "expected some of none,exact,half,compact,live"),
         (["--seeds", "0,0"], "no list of different numbers from 0"),
         (["--views", "0"], "no list of different numbers from 1"),
-        (["--augment.views", "3"], "unrecognized arguments: --augment.views 3; --help explains it"),
+        (
+            ["--augment.views", "3"],
+            "--augment.views is unknown, expected --views; --help lists all options",
+        ),
     ],
 )
 def test_a_slip_of_the_pen_is_one_line(options, message, tmp_path, capsys):

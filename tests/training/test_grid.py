@@ -127,13 +127,13 @@ def test_names_of_runs_are_plain_words():
             "--grid loss.beta=0.5,0.50",
             "loss.beta=0.50,seed=0 is the same as loss.beta=0.5,seed=0, expected different settings",
         ),
-        ("--grid", "--grid is empty"),
+        ("--grid", "--grid has no value, expected NAME=VALUE,..."),
         ("--dry-run", "--dry-run is given alone, expected a grid to list"),
         (
             "--grid none.yaml",
             "none.yaml is unreadable (No such file or directory), expected a YAML file that is there",
         ),
-        ("--seeds", "--seeds is empty"),
+        ("--seeds", "--seeds has no value, expected N,..."),
         ("--grid student.arch=absent:student", "student.arch absent:student is no such function"),
     ],
 )
