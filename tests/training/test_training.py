@@ -356,7 +356,7 @@ def test_a_student_learns_from_layer4_at_stride_8(given, tmp_path):
     config = make_config(given, fine)
     build_cache(config)
     manifest = read_manifest(config.cache.path)
-    assert manifest.layouts["train"].array("high").item_shape == (2048, 4, 4)
+    assert manifest.layouts["train"].array("high").item_shape == (128, 4, 4)  # of the small teacher
     assert manifest.identity["train"]["teacher"]["high_stride"] == 8
     train(given, {**no_baseline(1, str(tmp_path / "run")), "cache": {"levels": ["high"]}})
     assert read_losses(tmp_path / "run")[0]["feature"] > 0
