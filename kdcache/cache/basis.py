@@ -1,5 +1,7 @@
-"""The bases of lowrank levels: learned from the teacher's own answers, kept in the cache, named by
-hash in its identity.
+"""The bases of lowrank levels.
+
+They are learned from the teacher's features, stored in the cache, and named by hash in its
+identity.
 
 Letters: N samples, C channels, R coefficients, H, W height and width.
 """
@@ -21,31 +23,35 @@ from kdcache.storage.base import Storage, UnfitFileError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BASIS_SAMPLES = (
-    48  # measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md)
-)
+# Measured: 6 are too few, 12 nearly enough, 24 good; more were not tried (BENCHMARKS.md).
+BASIS_SAMPLES = 48
 
 
 class BasisLearner:
-    """Second moments of the directions of a level's features, position by position.
+    """Sums second moments of each level's feature directions, over samples and positions.
 
-    The cosine of the loss knows directions only, so each position counts alike, whatever its
-    length. The basis of rank R is the eigenvectors of the R largest eigenvalues: no other keeps
-    more of them (Eckart and Young 1936, doi:10.1007/BF02288367).
+    The cosine in the loss depends on directions only, so every position has the same weight,
+    whatever its length. The basis of rank R holds the eigenvectors of the R largest eigenvalues:
+    no other basis keeps more of the energy (Eckart and Young 1936, doi:10.1007/BF02288367).
     """
 
     def __init__(self) -> None:
         self.moments: dict[str, Tensor] = {}  # level -> float64 [C, C]
 
     def add(self, level: str, values_NCHW: Tensor) -> None:
-        """Take a batch of float32 features into account."""
+        """Add a batch of float32 features to the moments of `level`."""
         x_CP = find_directions(values_NCHW).transpose(0, 1).flatten(1)
         moment = (x_CP @ x_CP.T).double().cpu()
         self.moments[level] = self.moments.get(level, 0.0) + moment
 
     def finish(self, ranks: dict[str, int]) -> dict[str, np.ndarray]:
-        """level -> float32 [C, R], orthonormal columns, most important first; the largest number of
-        each is positive.
+        """Compute the basis of each level.
+
+        Args:
+            ranks: level -> R, 1 to C.
+
+        Returns: level -> float32 [C, R] with orthonormal columns, largest eigenvalue first. The
+            element of largest magnitude in each column is positive.
         """
         import torch
 
@@ -58,12 +64,12 @@ class BasisLearner:
 
 
 def hash_basis(basis_CR: np.ndarray) -> str:
-    """sha256 (hex) over its little-endian float32 numbers in C order."""
+    """sha256 (hex) of a basis as little-endian float32 in C order."""
     return hashlib.sha256(_to_bytes(basis_CR)).hexdigest()
 
 
 def count_basis_bytes(encodings: Mapping[str, Encoding]) -> dict[str, int]:
-    """Lowrank level -> size of its basis on the disk, checksum included."""
+    """Lowrank level -> bytes of its basis on disk, checksum included."""
     lowrank = {
         level: encoding for level, encoding in encodings.items() if encoding.kind == "lowrank"
     }
@@ -74,19 +80,22 @@ def count_basis_bytes(encodings: Mapping[str, Encoding]) -> dict[str, int]:
 
 
 def basis_name(level: str) -> str:
-    """The array beside the level's, of no view and no sample."""
+    """Name of the array that holds a level's basis; it has no view or sample axis."""
     return f"{level}_basis"
 
 
 def basis_key(level: str) -> str:
-    """The one chunk of a basis, by Zarr v3's default chunk keys."""
+    """Key of a basis's only chunk, by Zarr v3's default chunk keys."""
     return f"train/{basis_name(level)}/c/0/0"
 
 
 def write_bases(storage: Storage, bases: dict[str, np.ndarray]) -> None:
-    """Write each basis that is not there, whole.
+    """Write each basis that is missing or has other bytes, each in one step.
 
-    Raises OSError; CacheCorruptError if a link leads out of the cache.
+    Args:
+        bases: level -> float32 [C, R].
+
+    Raises: OSError; CacheCorruptError if a link leads out of the cache.
     """
     for level, basis_CR in bases.items():
         key, data = basis_key(level), _to_bytes(basis_CR)
@@ -99,7 +108,7 @@ def write_bases(storage: Storage, bases: dict[str, np.ndarray]) -> None:
 
 
 def _holds(storage: Storage, key: str, data: bytes) -> bool:
-    """Whether a plain file is there and has these bytes. Raises OSError if it cannot be read."""
+    """Whether a plain file of this key exists with these bytes. Raises OSError."""
     try:
         return storage.read_bytes(key) == data
     except (FileNotFoundError, UnfitFileError):
@@ -107,9 +116,9 @@ def _holds(storage: Storage, key: str, data: bytes) -> bool:
 
 
 def read_basis(storage: Storage, level: str, encoding: Encoding) -> np.ndarray:
-    """float32 [C, R].
+    """Read the basis that `encoding` names by hash, float32 [C, R].
 
-    Raises CacheCorruptError if it is not the one that the cache's numbers are coefficients of.
+    Raises CacheCorruptError if the stored basis is missing, damaged or another one.
     """
     where, cure = storage.name(basis_key(level)), storage.repair_cure
     body, crc = _read_chunk(storage, level, (encoding.channels, encoding.rank))
@@ -123,9 +132,9 @@ def read_basis(storage: Storage, level: str, encoding: Encoding) -> np.ndarray:
 
 
 def read_any_basis(storage: Storage, level: str, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [C, R], whatever cache it is of.
+    """Read a basis of this shape, float32 [C, R], without comparing it with an identity.
 
-    Raises CacheCorruptError if its checksum says that it is damaged.
+    Raises CacheCorruptError if it is missing or its checksum differs.
     """
     body, crc = _read_chunk(storage, level, shape)
     if crc != crc32c(np.frombuffer(body, np.uint8)):
@@ -135,7 +144,7 @@ def read_any_basis(storage: Storage, level: str, shape: tuple[int, int]) -> np.n
 
 
 def _read_chunk(storage: Storage, level: str, shape: tuple[int, int]) -> tuple[bytes, int]:
-    """The bytes of a basis, and the checksum behind them."""
+    """The bytes of a basis, and the checksum stored behind them."""
     key, cure, size_bytes = basis_key(level), storage.repair_cure, 4 * shape[0] * shape[1]
     storage.check_inside(key, cure=cure)
     data = storage.read_document(key, cure=cure)
@@ -146,7 +155,7 @@ def _read_chunk(storage: Storage, level: str, shape: tuple[int, int]) -> tuple[b
 
 
 def read_bases(storage: Storage, encodings: dict[str, Encoding]) -> dict[str, np.ndarray]:
-    """The basis of every lowrank level. Raises CacheCorruptError."""
+    """Lowrank level -> its basis, float32 [C, R]. Raises CacheCorruptError."""
     return {
         level: read_basis(storage, level, enc)
         for level, enc in encodings.items()
@@ -155,7 +164,7 @@ def read_bases(storage: Storage, encodings: dict[str, Encoding]) -> dict[str, np
 
 
 def choose_samples(count: int) -> list[int]:
-    """Which samples of view 0 a basis is learned from: evenly over the split."""
+    """Indices of the samples to learn a basis from, spread evenly over a split of `count`."""
     chosen = min(count, BASIS_SAMPLES)
     return [index * (count - 1) // max(chosen - 1, 1) for index in range(chosen)]
 

@@ -1,7 +1,7 @@
-"""Lossless compression of chunks, one Zarr v3 codec from bytes to bytes an array.
+"""Lossless compression of chunks: each array has at most one Zarr v3 bytes-to-bytes codec.
 
-numcodecs codes blosc and zstd, in the thread that asks and without the interpreter's lock; anything
-else goes through zarr-python.
+numcodecs runs blosc and zstd in the calling thread, without the interpreter's lock; every other
+codec goes through zarr-python.
 """
 
 from __future__ import annotations
@@ -15,33 +15,31 @@ from numcodecs import blosc, zstd
 
 from kdcache.errors import refuse
 
-# In the main thread numcodecs would use several of c-blosc's own, which write blocks in the order they finish: the same numbers
-# would have other bytes each time.
+# In the main thread numcodecs would use c-blosc's own threads. They write blocks in the order in
+# which they finish, so the same numbers would get other bytes each time.
 blosc.use_threads = False
 
 RAW = "raw"
-_BLOSC_HEADER_BYTES = (
-    16  # version, flags, then decoded size, block size, coded size as little-endian uint32
-)
+# version and flags, then decoded size, block size and coded size as little-endian uint32
+_BLOSC_HEADER_BYTES = 16
 _ZSTD_HEADER_BYTES, _ZSTD_MAGIC = 18, b"\x28\xb5\x2f\xfd"
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
-_BLOSC_LEVELS = {
-    "blosc-lz4": ("lz4", 5),
-    "blosc-zstd": ("zstd", 1),
-}  # higher ones gain a hundredth and take a multiple
+# Higher levels gain one per cent and take several times as long.
+_BLOSC_LEVELS = {"blosc-lz4": ("lz4", 5), "blosc-zstd": ("zstd", 1)}
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A Zarr v3 codec from bytes to bytes, as zarr.json names it; `settings` is its configuration,
-    None if it has none.
+    """A Zarr v3 bytes-to-bytes codec, as zarr.json names it.
+
+    settings: its configuration as (name, value) pairs; None if it has none.
     """
 
     name: str
     settings: tuple[tuple[str, str | int | float | None], ...] | None = None
 
     def to_dict(self) -> dict:
-        """As in zarr.json."""
+        """The codec as an object of zarr.json."""
         return (
             {"name": self.name}
             if self.settings is None
@@ -52,7 +50,7 @@ class Codec:
     def from_dict(cls, stored: dict) -> Codec:
         """The inverse of `to_dict`.
 
-        Raises KeyError, TypeError, AttributeError or ValueError for anything else.
+        Raises KeyError, TypeError, AttributeError or ValueError if `stored` is not such an object.
         """
         settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
         plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
@@ -66,24 +64,24 @@ class Codec:
 
 
 class Coder(Protocol):
-    """Codes the samples of one array; thread-safe."""
+    """Encodes and decodes the samples of one array; thread-safe."""
 
     def encode(self, item: np.ndarray) -> bytes:
-        """The chunk of a contiguous sample. Raises ValueError."""
+        """Encode a contiguous sample. Raises ValueError if the codec fails."""
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
-        """Fill a contiguous slot of the sample's shape and dtype.
+        """Decode a chunk, uint8 [size], into a contiguous slot of the sample's shape and dtype.
 
-        Raises ValueError if the chunk is not one of it.
+        Raises ValueError if the chunk does not decode to exactly such a sample.
         """
 
 
 def choose_codec(name: str, dtype: str) -> Codec | None:
-    """The codec that `cache.codec` means for an array; None is raw bytes.
+    """The codec that `cache.codec` means for arrays of `dtype`; None means raw bytes.
 
     Args:
-        name: raw, blosc-lz4, blosc-zstd, or the name of a Zarr codec that zarr-python knows, with
-            its default settings.
+        name: raw, blosc-lz4, blosc-zstd, or the name of a Zarr codec that zarr-python knows, which
+            then has its default settings.
 
     Raises: SettingsError for any other name.
     """
@@ -106,14 +104,17 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
     try:
         return Codec.from_dict(ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
     except ValueError:
-        expected = "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python, as numcodecs.bz2"
+        expected = (
+            "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python, "
+            "as numcodecs.bz2"
+        )
         raise refuse("cache.codec", name, expected) from None
 
 
 def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
-    """What codes chunks of that shape and dtype.
+    """Build the coder of samples of this shape and dtype.
 
-    Raises ValueError for a codec that nothing here knows, or not so.
+    Raises ValueError if the codec is unknown, or its settings are not valid for it.
     """
     settings = dict(codec.settings or ())
     try:
@@ -146,10 +147,8 @@ class _Blosc:
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
         header = chunk[:_BLOSC_HEADER_BYTES].tobytes()
         sizes = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:], "little")
-        if sizes != (
-            slot.nbytes,
-            chunk.size,
-        ):  # numcodecs believes the header: it would read past the end
+        # numcodecs trusts the header: it would read past the end of the chunk
+        if sizes != (slot.nbytes, chunk.size):
             raise ValueError("its blosc header speaks of another size")
         try:
             blosc.decompress(chunk, as_bytes(slot))
@@ -166,9 +165,8 @@ class _Zstd:
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
         found = _read_zstd_size(chunk[:_ZSTD_HEADER_BYTES].tobytes())
-        if (
-            found != slot.nbytes
-        ):  # numcodecs would leave the rest of the slot as it was, or make room for terabytes
+        # numcodecs would leave the rest of the slot as it was, or allocate terabytes
+        if found != slot.nbytes:
             raise ValueError(f"its zstd frame holds {found} bytes")
         try:
             zstd.decompress(chunk, as_bytes(slot))
@@ -177,7 +175,7 @@ class _Zstd:
 
 
 def _read_zstd_size(header: bytes) -> int | None:
-    """Decoded size in a frame's header (RFC 8878, 3.1.1.1); None if it says none."""
+    """Decoded size in bytes by a frame's header (RFC 8878, 3.1.1.1); None if it has none."""
     if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
         return None
     descriptor = header[4]
@@ -189,5 +187,5 @@ def _read_zstd_size(header: bytes) -> int | None:
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array, uint8 [size], in the same memory."""
+    """A contiguous array seen as uint8 [size], without a copy."""
     return array.reshape(-1).view(np.uint8)

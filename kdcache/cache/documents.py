@@ -1,7 +1,6 @@
-"""JSON documents of a cache: sealed with the sha256 of their own bytes, so that no flipped bit in
-them goes unseen.
+"""JSON documents of a cache, sealed with a sha256 of their own bytes: any flipped bit is noticed.
 
-The seal is the last field. It is taken over the file's bytes with 64 zeros in its place.
+The seal is the last field. It is the sha256 of the file's bytes with 64 zeros in its place.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import json
 from kdcache.errors import CacheCorruptError, one_line
 from kdcache.storage.base import Storage
 
-MOST_DEPTH = 64  # of what is compared, hashed and shown: Python's recursion ends near 1000
+MOST_DEPTH = 64  # levels of nesting; Python's recursion ends near 1000
 _ZEROS = b"0" * 64
 _TAIL = b'"\n}\n'
 
 
 def seal(document: dict) -> bytes:
-    """The bytes of a sealed document."""
+    """Serialise a JSON object, with its seal. Raises ValueError for NaN or infinity."""
     body = (
         json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode()
         + b"\n"
@@ -27,9 +26,9 @@ def seal(document: dict) -> bytes:
 
 
 def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
-    """A sealed document.
+    """Read a sealed document and check its seal.
 
-    Raises CacheCorruptError if it is unreadable or its bytes are not those written.
+    Raises CacheCorruptError if it is missing, unreadable, or its bytes are not those written.
     """
     data = storage.read_document(key, cure=cure)
     found = data[-len(_TAIL) - 64 : -len(_TAIL)]
@@ -44,9 +43,9 @@ def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
 
 
 def read_json(storage: Storage, key: str, *, cure: str) -> dict:
-    """A JSON object, sealed or not.
+    """Read a JSON object, without checking a seal.
 
-    Raises CacheCorruptError if there is none, or one nested too deep.
+    Raises CacheCorruptError if it is missing, no JSON object, or nested deeper than MOST_DEPTH.
     """
     where = storage.name(key)
     document = _parse_json(where, storage.read_document(key, cure=cure), cure=cure)

@@ -1,8 +1,7 @@
-"""How a teacher's answer is stored: exactly (float16), by one byte a number (int8), or by its
-coefficients in a basis (lowrank).
+"""How a teacher's logits and features are stored: float16, int8 with a scale, or lowrank.
 
-Letters: N samples, C channels, R coefficients, H, W height and width. FORMAT.md has the
-mathematics.
+lowrank stores coefficients in a basis of R directions. FORMAT.md has the mathematics.
+Letters: N samples, C channels, R coefficients, H, W height and width.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["float16", "int8", "lowrank"]
 INT8_MOST = 127
-# Of a direction's coefficients; measured: finer ones cost bytes, coarser ones more than a lower rank (BENCHMARKS.md)
+# Quantisation step of a direction's coefficients. Measured: a finer step costs bytes, a coarser one
+# loses more than a lower rank does (BENCHMARKS.md).
 STEPS = {"low": 0.09, "mid": 0.05, "high": 0.03}
-# Of a position's features, where the sample's largest number is 1; shorter ones come out shorter than 1
+# Features shorter than this, in a sample scaled to a largest value of 1, do not reach length 1.
 SMALLEST_LENGTH = 1e-8
 
 
@@ -30,8 +30,8 @@ SMALLEST_LENGTH = 1e-8
 class Encoding:
     """How one target (logits or a level) is stored.
 
-    channels, rank, step, basis_sha256: of lowrank: C, R, what one unit of a coefficient is, and
-    which basis they are of (hex, over its little-endian float32 [C, R]).
+    channels, rank, step, basis_sha256: set only for lowrank: C, R, the value of one unit of a
+        coefficient, and the hash of the basis (see `hash_basis`).
     """
 
     kind: Kind = "float16"
@@ -41,12 +41,12 @@ class Encoding:
     basis_sha256: str | None = None
 
     def to_dict(self) -> dict:
-        """For the identity: what is set."""
+        """The fields that are set, for the identity."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, facts: Mapping) -> Encoding:
-        """The inverse of `to_dict`. Raises TypeError or ValueError for anything else."""
+        """The inverse of `to_dict`. Raises TypeError or ValueError if `facts` is not valid."""
         encoding = cls(**facts)
         kinds = {"channels": int, "rank": int, "step": float, "basis_sha256": str}
         wanted = kinds if encoding.kind == "lowrank" else {}
@@ -59,19 +59,19 @@ class Encoding:
 
 
 def list_arrays(name: str, encoding: Encoding) -> list[str]:
-    """Names of the arrays a target is stored in."""
+    """Names of the arrays that logits or a level are stored in."""
     return [name, scale_name(name)] if encoding.kind == "int8" else [name]
 
 
 def scale_name(name: str) -> str:
-    """The array that holds what one unit of an int8 array is."""
+    """Name of the array that holds the scales of an int8 array, float32 [C] a sample."""
     return f"{name}_scale"
 
 
 def list_shapes(
     name: str, shape: tuple[int, int, int], encoding: Encoding
 ) -> list[tuple[str, tuple[int, ...], str]]:
-    """(array, shape of a sample, dtype) of what a target [C, H, W] is stored in."""
+    """(name, shape of a sample, dtype) of each array that a target [C, H, W] is stored in."""
     if encoding.kind == "float16":
         return [(name, shape, "float16")]
     if encoding.kind == "int8":
@@ -82,11 +82,16 @@ def list_shapes(
 def encode(
     name: str, values_NCHW: Tensor, encoding: Encoding, basis_CR: Tensor | None
 ) -> dict[str, Tensor]:
-    """What is stored of float32 answers, on their device.
+    """Encode float32 values [N, C, H, W] on their device.
 
-    int8: q = round(x / s), s = max |x| / 127 of each sample and channel (0 where the channel is 0).
-    lowrank: q = round(V^T x / (|x| step)) at each position: |V^T x| <= |x|, so a step of at least
+    int8: q = round(x / s), with s = max |x| / 127 of each sample and channel (0 if all x are 0).
+    lowrank: q = round(V^T x / (|x| step)) at each position. |V^T x| <= |x|, so a step of at least
     1/127 never overflows.
+
+    Args:
+        name: "logits" or a level. basis_CR: V, float32; needed for lowrank only.
+
+    Returns: array name -> what is stored, [N, ...]; see `list_shapes`.
     """
     import torch
 
@@ -104,8 +109,10 @@ def encode(
 
 
 def find_directions(values_NCHW: Tensor) -> Tensor:
-    """Features of length 1 at each position, 0 where they are 0; squares of large ones would
-    overflow, so each sample is brought to a largest value of 1 first.
+    """Scale the features at each position to length 1; zero vectors stay zero.
+
+    Each sample is first scaled to a largest value of 1, because squares of large values would
+    overflow.
     """
     import torch
 
@@ -115,9 +122,9 @@ def find_directions(values_NCHW: Tensor) -> Tensor:
 
 
 def make_target(name: str, arrays: Mapping[str, Tensor], basis_CR: Tensor | None) -> Target:
-    """A target from a batch's arrays.
+    """Build the target `name` from a batch's arrays (array name -> [N, ...]).
 
-    The step of lowrank is left out: a direction has no length.
+    The step of lowrank is left out: the loss uses directions, which have no length.
     """
     from kdcache.losses.target import Target
 
@@ -125,8 +132,9 @@ def make_target(name: str, arrays: Mapping[str, Tensor], basis_CR: Tensor | None
 
 
 def _to_half(values_NCHW: Tensor) -> Tensor:
-    """On a GPU cast and brought into NCHW order by one kernel; on a CPU that takes half as long
-    again as one by one.
+    """Cast to float16 in NCHW order.
+
+    On a GPU one kernel does both; on a CPU that would take half as long again as two steps.
     """
     if not values_NCHW.is_cuda:
         return values_NCHW.half()

@@ -1,6 +1,4 @@
-"""The identity of a cache's split: every fact that decides its stored numbers, compared name by
-name.
-"""
+"""The identity of a cache's split: every fact that decides its stored numbers."""
 
 from __future__ import annotations
 
@@ -23,9 +21,11 @@ def build_identity(
     arrays: tuple[ArraySpec, ...],
     encodings: Mapping[str, Encoding],
 ) -> dict:
-    """The identity of one split.
+    """Build the identity of one split.
 
-    Each of the first three parts is a dict of JSON values; float16 is not worth a word.
+    Args:
+        dataset, augment, teacher: JSON values that decide the stored numbers.
+        encodings: of logits and levels; float16 is the default and not recorded.
     """
     encoded = {
         name: encoding.to_dict()
@@ -42,7 +42,7 @@ def build_identity(
 
 
 def describe_array(array: ArraySpec) -> str:
-    """float16 21x64x64, and the codec, if there is one: blosc blocksize=0 clevel=1 ..."""
+    """An array in words: "float16 21x64x64", then its codec, if it has one, with settings."""
     words = [array.dtype, "x".join(map(str, array.item_shape))]
     if array.codec:
         words += [
@@ -53,7 +53,7 @@ def describe_array(array: ArraySpec) -> str:
 
 
 def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
-    """(dotted name, found, expected) of every fact in which two identities differ."""
+    """(dotted name, found, expected) of every fact that differs; "absent" if one lacks it."""
     left, right = flatten(found), flatten(expected)
     absent = "absent"
     names = [*left, *(name for name in right if name not in left)]
@@ -62,7 +62,7 @@ def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, objec
 
 
 def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str) -> None:
-    """Raises CacheMismatchError that shows every difference side by side."""
+    """Raise CacheMismatchError with every difference, if the identities differ."""
     differences = find_differences(found, expected)
     if not differences:
         return
@@ -73,10 +73,10 @@ def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str)
 
 
 def hash_facts(facts: Mapping) -> str:
-    """sha256 (hex) over JSON values, whatever their order."""
+    """sha256 (hex) of JSON values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: object) -> object:
-    """Hashes by their first 12 digits."""
+    """Hashes cut to their first 12 digits."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else value

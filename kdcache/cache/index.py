@@ -1,6 +1,4 @@
-"""Where everything of one split is: its commit records, learned once, and from them where each
-sample's bytes are.
-"""
+"""Finds the bytes of (array, view, sample) in one split, by commit records and shard indices."""
 
 from __future__ import annotations
 
@@ -23,10 +21,12 @@ from kdcache.storage.base import ShardFile, Storage
 
 @dataclass(frozen=True)
 class Location:
-    """Where the chunk of one sample of one array is, and what its bytes must be; with a codec those
-    are not the sample's.
+    """Where the chunk of one sample of one array is, and the checksum its bytes must have.
 
-    followed: whether its crc32c stands behind it, too.
+    With a codec the chunk is the coded sample.
+
+    storage, key: the file. offset, size_bytes: the chunk in it, without its checksum.
+    crc32c: by the commit record. followed: whether the crc32c is also stored behind the chunk.
     """
 
     storage: Storage
@@ -38,16 +38,14 @@ class Location:
 
     @property
     def path(self) -> Path | None:
-        """The local file that holds it; None if it is on another machine."""
+        """The local file that holds the chunk; None if it is on another machine."""
         path = self.storage.local_path(self.key)
         return None if path is None else Path(path)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What is known of one array of a shard group: where its chunks are, crc32c of each, and
-    whether that is in the stage.
-    """
+    """The chunks of one array and shard group, the crc32c of each, and whether they are staged."""
 
     chunks: Chunks
     crcs: np.ndarray
@@ -57,7 +55,12 @@ class _Shard:
 class SplitIndex:
     """One split of a cache, complete for the views in use.
 
-    Args: those of `CacheReader` but for `check`. Raises: what that raises.
+    Args:
+        num_views: how many of its views must be complete; None: all.
+        stage: the local folder for copies of shard files; None: no copies.
+
+    Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
+        document is damaged.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class SplitIndex:
 
     @property
     def is_remote(self) -> bool:
-        """Whether samples are read from another machine, each time."""
+        """Whether each reading of a sample is a request to another machine."""
         return self.storage.is_remote and self.stage is None
 
     @property
@@ -98,18 +101,18 @@ class SplitIndex:
         return self.storage.is_single_file and self.stage is None
 
     def record(self, view: int, index: int) -> CommitRecord:
-        """The commit record of a group, read from disk. Raises CacheCorruptError."""
+        """Read the commit record of a group. Raises CacheCorruptError."""
         return read_group_record(self.storage, self._manifest, self.layout.group(view, index))
 
     def locate(self, array: str, view: int, sample: int) -> Location:
         """Where the bytes of (array, view, sample) are.
 
-        Raises CacheCorruptError for a damaged shard file or record.
+        Raises CacheCorruptError if the shard file or its commit record is damaged.
         """
         return self._place(self._shard_of(array, view, sample), sample)
 
     def _read_records(self, groups: list[Group]) -> Iterator[CommitRecord]:
-        """In order; those of a store many at once."""
+        """Commit records in order; from another machine many are read at once."""
         if not self.storage.is_remote:
             yield from (self.record(group.view, group.index) for group in groups)
             return
@@ -117,7 +120,7 @@ class SplitIndex:
             yield from pool.map(lambda group: self.record(group.view, group.index), groups)
 
     def stored_bytes(self, array: str) -> int:
-        """Bytes of an array's shard files in all views, from those of view 0."""
+        """Bytes of an array's shard files in all views, estimated from view 0."""
         return self.num_views * sum(
             files[array].size_bytes for (view, _), files in self._files.items() if view == 0
         )
@@ -133,7 +136,7 @@ class SplitIndex:
         return Location(chunks.storage, chunks.key, offset, size, crc, chunks.checksums)
 
     def _find_shard(self, spec: ArraySpec, view: int, sample: int) -> _Shard:
-        """Where the chunks of a group's array are, found once. Raises CacheCorruptError."""
+        """Find the chunks of an array and group, and remember them. Raises CacheCorruptError."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
         if (view, group.index) not in self._files:
             self._learn(group, self.record(view, group.index))
@@ -154,8 +157,9 @@ class SplitIndex:
         return shard
 
     def _find_copy(self, spec: ArraySpec, group: Group, file: ShardFile) -> Chunks | None:
-        """Where the chunks are in the stage; None if it has no room. A copy with a damaged index is
-        fetched again, once.
+        """Find the chunks in the stage; None if it has no room.
+
+        A copy with a damaged index is fetched again, once.
         """
         crcs = self._crcs[group.view, group.index][spec.name]
         source = ShardSource(self.storage, self.layout, spec, group, file=file, crcs=crcs)
@@ -173,7 +177,7 @@ class SplitIndex:
         return read_chunks(self.stage.storage, key, self.layout, spec, group, file=file, cure="")
 
     def _drop_copy(self, shard: _Shard, array: str, view: int, sample: int) -> None:
-        """Forget a copy in the stage that is damaged or gone, if no other thread has done so."""
+        """Remove a damaged or lost copy from the stage, unless another thread has done so."""
         index, copy = sample // self.layout.shard_samples, shard.chunks.key
         with self.stage.hold(copy):
             if self._shards.get((array, view, index)) is shard:
@@ -181,21 +185,22 @@ class SplitIndex:
                 del self._shards[array, view, index]
 
     def describe_damage(self, array: str, view: int, sample: int, what: str) -> CacheCorruptError:
-        """The error that names array, view, sample and file."""
+        """Build the error that names array, view, sample and file."""
         group = self.layout.group(view, sample // self.layout.shard_samples)
         return CacheCorruptError(
             self.storage.name(shard_key(self._specs[array], group)),
-            f"{self.layout.split}/{array} view {view} sample {self.sample_ids[sample]!r} is damaged: {what}",
+            f"{self.layout.split}/{array} view {view} sample {self.sample_ids[sample]!r} "
+            f"is damaged: {what}",
             cure=self.storage.repair_cure,
         )
 
     def _learn(self, group: Group, record: CommitRecord) -> None:
-        """Keep checksums and files, nothing else: parameters of views would fill the memory. Raises
-        CacheCorruptError.
+        """Keep the checksums and files of a record. Raises CacheCorruptError.
+
+        The parameters of views are dropped: they would fill the memory.
         """
-        if (
-            record.sample_ids != self.sample_ids[group.start : group.stop]
-        ):  # the order of samples is taken from view 0
+        # view 0 gives the order of samples
+        if record.sample_ids != self.sample_ids[group.start : group.stop]:
             path, cure = self.storage.name(commit_key(group)), self.storage.repair_cure
             raise CacheCorruptError(path, "sample ids are not those of view 0", cure=cure)
         self._crcs[group.view, group.index] = {
@@ -205,7 +210,10 @@ class SplitIndex:
 
 
 def read_group_record(storage: Storage, manifest: Manifest, group: Group) -> CommitRecord:
-    """A group's commit record, held against this cache's identity. Raises CacheCorruptError."""
+    """Read a group's commit record and check that it has this cache's identity.
+
+    Raises CacheCorruptError.
+    """
     layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
     cure = storage.repair_cure
     storage.check_inside(commit_key(group), cure=cure)
@@ -222,6 +230,7 @@ def _check_complete(storage: Storage, manifest: Manifest, groups: list[Group]) -
     state = "has lost shard groups" if lost else "is half-built"
     finish = "run `python -m cache_teacher` with its settings again to finish it"
     raise CacheIncompleteError(
-        f"{storage}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of {first.split} "
-        f"are there (first missing: {first.name}); {storage.repair_cure if lost else finish}"
+        f"{storage}: cache {state}, {len(groups) - len(missing)} of {len(groups)} shard groups of "
+        f"{first.split} are there (first missing: {first.name}); "
+        f"{storage.repair_cure if lost else finish}"
     )

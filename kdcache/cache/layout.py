@@ -1,5 +1,6 @@
-"""The format in one place: array names, shapes, dtypes, shard groups, and where the bytes are.
-FORMAT.md says it in words.
+"""The grid of the format: array names, shapes, dtypes, shard groups and keys of files.
+
+FORMAT.md describes it in words.
 
 Letters: V views, N samples, S samples per shard.
 """
@@ -16,24 +17,19 @@ import numpy as np
 from kdcache.cache.codecs import Codec
 from kdcache.cache.encodings import Encoding, list_shapes
 
-FORMAT_VERSION, RAW_VERSION = (
-    3,
-    2,
-)  # the newest, and that of caches of raw float16, which older kdcaches read as well
+FORMAT_VERSION = 3  # the newest
+RAW_VERSION = 2  # of caches of raw uint8 and float16, which older versions of kdcache read as well
 DTYPES = ("uint8", "float16", "int8", "float32")
-LOGITS_STRIDE = 8  # of the teacher's scores before its upsampling, pixels
+LOGITS_STRIDE = 8  # pixels, of the teacher's logits before its upsampling
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
-MOST_GROUPS = 1_000_000  # of a split; each is a file and more, and some commands list them all
+MOST_GROUPS = 1_000_000  # of a split: some commands list them all
 SPLITS = ("train", "val")
-MOST_ITEM_BYTES = (
-    2**31 - 1
-)  # of one sample of one array: what blosc can code, and more than any picture
+MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: the most that blosc can code
 COMMITS = "commits"  # the folder of commit records, beside the splits
 MANIFEST = "manifest.json"
 
-
-Codecs = Mapping[str, Codec | None]  # of arrays by dtype; None: raw
+Codecs = Mapping[str, Codec | None]  # dtype -> codec of its arrays; None: raw
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,9 @@ class ArraySpec:
 
     @property
     def most_chunk_bytes(self) -> int:
-        """Bytes of a chunk without its checksum; of a coded one the most: no codec makes noise much
-        longer.
+        """The most bytes a chunk can have, without its checksum; exact without a codec.
+
+        No codec makes noise much longer than it was.
         """
         return (
             self.item_bytes
@@ -64,8 +61,7 @@ class ArraySpec:
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """A shard group: samples `start` to `stop` of one view of one split, over all arrays of the
-    split.
+    """A shard group: samples `start` to `stop` (exclusive) of one view, over all arrays of a split.
 
     The unit of work, commit, retry, verification and repair.
     """
@@ -84,7 +80,7 @@ class Group:
 
 @dataclass(frozen=True)
 class SplitLayout:
-    """The grid of one split."""
+    """The grid of one split: counts of views and samples, samples in a shard, and arrays."""
 
     split: str
     num_views: int
@@ -108,19 +104,20 @@ class SplitLayout:
         return sum(array.item_bytes for array in self.arrays)
 
     def shard_bytes(self, array: ArraySpec, group: Group) -> int:
-        """Size of one array's shard file of a group, checksums and index included; with a codec the
-        most it can be.
+        """The most bytes an array's shard file of a group can have; exact without a codec.
+
+        Checksums and index are included.
         """
         return (group.stop - group.start) * (array.most_chunk_bytes + CRC_BYTES) + index_bytes(
             self.shard_samples
         )
 
     def group_bytes(self, group: Group) -> int:
-        """Size of all shard files of a group; with a codec the most it can be."""
+        """The most bytes all shard files of a group can have; exact without a codec."""
         return sum(self.shard_bytes(array, group) for array in self.arrays)
 
     def sum_bytes(self, groups: Iterable[Group]) -> int:
-        """`group_bytes` of all of these; of a hundred thousand groups only two differ."""
+        """The sum of `group_bytes` over groups, computed once for each number of samples."""
         counts = Counter(group.stop - group.start for group in groups)
         return sum(
             count * self.group_bytes(Group(self.split, 0, 0, 0, size))
@@ -143,23 +140,23 @@ class SplitLayout:
         )
 
     def array(self, name: str) -> ArraySpec:
-        """The array of that name; KeyError where the split has none."""
+        """The array of that name. Raises KeyError if the split has none."""
         return {array.name: array for array in self.arrays}[name]
 
 
 def index_bytes(shard_samples: int) -> int:
-    """Size of the index at the end of a shard file."""
+    """Bytes of the index at the end of a shard file, its checksum included."""
     return shard_samples * INDEX_ENTRY_BYTES + CRC_BYTES
 
 
 def shard_key(array: ArraySpec, group: Group) -> str:
-    """The shard file of one array and group, by Zarr v3's default chunk keys."""
+    """Key of the shard file of one array and group, by Zarr v3's default chunk keys."""
     origin = "/".join("0" for _ in array.item_shape)
     return f"{group.split}/{array.name}/c/{group.view}/{group.index}/{origin}"
 
 
 def commit_key(group: Group) -> str:
-    """The commit record of a group; it exists once all the group's files are complete and on disk."""
+    """Key of a group's commit record, which exists once all files of the group are on disk."""
     return f"{COMMITS}/{record_name(group)}"
 
 
@@ -169,7 +166,7 @@ def record_name(group: Group) -> str:
 
 
 def metadata_key(*parts: str) -> str:
-    """zarr.json of the cache itself (no parts), of a split, or of a split's array."""
+    """Key of the zarr.json of the cache (no parts), a split, or an array of a split."""
     return "/".join([*parts, "zarr.json"])
 
 
@@ -180,11 +177,13 @@ def list_specs(
     encodings: Mapping[str, Encoding],
     codecs: Codecs,
 ) -> tuple[ArraySpec, ...]:
-    """Arrays of a split: image, label and what the targets are stored in.
+    """The arrays of a split: image, label, and those that hold the targets.
 
     Args:
-        targets: logits and levels -> (channels, stride in pixels). encodings: of targets; the
-        others are float16. codecs: of each dtype.
+        size_hw: height and width of the image, pixels.
+        targets: "logits" or level -> (channels, stride in pixels).
+        encodings: of targets; a target that is not named is float16.
+        codecs: of each dtype.
     """
     height, width = size_hw
     arrays = [("image", (height, width, 3), "uint8"), ("label", (height, width), "uint8")]

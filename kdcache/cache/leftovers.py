@@ -1,7 +1,7 @@
-"""What killed runs left in a cache: files that kdcache wrote, that no commit record names and that
-nobody is writing now.
+"""Removes what killed runs left in a cache.
 
-Nothing else is ever removed: a file of another name is not ours, a file that a record names is
+That is: files that kdcache wrote, that no commit record names, and that no process is writing now.
+Nothing else is ever removed: a file of another name is not ours, and one that a record names is
 data.
 """
 
@@ -22,7 +22,7 @@ from kdcache.storage.base import LEASES, PROBE, Lease
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that nobody needs, its size, and what it is; `path` names it for messages."""
+    """A file that nobody needs: its key, its name for messages, its size, and what it is."""
 
     key: str
     path: str
@@ -34,10 +34,12 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
     """Remove what killed runs left; files of groups that a process is writing now stay.
 
     Args:
-        dry_run: only find.
+        dry_run: only find, remove nothing.
 
-    Returns: what was found. Raises: CacheMismatchError if the place holds no cache,
-    CacheCorruptError if its manifest is damaged, CacheError if it cannot be changed.
+    Returns: what was found.
+
+    Raises: CacheMismatchError if the place holds no cache, CacheCorruptError if its manifest is
+        damaged, CacheError if it cannot be changed.
     """
     storage = open_storage(place)
     storage.check_changeable()
@@ -50,7 +52,7 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
         if group.name in dead or not there.keys().isdisjoint(files[group]):
             found += _collect_group(storage, manifest, group, dry_run=dry_run)
     for name in sorted(name for name in dead if name == SCORE or name.startswith(PROBE)):
-        with nullcontext() if dry_run else storage.take_lease(name):  # which removes it in the end
+        with nullcontext() if dry_run else storage.take_lease(name):  # its end removes the lease
             found.append(_describe_lease(storage, name))
     documents = _list_documents(storage, manifest)
     with storage.lock(wait=True) if documents and not dry_run else nullcontext():
@@ -67,7 +69,7 @@ def _collect_group(
             return []
         files = _list_files(storage, manifest, group, list_records(storage))
         return stale + _collect(storage, files, dry_run=True)
-    with storage.take_lease(group.name) as lease:  # which removes its file in the end
+    with storage.take_lease(group.name) as lease:  # its end removes the lease's file
         if lease is None:
             return []
         records = {record_name(group)} if has_record(storage, group) else set()
@@ -87,7 +89,7 @@ def _describe_lease(storage: Storage, name: str) -> Leftover:
 def _list_files(
     storage: Storage, manifest: Manifest, group: Group, records: set[str]
 ) -> dict[str, str]:
-    """Key -> what it is, of each file of a group that would be left over, there or not.
+    """Key -> what it is, of each file that a killed writer of a group may have left.
 
     Args:
         records: names of the commit records that are there.
@@ -100,7 +102,7 @@ def _list_files(
 
 
 def _list_documents(storage: Storage, manifest: Manifest) -> dict[str, str]:
-    """The same of the manifest, every zarr.json and every basis."""
+    """Key -> what it is, of unfinished versions of the manifest, zarr.json files and bases."""
     folders = {"", *manifest.layouts}
     for split, layout in manifest.layouts.items():
         folders |= {f"{split}/{spec.name}" for spec in layout.arrays}

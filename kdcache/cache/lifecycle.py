@@ -1,4 +1,4 @@
-"""A cache's documents through its life: made ready, extended by views, told what is complete."""
+"""Creates a cache's documents, extends them by views, and records what is complete."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from kdcache.storage import Storage, open_storage
 from kdcache.storage.base import LEASES, explain_refusal
 from kdcache.storage.lock import LOCK
 
-SCORE = "score"  # the lease of the teacher's score: what several workers do once
+SCORE = "score"  # the lease of the worker that scores the teacher
 log = logging.getLogger("kdcache")
 
 
 def open_for_writing(
     storage: Storage, manifest: Manifest, bases: dict[str, np.ndarray] | None = None
 ) -> Manifest:
-    """Create the cache, or make the one that is there ready to go on; more views than before make
-    its arrays longer.
+    """Create the cache, or prepare the existing one to be continued.
 
-    A manifest that was moved away is made anew: committed groups of the same identity are kept.
+    If the manifest has more views than the existing cache, its arrays grow. A manifest that was
+    moved away is written again, and committed groups of the same identity are kept.
 
     Args:
         bases: of the manifest's lowrank levels, level -> float32 [C, R].
 
-    Returns: the manifest as it is now on disk. Raises: CacheMismatchError if another cache or
-    foreign files are there, CacheCorruptError where documents are damaged, CacheError where the
-    folder is unwritable.
+    Returns: the manifest as it is now on disk.
+
+    Raises: CacheMismatchError if another cache or foreign files are there, CacheCorruptError if
+        documents are damaged, CacheError if the folder is unwritable.
     """
     storage = open_storage(storage)
     with explain_refusal(storage):
         storage.create()
-        # in a bucket each of many workers would wait for all before it, if nothing is left to write
+        # in a bucket each of many workers would wait for all before it, with nothing to write
         ready = _find_ready(storage, manifest) if storage.is_remote else None
         if ready is not None:
             return ready
@@ -59,23 +60,26 @@ def open_for_writing(
             # a commit may have been killed between its rename and this
             storage.flush_folder(COMMITS)
             write_bases(storage, bases or {})
-            if grows:  # the manifest first: until its views are complete, arrays may be shorter than it says
+            # a growing cache writes the manifest first: its arrays may be shorter than it says
+            # until its views are complete; a new one writes it last: without it nothing counts
+            if grows:
                 write_manifest(storage, manifest)
                 write_metadata(storage, manifest)
-            else:  # the manifest last: without it the folder is only begun, and an earlier beginning counts for nothing
+            else:
                 write_metadata(storage, manifest, replace=True)
                 write_manifest(storage, manifest)
     return manifest
 
 
 def complete_views(storage: Storage) -> Manifest:
-    """Write into the manifest how many views of each split are complete; the number never falls.
-    Returns the manifest.
+    """Record in the manifest how many views of each split are complete; the number never falls.
+
+    Returns: the manifest as it is now on disk. Raises: CacheError.
     """
     storage = open_storage(storage)
     manifest = read_manifest(storage)
     if _count_complete(storage, manifest) == manifest.complete_views:
-        return manifest  # of many workers all but the last find it so, and need not wait for each other
+        return manifest  # without the lock: of many workers only the last has to write
     with explain_refusal(storage), storage.lock(wait=True):
         manifest = read_manifest(storage)
         manifest = replace(manifest, complete_views=_count_complete(storage, manifest))
@@ -84,7 +88,10 @@ def complete_views(storage: Storage) -> Manifest:
 
 
 def rewrite_metadata(storage: Storage, bases: dict[str, np.ndarray]) -> None:
-    """Write every zarr.json anew that is damaged or missing, and each of these bases that is."""
+    """Rewrite every zarr.json, and each of these bases, that is damaged or missing.
+
+    Raises CacheError.
+    """
     with explain_refusal(storage), storage.lock(wait=True):
         write_bases(storage, bases)
         write_metadata(storage, read_manifest(storage), replace=True)
@@ -99,13 +106,13 @@ def add_information(storage: Storage | str | Path, facts: dict) -> None:
 
 
 def find_missing_groups(storage: Storage, layout: SplitLayout) -> list[Group]:
-    """Shard groups without a commit record."""
+    """Shard groups of a split that have no commit record. Raises CacheError."""
     there = list_records(open_storage(storage))
     return [group for group in layout.groups() if record_name(group) not in there]
 
 
 def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
-    """The manifest that the cache would have with at least these views; nothing is written.
+    """The manifest that `open_for_writing` would write; nothing is changed.
 
     Raises: CacheMismatchError if the storage holds another cache or foreign files.
     """
@@ -124,27 +131,33 @@ def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
 def check_free_space(
     storage: Storage, *, needed_bytes: int, free_bytes: int, at_most: bool
 ) -> None:
-    """Raises CacheError if the disk cannot hold what is still to be written; only warns where a
-    codec may make that less.
+    """Raise CacheError if the disk cannot hold what is still to be written.
+
+    Args:
+        at_most: whether a codec may make less of `needed_bytes`; then it only warns.
     """
     if needed_bytes > free_bytes and at_most:
         log.warning(
-            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and %.2f GB are free; a full disk "
-            "ends in a line, and what is committed by then is kept", storage, needed_bytes / 1e9, free_bytes / 1e9,
+            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and "
+            "%.2f GB are free; a full disk ends in a line, and what is committed by then is kept",
+            storage, needed_bytes / 1e9, free_bytes / 1e9,
         )  # fmt: skip
     elif needed_bytes > free_bytes:
         found, expected = (
             Phrase(f"{free_bytes / 1e9:.2f} GB"),
             Phrase(f"{needed_bytes / 1e9:.2f} GB or more"),
         )
-        cure = "make room, set cache.path to another disk or cache.encoding compact, or lower augment.views or cache.levels"
+        cure = (
+            "make room, set cache.path to another disk or cache.encoding compact, "
+            "or lower augment.views or cache.levels"
+        )
         raise CacheError(
             describe(storage, field="free disk space", found=found, expected=expected, cure=cure)
         )
 
 
 def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> None:
-    """A record that outlived its manifest must belong to the cache of these settings.
+    """Check that a record that outlived its manifest has the identity of these settings.
 
     Raises CacheError.
     """
@@ -158,14 +171,17 @@ def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> No
             cure="move it away: its group is computed again",
         )
     except OtherCacheError as error:
-        cure = "use the settings it was built with (config.yaml of a run has them), or set cache.path to another folder"
+        cure = (
+            "use the settings it was built with (config.yaml of a run has them), "
+            "or set cache.path to another folder"
+        )
         raise CacheMismatchError(
             f"{error.where}: its identity is not that of these settings; {cure}"
         ) from None
 
 
 def _is_begun(storage: Storage, manifest: Manifest) -> bool:
-    """Whether a folder without manifest holds nothing, or nothing but a cache's parts."""
+    """Whether a folder without a manifest is empty, or holds only parts of a cache."""
     names = storage.list_names()
     partials = {storage.unfinished_key(key) for key in (MANIFEST, "zarr.json")}
     ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
@@ -173,7 +189,7 @@ def _is_begun(storage: Storage, manifest: Manifest) -> bool:
 
 
 def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
-    """The existing cache with at least the wanted views.
+    """The existing manifest, with at least the wanted views.
 
     Raises CacheMismatchError if it is another cache.
     """
@@ -196,7 +212,7 @@ def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
 
 
 def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
-    """Views of each split that are complete, or have been once."""
+    """Split -> number of views that are complete, or once were."""
 
     def count(layout: SplitLayout) -> int:
         return min(
@@ -210,7 +226,7 @@ def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
 
 
 def _find_ready(storage: Storage, manifest: Manifest) -> Manifest | None:
-    """The manifest that is there, if nothing has to be written."""
+    """The existing manifest if nothing has to be written, else None."""
     there = find_manifest(storage)
     if there is None or _merge(storage, there, manifest).layouts != there.layouts:
         return None
