@@ -1,9 +1,8 @@
-"""Every way in which kdcache changes a cache on disk, one call each, flushed where the name says
-so.
+"""Every way in which kdcache changes files on disk, one call each.
 
-They stand together, and are called as `durable.rename`, so that tests can stop, refuse or forget
-each of them: what survives a kill or a power loss is decided here. A file that is not wanted yet
-ends in `.partial`.
+What survives a kill or a power loss is decided here. The functions are called as `durable.rename`,
+so that tests can interrupt, refuse or skip each call. An unfinished file ends in `.partial`.
+All functions raise OSError.
 """
 
 from __future__ import annotations
@@ -17,16 +16,12 @@ PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its name; only the holder of its lease or lock writes
-    there.
-    """
+    """Where a file is written before it gets its name, by the holder of its lease or lock only."""
     return path.parent / f"{path.name}{PARTIAL}"
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file anew, never through a link that stands in its place, and flush its contents to
-    disk.
-    """
+    """Write a new file in place of an old file or link, and flush its contents to disk."""
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         for part in parts:
@@ -36,15 +31,15 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file its name, in place of what had it; one step, on disk once the folder is flushed."""
+    """Rename a file in one step, replacing `new`; on disk once the folder is flushed."""
     old.replace(new)
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """The same where nothing has that name, by a link, which replaces nothing; file systems without
-    links are looked at before.
+    """Rename a file by a hard link, which replaces nothing.
 
-    Raises: FileExistsError.
+    If the file system has no hard links, `new` is looked for before. Raises FileExistsError if
+    `new` exists.
     """
     try:
         os.link(old, new)
@@ -59,7 +54,7 @@ def rename_new(old: Path, new: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, absent ones too; on disk once the folder is flushed."""
+    """Remove a file if it exists; on disk once the folder is flushed."""
     path.unlink(missing_ok=True)
 
 
@@ -70,7 +65,7 @@ def make_folder(path: Path) -> None:
 
 
 def make_folders(path: Path, *, below: Path) -> None:
-    """Make what `path` lacks below the existing folder `below`."""
+    """Make the missing folders down to `path`, below the existing folder `below`."""
     for folder in reversed([path, *path.parents]):
         if folder.is_relative_to(below) and not folder.is_dir():
             make_folder(folder)
@@ -82,17 +77,15 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # some network file systems keep names at once
+        # some network file systems keep names at once
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a small file so that after a crash the old or the new one is there, whole."""
+    """Replace a small file: after a crash the old or the new one is there, whole."""
     write_file(partial_path(path), [data])
     rename(partial_path(path), path)
     sync_folder(path.parent)

@@ -1,8 +1,7 @@
-"""What a cache is: identity (everything that changes stored numbers), grid, and information that
-may differ.
+"""The manifest of a cache: its identity, its grid, and information.
 
-Identity is compared, information is only kept: paths, number of views, batch size, device, threads,
-library versions.
+The identity has every fact that changes stored numbers; it is compared. Information is only kept:
+settings, device, library versions, the teacher's mIoU.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ from kdcache.errors import (
 from kdcache.storage import Storage, open_storage
 
 _CURE = (
-    "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's settings (config.yaml of a "
-    "run has them): it is made anew and committed groups are kept"
+    "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's "
+    "settings (config.yaml of a run has them): it is made anew and committed groups are kept"
 )
 TARGETS = ("logits", *LEVELS)
 _MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
@@ -53,9 +52,9 @@ class Manifest:
     """The contents of manifest.json.
 
     identity: split -> nested facts that decide the stored numbers.
-    layouts: split -> grid; `num_views` is what the cache is to hold, not identity.
-    complete_views: split -> views that were complete once; a group missing there is lost, not
-    unwritten.
+    layouts: split -> grid; `num_views` is how many the cache is to hold, and not identity.
+    complete_views: split -> number of views that were complete once; a group missing in them is
+        lost, not unwritten.
     information: resolved settings, versions, teacher's mIoU; not compared.
     """
 
@@ -78,38 +77,39 @@ class Manifest:
 
     @property
     def identity_hash(self) -> str:
-        """sha256 (hex) over both splits' identities."""
+        """sha256 (hex) of both splits' identities."""
         return hash_facts(self.identity)
 
     @property
     def pictures_hash(self) -> str:
-        """sha256 (hex) over what images and labels of both splits are, whatever was asked about
-        them and however it is stored.
+        """sha256 (hex) of the facts that decide images and labels of both splits.
+
+        Teacher, arrays and encodings do not count.
         """
         return hash_facts({split: _pictures(facts) for split, facts in self.identity.items()})
 
     @property
     def validation_hash(self) -> str:
-        """The same over the validation split alone: what an mIoU is measured on."""
+        """sha256 (hex) of the facts that decide validation images and labels, which mIoU needs."""
         return hash_facts(_pictures(self.identity["val"]))
 
     def split_hash(self, split: str) -> str:
-        """sha256 (hex) over one split's identity, which each of its commit records names."""
+        """sha256 (hex) of one split's identity; each of its commit records names it."""
         return hash_facts(self.identity[split])
 
 
 def _pictures(facts: dict) -> dict:
-    """The part of a split's identity that says what its images and labels are."""
+    """The part of a split's identity that decides its images and labels."""
     return {part: facts[part] for part in ("dataset", "augment")}
 
 
 def write_manifest(storage: Storage | str | Path, manifest: Manifest) -> None:
-    """Replace manifest.json in one step; the storage must be locked."""
+    """Replace manifest.json in one step; the storage must be locked. Raises OSError."""
     open_storage(storage).replace(MANIFEST, seal(describe_manifest(manifest)))
 
 
 def describe_manifest(manifest: Manifest) -> dict:
-    """What manifest.json holds, but for its seal."""
+    """The JSON object of manifest.json, without its seal."""
     splits = {
         split: {
             "identity": manifest.identity[split],
@@ -126,10 +126,10 @@ def describe_manifest(manifest: Manifest) -> dict:
 
 
 def read_manifest(storage: Storage | str | Path) -> Manifest:
-    """The manifest of the cache in a storage, or at an address.
+    """Read and check the manifest of the cache in a storage, or at an address.
 
-    Raises: CacheMismatchError for a place that is no cache or of another version, CacheCorruptError
-    for a damaged one, CacheError if it cannot be looked for.
+    Raises: CacheMismatchError if there is no cache, or one of another format version,
+        CacheCorruptError if it is damaged, CacheError if the storage does not answer.
     """
     storage = open_storage(storage)
     there, begun = look_for_manifest(storage)
@@ -159,7 +159,8 @@ def read_manifest(storage: Storage | str | Path) -> Manifest:
                 raise ValueError(f"arrays of {split} are not those of its identity")
         if document["format_version"] < manifest.format_version:
             raise ValueError(
-                f"format_version is {document['format_version']}, its arrays are of {manifest.format_version}"
+                f"format_version is {document['format_version']}, "
+                f"its arrays are of {manifest.format_version}"
             )
         return manifest
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -169,15 +170,15 @@ def read_manifest(storage: Storage | str | Path) -> Manifest:
 
 
 def find_manifest(storage: Storage | str | Path) -> Manifest | None:
-    """Like `read_manifest`, but None if nothing stands where the manifest belongs."""
+    """Like `read_manifest`, but None if there is no manifest."""
     storage = open_storage(storage)
     return read_manifest(storage) if look_for_manifest(storage)[0] else None
 
 
 def look_for_manifest(storage: Storage) -> tuple[bool, bool]:
-    """Whether something stands where the manifest belongs, and else whether a cache was begun.
+    """(whether there is a manifest, whether a cache without one was begun).
 
-    Raises CacheError.
+    Raises CacheError if the storage does not answer.
     """
     try:
         there = storage.exists(MANIFEST)
@@ -203,7 +204,7 @@ def _check_version(storage: Storage, document: dict) -> None:
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
-    """Raises KeyError or TypeError if a part is missing that later commands count on."""
+    """Raise KeyError or TypeError if a part is missing that later commands need."""
     for facts in identity.values():
         if not all(
             isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")
@@ -244,7 +245,8 @@ def _read_array(stored: dict) -> ArraySpec:
     )
     if stored["dtype"] not in DTYPES or not 1 <= len(shape) <= 3:
         raise ValueError(
-            f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} of {len(shape)} sides"
+            f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} "
+            f"of {len(shape)} sides"
         )
     if ArraySpec(stored["name"], shape, stored["dtype"]).item_bytes > MOST_ITEM_BYTES:
         raise ValueError(
@@ -254,7 +256,7 @@ def _read_array(stored: dict) -> ArraySpec:
         raise ValueError(f"codec of {stored['name'][:20]} is {repr(stored['codec'])[:40]}")
     codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
     if codec:
-        make_coder(codec, shape=shape, dtype=stored["dtype"])  # says so where nothing here knows it
+        make_coder(codec, shape=shape, dtype=stored["dtype"])  # raises if the codec is unknown
     return ArraySpec(stored["name"], shape, stored["dtype"], codec)
 
 
@@ -264,7 +266,7 @@ def _array_to_dict(array: ArraySpec) -> dict:
 
 
 def _check_encodings(manifest: Manifest) -> None:
-    """Raises ValueError if the training arrays are not those that the encodings have."""
+    """Raise ValueError if the training arrays are not those of the encodings."""
     found = [
         (array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays
     ]

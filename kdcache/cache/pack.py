@@ -1,5 +1,6 @@
-"""Packs a cache, or some levels and views of it, into one HDF5 file: checked on the way in, read
-back, then named.
+"""Packs a cache, or some of its levels and views, into one HDF5 file.
+
+Every chunk is checked before it is written. The file is read back before it gets its name.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
 
 PACK_THREADS = 2
-Put = Callable[
-    [str, int, int, np.ndarray], None
-]  # (array as "train/low", view, sample, stored bytes)
+# (array, as "train/low", view, sample, stored bytes)
+Put = Callable[[str, int, int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed: samples of all views and splits, and the size of the file."""
+    """What was packed: number of samples over all views and splits, and bytes of the file."""
 
     num_samples: int
     size_bytes: int
@@ -53,16 +53,17 @@ def pack_cache(
     num_views: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write the cache at `place` into the new file `out`; nothing of that name is there before
-    every byte was read back.
+    """Write the cache at `place` into the new file `out`.
+
+    The file gets its name once every byte was read back.
 
     Args:
-        levels: those to take, [] for logits alone; None: all. num_views: the first so many training
-            views; None: all.
+        levels: the levels to pack, [] for logits alone; None: all.
+        num_views: how many training views to pack, from the first; None: all.
 
-    Raises: CacheError if the cache is half-built or damaged, has a codec that HDF5 has no filter
-        for, or `out` exists or cannot be written; SettingsError for levels or views that it has
-        not.
+    Raises: CacheError if the cache is half-built or damaged or has a codec without a filter in
+        HDF5, or if `out` exists or cannot be written; SettingsError if the cache does not have
+        these levels or views.
     """
     storage = open_storage(place)
     progress, source = progress or Silent(), read_manifest(storage)
@@ -111,20 +112,21 @@ def _refuse_old(out: Path) -> CacheError:
 
 
 def _check_free(out: Path, manifest: Manifest) -> None:
-    """Before anything is written, as far as arrays are raw: what a codec makes of the others is met
-    when the disk is full.
+    """Raise CacheError if the disk cannot hold the raw arrays.
+
+    What a codec makes of the others is not known yet.
     """
     needed = count_fixed_bytes(manifest)
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise CacheError(
-            f"{out}: free disk space is {free / 1e9:.2f} GB, expected {needed / 1e9:.2f} GB or more; make room, choose another "
-            "place, or pack less of it (--levels, --views)"
+            f"{out}: free disk space is {free / 1e9:.2f} GB, expected {needed / 1e9:.2f} GB or "
+            "more; make room, choose another place, or pack less of it (--levels, --views)"
         )
 
 
 def _open(storage: Storage, source: Manifest, manifest: Manifest) -> dict[str, CacheReader]:
-    """Readers of the cache of `source` for the views of `manifest`."""
+    """Split -> a reader of the cache of `source`, for the views of `manifest`."""
     return {
         split: CacheReader(storage, source, split, num_views=layout.num_views, check="always")
         for split, layout in manifest.layouts.items()
@@ -134,7 +136,7 @@ def _open(storage: Storage, source: Manifest, manifest: Manifest) -> dict[str, C
 def _list_documents(
     storage: Storage, source: Manifest, manifest: Manifest
 ) -> Iterator[tuple[str, bytes]]:
-    """Key and contents of each; of the whole cache those that are there, byte for byte."""
+    """(key, contents) of each document; a whole cache keeps its documents byte for byte."""
     whole = manifest is source
 
     def read(key: str, make: Callable[[], bytes]) -> tuple[str, bytes]:
@@ -165,7 +167,7 @@ def _walk(
     progress: Progress,
     put: Put | None = None,
 ) -> None:
-    """Read and check every chunk that the manifest names, group by group, and put it where it goes."""
+    """Read and check every chunk of the manifest, group by group, and pass it to `put`."""
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
     num_threads = max(reader.storage.num_threads(PACK_THREADS) for reader in readers.values())
 
@@ -188,7 +190,7 @@ def _walk(
 
 
 def _read_back(partial: Path, progress: Progress) -> None:
-    """Open it as training does, and compare every chunk and document with what they must be."""
+    """Open the file as training does, and check every chunk and document."""
     storage = open_storage(partial)
     manifest = read_manifest(storage)
     _walk(_open(storage, manifest, manifest), manifest, "reading back", progress)
@@ -196,21 +198,20 @@ def _read_back(partial: Path, progress: Progress) -> None:
 
 @contextmanager
 def _hold(partial: Path) -> Iterator[int]:
-    """A descriptor of the unfinished file, which one process at a time writes; where it has not got
-    its name, it goes.
+    """A descriptor of the unfinished file, which one process at a time may write.
 
-    Raises: OSError.
+    At the end the file is removed, if it still has its unfinished name. Raises OSError.
     """
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), partial.stat()):
-            raise BlockingIOError  # who held it has given the file its name meanwhile
-        if (
-            os.fstat(descriptor).st_nlink > 1
-        ):  # killed between `rename_new`'s two steps: it is a finished file's
+            raise BlockingIOError  # its holder has given the file its name meanwhile
+        # a process killed between the two steps of `rename_new` leaves a finished file here
+        if os.fstat(descriptor).st_nlink > 1:
             raise CacheError(
-                f"{partial}: file is another name of a finished file, expected an unfinished one; remove this name"
+                f"{partial}: file is another name of a finished file, expected an unfinished one; "
+                "remove this name"
             )
         try:
             yield descriptor
@@ -222,7 +223,7 @@ def _hold(partial: Path) -> Iterator[int]:
 
 @contextmanager
 def _explain_refusal(out: Path) -> Iterator[None]:
-    """Raises CacheError if the disk refuses."""
+    """Turn an OSError of the disk into a CacheError."""
     try:
         yield
     except BlockingIOError:
@@ -232,9 +233,8 @@ def _explain_refusal(out: Path) -> Iterator[None]:
     except FileExistsError:
         raise _refuse_old(out) from None
     except OSError as error:
-        reason = (
-            os.strerror(error.errno) if error.errno else one_line(error)
-        )  # HDF5's are a page long
+        # messages of HDF5 are a page long
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         raise CacheError(
             f"{out}: file cannot be written ({reason}); make room or choose another place"
         ) from None

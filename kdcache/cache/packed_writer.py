@@ -1,9 +1,8 @@
-"""The HDF5 structure of a packed cache: documents, and arrays into which samples are then written
-one by one.
+"""Writes the HDF5 file of a packed cache: documents first, then samples one by one.
 
-Raw arrays are contiguous and allocated at once, so that a sample's place is arithmetic and its
-bytes go there by position, past HDF5. Chunks of coded ones go through HDF5, which then has the
-index; they are stored bytes, and no filter runs.
+Raw arrays are contiguous and allocated at once, so the offset of a sample is computed and its bytes
+are written there, past HDF5. Chunks of arrays with a codec go through HDF5, which keeps their
+index; they are written as they are stored, and no filter runs.
 """
 
 from __future__ import annotations
@@ -25,26 +24,22 @@ from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 if TYPE_CHECKING:
     import h5py
 
-_SHARED = {
-    "libver": ("v110", "v110"),
-    "locking": False,
-}  # the oldest version that has checksums of its whole structure
+# v110 is the oldest version that has checksums of its whole structure
+_SHARED = {"libver": ("v110", "v110"), "locking": False}
 _ALIGN_FROM, _ALIGN = 1 << 20, 4096  # arrays of a megabyte and more begin on a page
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _COMPRESSORS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _STEP = 16 << 20  # bytes reserved at once
-_OVERHEAD = (
-    4096  # of a document or chunk, at most: its header, its place in an index, its alignment
-)
-_INDEX_ENTRY = 20  # bytes of a chunk in HDF5's index, at most: offset, size, mask
+_OVERHEAD = 4096  # most bytes of a document's or chunk's header, index entry and alignment
+_INDEX_ENTRY = 20  # most bytes of a chunk in HDF5's index: offset, size, mask
 _BLOSC, _ZSTD = 32001, 32015  # as registered with the HDF Group
 
 
 class PackedWriter:
     """A packed cache while it is written. `put` is thread-safe.
 
-    What HDF5 is to write is reserved before: it does not survive a full disk, not even in closing
-    its file.
+    Disk space is reserved before HDF5 writes: HDF5 cannot handle a full disk, not even when it
+    closes its file.
     """
 
     def __init__(self, opened: h5py.File, descriptor: int, manifest: Manifest) -> None:
@@ -59,7 +54,7 @@ class PackedWriter:
         self.offsets = {name: array.get_offset() for name, array in self.arrays.items()}
 
     def add_document(self, name: str, data: bytes) -> None:
-        """Write a document. Raises OSError."""
+        """Write the document of key `name`. Raises OSError."""
         import h5py
 
         self._reserve(len(data))
@@ -67,7 +62,13 @@ class PackedWriter:
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.frombuffer(data, np.uint8))
 
     def put(self, name: str, view: int, sample: int, chunk: np.ndarray) -> None:
-        """Write the stored bytes of a sample of the array "train/low". Raises OSError."""
+        """Write the stored bytes of a sample, uint8 [size].
+
+        Args:
+            name: of the array, as "train/low".
+
+        Raises: OSError.
+        """
         array = self.arrays[name]
         if self.offsets[name] is None:
             self._reserve(chunk.size)
@@ -82,7 +83,7 @@ class PackedWriter:
             left, offset = left[count:], offset + count
 
     def finish(self) -> None:
-        """Say that everything is in it."""
+        """Mark the file as complete. Raises OSError."""
         self.opened.attrs["complete"] = np.uint8(1)
         self.opened.flush()
         self.size_bytes = self.opened.id.get_filesize()
@@ -100,18 +101,17 @@ class PackedWriter:
 def create_file(
     path: Path, descriptor: int, manifest: Manifest, documents: Iterable[tuple[str, bytes]]
 ) -> Iterator[PackedWriter]:
-    """The file of a cache, with its documents and room for its samples.
+    """Create the file of a cache, with its documents and room for its samples.
 
     Args:
-        descriptor: of `path`, for writing. documents: (path as below a cache's folder, contents).
+        descriptor: of `path`, open for writing. documents: (key, contents) of each.
 
     Raises: OSError.
     """
     import h5py
 
-    reserve(
-        descriptor, 0, count_fixed_bytes(manifest) + _STEP
-    )  # refused now, where HDF5 has nothing to close yet
+    # a full disk is refused now, before HDF5 has a file to close
+    reserve(descriptor, 0, count_fixed_bytes(manifest) + _STEP)
     with h5py.File(
         path, "w", alignment_threshold=_ALIGN_FROM, alignment_interval=_ALIGN, **_SHARED
     ) as opened:
@@ -121,21 +121,22 @@ def create_file(
         packed = PackedWriter(opened, descriptor, manifest)
         for name, data in documents:
             packed.add_document(name, data)
-        opened.flush()  # from here on who opens it is told that it is not finished
+        opened.flush()  # from here on a reader is told that the file is unfinished
         yield packed
     os.ftruncate(descriptor, packed.size_bytes)
     os.fsync(descriptor)
 
 
 def reserve(descriptor: int, offset: int, size_bytes: int) -> None:
-    """Make sure that writing there finds room, where the system can. Raises OSError."""
+    """Reserve disk space for a range of a file, if the system can. Raises OSError."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, offset, size_bytes)
 
 
 def count_fixed_bytes(manifest: Manifest) -> int:
-    """Of what no codec decides: raw arrays, and the index of coded ones, which HDF5 writes at once
-    with their first chunk.
+    """Bytes that do not depend on a codec: raw arrays, and the index of the other arrays.
+
+    HDF5 writes the whole index of an array with its first chunk.
     """
     return sum(
         (_INDEX_ENTRY if spec.codec else spec.item_bytes) * layout.num_views * layout.num_samples
@@ -146,9 +147,9 @@ def count_fixed_bytes(manifest: Manifest) -> int:
 
 
 def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:
-    """Number and values of the HDF5 filter that reads an array's chunks.
+    """(number, values) of the HDF5 filter that decodes an array's chunks.
 
-    Raises CacheError for a codec that has none.
+    Raises CacheError if there is none for its codec.
     """
     settings = dict(spec.codec.settings or ())
     if spec.codec.name == "blosc" and settings["cname"] in _COMPRESSORS:
@@ -161,8 +162,8 @@ def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:
     if spec.codec.name == "zstd":
         return _ZSTD, (max(settings["level"], 0),)
     raise CacheError(
-        f"{spec.name}: codec is {spec.codec.name}, expected none, blosc or zstd, which HDF5 has filters for; build the cache "
-        "with cache.codec raw, blosc-lz4 or blosc-zstd to pack it"
+        f"{spec.name}: codec is {spec.codec.name}, expected none, blosc or zstd, which HDF5 has "
+        "filters for; build the cache with cache.codec raw, blosc-lz4 or blosc-zstd to pack it"
     )
 
 
@@ -193,7 +194,7 @@ def _contiguous() -> h5py.h5p.PropDCID:
 
 
 def _coded(spec: ArraySpec) -> h5py.h5p.PropDCID:
-    """The filter is optional, so that who writes or reads stored bytes needs no plugin for it."""
+    """The filter is optional: writing or reading stored bytes needs no plugin for it."""
     import h5py
 
     how, (number, values) = _properties(), find_filter(spec)

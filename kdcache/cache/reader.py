@@ -1,9 +1,9 @@
-"""Reads a cache: where are the bytes of (array, view, sample)? -> checked bytes in a slot that is
-already there.
+"""Reads samples of a cache into preallocated slots, and checks their bytes.
 
-Without zarr in between: the shard index is parsed once, each chunk goes straight into its slot (a
-coded one into memory of its thread, and from there decoded into the slot) and is compared with the
-crc32c of the commit record: the checksum in the file alone does not notice two shards swapped.
+No zarr in between: the shard index is parsed once, and each chunk is read straight into its slot. A
+chunk with a codec is read into memory of the thread and decoded into the slot. Bytes are compared
+with the crc32c of the commit record: the checksum in the file alone does not notice that two shards
+were swapped.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ Check = Literal["always", "first", "never"]
 
 
 class _Room(threading.local):
-    """Memory of one thread for a coded chunk; it grows to the largest. A reader that is sent to
-    another process leaves it.
-    """
+    """Memory of one thread for a coded chunk; it grows to the largest, and is not pickled."""
 
     def __init__(self) -> None:
         self.bytes = np.empty(0, np.uint8)
@@ -49,16 +47,16 @@ class CacheReader(SplitIndex):
 
     Args:
         storage: of the cache, or its address.
-        manifest: the cache's.
+        manifest: of the cache.
         split: "train" or "val".
-        num_views: how many of its views must be complete (default: all).
-        check: which readings of a chunk are compared with its commit record: always, the first in
-        this process, never.
-        stage: where copies of shard files are kept, if any are.
+        num_views: how many of its views must be complete; None: all.
+        check: which readings of a chunk are compared with its commit record: "always", "first" (in
+            this process) or "never".
+        stage: the local folder for copies of shard files; None: no copies.
 
     Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
-        document is damaged (the commit records of views after the first are read with their first
-        sample).
+        document is damaged. Commit records of views after the first are read with the first sample
+        of their group.
     """
 
     def __init__(
@@ -81,9 +79,9 @@ class CacheReader(SplitIndex):
         }
         self._room = _Room()
         self.encodings = manifest.encodings if split == "train" else {"logits": Encoding()}
-        """How logits and each level are stored."""
+        """"logits" or level -> how it is stored."""
         self.bases = read_bases(storage, self.encodings)
-        """level -> float32 [C, R] of the lowrank ones."""
+        """Lowrank level -> its basis, float32 [C, R]."""
         shape = (self.num_views, self.layout.num_samples)
         self._read = {name: np.zeros(shape, bool) for name in self._specs}
         self._checked = {name: np.zeros(shape, bool) for name in self._specs}
@@ -97,15 +95,15 @@ class CacheReader(SplitIndex):
         sample: int,
         maps: MappedFiles | None = None,
     ) -> None:
-        """Fill a contiguous array of the item's shape and dtype.
+        """Read one sample of one array into a contiguous slot of its shape and dtype.
 
         Args:
-            maps: where given, a chunk's second and later readings are plain copies from mapped
-                files. The first is by position: what is wrong with a disk is then said in words,
-                not by a signal that ends the process.
+            maps: if given, second and later readings of a chunk are copied from mapped files. The
+                first reading is by position, so that a fault of the disk is an error in words and
+                not a signal that ends the process.
 
         Raises: CacheCorruptError naming array, view, sample and file if the bytes are not those
-        committed.
+            that were committed.
         """
         item = array, view, sample
         shard = self._shard_of(*item)
@@ -115,11 +113,9 @@ class CacheReader(SplitIndex):
             if not shard.staged:
                 raise
             self._drop_copy(shard, *item)
-            if maps is not None:
-                maps.forget(
-                    shard.chunks.storage.local_path(shard.chunks.key)
-                )  # which would go on to be the damaged file
-            self._read[array][view] = False  # by position, as what was never read
+            if maps is not None:  # else the mapping would go on to be the damaged file
+                maps.forget(shard.chunks.storage.local_path(shard.chunks.key))
+            self._read[array][view] = False  # so the next reading is by position
             self._read_into(slot, item, self.locate(*item), maps)
 
     def _read_into(
@@ -142,10 +138,10 @@ class CacheReader(SplitIndex):
                 ) from None
 
     def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
-        """A chunk as it is stored, coded or not, uint8 [size], in memory of this thread: valid
-        until its next reading.
+        """Read a chunk as it is stored, coded or not, uint8 [size].
 
-        Raises: CacheCorruptError.
+        It is in memory of this thread, and valid until the thread's next reading. Raises
+        CacheCorruptError.
         """
         place = self.locate(array, view, sample)
         chunk = self._room.get(place.size_bytes)
@@ -159,7 +155,7 @@ class CacheReader(SplitIndex):
         item: tuple[str, int, int],
         maps: MappedFiles | None,
     ) -> None:
-        """Fill `chunk` with stored bytes, compared with the commit record as `check` says."""
+        """Fill `chunk` with stored bytes, checked as `check` says. Raises CacheCorruptError."""
         array, view, sample = item
         follower = self._fetch(place, chunk, item, maps)
         self._read[array][view, sample] = True
@@ -179,8 +175,9 @@ class CacheReader(SplitIndex):
         item: tuple[str, int, int],
         maps: MappedFiles | None,
     ) -> int:
-        """Fill `chunk` with stored bytes, by position or from a mapping; returns the checksum
-        behind them, or what it must be.
+        """Fill `chunk` with stored bytes, by position or from a mapping.
+
+        Returns: the checksum stored behind them; if there is none, that of the commit record.
         """
         array, view, sample = item
         follower = np.array([place.crc32c], "<u4")
@@ -203,18 +200,21 @@ class CacheReader(SplitIndex):
         return int(follower[0])
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
-        """One sample of one array, freshly allocated."""
+        """Read one sample of one array into new memory, [*item_shape] of the array's dtype.
+
+        Raises CacheCorruptError.
+        """
         spec = self._specs[array]
-        self.locate(
-            array, view, sample
-        )  # a size that no file has is met before its slot is allocated
+        self.locate(array, view, sample)  # refuses a wrong size before memory is allocated for it
         slot = np.empty(spec.item_shape, spec.dtype)
         self.read_into(slot, array=array, view=view, sample=sample)
         return slot
 
     def decode(self, name: str, view: int, sample: int) -> np.ndarray:
-        """The teacher's answer float32 [C, H, W], logits or a level; of lowrank its direction at
-        each position, of length 1 but for what the basis leaves out.
+        """Read and decode logits or a level, float32 [C, H, W].
+
+        A lowrank level gives only the direction of the features at each position: a vector of
+        length 1, less what the basis leaves out. Raises CacheCorruptError.
         """
         import torch
 
@@ -235,9 +235,7 @@ def open_split(
     check: Check = "first",
     stage: Stage | None = None,
 ) -> CacheReader:
-    """A reader of "train" or "val" of the cache at an address; see `CacheReader`. Raises
-    CacheError.
-    """
+    """Open "train" or "val" of the cache at an address; see `CacheReader`. Raises CacheError."""
     storage = open_storage(place)
     manifest = read_manifest(storage)
     return CacheReader(storage, manifest, split, num_views=num_views, check=check, stage=stage)

@@ -1,5 +1,6 @@
-"""Commit records: one sealed JSON file a shard group, published last. What has no record was never
-written.
+"""Commit records: one sealed JSON file for each shard group, published last.
+
+A group without a record counts as not written.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """What a group's files must be.
+    """What the files of a shard group must be.
 
     identity: sha256 (hex) of the identity of the split that the group was made for.
     sample_ids: ids of the group's samples, in order.
     files: array -> its shard file.
-    crcs: array -> crc32c of each chunk's bytes (the value stored behind the chunk, too).
-    views: parameters each view was drawn with, one dict a sample.
+    crcs: array -> crc32c of each chunk's bytes; the same value is stored behind the chunk.
+    views: parameters that each view was drawn with, one dict for each sample.
     """
 
     identity: str
@@ -44,14 +45,14 @@ class CommitRecord:
 
     @property
     def size_bytes(self) -> int:
-        """Of all shard files."""
+        """Bytes of all shard files."""
         return sum(file.size_bytes for file in self.files.values())
 
 
 def write_record(
     storage: Storage, group: Group, record: CommitRecord, *, lease: Lease | None = None
 ) -> None:
-    """Publish a record in one step: that is the commit. Raises LeaseLostError, OSError."""
+    """Publish a record in one step: the commit. Raises LeaseLostError, OSError."""
     storage.replace(commit_key(group), seal_record(group, record), lease=lease)
 
 
@@ -75,10 +76,9 @@ def seal_record(group: Group, record: CommitRecord) -> bytes:
 
 
 def has_record(storage: Storage, group: Group) -> bool:
-    """Whether something stands where the group's record belongs; what, `read_record` tells.
+    """Whether a file or anything else has the key of the group's record; `read_record` checks it.
 
-    Raises: CacheError if that cannot be told: a disk that does not answer must not look like an
-    empty one.
+    Raises CacheError if the storage does not answer: that must not look like an empty cache.
     """
     try:
         return storage.exists(commit_key(group))
@@ -87,10 +87,9 @@ def has_record(storage: Storage, group: Group) -> bool:
 
 
 def list_records(storage: Storage) -> set[str]:
-    """Names of the files that stand where commit records belong; one look at the folder, however
-    many they are.
+    """Names of all files in the folder of commit records, by one listing.
 
-    Raises: CacheError if that cannot be told.
+    Raises CacheError if the storage does not answer.
     """
     try:
         return storage.list_names(COMMITS)
@@ -103,9 +102,9 @@ def _refuse_look(where: str, what: str, error: OSError) -> CacheError:
 
 
 def find_committed(storage: Storage, groups: Iterable[Group]) -> list[Group]:
-    """Those groups that have a record, by one look at the folder.
+    """Those groups that have a record, by one listing of the folder.
 
-    Raises CacheError if that cannot be told.
+    Raises CacheError if the storage does not answer.
     """
     there = list_records(storage)
     return [group for group in groups if record_name(group) in there]
@@ -114,14 +113,14 @@ def find_committed(storage: Storage, groups: Iterable[Group]) -> list[Group]:
 def read_record(
     storage: Storage, layout: SplitLayout, group: Group, *, identity: str, cure: str
 ) -> CommitRecord:
-    """The record of a committed group.
+    """Read and check the record of a committed group.
 
     Args:
-        identity: sha256 of the split's identity. cure: what to do about a damaged record, for the
-            message.
+        identity: sha256 (hex) of the split's identity.
+        cure: what to do about a damaged record, for the message.
 
-    Raises: CacheCorruptError if it is damaged or of another group, OtherCacheError if it is of
-    another cache.
+    Raises: CacheCorruptError if the record is damaged or of another group, OtherCacheError if it is
+        of another cache.
     """
     path = storage.name(commit_key(group))
     document = read_sealed(storage, commit_key(group), cure=cure)
@@ -181,7 +180,7 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
 
 
 def _check_size(found: object, layout: SplitLayout, spec: ArraySpec, group: Group) -> None:
-    """Raises ValueError if a shard file cannot be of that size."""
+    """Raise ValueError if a shard file cannot have that size."""
     most = layout.shard_bytes(spec, group)
     fits = (
         found == most

@@ -1,12 +1,10 @@
-"""Shard files: chunks, each with the crc32c of its bytes behind it, then the index of a Zarr v3
-shard.
+"""Shard files of Zarr v3: chunks, each followed by its crc32c, then the index and its crc32c.
 
-And the one question below reading and verifying: where are the bytes of an array's samples of one
-shard group? A folder or a bucket answers with a shard file and the index at its end, a packed cache
-with places in its one file.
+`find_chunks` finds the samples of one array and shard group: in a folder or a bucket by the index
+at the end of a shard file, in a packed cache by offsets in its one file.
 
 Shards are written here and not by zarr, because a file must be flushed, read back and hashed before
-it may count; that it is what zarr would have written, byte for byte, is tested.
+it counts. A test checks that the bytes are those that zarr would write.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from kdcache.errors import CacheCorruptError
 from kdcache.storage.base import OpenFile, ShardFile, Storage
 from kdcache.storage.local import open_plain
 
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # limits of descriptors and of mappings
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many descriptors or mappings
 ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
 
 
@@ -32,10 +30,10 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not hav
 class Chunks:
     """Where the samples of one array and shard group are.
 
-    storage, key: the file. places: (offset, size) of each chunk, uint64 [samples, 2], size without
-    any checksum.
-    checksums: whether 4 bytes of crc32c follow each chunk, and a shard's index the
-    last.
+    storage, key: the file.
+    places: (offset, size) of each chunk, uint64 [samples, 2]; size without checksum, in bytes.
+    checksums: whether the file is a shard: each chunk is followed by 4 bytes of crc32c, and the
+        last one by the index.
     """
 
     storage: Storage
@@ -53,12 +51,12 @@ def find_chunks(
     file: ShardFile,
     cure: str,
 ) -> Chunks:
-    """Where a group's samples of one array are.
+    """Find a group's samples of one array.
 
     Args:
-        file: what the commit record says of the shard. cure: for the message.
+        file: the shard file by the commit record. cure: for the message.
 
-    Raises: CacheCorruptError if that is not what is there.
+    Raises: CacheCorruptError if the storage does not hold that.
     """
     array, shape = f"{layout.split}/{spec.name}", (layout.num_views, layout.num_samples)
     places = storage.find_places(array, shape=(*shape, *spec.item_shape), dtype=spec.dtype)
@@ -84,7 +82,7 @@ def read_chunks(
     file: ShardFile,
     cure: str,
 ) -> Chunks:
-    """Like `find_chunks` in a shard file, wherever that is."""
+    """Find a group's samples in the shard file `key`. Raises CacheCorruptError."""
     count = group.stop - group.start
     index = read_index(
         storage,
@@ -100,10 +98,11 @@ def read_chunks(
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """The bytes of one shard file; of a packed cache, which keeps only chunks, checksums and index
-    are made again.
+    """The bytes of one shard file.
 
-    file: what the commit record says of it. crcs: crc32c of each chunk.
+    A packed cache keeps only the chunks; checksums and index are computed again.
+
+    file: the shard file by the commit record. crcs: crc32c of each chunk.
     """
 
     storage: Storage
@@ -114,10 +113,10 @@ class ShardSource:
     crcs: list[int]
 
     def read_parts(self, max_bytes: int) -> Iterator[np.ndarray]:
-        """The whole file, uint8 part after part. Raises OSError, CacheCorruptError.
+        """Read the whole file in parts, uint8 [size] each. Raises OSError, CacheCorruptError.
 
         Args:
-            max_bytes: of a part, unless the storage keeps only chunks.
+            max_bytes: the most bytes of a part; in a packed cache a part is a chunk.
         """
         if self.storage.is_single_file:
             yield from self._join_chunks()
@@ -147,18 +146,19 @@ def _read_exactly(opened: OpenFile, offset: int, size_bytes: int) -> np.ndarray:
 
 
 def crc32c(array: np.ndarray) -> int:
-    """crc32c of a contiguous array's bytes; other threads run meanwhile."""
+    """crc32c of a contiguous array's bytes, computed without the interpreter's lock."""
     return crc32c_library.crc32c(array.reshape(-1).view(np.uint8))
 
 
 def list_parts(
     chunks: list[np.ndarray], crcs: list[int], *, shard_samples: int
 ) -> list[memoryview | bytes]:
-    """The bytes of a shard file, one part after the other.
+    """The bytes of a shard file, in parts.
 
     Args:
-        chunks: bytes of each sample, coded or not, uint8 [size]. crcs: crc32c of each.
-            shard_samples: entries of the index.
+        chunks: stored bytes of each sample, coded or not, uint8 [size].
+        crcs: crc32c of each chunk.
+        shard_samples: number of entries of the index.
     """
     parts: list[memoryview | bytes] = []
     for chunk, crc in zip(chunks, crcs, strict=True):
@@ -167,14 +167,20 @@ def list_parts(
 
 
 def list_tail(chunk_bytes: list[int], *, shard_samples: int) -> list[bytes]:
-    """What follows the chunks: the index and its checksum."""
+    """The bytes that follow the chunks: the index and its checksum.
+
+    Args:
+        chunk_bytes: of each chunk, without its checksum.
+    """
     index = build_index(chunk_bytes, shard_samples=shard_samples)
     return [index.tobytes(), crc32c(index).to_bytes(CRC_BYTES, "little")]
 
 
 def build_index(chunk_bytes: list[int], *, shard_samples: int) -> np.ndarray:
-    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2]; size with the chunk's
-    checksum.
+    """(offset, size) of each chunk, little-endian uint64 [shard_samples, 2].
+
+    Sizes include the 4 bytes of the chunk's checksum, which `chunk_bytes` do not. Entries without a
+    chunk are ABSENT.
     """
     index = np.full((shard_samples, 2), ABSENT, "<u8")
     sizes = np.array(chunk_bytes, "<u8") + np.uint64(CRC_BYTES)
@@ -193,13 +199,14 @@ def read_index(
     chunk_bytes: int | None,
     cure: str,
 ) -> np.ndarray:
-    """The index of a shard file, as `build_index` makes it.
+    """Read and check the index of a shard file, as `build_index` makes it.
 
     Args:
-        count: samples in the file. size_bytes: of the file. chunk_bytes: of each chunk without
-            checksum; None: any.
+        count: number of samples in the file. size_bytes: of the file.
+        chunk_bytes: of each chunk, without checksum; None: any.
+        cure: for the message.
 
-    Raises: CacheCorruptError.
+    Raises: CacheCorruptError if size, checksum or contents are not as expected.
     """
     path, tail = storage.name(key), np.empty(index_bytes(shard_samples), np.uint8)
     try:
@@ -227,18 +234,18 @@ def read_index(
 
 
 class MappedFiles:
-    """Shard files mapped into memory, read only, each once.
+    """Shard files mapped into memory, read-only, each once.
 
-    Each holds a file descriptor until this object goes.
+    Each mapping keeps a file descriptor until this object is deleted.
     """
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
 
     def open(self, path: str) -> mmap.mmap | None:
-        """The mapping of a local file; None if the system has no room for one more.
+        """Map a local file; None if the system allows no further mapping.
 
-        Raises: OSError, also if the file is shorter than when it was mapped: reading what is gone
+        Raises OSError, also if the file is shorter than when it was mapped: reading past its end
         would end the process.
         """
         mapped = self._maps.get(path)
@@ -256,14 +263,12 @@ class MappedFiles:
         return mapped
 
     def forget(self, path: str) -> None:
-        """Map a file anew at its next use: another one has its name now."""
+        """Map a file again at its next use, because another one has its name now."""
         self._maps.pop(path, None)
 
 
 def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:
-    """Fill contiguous arrays one after the other from a position of a mapping; returns the number
-    of bytes got.
-    """
+    """Fill contiguous arrays in turn from an offset of a mapping; returns the bytes copied."""
     done = 0
     for slot in slots:
         part = np.frombuffer(source, np.uint8)[offset + done : offset + done + slot.nbytes]

@@ -1,10 +1,10 @@
-"""A local copy of shard files that lie elsewhere: each is fetched whole at its first use, verified,
-and kept within a limit.
+"""The stage: a local folder with copies of shard files from elsewhere, within a limit of bytes.
 
-A copy is named by the sha256 of its bytes, which the commit record has: it cannot be taken for
-another, and caches share it. What was used longest ago goes first, but nothing that this process
-uses: samples come in random order, so a stage that is too small would fetch everything again and
-again. What finds no room is read where it is.
+A shard file is fetched whole at its first use and verified. A copy is named by the sha256 of its
+bytes, which the commit record has, so that caches can share it. The least recently used copies are
+removed first, but never one that this process uses: samples come in random order, so a stage that
+is too small would fetch everything again and again. A shard that finds no room is read from its
+storage.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from kdcache.storage import LocalFolder, ShardFile, open_storage
 
 log = logging.getLogger("kdcache")
 PART_BYTES = 8 << 20  # of a file, in memory at once
-OURS = uuid.uuid4().hex  # in containers all processes may have one number
-LOOK_S = 30.0  # between two looks at what other processes have put there
-STALE_S = 3600.0  # without a change: an unfinished copy is a dead process's
-SHARE = 0.02  # of the limit that is made free at once
+OURS = uuid.uuid4().hex  # in containers several processes may have the same number
+LOOK_S = 30.0  # between two listings of what other processes have put there
+STALE_S = 3600.0  # an unfinished copy that has not changed for so long is a dead process's
+SHARE = 0.02  # of the limit is made free at once
 _COPY = re.compile(r"[0-9a-f]{64}\.(shard|[0-9a-f]{32}\.partial)")
 
 
@@ -43,8 +43,8 @@ class Stage:
     """A folder of copies. Thread-safe; several processes may share it.
 
     Args:
-        folder: made where it is not there; files of other names stay untouched. limit_bytes: of all
-            copies in it.
+        folder: made if it is missing; files of other names stay untouched.
+        limit_bytes: the most bytes of all copies in it.
 
     Raises: SettingsError if the folder cannot be written.
     """
@@ -62,13 +62,14 @@ class Stage:
         return bind(Stage, limit_bytes=self.limit_bytes), (self.folder,)
 
     def bring(self, source: ShardSource, file: ShardFile) -> str | None:
-        """The key in `storage` of a shard's copy, fetched now if it is not there; None if there is
-        no room for it.
+        """Fetch a shard file if there is no copy of it.
 
         Args:
-            file: what the commit record says of the shard.
+            file: the shard file by the commit record.
 
-        Raises: OSError if it cannot be read, or is not what the record says.
+        Returns: the copy's key in `storage`; None if there is no room for it.
+        Raises: OSError if the source cannot be read, or its bytes are not those of the record;
+            CacheCorruptError.
         """
         key = f"{file.sha256[:2]}/{file.sha256}.shard"
         copy = self.folder / key
@@ -92,22 +93,23 @@ class Stage:
 
     @contextmanager
     def hold(self, key: str) -> Iterator[None]:
-        """Let no other thread fetch or remove a copy meanwhile."""
+        """Let no other thread fetch or remove a copy until the block ends."""
         with self.lock:
             held = self._holding[key]
         with held:
             yield
 
     def remove(self, key: str, *, size_bytes: int) -> None:
-        """Remove a copy that is damaged, or gone already; it must be held."""
+        """Remove a copy that is damaged or already gone; the caller must `hold` it."""
         with suppress(OSError):
             (self.folder / key).unlink()
         with self.lock:
             self._total -= size_bytes
 
     def _make_room(self, size_bytes: int) -> bool:
-        """Count the file in, and remove copies for it, those used longest ago first, if they are
-        not this process's.
+        """Count the file in, and remove the least recently used copies for it, but none of ours.
+
+        Returns: whether there is room now.
         """
         with self.lock:
             if self._full:
@@ -124,7 +126,8 @@ class Stage:
                 self._coming += size_bytes
         if not fits:
             self._say_full(
-                f"{self._total / 1e9:.2f} GB of it are in use, and cache.stage_gb is {self.limit_bytes / 1e9:g}"
+                f"{self._total / 1e9:.2f} GB of it are in use, "
+                f"and cache.stage_gb is {self.limit_bytes / 1e9:g}"
             )
         return fits
 
@@ -143,7 +146,7 @@ class Stage:
                     excess_bytes -= size
 
     def _say_full(self, why: str) -> None:
-        """Once; from then on nothing is fetched."""
+        """Warn once that the stage is full; from then on nothing is fetched."""
         if not self._full:
             log.warning(
                 "%s: stage is full (%s); what is not in it is read where it is", self.folder, why
@@ -152,7 +155,7 @@ class Stage:
 
 
 def open_stage(config: CacheConfig) -> Stage | None:
-    """The stage of the settings; None if they name none. Raises SettingsError."""
+    """The stage that `cache.stage_dir` names; None if it names none. Raises SettingsError."""
     if config.stage_dir is None:
         return None
     folder = Path(os.path.realpath(config.stage_dir))
@@ -160,14 +163,14 @@ def open_stage(config: CacheConfig) -> Stage | None:
     remote = open_storage(config.path).is_remote
     if not remote and (cache.is_relative_to(folder) or folder.is_relative_to(cache)):
         raise SettingsError(
-            f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder beside the cache, not above or in it; "
-            "change it"
+            f"settings: cache.stage_dir is {str(config.stage_dir)!r}, expected a folder beside the "
+            "cache, not above or in it; change it"
         )
     return Stage(config.stage_dir, limit_bytes=int(config.stage_gb * 1e9))
 
 
 class _RefusedError(Exception):
-    """The disk of the stage takes no more; in its words."""
+    """The disk of the stage refuses a write; the message is the system's."""
 
 
 @contextmanager
@@ -186,22 +189,23 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise SettingsError(
-            f"settings: cache.stage_dir is {str(folder)!r}, expected a folder to write into ({error.strerror}); change it"
+            f"settings: cache.stage_dir is {str(folder)!r}, expected a folder to write into "
+            f"({error.strerror}); change it"
         ) from None
 
 
 def _touch(copy: Path, size_bytes: int) -> bool:
-    """Whether the whole copy is there; then it counts as used now."""
+    """Whether the whole copy exists; if so, its time of last use becomes now."""
     with suppress(OSError):
         there = copy.stat().st_size == size_bytes
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # it may be another user's
             os.utime(copy)
         return there
     return False
 
 
 def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of each, and of what other processes are fetching."""
+    """(time of last use, bytes, path) of each copy, also of those others are fetching now."""
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         ours = path.name.endswith(f".{OURS}{PARTIAL}")
         if _COPY.fullmatch(path.name) and path.name.startswith(path.parent.name) and not ours:
@@ -211,7 +215,7 @@ def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
-    """Raises OSError of the source, _RefusedError of the stage."""
+    """Copy and verify. Raises OSError for the source, _RefusedError for the stage."""
     partial, total = copy.with_name(f"{file.sha256}.{OURS}{PARTIAL}"), hashlib.sha256()
     with _as_refused():
         partial.parent.mkdir(exist_ok=True)

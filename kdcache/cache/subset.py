@@ -18,11 +18,13 @@ from kdcache.errors import Phrase, SettingsError, describe
 
 
 def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int | None) -> Manifest:
-    """The manifest of fewer levels and views; the same object where that is everything.
+    """The manifest of some levels and views; `manifest` itself if nothing is left out.
+
+    It is the manifest of a cache whose settings ask for no more.
 
     Args:
-        levels: those to keep, [] for logits alone; None: all. num_views: of the training split;
-            None: all.
+        levels: the levels to keep, [] for logits alone; None: all.
+        num_views: how many training views to keep, from the first; None: all.
 
     Raises: SettingsError for a level that is not cached, or more views than the cache is to hold.
     """
@@ -68,10 +70,10 @@ def cut_record(record: CommitRecord, manifest: Manifest, group: Group) -> Commit
 
 
 def _cut_identity(identity: dict, arrays: tuple, names: set[str]) -> dict:
-    """In the order that phase one writes."""
+    """A subset's identity, with its facts in the order in which phase one writes them."""
     teacher, encoding = dict(identity["teacher"]), _keep(identity.get("encoding", {}), names)
     teacher["layers"] = _keep(teacher["layers"], names)
-    if "high" not in names:  # whose grid it says
+    if "high" not in names:  # high_stride concerns only that level
         teacher.pop("high_stride", None)
     cut = {**identity, "format_version": find_version(arrays), "teacher": teacher}
     cut["arrays"] = {array.name: describe_array(array) for array in arrays}
@@ -80,8 +82,9 @@ def _cut_identity(identity: dict, arrays: tuple, names: set[str]) -> dict:
 
 
 def _cut_information(information: dict, names: set[str], num_views: int) -> dict:
-    """The settings that ask for the subset; what was measured about levels and views that are not
-    in it is left out.
+    """Information with the settings that ask for the subset.
+
+    Measurements of levels and views that are not in it are left out.
     """
     cut = {name: copy.deepcopy(value) for name, value in information.items() if name != "fidelity"}
     settings = cut["settings"]
@@ -90,9 +93,8 @@ def _cut_information(information: dict, names: set[str], num_views: int) -> dict
     settings["cache"]["levels"] = [level for level in settings["cache"]["levels"] if level in names]
     if isinstance(settings["cache"].get("encoding"), dict):
         settings["cache"]["encoding"] = _keep(settings["cache"]["encoding"], names)
-    if (
-        make_config(drop_unknown(settings)).cache.codec_name != codec_name
-    ):  # auto means another one without lowrank levels
+    # "auto" means another codec without lowrank levels
+    if make_config(drop_unknown(settings)).cache.codec_name != codec_name:
         settings["cache"]["codec"] = codec_name
     if "scored_views" in cut:
         cut["scored_views"]["train"] = num_views

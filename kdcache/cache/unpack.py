@@ -1,5 +1,6 @@
-"""Makes a folder of a packed cache again, byte for byte: shards are rebuilt and held against their
-records, manifest last.
+"""Unpacks a packed cache into a folder, byte for byte.
+
+Shard files are rebuilt and compared with their commit records. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ UNPACK_THREADS = 2
 def unpack_cache(
     place: Storage | str | Path, out: Path, *, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Write the packed cache at `place` into the folder `out`; begun again, it goes on where it
-    was.
+    """Write the packed cache at `place` into the folder `out`.
 
-    Returns: number of shard groups written now, and their bytes. Raises: CacheError if `place` is
-    no packed cache or damaged, `out` holds anything but an unpacking that was interrupted, or the
-    disk refuses.
+    If it was interrupted before, it continues.
+
+    Returns: number of shard groups written now, and their bytes.
+
+    Raises: CacheError if `place` is damaged or no packed cache, if `out` holds anything but an
+        interrupted unpacking, or if the disk refuses.
     """
     packed, folder = open_storage(place), LocalFolder(out)
     _check_packed(packed)
@@ -66,12 +69,13 @@ def _check_packed(packed: Storage) -> None:
     if not (packed.is_single_file and there):
         found = "a folder or bucket" if there else "missing"
         raise CacheError(
-            f"{packed}: it is {found}, expected a packed cache; give the file that `export` has written"
+            f"{packed}: it is {found}, expected a packed cache; "
+            "give the file that `export` has written"
         )
 
 
 def _begin(packed: Storage, folder: Storage, manifest: Manifest) -> None:
-    """The folder, and every document but records and manifest. Raises CacheError."""
+    """Write the folder and every document but records and manifest. Raises CacheError."""
     with explain_refusal(folder):
         folder.create()
         with folder.lock(wait=True):
@@ -89,7 +93,7 @@ def _begin(packed: Storage, folder: Storage, manifest: Manifest) -> None:
 
 
 def _list_documents(manifest: Manifest) -> Iterator[str]:
-    """Keys of those that the manifest implies, whatever else the file may name."""
+    """Keys of the documents that the manifest implies, whatever else the file holds."""
     yield from (document.key for document in list_metadata(manifest))
     yield from (
         basis_key(level) for level, one in manifest.encodings.items() if one.kind == "lowrank"
@@ -99,7 +103,7 @@ def _list_documents(manifest: Manifest) -> Iterator[str]:
 def _write_group(
     packed: Storage, folder: Storage, manifest: Manifest, reader: CacheReader, group: Group
 ) -> int:
-    """Bytes of the group's shard files; 0 if it was there."""
+    """Write a group. Returns the bytes of its shard files; 0 if it was there already."""
     stored, layout = read_group_record(packed, manifest, group), manifest.layouts[group.split]
 
     def read_chunks(spec: ArraySpec) -> list[np.ndarray]:

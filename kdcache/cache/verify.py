@@ -1,7 +1,8 @@
-"""Finds what is damaged in a cache; changes nothing, prints nothing.
+"""Finds damage in a cache; changes nothing, prints nothing.
 
-By structure: documents, sizes, indices, and each chunk's stored checksum against its commit record,
-a few bytes a chunk. By data: every byte, against each chunk's crc32c and each file's sha256.
+Checking the structure compares documents, sizes, shard indices, and each chunk's stored checksum
+with the commit record: a few bytes are read for each chunk. Checking the data reads every byte, and
+compares each chunk's crc32c and each file's sha256.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ Choose = Callable[[list[Group]], list[Group]]
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was committed; `group` is None for a zarr.json or a basis,
-    `sample_id` for a whole file.
+    """One thing that is not as it was committed.
+
+    group: None for a zarr.json or a basis. array, sample_id: None if a whole file is damaged.
     """
 
     key: str
@@ -49,9 +51,10 @@ class Damage:
 class Findings:
     """What verifying found.
 
-    damage: in the order of groups. unwritten: groups that phase one has still to write, no damage.
-    num_groups: committed groups looked at. data: whether data were to be read. num_bytes: how many
-    bytes were.
+    damage: in the order of groups.
+    unwritten: groups that phase one has still to write; this is no damage.
+    num_groups: committed groups that were checked.
+    data: whether data were to be read. num_bytes: how many bytes of data were read.
     """
 
     damage: list[Damage] = field(default_factory=list)
@@ -73,20 +76,19 @@ def verify_cache(
     choose: Choose = lambda groups: groups,
     progress: Progress | None = None,
 ) -> Findings:
-    """Look at a whole cache.
+    """Check a whole cache.
 
     Args:
-        data: read every byte of the chosen groups, too.
-        choose: which of the committed groups' data are read; structure is always checked
-            everywhere.
+        data: also read every byte of the chosen groups.
+        choose: picks those of the committed groups whose data are read; the structure of all
+            groups is always checked.
 
     Raises: CacheMismatchError if it is no cache, CacheCorruptError if its manifest is damaged.
     """
     storage = open_storage(storage)
     manifest, findings = read_manifest(storage), Findings(data=data)
-    if list(
-        _find_metadata_damage(storage, manifest)
-    ):  # or views were added between reading the one and the other
+    # views may have been added after the manifest was read, so damage is looked for twice
+    if list(_find_metadata_damage(storage, manifest)):
         manifest = read_manifest(storage)
         findings.damage += _find_metadata_damage(storage, manifest)
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
@@ -114,10 +116,10 @@ def verify_cache(
 
 
 def choose_subset(text: str | None) -> Choose:
-    """A share like "5%", another one at every call, or part n of t like "2/7", the same at every
-    call; None is all.
+    """Parse --subset into a function that picks some of a list of groups.
 
-    Raises: SettingsError for anything else.
+    "5%" picks another random share at every call, "2/7" always the second of seven parts, and None
+    picks all. Raises SettingsError for anything else.
     """
     if text is None:
         return lambda groups: groups
@@ -133,7 +135,7 @@ def choose_subset(text: str | None) -> Choose:
 
 
 def _draw(groups: list[Group], share: float) -> list[Group]:
-    """Drawn from the system's noise: repeated checks come to see every group."""
+    """Drawn with the system's randomness, so that repeated checks come to see every group."""
     return random.SystemRandom().sample(groups, math.ceil(len(groups) * share))
 
 
@@ -153,7 +155,7 @@ def _find_metadata_damage(storage: Storage, manifest: Manifest) -> Iterator[Dama
 def _sort_missing(
     storage: Storage, manifest: Manifest, missing: set[Group], findings: Findings
 ) -> None:
-    """A record that is not there is a loss in views that were complete once, else work to do."""
+    """Missing records are damage in views that were complete once, else not written yet."""
     for group in sorted(missing):
         if group.view < manifest.complete_views[group.split]:
             findings.damage.append(Damage(commit_key(group), "commit record is missing", group))
@@ -164,7 +166,14 @@ def _sort_missing(
 def check_group(
     storage: Storage, manifest: Manifest, group: Group, *, data: bool
 ) -> tuple[list[Damage], int, list[str]]:
-    """Damage of one committed group, how many bytes of data were read, and its sample ids."""
+    """Check one committed group.
+
+    Args:
+        data: also read every byte.
+
+    Returns: its damage, the number of bytes of data that were read, and its sample ids ([] if its
+        record is damaged).
+    """
     layout = manifest.layouts[group.split]
     try:
         record = read_group_record(storage, manifest, group)
@@ -188,7 +197,7 @@ def _check_shard(
     *,
     data: bool,
 ) -> list[tuple[str, str | None]]:
-    """What is wrong with one shard file, and with which sample (None: the whole file)."""
+    """(what is wrong, id of the sample or None for the whole file), for one shard file."""
     file, total = record.files[spec.name], hashlib.sha256()
     try:
         chunks = find_chunks(storage, layout, spec, group, file=file, cure="")
@@ -207,7 +216,7 @@ def _check_shard(
 def _compare_stored_checksums(
     chunks: Chunks, spec: ArraySpec, record: CommitRecord
 ) -> Iterator[tuple[str, str]]:
-    """Four bytes a chunk: they tell a swapped or stale chunk, but no flipped bit in its data."""
+    """Read four bytes a chunk: they reveal a swapped or stale chunk, but no bit flipped in it."""
     stored = np.empty(1, "<u4")
     with chunks.storage.open_file(chunks.key) as opened:
         for id, crc, (offset, size) in (
@@ -225,8 +234,9 @@ def _compare_data(
     *,
     shard_samples: int,
 ) -> Iterator[tuple[str, str]]:
-    """Every chunk against the record, every byte of the shard file into `total`; what a packed
-    cache leaves out is made.
+    """Compare every chunk with the record, and hash every byte of the shard file into `total`.
+
+    What a packed cache leaves out of the shard file is computed.
     """
     room = np.empty(max(chunks.places[:, 1].tolist()), np.uint8)
     tail = list_tail(chunks.places[:, 1].tolist(), shard_samples=shard_samples)
@@ -240,7 +250,7 @@ def _compare_data(
                 yield "its bytes differ from the commit record's checksum", id
             elif follower[0] != crc:
                 yield "stored checksum differs from the commit record", id
-    for part in tail:  # compared when the chunks were found
+    for part in tail:  # `find_chunks` has compared the index with the sizes
         total.update(part)
 
 

@@ -1,4 +1,4 @@
-"""Writes whole shard groups: one owner each, commit record last."""
+"""Writes shard groups: each by one process, which holds its lease; the commit record last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GroupContents:
     """What a shard group holds.
 
     arrays: name -> contiguous [samples, *item_shape] of the array's dtype.
-    ids: of the samples, in order. views: the parameters each was drawn with.
+    ids: of the samples, in order. views: the parameters that each sample was drawn with.
     """
 
     arrays: dict[str, np.ndarray]
@@ -41,15 +41,15 @@ def write_group(
     contents: GroupContents,
     lease: Lease,
 ) -> int:
-    """Write all arrays of one shard group that has no record, make sure of their bytes, then
-    commit.
+    """Write all arrays of a shard group without a record, check their bytes, then commit it.
 
     Args:
         contents: of the whole group.
-        lease: of this group; checked before each step that others could see.
+        lease: of this group; it is checked before each step that others could see.
 
-    Returns: bytes of its shard files. Raises: CacheError if the disk refuses, LeaseLostError;
-    committed groups stay.
+    Returns: bytes of its shard files.
+
+    Raises: CacheError if the disk refuses, LeaseLostError. Committed groups stay as they are.
     """
 
     def make_record(files: Files, crcs: dict[str, list[int]]) -> CommitRecord:
@@ -78,8 +78,8 @@ def write_chunks(
     """Like `write_group`, with callbacks.
 
     Args:
-        chunks: makes an array's stored chunks, uint8 [size] each. record: makes what is committed
-            of files and checksums.
+        chunks: makes the stored chunks of an array, uint8 [size] each.
+        record: makes the commit record, from the shard files and the checksums of chunks.
     """
     keys = _list_keys(layout, group)
     check_targets(storage, layout, group)
@@ -102,16 +102,15 @@ def write_chunks(
 
 
 def check_targets(storage: Storage, layout: SplitLayout, group: Group) -> None:
-    """Raises CacheError if a folder, or a way out of the cache, stands where a file of the group
-    belongs.
-    """
+    """Raise CacheError if a folder, or a link out of the cache, is in the way of a group's file."""
     for key in _list_keys(layout, group):
         storage.check_target(key)
 
 
 def retract_group(storage: Storage, group: Group, *, lease: Lease) -> None:
-    """Take back a group's commit record, damaged or not: from here on the group counts as not
-    written.
+    """Remove a group's commit record: from then on the group counts as not written.
+
+    Raises CacheError if it cannot be removed, LeaseLostError.
     """
     key = commit_key(group)
     storage.check_inside(key.rpartition("/")[0], cure="remove the link")
@@ -120,12 +119,13 @@ def retract_group(storage: Storage, group: Group, *, lease: Lease) -> None:
         storage.remove(key)
     except OSError as error:
         raise CacheError(
-            f"{storage.name(key)}: commit record cannot be removed ({error.strerror}); remove it and repair again"
+            f"{storage.name(key)}: commit record cannot be removed ({error.strerror}); "
+            "remove it and repair again"
         ) from None
 
 
 def _list_keys(layout: SplitLayout, group: Group) -> list[str]:
-    """Of the record and every shard file."""
+    """Keys of the commit record and every shard file."""
     return [commit_key(group), *(shard_key(spec, group) for spec in layout.arrays)]
 
 
@@ -136,7 +136,7 @@ def _write_shards(
     make_chunks: Callable[[ArraySpec], list[np.ndarray]],
     lease: Lease,
 ) -> tuple[Files, dict[str, list[int]]]:
-    """Every shard, not yet published; and the checksum of each sample."""
+    """Write every shard file without publishing it. Returns files and checksums, by array."""
     files, crcs = {}, {}
     for spec in layout.arrays:
         chunks = make_chunks(spec)
@@ -147,11 +147,11 @@ def _write_shards(
 
 
 def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
-    """The chunks of samples [count, *item_shape], uint8 each; without a codec they are the samples'
-    own memory.
+    """Encode samples [count, *item_shape] into chunks, uint8 [size] each.
 
-    Raises: ValueError if a codec does not give back what it was given: what is stored is what the
-    teacher said.
+    Without a codec a chunk is the sample's own memory.
+
+    Raises ValueError if a codec does not give back exactly the bytes it was given.
     """
     if spec.codec is None:
         return [as_bytes(item) for item in block]
@@ -166,13 +166,14 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
             raise ValueError(f"codec {spec.codec.name} changes {spec.name}")
         if chunk.size > spec.most_chunk_bytes:
             raise ValueError(
-                f"codec {spec.codec.name} makes {chunk.size} bytes of {spec.item_bytes} of {spec.name}"
+                f"codec {spec.codec.name} makes {chunk.size} bytes of {spec.item_bytes} "
+                f"of {spec.name}"
             )
     return chunks
 
 
 def _explain(storage: Storage, layout: SplitLayout, group: Group, error: OSError) -> CacheError:
-    """The error of a disk or store that refuses a group."""
+    """The error if a disk or object store refuses to take a group."""
     lack, free = "", storage.find_free_bytes() if error.errno in _FULL else float("inf")
     if free < float("inf"):
         lack = f", it needs {layout.group_bytes(group)} bytes and {free} are free here"

@@ -17,24 +17,21 @@ from kdcache.errors import one_line
 
 
 class ZarrCoder:
-    """Each chunk as an array of one chunk in a store in memory: slow, but whatever zarr-python
-    knows works.
+    """Codes each chunk as a zarr array of one chunk in memory: slow, but works with any codec.
 
-    How much memory a chunk takes that is not what was written is up to its codec.
+    A damaged chunk may take as much memory as its codec allocates.
 
     Args:
-        document: the codec as in zarr.json; None: the one of that `name` with zarr-python's
-            defaults.
+        document: the codec as in zarr.json; None: the codec `name` with zarr-python's defaults.
 
-    Raises: ValueError if zarr-python knows no such codec from bytes to bytes, or not with these
-    settings.
+    Raises: ValueError if zarr-python knows no such bytes-to-bytes codec, or refuses its settings.
     """
 
     def __init__(
         self, name: str, document: dict | None, *, shape: tuple[int, ...], dtype: str
     ) -> None:
         kind = _find_class(name)
-        # Not for a moment but for good: a filter of one thread is in all of them
+        # Filters concern all threads, so this one is set for good and not only around the call
         warnings.filterwarnings(
             "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
         )
@@ -46,11 +43,11 @@ class ZarrCoder:
             raise ValueError(f"codec {name[:40]} is not possible ({one_line(error)})") from None
 
     def to_dict(self) -> dict:
-        """The codec as zarr.json has it, defaults written out as far as it does that itself."""
+        """The codec as an object of zarr.json, with the defaults that zarr-python writes out."""
         return self._make_array({}).metadata.to_dict()["codecs"][-1]
 
     def encode(self, item: np.ndarray) -> bytes:
-        """The chunk of a sample. Raises ValueError."""
+        """Encode a sample. Raises ValueError if the codec fails."""
         store = {}
         try:
             self._make_array(store)[...] = item
@@ -59,7 +56,10 @@ class ZarrCoder:
         return store[self.key].to_bytes()
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
-        """Fill a slot of the sample's shape and dtype. Raises ValueError."""
+        """Decode a chunk, uint8 [size], into a slot of the sample's shape and dtype.
+
+        Raises ValueError if the codec fails.
+        """
         store = {}
         array = self._make_array(store)
         store[self.key] = default_buffer_prototype().buffer.from_bytes(chunk.tobytes())
@@ -81,7 +81,7 @@ class ZarrCoder:
 
 
 def _find_class(name: str) -> type:
-    """Raises ValueError if zarr-python has no codec from bytes to bytes of that name."""
+    """The class of a bytes-to-bytes codec. Raises ValueError if zarr-python has none."""
     try:
         kind = get_codec_class(name)
     except KeyError:

@@ -1,8 +1,7 @@
-"""zarr.json of the cache, its splits and arrays: what any Zarr v3 reader needs to get the numbers
-we get.
+"""zarr.json of the cache, its splits and arrays, for any Zarr v3 reader.
 
-A pure function of the layout, written and compared here, so that every library version writes and
-accepts the same.
+It is a pure function of the layout and written here, so that it does not change with the version of
+zarr-python.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ from kdcache.storage.base import Storage
 _CRC = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-_OTHERS = (
-    "attributes",
-    "consolidated_metadata",
-)  # what users and other tools may add; our reader looks at neither
+# what users and other tools may add; our reader uses neither
+_OTHERS = ("attributes", "consolidated_metadata")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One zarr.json: where it is, what it says, and how few views it may speak of while its cache
-    is growing.
+    """One zarr.json.
+
+    least_views: the fewest views its shape may have while views are being added to the cache.
     """
 
     key: str
@@ -55,10 +53,12 @@ def list_metadata(manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> It
 
 
 def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = False) -> None:
-    """Write each zarr.json that is absent or has another number of views; with `replace`, also
-    those that are damaged.
+    """Write each zarr.json that is missing or has another number of views.
 
-    Raises: CacheCorruptError if one says something else, OSError.
+    Args:
+        replace: also replace those that are damaged.
+
+    Raises: CacheCorruptError if one is damaged and `replace` is false, OSError.
     """
     for document in list_metadata(manifest):
         folder = document.key.rpartition("/")[0]
@@ -67,7 +67,7 @@ def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = Fals
         if storage.exists(document.key):
             try:
                 if _read_views(storage, document) == _num_views(document.contents):
-                    storage.flush_folder(folder)  # it may have been killed before that
+                    storage.flush_folder(folder)  # its writer may have been killed before that
                     continue
             except CacheCorruptError:
                 if not replace:
@@ -76,9 +76,7 @@ def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = Fals
 
 
 def check_document(storage: Storage, document: Document) -> None:
-    """Raises CacheCorruptError if a zarr.json is missing or differs in anything that could matter
-    to a reader.
-    """
+    """Raise CacheCorruptError if a zarr.json is missing or has other contents."""
     found, most = _read_views(storage, document), _num_views(document.contents)
     # fewer are right while views are being added
     if not document.least_views <= found <= most and most:
@@ -87,9 +85,9 @@ def check_document(storage: Storage, document: Document) -> None:
 
 
 def _read_views(storage: Storage, document: Document) -> int:
-    """The number of views a zarr.json speaks of.
+    """The number of views in the shape of a zarr.json, 0 for that of a group.
 
-    Raises CacheCorruptError if it differs in anything else.
+    Raises CacheCorruptError if anything else differs.
     """
     expected, cure = document.contents, storage.repair_cure
     storage.check_inside(document.key, cure=cure)
@@ -109,9 +107,9 @@ def _read_views(storage: Storage, document: Document) -> int:
 
 
 def _find_difference(where: str, found: object, expected: object) -> tuple[str, object, object]:
-    """The first place inside two different JSON values where they differ, e.g.
+    """(dotted name, found, expected) of the first difference inside two JSON values.
 
-    codecs.0.configuration.codecs.1.name.
+    A name is, for example, codecs.0.configuration.codecs.1.name.
     """
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = [*expected, *(key for key in found if key not in expected)]
@@ -125,9 +123,8 @@ def _find_difference(where: str, found: object, expected: object) -> tuple[str, 
 
 
 def _is_same_but_views(found: object, expected: list[int] | None) -> bool:
-    lists = isinstance(found, list) and isinstance(
-        expected, list
-    )  # the zarr.json of a group has no shape
+    # the zarr.json of a group has no shape
+    lists = isinstance(found, list) and isinstance(expected, list)
     return lists and found[1:] == expected[1:] and type(found[0]) is int
 
 
@@ -137,7 +134,7 @@ def _num_views(contents: dict) -> int:
 
 
 def _basis_document(encoding: Encoding) -> dict:
-    """A basis: one chunk, no view, no sample."""
+    """zarr.json of a basis: one chunk, without a view or sample axis."""
     shape = [encoding.channels, encoding.rank]
     return {
         "zarr_format": 3,
@@ -155,9 +152,8 @@ def _basis_document(encoding: Encoding) -> dict:
 
 
 def _array_document(layout: SplitLayout, spec: ArraySpec) -> dict:
-    plain = (
-        {"name": "bytes"} if spec.dtype in ("uint8", "int8") else _LITTLE
-    )  # one byte has no order
+    # one byte has no byte order
+    plain = {"name": "bytes"} if spec.dtype in ("uint8", "int8") else _LITTLE
     sharding = {
         "chunk_shape": [1, 1, *spec.item_shape],
         "codecs": [plain, *([spec.codec.to_dict()] if spec.codec else []), _CRC],

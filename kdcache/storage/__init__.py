@@ -1,7 +1,7 @@
 """Where a cache can be: a folder, a bucket of an object store, or one packed file.
 
-`open_storage` makes one of the three sons of `Storage` from what `cache.path` says. What is above
-this room asks that object and never which kind it is.
+`open_storage` turns `cache.path` into one of the three subclasses of `Storage`. The rest of the
+library uses the methods of `Storage` and never asks which subclass it has.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ PACKED_SUFFIXES = (".h5", ".hdf5")
 
 
 def open_storage(place: Storage | str | Path) -> Storage:
-    """The storage that `cache.path` names; a storage is returned as it is. Nothing is read yet.
+    """The storage at an address; a `Storage` is returned as it is. Nothing is read yet.
 
     Args:
-        place: s3://BUCKET/KEY (gs://, az://), a folder, or a packed cache's file (.h5).
+        place: s3://BUCKET/KEY (gs://, az://), a folder, or the file of a packed cache (.h5).
 
-    Raises: SettingsError if it is no such address.
+    Raises: SettingsError if the address is not valid.
     """
     if isinstance(place, Storage):
         return place
@@ -40,9 +40,7 @@ def open_storage(place: Storage | str | Path) -> Storage:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether a path is that of a packed cache, there or not: a file, or what is named like one and
-    is no folder.
-    """
+    """Whether a path is a file, or has a packed cache's suffix and is no folder."""
     with suppress(OSError):
         return path.is_file() or (path.suffix in PACKED_SUFFIXES and not path.is_dir())
     return False

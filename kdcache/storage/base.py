@@ -1,8 +1,8 @@
-"""What a place of bytes must be able to do to hold a cache.
+"""The interface of whatever holds a cache: a folder, a bucket or a packed file.
 
 Files are named by keys relative to the cache, like "train/low/c/0/0/0/0/0" or
-"commits/train-v0000-g00000.json"; "" is the cache itself. Every refusal of a disk or a store is an
-OSError whose `strerror` says it in words.
+"commits/train-v0000-g00000.json"; "" is the cache itself. If a disk or an object store refuses, the
+error is an OSError whose `strerror` says why.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from kdcache.errors import CacheCorruptError, CacheError, KdcacheError
 
 LEASES = "leases"  # the folder of leases, beside the splits
-PROBE = "probe-"  # begins the names of what is put there only to see what a bucket can do
-REMOTE_THREADS = 16  # that ask a store at once: each waits for its answer most of the time
-MAX_DOCUMENT_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample; more is another file
+PROBE = "probe-"  # prefix of objects that are put there only to find out what a bucket can do
+REMOTE_THREADS = 16  # at once: each waits for the object store most of the time
+MAX_DOCUMENT_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample
 
 
 class FolderInUseError(KdcacheError):
@@ -29,11 +29,11 @@ class FolderInUseError(KdcacheError):
 
 
 class LeaseLostError(CacheError):
-    """The lease was removed or taken over while it was held; nothing more may be written."""
+    """The lease was removed or taken over while it was held; its group must not be written now."""
 
 
 class UnfitFileError(OSError):
-    """A document is there and cannot be one; `strerror` is the whole of what is wrong with it."""
+    """A document is a link, a folder or too large; `strerror` is the whole message."""
 
     def __init__(self, what: str) -> None:
         super().__init__(None, what)
@@ -43,9 +43,8 @@ class UnfitFileError(OSError):
 class ShardFile:
     """What a shard file must be: its size and the sha256 (hex) of all its bytes.
 
-    mark: what the system said of the file that was read back (number, size, time of change), so
-    that another writer's file in its place is noticed; None for a file of a commit record or in a
-    bucket.
+    mark: (inode, size, time of change) of a local file when it was read back, so that another
+        writer's file in its place is noticed; else None.
     """
 
     size_bytes: int
@@ -54,28 +53,30 @@ class ShardFile:
 
 
 class Lease(ABC):
-    """The right to write one shard group; `check` it before each change that others could see."""
+    """The right to write one shard group; call `check` before each change that others can see."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises LeaseLostError if it is no longer held, OSError if the store does not answer."""
+        """Raise LeaseLostError if it is no longer held, OSError if the store does not answer."""
 
 
 class OpenFile(Protocol):
     """A file that is open for reading."""
 
     def size(self) -> int:
-        """Bytes. Raises OSError."""
+        """Size in bytes. Raises OSError."""
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other from a position; returns the bytes read.
-        Raises OSError.
+        """Fill contiguous arrays in turn, from an offset in bytes; returns the bytes read.
+
+        Fewer bytes than the arrays have are read only at the end of the file. Raises OSError.
         """
 
 
 class Storage(ABC):
-    """A place for one cache; `str` of it is its address, as in `cache.path`. Thread-safe, and can
-    be pickled.
+    """A place for one cache; its `str` is its address, as in `cache.path`.
+
+    Thread-safe, and can be pickled.
     """
 
     is_remote = False
@@ -86,22 +87,20 @@ class Storage(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """What `cache.path` says."""
+        """The address, as in `cache.path`."""
 
     @property
     @abstractmethod
     def short_name(self) -> str:
-        """What a person calls the cache: the last part of its address."""
+        """A short name for people: the last part of the address."""
 
     @abstractmethod
     def name(self, key: str) -> str:
-        """A file's name for messages."""
+        """The name of a file for messages."""
 
     @property
     def repair_command(self) -> str | None:
-        """What to type to repair whatever is damaged below the manifest; None if nothing here can
-        be recomputed.
-        """
+        """The command that repairs damage below the manifest; None if nothing can be recomputed."""
         return f"python -m cache_teacher repair {shlex.quote(self.address)}"
 
     @property
@@ -110,9 +109,7 @@ class Storage(ABC):
         return f"run `{self.repair_command}`"
 
     def num_threads(self, local: int) -> int:
-        """How many threads should read at once: `local` ones, or many if each waits for another
-        machine.
-        """
+        """How many threads should read at once: `local`, or many if the storage is remote."""
         return REMOTE_THREADS if self.is_remote else local
 
     def __str__(self) -> str:
@@ -131,9 +128,9 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether something stands there, a link included.
+        """Whether there is a file, folder or link of this key.
 
-        Raises OSError if that cannot be told.
+        Raises OSError if the storage does not answer.
         """
 
     @abstractmethod
@@ -142,27 +139,29 @@ class Storage(ABC):
 
     @abstractmethod
     def list_names(self, key: str = "") -> set[str]:
-        """Names directly below a key, by one look; empty if there is no such folder. Raises
-        OSError.
+        """Names directly below a key, by one listing; empty if there is no such folder.
+
+        Raises OSError.
         """
 
     @abstractmethod
     def find_sizes(self, keys: Iterable[str]) -> dict[str, int]:
-        """Bytes of those files that are there. Raises OSError."""
+        """Key -> bytes of those files that exist. Raises OSError."""
 
     def sum_sizes(self, keys: Iterable[str]) -> int:
-        """Bytes of some files; missing ones have none. Raises OSError."""
+        """The sum of the bytes of those files that exist. Raises OSError."""
         return sum(self.find_sizes(keys).values())
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:
-        """A whole small file.
+        """Read a whole document.
 
-        Raises FileNotFoundError, UnfitFileError for a link or what is too large, OSError.
+        Raises FileNotFoundError, UnfitFileError if it is a link, a folder or larger than
+        MAX_DOCUMENT_BYTES, else OSError.
         """
 
     def read_document(self, key: str, *, cure: str) -> bytes:
-        """Like `read_bytes`. Raises CacheCorruptError with the cure instead of OSError."""
+        """Read a whole document. Raises CacheCorruptError with the cure instead of OSError."""
         try:
             return self.read_bytes(key)
         except FileNotFoundError:
@@ -175,54 +174,54 @@ class Storage(ABC):
 
     @abstractmethod
     def open_file(self, key: str) -> AbstractContextManager[OpenFile]:
-        """A file, open for as long as the block runs; no link, folder or pipe. Raises OSError."""
+        """Open a file until the block ends. Raises OSError, also for a link, folder or pipe."""
 
     def read_into(self, key: str, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other from a position of a file; returns the bytes
-        read. Raises OSError.
+        """Fill contiguous arrays in turn, from an offset of a file; returns the bytes read.
+
+        Raises OSError.
         """
         with self.open_file(key) as opened:
             return opened.read_into(offset, slots)
 
     def local_path(self, key: str) -> str | None:
-        """The path of a plain local file, to be mapped into memory; None if there is none."""
+        """The path of a plain local file, for mapping it into memory; None if it is remote."""
         return None
 
     def find_places(self, array: str, *, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
-        """(offset, size) of each sample's bytes, uint64 [views, samples, 2], in the file of key "";
-        None if samples are in shard files, whose index tells.
+        """(offset, size) of each sample's bytes in the file of key "", uint64 [views, samples, 2].
+
+        None if samples are in shard files, which have an index.
 
         Args:
-            array: as "train/low". shape, dtype: what the whole array must be.
+            array: as "train/low". shape, dtype: of the whole array.
 
-        Raises: CacheCorruptError if the array is not so.
+        Raises: CacheCorruptError if the array has another shape or dtype.
         """
         return None
 
-    # --- writing: by whoever holds the lock (documents) or the lease of a group (its shards and record)
+    # --- writing: documents under the lock, shards and record of a group under its lease
 
     @abstractmethod
     def check_changeable(self) -> None:
-        """Raises CacheError if nothing can ever be changed here."""
+        """Raise CacheError if this storage is read-only."""
 
     @abstractmethod
     def create(self) -> None:
-        """Make the place of the cache, if it is not there.
+        """Create the place of the cache, if it does not exist.
 
         Raises OSError, CacheError if it cannot hold a cache safely.
         """
 
     @abstractmethod
     def find_free_bytes(self) -> float:
-        """What can still be written. Raises CacheError if a file is in the way."""
+        """Bytes that can still be written, or infinity. Raises CacheError for a file in the way."""
 
     def check_inside(self, key: str, *, cure: str) -> None:  # noqa: B027  nothing to do
-        """Raises CacheCorruptError if a link leads out of the cache on the way to `key`."""
+        """Raise CacheCorruptError if a link on the way to `key` leads out of the cache."""
 
     def check_target(self, key: str) -> None:  # noqa: B027  nothing to do
-        """Raises CacheError if a folder, or a way out of the cache, stands where a file is to
-        be written.
-        """
+        """Raise CacheError if a folder, or a link out of the cache, is in the way of a file."""
 
     def make_folders(self, key: str) -> None:  # noqa: B027  nothing to do
         """Make the folder `key` and those above it, flushed. Raises OSError."""
@@ -235,36 +234,39 @@ class Storage(ABC):
         """Publish a document in one step: after a crash the old or the new one is there, whole.
 
         Args:
-            lease: of the group that it commits; without one the storage must be locked.
+            lease: of the group that it commits; None if the caller holds the lock.
 
         Raises: LeaseLostError, OSError.
         """
 
     @abstractmethod
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
-        """Write a shard file and make sure of its bytes; readers may not find it yet. Raises
-        LeaseLostError, OSError.
+        """Write a shard file and check its bytes; readers may not find it yet.
+
+        Raises LeaseLostError, OSError.
         """
 
     @abstractmethod
     def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
-        """Let readers find what `write_shard` wrote.
+        """Let readers find the file that `write_shard` wrote.
 
         Raises LeaseLostError, OSError if another writer has replaced it.
         """
 
-    def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:  # noqa: B027  nothing to do
-        """Remove what `write_shard` and `replace` left unfinished of these files.
+    def discard_unpublished(  # noqa: B027  nothing to do
+        self, keys: Iterable[str], *, lease: Lease
+    ) -> None:
+        """Remove unfinished versions of these files, left by `write_shard` or `replace`.
 
         Raises LeaseLostError.
         """
 
     @abstractmethod
     def remove(self, key: str) -> None:
-        """Remove a file, flushed; absent ones too. Raises OSError."""
+        """Remove a file if it exists, and flush that to disk. Raises OSError."""
 
     def unfinished_key(self, key: str) -> str | None:
-        """Where a file is while it is not published; None if it is nowhere to be seen."""
+        """Key of the file's unfinished version; None if this storage has no such thing."""
         return None
 
     # --- holding
@@ -273,7 +275,7 @@ class Storage(ABC):
     def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
         """Let no other process change documents until the block ends.
 
-        Raises FolderInUseError, unless told to wait.
+        Raises FolderInUseError if another process has the lock and `wait` is false.
         """
 
     @abstractmethod
@@ -281,32 +283,33 @@ class Storage(ABC):
         """Hold the lease of that name until the block ends; None if another process holds it.
 
         Args:
-            wait: until the other process is done or dead, instead of None.
+            wait: wait until the other process is done or dead, instead of returning None.
+
+        Raises: CacheError, OSError.
         """
 
     @abstractmethod
     def is_held(self, name: str) -> bool:
-        """Whether a process holds the lease of that name, or may. Raises OSError."""
+        """Whether a process holds the lease of that name, or may hold it. Raises OSError."""
 
     @abstractmethod
     def read_holder(self, name: str) -> str:
-        """Who says to hold a lease, for a message."""
+        """Who holds a lease by its own words, for a message."""
 
     def find_held_leases(self) -> set[str]:
-        """Names of leases whose holders live; to know that, a bucket may have to be watched for a
-        while. Raises OSError.
+        """Names of leases whose holders are alive. Raises OSError.
+
+        A bucket has to be watched for some time to find that out.
         """
         return {name for name in self.list_names(LEASES) if self.is_held(name)}
 
     def refresh(self) -> None:  # noqa: B027  nothing to do
-        """Let the next look see what other machines have written: network file systems may show
-        older names.
-        """
+        """Make visible what other machines have written: network file systems may cache names."""
 
 
 @contextmanager
 def explain_refusal(storage: Storage) -> Iterator[None]:
-    """Raises CacheError if the storage refuses a document of the cache."""
+    """Turn an OSError, raised while documents are written, into a CacheError."""
     try:
         yield
     except OSError as error:
@@ -317,8 +320,8 @@ def explain_refusal(storage: Storage) -> Iterator[None]:
 
 
 def refuse_lost(where: str, fate: str) -> LeaseLostError:
-    """The error of a lease that was removed, or whatever its `fate` was, while it was held."""
+    """The error for a lease that was lost while it was held; `fate` is "removed", for example."""
     return LeaseLostError(
-        f"{where}: lease was {fate} while it was held; what this process had not committed is left to others, "
-        "run the same command again"
+        f"{where}: lease was {fate} while it was held; what this process had not committed is left "
+        "to others, run the same command again"
     )

@@ -1,9 +1,9 @@
 """A cache in a bucket of an object store. FORMAT.md has the protocol.
 
-There are no folders, links or partial files: an object is put whole, and what is put is kept.
-Nothing is put over what another process has put since we looked. So a writer that was stopped, and
-lost its lease, finds its puts refused; and if two wrote different bytes (GPUs round differently),
-the last holder's record names its own shards.
+There are no folders, links or partial files: an object is put whole and is then durable. A put is
+refused if another process has replaced the object since we read its version. So a writer that was
+suspended and lost its lease cannot overwrite anything; and if two writers made different bytes
+(GPUs round differently), the commit record of the last holder names its own shards.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from kdcache.storage.base import (
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag, ask
 from kdcache.storage.bucket_lease import ObjectLease, is_alive, take_object_lease
 
-DOCUMENTS = "documents"  # the lease under which they change
-FEW = 20  # sizes that are asked for one by one
+DOCUMENTS = "documents"  # name of the lease that locks documents
+FEW = 20  # from so many sizes on, one listing replaces a request for each
 log = logging.getLogger("kdcache")
 
 
 class Bucket(Storage):
-    """A cache whose objects have keys below `prefix` in `bucket` (with its scheme, s3://bucket)."""
+    """A cache whose objects have keys below `prefix` in `bucket`, which is "s3://NAME"."""
 
     is_remote = True
 
@@ -48,7 +48,7 @@ class Bucket(Storage):
 
     @classmethod
     def at(cls, address: str) -> Bucket:
-        """Of "s3://bucket/key"."""
+        """The cache at an address like "s3://bucket/key"."""
         scheme, _, rest = address.partition("://")
         bucket, _, key = rest.partition("/")
         return cls(f"{scheme}://{bucket}", key)
@@ -58,25 +58,30 @@ class Bucket(Storage):
 
     @property
     def address(self) -> str:
+        """s3://bucket/key."""
         return f"{self.bucket}/{self.prefix}"
 
     @property
     def short_name(self) -> str:
+        """The last part of the key, or the bucket."""
         return (self.prefix or self.bucket).rpartition("/")[2]
 
     def name(self, key: str) -> str:
+        """The full address of an object."""
         return str(self.object(key))
 
     def object(self, key: str) -> BucketObject:
-        """The object of a key."""
+        """The object of a key, whether it exists or not."""
         return BucketObject(self.bucket, "/".join(part for part in (self.prefix, key) if part))
 
     # --- looking and reading
 
     def exists(self, key: str) -> bool:
+        """Whether there is an object of this key. Raises OSError."""
         return self.object(key).exists()
 
     def is_folder(self, key: str = "") -> bool:
+        """Whether there is an object below the key. Raises OSError."""
         prefix = self._prefix_of(key)
         return ask(
             self.object(key),
@@ -84,6 +89,7 @@ class Bucket(Storage):
         )
 
     def list_names(self, key: str = "") -> set[str]:
+        """Names directly below a key. Raises OSError."""
         start = len(key) + 1 if key else 0
         return {found[start:].partition("/")[0] for found in self.walk(key)}
 
@@ -98,7 +104,10 @@ class Bucket(Storage):
         return {one["path"][start:]: one["size"] for one in found}
 
     def find_sizes(self, keys: Iterable[str]) -> dict[str, int]:
-        """By one listing for each array and view of which many are asked for."""
+        """Key -> bytes of those objects that exist. Raises OSError.
+
+        If many of one array and view are asked for, they are listed at once.
+        """
         places, sizes = defaultdict(list), {}
         for key in keys:
             places["/".join(key.split("/")[:4])].append(key)
@@ -111,8 +120,10 @@ class Bucket(Storage):
         return sizes
 
     def read_bytes(self, key: str) -> bytes:
-        """While documents are locked the version that is read is noted: it must still be there when
-        it is replaced.
+        """Read an object. Raises FileNotFoundError, OSError.
+
+        While documents are locked, the version that is read is remembered: `replace` replaces only
+        that one.
         """
         document = self.object(key)
         if _holds.current is not None:
@@ -121,7 +132,7 @@ class Bucket(Storage):
 
     @contextmanager
     def open_file(self, key: str) -> Iterator[BucketObject]:
-        """Nothing is opened: each reading is a request of its own."""
+        """Open nothing: each reading is a request of its own."""
         yield self.object(key)
 
     def _prefix_of(self, key: str) -> str | None:
@@ -131,10 +142,13 @@ class Bucket(Storage):
     # --- writing
 
     def check_changeable(self) -> None:
-        pass
+        """Raise nothing: objects can be changed."""
 
     def create(self) -> None:
-        """Raises CacheError if a put under a condition is not one: two workers could both commit."""
+        """Check that the bucket honours conditional puts; without, two workers could both commit.
+
+        Raises CacheError if it does not, OSError.
+        """
         probe = self.object(f"{LEASES}/{PROBE}{uuid.uuid4().hex}")
         try:
             if _find_conditions(probe):
@@ -146,36 +160,43 @@ class Bucket(Storage):
             with suppress(OSError):
                 probe.remove()
         raise CacheError(
-            f"{self.bucket}: bucket has no conditional put (If-None-Match, If-Match), expected one: it keeps workers from "
-            "committing a group twice; use a store that has it, or a folder"
+            f"{self.bucket}: bucket has no conditional put (If-None-Match, If-Match), expected "
+            "one: it keeps workers from committing a group twice; use a store that has it, "
+            "or a folder"
         )
 
     def find_free_bytes(self) -> float:
+        """Infinity: a bucket does not fill up."""
         return float("inf")
 
     def replace(self, key: str, data: bytes, *, lease: Lease | None = None) -> None:
+        """Put an object, if nobody else has replaced it. Raises LeaseLostError, OSError."""
         if lease is not None:
             put_own(self.object(key), data, lease=lease)
         else:
             _replace_document(self.object(key), data)
 
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
-        """Readers find it at once; without a commit record it counts for nothing."""
+        """Put a shard, which readers find at once; without a commit record it does not count.
+
+        Raises LeaseLostError, OSError.
+        """
         data = b"".join(parts)
         put_own(self.object(key), data, lease=lease)
         return ShardFile(len(data), hashlib.sha256(data).hexdigest())
 
     def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
-        pass
+        """Do nothing: `write_shard` has published it."""
 
     def remove(self, key: str) -> None:
+        """Remove an object if it exists. Raises OSError."""
         self.object(key).remove()
 
     # --- holding
 
     @contextmanager
     def lock(self, *, wait: bool = False) -> Iterator[None]:
-        """Documents change under a lease of their own."""
+        """Hold the lease of the documents. Raises FolderInUseError, OSError."""
         with self.take_lease(DOCUMENTS, wait=wait) as lease:
             if lease is None:
                 raise FolderInUseError(f"{self}: cache is in use by another process; wait for it")
@@ -186,20 +207,22 @@ class Bucket(Storage):
                 _holds.current = None
 
     def take_lease(self, name: str, *, wait: bool = False) -> Iterator[ObjectLease | None]:
+        """Hold a lease; see `take_object_lease`. Raises OSError."""
         return take_object_lease(self.object(f"{LEASES}/{name}"), wait=wait)
 
     def is_held(self, name: str) -> bool:
-        """Whether somebody holds it, or did lately."""
+        """Whether a process holds the lease, or did so lately. Raises OSError."""
         return is_alive(self.object(f"{LEASES}/{name}"))
 
     def read_holder(self, name: str) -> str:
+        """The holder by the contents of the lease, for a message."""
         with suppress(OSError):
             text = self.object(f"{LEASES}/{name}").read_bytes().decode(errors="replace")
             return text.partition(",")[0]
         return "another process"
 
     def find_held_leases(self) -> set[str]:
-        """The leases whose tags change while they are watched."""
+        """Names of the leases that are renewed while they are watched. Raises OSError."""
         names = self.list_names(LEASES)
         if not [name for name in names if self.is_held(name)]:
             return set()
@@ -214,7 +237,7 @@ class Bucket(Storage):
 
 @dataclass
 class _Hold:
-    """The documents' lease, and the version of each that was read or put under it."""
+    """The lease of the documents, and the version of each that was read or put under it."""
 
     lease: ObjectLease
     tags: dict[BucketObject, Tag | None] = field(default_factory=dict)
@@ -228,11 +251,10 @@ _holds = _Holds()
 
 
 def _replace_document(document: BucketObject, data: bytes) -> None:
-    """Put a document in the place of the version that was read under the documents' lease, or is
-    there now.
+    """Replace the version of a document that was read under the lock, else the current one.
 
-    Raises: LeaseLostError if another process has replaced it meanwhile: this one must have been
-    stopped for long.
+    Raises LeaseLostError if another process has replaced it meanwhile: this process must have been
+    suspended for long.
     """
     hold = _holds.current
     tag = hold.tags[document] if document in hold.tags else document.find_tag()
@@ -249,9 +271,9 @@ def _replace_document(document: BucketObject, data: bytes) -> None:
 
 
 def put_own(path: BucketObject, data: bytes, *, lease: Lease) -> None:
-    """Put an object, in place of what a writer before us left, as long as the lease is ours.
+    """Put an object, in place of one that an earlier writer left, as long as `lease` is held.
 
-    Raises: LeaseLostError, OSError.
+    Raises LeaseLostError, OSError.
     """
     while True:
         try:
@@ -261,17 +283,18 @@ def put_own(path: BucketObject, data: bytes, *, lease: Lease) -> None:
         except AlreadyThereError:
             tag = path.find_tag()
         try:
-            lease.check()  # after the look at the tag: whoever has the lease by then changes it
+            lease.check()  # after reading the tag: a later holder of the lease changes the tag
             if tag is not None:
                 path.replace(data, tag=tag)
                 return
         except (AlreadyThereError, FileNotFoundError):
-            continue  # the late put of a writer before us, or ours, of which the answer was lost
+            continue  # an earlier writer's late put, or our own whose answer was lost
 
 
 def _find_conditions(probe: BucketObject) -> bool:
-    """Whether puts are done exactly if their conditions hold; what is there tells, since an answer
-    may be lost.
+    """Whether puts are done exactly if their conditions hold.
+
+    The object itself is read to find out, since an answer may be lost.
     """
 
     def is_done(data: bytes, put: Callable[[], object]) -> bool:

@@ -1,9 +1,8 @@
-"""Objects in a bucket, by obstore: read, put under conditions, and what the store's errors mean in
-words.
+"""Objects in a bucket, by obstore: reading, conditional puts, and errors in plain words.
 
 obstore and not fsspec: it has conditional puts, which a commit needs, and it fetches ranges without
-Python's lock. Every error is an OSError with words of its own, so that whoever handles those of a
-disk handles these.
+the interpreter's lock. Every error becomes an OSError, so that code which handles errors of a disk
+handles these, too.
 """
 
 from __future__ import annotations
@@ -25,31 +24,29 @@ import numpy as np
 from kdcache.errors import SettingsError
 
 _LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
-_RETRIES = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(seconds=60),
-}  # with growing pauses, of 5xx, 429, cut connections
+# by obstore, with growing pauses, after 5xx, 429 and lost connections
+_RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 PAUSES_S = (1.0, 5.0, 25.0, None)
-MOST_PUT_BYTES = 5 * 10**9  # of one put: S3 takes 5 GB, Azure 5000 MiB
+MOST_PUT_BYTES = 5 * 10**9  # in one put: S3 takes 5 GB, Azure 5000 MiB
 Result = TypeVar("Result")
 Tag = tuple[str | None, str | None]
-"""What a store calls a version: ETag and, if it has them, number."""
+"""(ETag, version number) of an object; None for what the store does not have."""
 log = logging.getLogger("kdcache")
 
 
 class NoAnswerError(OSError):
-    """The store may answer the same question another time."""
+    """The object store failed in a way that a retry may mend."""
 
 
 class AlreadyThereError(FileExistsError):
-    """An object of that key exists, or is no longer the version that was to be replaced."""
+    """The condition of a put failed: the object exists, or is no longer the expected version."""
 
 
 @dataclass(frozen=True, order=True)
 class BucketObject:
-    """One key of a bucket, with or without an object.
+    """A key of a bucket, whether there is an object or not.
 
-    bucket: with its scheme, s3://bucket. key: without / at either end.
+    bucket: with its scheme, "s3://NAME". key: without / at either end.
     """
 
     bucket: str
@@ -63,12 +60,13 @@ class BucketObject:
         return self.find_tag() is not None
 
     def read_bytes(self) -> bytes:
-        """All of it. Raises FileNotFoundError, OSError."""
+        """Read the whole object. Raises FileNotFoundError, OSError."""
         return ask(self, lambda bucket: bytes(bucket.get(self.key).bytes()))
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays one after the other by one request; returns the bytes read. Raises
-        OSError.
+        """Fill contiguous arrays in turn, from an offset in bytes, by one request.
+
+        Returns: the bytes read. Raises: FileNotFoundError, OSError.
         """
         views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
         wanted = sum(map(len, views))
@@ -83,11 +81,11 @@ class BucketObject:
         return len(data)
 
     def size(self) -> int:
-        """Bytes. Raises FileNotFoundError, OSError."""
+        """Size in bytes. Raises FileNotFoundError, OSError."""
         return ask(self, lambda bucket: bucket.head(self.key)["size"])
 
     def find_tag(self) -> Tag | None:
-        """The version that is there, None if nothing is. Raises OSError."""
+        """The current version; None if there is no object. Raises OSError."""
         if not self.key:  # the bucket itself
             return None
         try:
@@ -96,17 +94,18 @@ class BucketObject:
             return None
 
     def put(self, data: bytes) -> None:
-        """Write it, whatever was there. Raises OSError."""
+        """Write the object unconditionally. Raises OSError."""
         check_size(self, data)
         ask(self, lambda bucket: bucket.put(self.key, data, use_multipart=False))
 
     def create(self, data: bytes) -> Tag:
-        """Write it if nothing is there; returns its tag. Raises AlreadyThereError, OSError."""
+        """Write the object if there is none; returns its tag. Raises AlreadyThereError, OSError."""
         return self._put_if(data, "create")
 
     def replace(self, data: bytes, *, tag: Tag) -> Tag:
-        """Write it if that version is still there; returns the new tag. Raises AlreadyThereError,
-        OSError.
+        """Replace the object if it still is this version; returns the new tag.
+
+        Raises AlreadyThereError, FileNotFoundError, OSError.
         """
         facts = zip(("e_tag", "version"), tag, strict=True)
         return self._put_if(data, {name: part for name, part in facts if part is not None})
@@ -119,7 +118,7 @@ class BucketObject:
         return _get_tag(ask(self, put, conflict=AlreadyThereError))
 
     def remove(self) -> None:
-        """Remove it, absent ones too. Raises OSError."""
+        """Remove the object if it exists. Raises OSError."""
         with suppress(FileNotFoundError):
             ask(self, lambda bucket: bucket.delete(self.key))
 
@@ -130,10 +129,10 @@ def _get_tag(facts: dict) -> Tag:
 
 @cache
 def open_bucket(address: str) -> object:
-    """A client of the bucket; credentials are found as its platform does (environment, profile, the
-    machine's role).
+    """The client of a bucket, made once.
 
-    Raises: SettingsError if obstore is not installed, or refuses the address.
+    Credentials come from the usual places of the platform: environment, profile, the machine's
+    role. Raises SettingsError if obstore is not installed or refuses the address.
     """
     try:
         from obstore.store import from_url
@@ -152,12 +151,13 @@ def open_bucket(address: str) -> object:
 
 def _refuse_missing(address: str, package: str) -> SettingsError:
     return SettingsError(
-        f"{address}: {package} is not installed, expected it for object stores; pip install 'kdcache[s3]'"
+        f"{address}: {package} is not installed, expected it for object stores; "
+        "pip install 'kdcache[s3]'"
     )
 
 
 def _find_credentials(address: str) -> object | None:
-    """By boto3, which knows profiles and single sign-on; None if it finds none (a public bucket)."""
+    """Credentials by boto3, which knows profiles and single sign-on; None for a public bucket."""
     try:
         from boto3.session import Session
         from botocore.exceptions import BotoCoreError
@@ -180,14 +180,13 @@ def ask(
     *,
     conflict: type[OSError] = FileExistsError,
 ) -> Result:
-    """What the bucket of `path` answers; obstore's errors become an OSError with words of its own.
+    """Call `question` with the client of the bucket; obstore's errors become an OSError in words.
 
-    Where the store does not answer in spite of obstore's retries, it is asked again, with a
-    warning: the first answer may have been lost, so that a put under a condition finds its own
-    object.
+    If the store fails in spite of obstore's retries, the call is repeated, with a warning. The
+    first answer may have been lost, so a conditional put may then find its own object.
 
     Args:
-        conflict: what to raise where the condition of a put does not hold.
+        conflict: what to raise if the condition of a put does not hold.
 
     Raises: FileNotFoundError, PermissionError, `conflict`, else OSError.
     """
@@ -220,9 +219,8 @@ def _say_what_failed(path: BucketObject, *, conflict: type[OSError]) -> Iterator
     except exceptions.BaseError as error:
         if "NoSuchBucket" in str(error):
             raise _lost_bucket(path) from None
-        if re.search(
-            r"status code: 40[13]\b", str(error)
-        ):  # of a list, or of whoever gives credentials
+        # of a listing, or of the service that gives credentials
+        if re.search(r"status code: 40[13]\b", str(error)):
             raise _refuse_access(path, error) from None
         kind = NoAnswerError if _may_change(error) else OSError
         where = os.environ.get("AWS_ENDPOINT_URL", "") if "status code" not in str(error) else ""
@@ -232,22 +230,23 @@ def _say_what_failed(path: BucketObject, *, conflict: type[OSError]) -> Iterator
 
 
 def _may_change(error: Exception) -> bool:
-    """Whether the same question may find another answer: of 5xx, 408, 429, S3's 400 RequestTimeout
-    and what has no status.
-    """
+    """Whether a retry may succeed: after 5xx but 501, 408, 429, RequestTimeout, or no status."""
     status = re.search(r"status code: (\d+)", str(error))
     if status is None:
-        return "redirect without LOCATION" not in str(error)  # of another region
+        return "redirect without LOCATION" not in str(error)  # the bucket is in another region
     return bool(re.match("408|429|5(?!01)", status[1])) or "<Code>RequestTimeout</Code>" in str(
         error
     )
 
 
 def check_size(path: BucketObject, data: bytes) -> None:
-    """Raises OSError if one put cannot hold so much."""
+    """Raise OSError if `data` is too large for one put."""
     if len(data) > MOST_PUT_BYTES:
         found, most = (f"{size / 1e9:.3g} GB" for size in (len(data), MOST_PUT_BYTES))
-        words = f"object is {found}, expected {most} at most; lower cache.shard_samples, in a new cache.path"
+        words = (
+            f"object is {found}, expected {most} at most; "
+            "lower cache.shard_samples, in a new cache.path"
+        )
         raise OSError(errno.EFBIG, words, str(path))
 
 
@@ -256,13 +255,15 @@ def _lost_bucket(path: BucketObject) -> OSError:
 
 
 def _refuse_access(path: BucketObject, error: Exception) -> PermissionError:
-    words = f"access is denied, {_shorten(error)}: look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID), "
-    words += "their rights and this machine's clock"
+    words = (
+        f"access is denied, {_shorten(error)}: look at the credentials (AWS_PROFILE, "
+        "AWS_ACCESS_KEY_ID), their rights and this machine's clock"
+    )
     return PermissionError(errno.EACCES, words, str(path))
 
 
 def _shorten(error: Exception) -> str:
-    """What the server answered, else the innermost reason, in one line."""
+    """The server's answer, else the innermost reason, in one line."""
     text = " ".join(str(error).split()).split(" Debug source")[0]
     answer = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)

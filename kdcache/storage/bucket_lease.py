@@ -1,10 +1,9 @@
-"""The right to write a shard group of a bucket: an object that was created by one process, which
-goes on replacing it.
+"""Leases in a bucket: an object that its holder created and keeps renewing.
 
-A bucket has no locks, and clocks of different machines differ: so nobody compares times. Whoever
-finds a lease looks at its tag; if that is still the same after LOST_S seconds by the watcher's own
-clock, its holder is dead, and the lease is taken over by a put under the condition that the tag is
-still that one. A holder that was only stopped finds its tag gone.
+A bucket has no locks, and the clocks of machines differ, so no times are compared. A process that
+wants a lease watches its tag. If the tag has not changed for LOST_S seconds of the watcher's own
+clock, the holder is taken for dead, and the lease is taken over by a put on condition that the tag
+is still the same. A holder that was only suspended then finds that its tag is gone.
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from contextlib import contextmanager, suppress
 from kdcache.storage.base import Lease, refuse_lost
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag
 
-RENEW_S = 15.0  # between two puts of a holder
-LOST_S = 90.0  # without one, as a watcher sees it
-POLL_S = 2.0
+RENEW_S = 15.0  # between two renewals by the holder
+LOST_S = 90.0  # without a renewal, as a watcher sees it: the holder is dead
+POLL_S = 2.0  # between two attempts of a process that waits for a lease
 
-_claims: dict[
-    tuple[BucketObject, int], bytes
-] = {}  # of a thread, what it may have put without hearing of it
-_seen: dict[
-    BucketObject, tuple[Tag, float]
-] = {}  # tag of another's lease, and when it was seen first
+# (lease, thread) -> contents of a put whose answer may have been lost
+_claims: dict[tuple[BucketObject, int], bytes] = {}
+# another process's lease -> its tag, and when that tag was seen first
+_seen: dict[BucketObject, tuple[Tag, float]] = {}
 
 
 class ObjectLease(Lease):
-    """A held lease; it is renewed by a thread of its own, and by `check` where that is late."""
+    """A held lease, renewed by a thread of its own, and by `check` if that thread is late."""
 
     def __init__(self, path: BucketObject, tag: Tag, holder: str) -> None:
         self.path, self.tag, self.holder = path, tag, holder
@@ -44,13 +41,16 @@ class ObjectLease(Lease):
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Raises LeaseLostError if it is another's now, OSError if the store does not answer."""
+        """Raise LeaseLostError if another process has it, OSError if the store does not answer."""
         self.renew(older_s=RENEW_S)
         if self.lost:
             raise refuse_lost(str(self.path), "taken over or removed")
 
     def renew(self, *, older_s: float) -> None:
-        """Replace it, if that was done longer ago than `older_s` seconds. Raises OSError."""
+        """Renew the lease if the last renewal is more than `older_s` seconds ago.
+
+        Sets `lost` if another process has taken it over. Raises OSError.
+        """
         with self._lock:
             began_s = _now()
             if self.lost or began_s - self._renewed_s < older_s:
@@ -65,11 +65,11 @@ class ObjectLease(Lease):
 
     def _keep(self) -> None:
         while not self.released.wait(RENEW_S / 3):
-            with suppress(OSError):  # `check` says it, or the next round mends it
+            with suppress(OSError):  # `check` raises it, or the next round succeeds
                 self.renew(older_s=RENEW_S * 2 / 3)
 
     def release(self) -> None:
-        """Remove it, if it is still ours; where that fails, others find it dead in time."""
+        """Remove the lease if it is still ours; if that fails, others will take it for dead."""
         self.released.set()
         with self._lock, suppress(OSError):
             if not self.lost and self.path.find_tag() == self.tag:
@@ -77,11 +77,9 @@ class ObjectLease(Lease):
             self.lost = True
 
     def _find_own(self) -> bool:
-        """Whether it is what this process was writing, and only the answer was lost."""
+        """Whether the renewal was done, and only its answer was lost."""
         with suppress(FileNotFoundError):
-            tag = (
-                self.path.find_tag()
-            )  # before the look at what it holds, which then is at least as new
+            tag = self.path.find_tag()  # before the contents, which then are at least as new
             if tag is not None and self.path.read_bytes() == self._next:
                 self.tag = tag
                 return True
@@ -90,8 +88,12 @@ class ObjectLease(Lease):
 
 @contextmanager
 def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[ObjectLease | None]:
-    """Hold the lease that is the object `path` until the block ends; None if another process holds
-    it.
+    """Hold the lease `path` until the block ends; None if another process holds it.
+
+    Args:
+        wait: wait until it is released or its holder is dead, instead of returning None.
+
+    Raises: OSError.
     """
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     lease = _claim(path, holder)
@@ -108,8 +110,9 @@ def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[Obj
 
 
 def is_alive(path: BucketObject) -> bool:
-    """Whether a lease is there and not known to be dead; to know that takes two looks LOST_S
-    seconds apart.
+    """Whether a lease exists and is not known to be dead. Raises OSError.
+
+    To know that a lease is dead takes two calls, LOST_S seconds apart.
     """
     tag = path.find_tag()
     if tag is None:
@@ -135,8 +138,9 @@ def _claim(path: BucketObject, holder: str) -> ObjectLease | None:
 
 
 def _take_over(path: BucketObject, contents: bytes) -> Tag | None:
-    """Of the lease of a dead holder; or of ours, where the answer to an earlier claim of this
-    thread was lost.
+    """Take over a dead holder's lease, or our own if the answer to an earlier put was lost.
+
+    Returns: the new tag; None if the lease is another process's.
     """
     with suppress(FileNotFoundError, AlreadyThereError):  # given back, or taken over by another
         tag = path.find_tag()
@@ -149,10 +153,10 @@ def _take_over(path: BucketObject, contents: bytes) -> Tag | None:
 
 
 def _contents(holder: str) -> bytes:
-    """Never the same twice: a tag may be a hash of what is stored."""
+    """Contents of a lease, different each time, because a tag may be a hash of them."""
     return f"{holder}, {uuid.uuid4().hex}\n".encode()
 
 
 def _now() -> float:
-    """Seconds that go on while a machine sleeps."""
+    """Seconds of a clock that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

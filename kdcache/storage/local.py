@@ -1,7 +1,7 @@
-"""A cache in a local folder, or one that a network file system shows as such.
+"""A cache in a folder, local or on a network file system.
 
-Every change goes through `kdcache.durable`, one call a step, so that tests can stop, refuse or
-forget each of them.
+Every change goes through `kdcache.durable`, one call for each step, so that tests can interrupt,
+refuse or skip it.
 """
 
 from __future__ import annotations
@@ -42,18 +42,22 @@ class LocalFolder(Storage):
 
     @property
     def address(self) -> str:
+        """The path of the folder."""
         return self._text
 
     @property
     def short_name(self) -> str:
+        """The name of the folder, links resolved."""
         return self.folder.resolve().name
 
     def name(self, key: str) -> str:
+        """The path of a file."""
         return str(self.folder / key)
 
     # --- looking and reading
 
     def exists(self, key: str) -> bool:
+        """Whether there is a file, folder or link of this key. Raises OSError."""
         try:
             os.lstat(self.local_path(key))
         except (FileNotFoundError, NotADirectoryError):
@@ -61,15 +65,18 @@ class LocalFolder(Storage):
         return True
 
     def is_folder(self, key: str = "") -> bool:
+        """Whether there is a folder of this key. Raises OSError."""
         return (self.folder / key).is_dir()
 
     def list_names(self, key: str = "") -> set[str]:
+        """Names in a folder, as a set; empty if there is none. Raises OSError."""
         try:
             return {entry.name for entry in os.scandir(self.local_path(key))}
         except FileNotFoundError:
             return set()
 
     def find_sizes(self, keys: Iterable[str]) -> dict[str, int]:
+        """Key -> bytes of those plain files that exist. Raises OSError."""
         sizes = {}
         for key in keys:
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -79,6 +86,7 @@ class LocalFolder(Storage):
         return sizes
 
     def read_bytes(self, key: str) -> bytes:
+        """Read a plain file. Raises FileNotFoundError, UnfitFileError, OSError."""
         path = self.folder / key
         if path.is_symlink() or not path.is_file():
             if not path.exists() and not path.is_symlink():
@@ -91,26 +99,31 @@ class LocalFolder(Storage):
         return path.read_bytes()
 
     def open_file(self, key: str) -> AbstractContextManager[PlainFile]:
+        """Open a plain file until the block ends. Raises OSError."""
         return open_plain(self.local_path(key))
 
     def local_path(self, key: str) -> str:
+        """The path of a file."""
         return f"{self._text}/{key}" if key else self._text
 
     # --- writing
 
     def check_changeable(self) -> None:
-        pass
+        """Raise nothing: files can be changed."""
 
     def create(self) -> None:
+        """Make the folder and those above it. Raises OSError."""
         existing = _find_existing(self.folder)
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
         durable.make_folders(self.folder.absolute(), below=existing.absolute())
 
     def find_free_bytes(self) -> float:
+        """Free bytes of the disk. Raises CacheError if a file is in the way."""
         return shutil.disk_usage(find_folder(self.folder)).free
 
     def check_inside(self, key: str, *, cure: str) -> None:
+        """Raise CacheCorruptError if a link on the way to `key` leads out of the folder."""
         base, real = os.path.realpath(self._text), os.path.realpath(self.local_path(key))
         if os.path.commonpath([base, real]) != base:
             raise CacheCorruptError(
@@ -118,6 +131,7 @@ class LocalFolder(Storage):
             )
 
     def check_target(self, key: str) -> None:
+        """Raise CacheError if a folder, or a link out of the cache, is in the way."""
         self.check_inside(key.rpartition("/")[0], cure="remove the link")
         path = self.folder / key
         if path.is_dir() and not path.is_symlink():
@@ -126,17 +140,21 @@ class LocalFolder(Storage):
             )
 
     def make_folders(self, key: str) -> None:
+        """Make a folder and those above it, flushed. Raises OSError."""
         durable.make_folders(self.folder / key, below=self.folder)
 
     def flush_folder(self, key: str) -> None:
+        """Flush the names in a folder to disk. Raises OSError."""
         durable.sync_folder(self.folder / key)
 
     def replace(self, key: str, data: bytes, *, lease: Lease | None = None) -> None:
+        """Replace a file in one step. Raises LeaseLostError, OSError."""
         if lease is not None:
             lease.check()
         durable.replace_file(self.folder / key, data)
 
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
+        """Write and read back an unfinished file. Raises LeaseLostError, OSError."""
         path = self.folder / key
         lease.check()
         self.make_folders(key.rpartition("/")[0])
@@ -145,6 +163,7 @@ class LocalFolder(Storage):
         return _read_back(partial, parts)
 
     def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
+        """Rename the unfinished file, and flush it. Raises LeaseLostError, OSError."""
         path = self.folder / key
         partial = durable.partial_path(path)
         lease.check()
@@ -156,33 +175,39 @@ class LocalFolder(Storage):
             durable.sync_folder(self.folder.joinpath(*parts[:depth]))
 
     def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:
-        """What a full disk did not hold must not fill it further."""
-        lease.check()  # without it the files are another writer's
+        """Remove unfinished files, so that they do not fill a full disk. Raises LeaseLostError."""
+        lease.check()  # if it is lost, the files are another writer's
         for key in keys:
             with suppress(OSError):
                 durable.remove(durable.partial_path(self.folder / key))
 
     def remove(self, key: str) -> None:
+        """Remove a file if it exists, and flush that to disk. Raises OSError."""
         path = self.folder / key
         durable.remove(path)
         durable.sync_folder(path.parent)
 
     def unfinished_key(self, key: str) -> str:
+        """The key of the file while it is being written."""
         return f"{key}{durable.PARTIAL}"
 
     # --- holding
 
     def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
+        """Lock the folder; see `hold_folder`. Raises FolderInUseError, OSError."""
         return hold_folder(self.folder, wait=wait)
 
     def take_lease(self, name: str, *, wait: bool = False) -> AbstractContextManager[FileLease]:
+        """Hold a lease; see `take_file_lease`. Raises CacheError."""
         self.check_inside(LEASES, cure="remove the link")
         return take_file_lease(self.folder / LEASES / name, wait=wait)
 
     def is_held(self, name: str) -> bool:
+        """Whether a process holds the lease of that name. Raises OSError."""
         return is_file_held(self.folder / LEASES / name)
 
     def read_holder(self, name: str) -> str:
+        """The holder by the contents of the lease's file, for a message."""
         try:
             text = (self.folder / LEASES / name).read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -190,20 +215,22 @@ class LocalFolder(Storage):
         return text.strip() or "another process"
 
     def refresh(self) -> None:
-        """Opening a folder makes a network file system ask its server."""
+        """Open the folder of records, which makes a network file system ask its server."""
         os.close(os.open(self.folder / "commits", os.O_RDONLY | os.O_DIRECTORY))
 
 
 class PlainFile:
-    """An open plain file, read by position: several threads may."""
+    """An open plain file, read by position, also by several threads at once."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
     def size(self) -> int:
+        """Size in bytes. Raises OSError."""
         return os.fstat(self.descriptor).st_size
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
+        """Fill contiguous arrays from an offset; returns the bytes read. Raises OSError."""
         views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
         done = 0
         while views:
@@ -220,7 +247,10 @@ class PlainFile:
 
 @contextmanager
 def open_plain(path: str | Path) -> Iterator[PlainFile]:
-    """Open a plain file to read; no link, folder or pipe (which may never answer). Raises OSError."""
+    """Open a plain file for reading.
+
+    Raises OSError, also for a link, a folder, or a pipe, which might never answer.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -231,7 +261,7 @@ def open_plain(path: str | Path) -> Iterator[PlainFile]:
 
 
 def find_folder(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there.
+    """`path`, or the nearest folder above it that exists.
 
     Raises CacheError if a file is in the way.
     """
@@ -248,14 +278,14 @@ def _find_existing(path: Path) -> Path:
 
 
 def _read_back(path: Path, parts: list[bytes | memoryview]) -> ShardFile:
-    """Hash a file as the disk has it: its pages are dropped from memory first, if the system can.
+    """Hash a file as it is on disk: its pages are dropped from memory first, if the system can.
 
-    Raises: OSError, also if the bytes are not those written.
+    Raises OSError, also if the bytes are not those that were written.
     """
     total, size = hashlib.sha256(), 0
     with open_plain(path) as opened:
         if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # some file systems have no such thing
+            with suppress(OSError):  # some file systems cannot do it
                 os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         for part in parts:
             found = np.empty(len(part), np.uint8)

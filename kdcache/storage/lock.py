@@ -1,9 +1,9 @@
-"""One process at a time: a lock on a folder for a run or while a cache's documents change, a lease
-to write one shard group.
+"""Locks on folders, and leases of shard groups, in a file system.
 
-Both are locks of the system on a file, given back when their process dies. There is no time in
-them, so no clock can be wrong and nothing runs out under a process that was only stopped. A killed
-process leaves its lease's file, which the next one takes over and `gc` removes.
+A lock is held for a run, or while documents of a cache change; a lease is the right to write one
+shard group. Both are system locks (flock) on a file, and released when their process dies. They
+have no times, so no clock can be wrong and nothing expires while a process is suspended. A killed
+process leaves the file of its lease, which the next one takes over and `gc` removes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ LOCK = ".lock"
 
 @contextmanager
 def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` (which must exist) until the block ends; the system lets go of it when a
-    process dies.
+    """Hold the lock of an existing folder until the block ends.
 
-    Raises: FolderInUseError if another process holds it, unless told to wait for that one.
+    Args:
+        wait: wait if another process holds it.
+
+    Raises: FolderInUseError if another process holds it and `wait` is false, OSError.
     """
     descriptor = os.open(
         folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
@@ -49,7 +51,7 @@ def _lock_folder(folder: Path, descriptor: int, *, wait: bool) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but perhaps our lock."""
+    """Whether a folder holds no file, except for a lock. Raises OSError."""
     return all(entry.name == LOCK for entry in folder.iterdir())
 
 
@@ -60,15 +62,19 @@ class FileLease(Lease):
         self.path, self.descriptor = path, descriptor
 
     def check(self) -> None:
-        """Raises LeaseLostError if the lease's file is no longer the one that is locked."""
+        """Raise LeaseLostError if the lease's file is no longer the one that is locked."""
         if not _is_same(self.path, self.descriptor):
             raise refuse_lost(str(self.path), "removed")
 
 
 @contextmanager
 def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
-    """Hold the lease that is the file `path`, in a folder that is made if it is missing; None if
-    another process holds it.
+    """Hold the lease `path` until the block ends; None if another process holds it.
+
+    Its folder is made if it is missing.
+
+    Args:
+        wait: wait for the other process, instead of returning None.
 
     Raises: CacheError if the file system refuses the file or the lock.
     """
@@ -80,7 +86,7 @@ def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
         yield FileLease(path, descriptor)
     finally:
         try:
-            # removed while it is locked: whoever waits for it sees that it is gone and makes a new one
+            # removed while it is locked: a process that waits for it then makes a new file
             if _is_same(path, descriptor):
                 path.unlink(missing_ok=True)
         finally:
@@ -88,8 +94,9 @@ def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
 
 
 def is_file_held(path: Path) -> bool:
-    """Whether a process holds the lease that is the file `path`; nobody else can take it at that
-    moment.
+    """Whether a process holds the lease `path`. Raises OSError.
+
+    For the moment of the test no other process can take it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -106,7 +113,7 @@ def is_file_held(path: Path) -> bool:
 
 
 def _open_and_lock(path: Path, *, wait: bool) -> int | None:
-    """Raises CacheError if the file system refuses the file or the lock."""
+    """Raise CacheError if the file system refuses the file or the lock."""
     try:
         path.parent.mkdir(exist_ok=True)
         descriptor = _lock(path, wait=wait)
@@ -114,7 +121,7 @@ def _open_and_lock(path: Path, *, wait: bool) -> int | None:
         cure = "make room, mend permissions, or use a file system with locks (flock)"
         raise CacheError(f"{path}: lease cannot be taken ({error.strerror}); {cure}") from None
     if descriptor is not None:
-        with suppress(OSError):  # who holds it is only for messages
+        with suppress(OSError):  # the holder's name is only for messages
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
@@ -133,7 +140,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
             raise
         if _is_same(path, descriptor):
             return descriptor
-        os.close(descriptor)  # the holder before us removed it
+        os.close(descriptor)  # the previous holder has removed it
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

@@ -1,8 +1,7 @@
-"""Where everything is in a packed cache: offsets of documents and samples, taken once from its HDF5
-structure.
+"""The table of a packed cache: offsets of documents and samples, read once from its HDF5 structure.
 
-HDF5 is open for that moment only. What reads samples later holds neither its lock nor its handle,
-so that threads do not wait for each other and processes may be forked.
+HDF5 is open only while the table is read. Samples are read later without HDF5's lock or handle, so
+that threads do not wait for each other and processes may be forked.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from kdcache.errors import (
 if TYPE_CHECKING:
     import h5py
 
-DOCUMENTS = "documents"  # the HDF5 group of what are JSON files and bases in a folder
+DOCUMENTS = "documents"  # the HDF5 group of JSON documents and bases
 FORMAT = "kdcache"
 _SPLITS = ("train", "val")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -47,8 +46,9 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class PackedArray:
-    """One array [view, sample, ...]: `places` are (offset, size) of each sample's bytes, uint64
-    [views, samples, 2].
+    """One array of shape [views, samples, ...].
+
+    places: (offset, size) of each sample's bytes, uint64 [views, samples, 2].
     """
 
     shape: tuple[int, ...]
@@ -58,8 +58,10 @@ class PackedArray:
 
 @dataclass(frozen=True)
 class Table:
-    """What is in a file: path (links resolved) of it, (offset, size) of each document by its path,
-    arrays as "train/low".
+    """The contents of a packed cache.
+
+    file: its path, links resolved. documents: key -> (offset, size) in bytes.
+    arrays: "train/low", for example, -> the array.
     """
 
     file: Path
@@ -68,10 +70,10 @@ class Table:
 
 
 def read_table(file: Path) -> Table:
-    """The table of a packed cache, read once as long as the file stays the same.
+    """The table of a packed cache; it is read again only if the file changes.
 
-    Raises: CacheMismatchError if it is another file, CacheIncompleteError if its export was not
-    finished, CacheCorruptError where it is damaged.
+    Raises: CacheMismatchError if the file is no packed cache, CacheIncompleteError if its export
+        was not finished, CacheCorruptError if it is damaged.
     """
     try:
         facts = file.stat()
@@ -84,15 +86,14 @@ def read_table(file: Path) -> Table:
 
 @lru_cache(maxsize=8)
 def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
-    import h5py  # here: it takes a fifth of a second, which only those pay who have such a file
+    import h5py  # here, because it takes a fifth of a second
 
     with file.open("rb") as plain:
         if plain.read(len(SIGNATURE)) != SIGNATURE:
             raise _refuse(file, "file", "no HDF5 file")
     try:
-        with h5py.File(
-            file, locking=False
-        ) as opened:  # a finished file never changes, and some file systems have no locks
+        # without locks: a finished file never changes, and some file systems have none
+        with h5py.File(file, locking=False) as opened:
             _check_kind(file, opened)
             return Table(
                 Path(os.path.realpath(file)), _list_documents(opened), _list_arrays(opened, mark[1])
@@ -174,7 +175,7 @@ def _find_contiguous(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _find_chunks(dataset: h5py.Dataset) -> np.ndarray:
-    """By one pass over the index: asking for one chunk after the other may search it each time."""
+    """Find chunks by one pass over the index, which asking for each might search every time."""
     found = []
     dataset.id.chunk_iter(found.append)
     num_views, num_samples = dataset.shape[:2]
