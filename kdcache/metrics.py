@@ -1,4 +1,4 @@
-"""Confusion counts, and the mIoU they give: integers are added up, one division at the end."""
+"""Confusion matrices and the mIoU computed from them. N: batch, H, W: size, K: classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcache.models.inputs import resize_to
 
 
 def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: int) -> Tensor:
-    """How often each class (row: label) was called each class (column: prediction).
+    """The confusion matrix of a batch: rows are labels, columns are predictions.
 
     Args:
         prediction_NHW, label_NHW: integer classes; pixels whose label is VOID do not count.
@@ -32,10 +32,10 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
 
 
 def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
-    """Intersection over union of each class, 0 to 1; None for a class in neither labels nor predictions.
+    """IoU of each class, 0 to 1; None for a class in neither labels nor predictions.
 
-    >>> confusion = count_confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), num_classes=3)
-    >>> compute_iou_per_class(confusion)
+    >>> prediction, label = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
+    >>> compute_iou_per_class(count_confusion(prediction, label, num_classes=3))
     [0.5, 0.5, None]
     """
     hits = confusion_KK.diagonal()
@@ -44,10 +44,10 @@ def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
 
 
 def compute_miou(confusion_KK: Tensor) -> float:
-    """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 where none does.
+    """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 if none does.
 
-    >>> confusion = count_confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), num_classes=3)
-    >>> compute_miou(confusion)  # class 2 does not count
+    >>> prediction, label = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
+    >>> compute_miou(count_confusion(prediction, label, num_classes=3))  # class 2 does not count
     0.5
     """
     known = [iou for iou in compute_iou_per_class(confusion_KK) if iou is not None]
@@ -56,9 +56,10 @@ def compute_miou(confusion_KK: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a student names the classes of a split.
+    """Segmentation quality of a student on a split.
 
-    confusion_KK: int64, row: label, column: prediction. miou, per_class_iou: fractions of 1 (None: a class that does not occur).
+    confusion_KK: int64, rows are labels, columns predictions. miou, per_class_iou: 0 to 1; the IoU
+    of a class in neither labels nor predictions is None.
     """
 
     confusion_KK: Tensor
@@ -68,15 +69,20 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: int) -> Evaluation:
-    """mIoU of a student: every labelled pixel counts once, whatever batch and image it is in.
+    """mIoU of a student over all batches; every labelled pixel counts once.
 
     Args:
-        student: images [N, 3, H, W] -> scores [N, num_classes, h, w] on any grid, or (scores, anything). A module is evaluated in
-            eval mode; it and its parts are left in the modes they were in.
-        batches: of (images, labels [N, H, W]), or with these as attributes, as `kdcache.open_cache(PATH).val.batches()` has them.
+        student: images [N, 3, H, W] -> scores [N, num_classes, h, w] on any grid, or a tuple that
+            begins with them. A module is evaluated in eval mode; then it and its parts return to
+            their modes.
+        batches: of (images, labels [N, H, W]), or objects with attributes `images` and `labels`,
+            as those of `kdcache.open_cache(PATH).val.batches()`.
+
+    Raises: SettingsError if the scores do not have `num_classes` channels.
 
     >>> images, labels = torch.eye(3).reshape(1, 3, 1, 3), torch.tensor([[[0, 1, 0]]])
-    >>> evaluate_segmentation(lambda images: images, [(images, labels)], num_classes=3).per_class_iou  # it says 0, 1, 2
+    >>> batches = [(images, labels)]  # the student below predicts 0, 1, 2
+    >>> evaluate_segmentation(lambda images: images, batches, num_classes=3).per_class_iou
     [0.5, 1.0, 0.0]
     """
     modes = (

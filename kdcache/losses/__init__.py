@@ -1,4 +1,4 @@
-"""The loss: three terms as they are defined (`terms`), and their weighted sum computed in one pass (`distillation`)."""
+"""The loss: three terms by definition (`terms`), and their fast sum (`distillation`)."""
 
 from kdcache.losses.distillation import KnowledgeDistillationLoss as KnowledgeDistillationLoss
 from kdcache.losses.terms import LossTerms as LossTerms

@@ -1,4 +1,7 @@
-"""The weighted sum of the three terms, computed in one pass each over pixels and features. Letters as in `terms`."""
+"""The weighted sum of the three terms, in one pass over pixels and one over features.
+
+Letters: N batch, K classes, H, W height and width.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ from kdcache.losses.terms import LossTerms, Term, count_positions
 class KnowledgeDistillationLoss(nn.Module):
     """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
 
-    Teacher features are resized to the student's grid and projected to its channels by a 1x1 convolution without bias,
-    trained with the student. A term of weight 0 is not computed and needs no target. Each term is that of
-    `kdcache.losses.terms`, in fewer passes over memory; second derivatives are not available.
+    Teacher features are resized to the student's grid and projected to its channels by a 1x1
+    convolution without bias, trained with the student. A term of weight 0 is not computed and needs
+    no target. The terms equal those of `kdcache.losses.terms`, in fewer passes over memory;
+    second derivatives are not available.
 
     Args:
         alpha, beta, gamma: weights >= 0.
@@ -28,7 +32,7 @@ class KnowledgeDistillationLoss(nn.Module):
 
     >>> loss = KnowledgeDistillationLoss(alpha=1.0, beta=0.5, gamma=0.0, temperature=4.0)
     >>> scores, labels = torch.zeros(1, 2, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
-    >>> loss(scores, {}, labels, teacher_NKHW=torch.zeros(1, 2, 2, 2)).means()  # log 2, and nothing to learn from the teacher
+    >>> loss(scores, {}, labels, teacher_NKHW=torch.zeros(1, 2, 2, 2)).means()  # ce is log 2
     {'ce': tensor(0.6931), 'kd': tensor(0.), 'total': tensor(0.6931)}
     """
 
@@ -47,17 +51,17 @@ class KnowledgeDistillationLoss(nn.Module):
             )
         if gamma and not channels:
             raise ValueError(
-                f"loss: channels is {channels!r}, expected level -> (teacher, student) with gamma > 0; set gamma=0"
+                f"loss: channels is {channels!r}, expected level -> (teacher, student) "
+                "with gamma > 0; set gamma=0"
             )
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict(
             {level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs}
         )
-        self.compute_band: Callable = compute_band  # a compiled one may take its place
-        self.add_up: Callable[[Tensor], Tensor] = (
-            torch.clone
-        )  # sums counts over all processes where there are several
+        self.compute_band: Callable = compute_band  # may be replaced by a compiled one
+        # sums counts over all processes, if there are several
+        self.add_up: Callable[[Tensor], Tensor] = torch.clone
 
     def forward(
         self,
@@ -71,20 +75,20 @@ class KnowledgeDistillationLoss(nn.Module):
     ) -> LossTerms:
         """The total, which has a gradient, and each term, which has none.
 
-        Of several processes each has its rows of a batch: sums and counts are its own, and the total is its part of the batch's
-        total, every sum divided by the count of all.
+        With several processes, each has a part of the batch: sums and counts are of that part. The
+        total is its contribution to that of the batch: each sum over the count of all processes.
 
         Args:
-            student_NKHW, student_features: what the student returned with return_features=True.
-            label_NHW: classes or VOID; needed with alpha > 0.
-            teacher_NKHW: needed with beta > 0. teacher_features: needed with gamma > 0. Both plain or as stored.
-            hw: the size at which scores are compared (default: the label's, else the student's scores').
+            student_NKHW, student_features: the student's outputs with return_features=True.
+            label_NHW: classes or VOID; needed if alpha > 0.
+            teacher_NKHW: logits, as a tensor or as stored; needed if beta > 0.
+            teacher_features: level -> features, as tensors or as stored; needed if gamma > 0.
+            hw: size at which logits are compared (default: of the label, else of student_NKHW).
 
-        Raises: ValueError where a target is missing or its shape is not the student's.
+        Raises: ValueError if a target is missing or its shape does not fit the student's.
         """
-        with torch.autocast(
-            student_NKHW.device.type, enabled=False
-        ):  # matrix products would be of half precision
+        # autocast would compute the matrix products in half precision
+        with torch.autocast(student_NKHW.device.type, enabled=False):
             return self._compute(
                 student_NKHW, student_features, label_NHW, teacher_NKHW, teacher_features, hw
             )
@@ -138,7 +142,7 @@ class KnowledgeDistillationLoss(nn.Module):
         label: Tensor | None,
         hw: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Positions of each term in use: ce, kd and the levels; scalar float32 tensors."""
+        """Number of positions of each term in use (ce, kd, levels), scalar float32 tensors."""
         counts = {"ce": (label != VOID).sum().float()} if self.alpha else {}
         counts |= {"kd": count_positions(student, hw)} if self.beta else {}
         return counts | {level: count_positions(features[level]) for level in self.align}
@@ -152,7 +156,7 @@ class KnowledgeDistillationLoss(nn.Module):
         counts: Mapping[str, Tensor],
         divisors: Mapping[str, Tensor],
     ) -> tuple[Tensor, Term | None, Term | None]:
-        """alpha CE + beta KL, and both terms."""
+        """alpha CE + beta T^2 KL, and both terms; None for a term of weight 0."""
         if not (self.alpha or self.beta):
             return student.new_zeros((), dtype=torch.float32), None, None
         ce_weight = self.alpha / divisors["ce"] if self.alpha else 0.0
@@ -174,7 +178,10 @@ class KnowledgeDistillationLoss(nn.Module):
 
 
 def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:
-    """`...` at the end stands for any grid. A target of another batch would be broadcast without a word."""
+    """Raise ValueError if a shape does not fit: a wrong target could be broadcast unnoticed.
+
+    `...` at the end of `expected` stands for any grid.
+    """
     found = None if target is None else tuple(target.shape)
     fixed = tuple(size for size in expected if size is not ...)
     if (

@@ -1,6 +1,9 @@
-"""The feature term in one pass over the teacher's features: they are read once, as stored, and used while they are in cache.
+"""The feature term in one pass over the teacher's features.
 
-Letters: N images, C teacher channels, R stored ones or coefficients, S student channels, P positions of the student's grid.
+They are read once, as stored, and used while they are in the processor's cache.
+
+Letters: N images, C teacher channels, R stored channels or coefficients, S student channels,
+P positions of the student's grid, H, W its height and width, h, w those of the teacher's grid.
 """
 
 from __future__ import annotations
@@ -12,14 +15,12 @@ from kdcache.losses.target import Target, as_target
 from kdcache.models.inputs import resize_to
 
 SMALLEST_NORM = 1e-8  # as in torch.nn.functional.cosine_similarity
-TILE_NUMBERS = {
-    "cpu": 1 << 20,
-    "cuda": 1 << 28,
-}  # teacher's numbers that are float32 at the same time
+# how many of the teacher's numbers are float32 at the same time
+TILE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
 class _FeatureLoss(torch.autograd.Function):
-    """Both gradients are computed with the term; keeping them is cheaper than reading the teacher twice."""
+    """Computes both gradients with the term: cheaper than reading the teacher's features twice."""
 
     @staticmethod
     def forward(ctx, student_NSHW, weight_SR, values_NRhw, scale_NR):
@@ -57,10 +58,11 @@ def feature_loss(
 
     Args:
         student_NSHW: student features, any float dtype.
-        teacher_NChw: teacher features, as stored, on any grid; resized to the student's. Stored values are read once.
+        teacher_NChw: teacher features, as a tensor or as stored, on any grid; resized to the
+            student's.
         weight_SC: float32 weights of the 1x1 projection, trained with the student.
 
-    Returns: float32 scalar, differentiable once by student and weight.
+    Returns: float32 scalar, differentiable once, by student and weight.
     """
     target = as_target(teacher_NChw)
     return _FeatureLoss.apply(
@@ -76,9 +78,8 @@ def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, 
     inverse = product.reciprocal()
 
     def slope(own: Tensor, other: Tensor, norm: Tensor) -> Tensor:
-        bent = torch.where(
-            norm > SMALLEST_NORM, cosine / norm.square(), 0.0
-        )  # a clamped norm does not turn
+        # the cosine does not depend on a norm that is clamped
+        bent = torch.where(norm > SMALLEST_NORM, cosine / norm.square(), 0.0)
         return (own * bent).addcmul_(other, inverse, value=-1)
 
     by_student = slope(student_NSP, target_NSP, student_norm)
@@ -86,5 +87,5 @@ def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _norm(x_NSP: Tensor) -> Tensor:
-    """Over S; by squares, since on a CPU torch's norm over an inner dimension takes twenty times as long."""
+    """Norm over S, [N, 1, P]; on a CPU, torch's own over an inner dimension is 20 times slower."""
     return x_NSP.square().sum(1, keepdim=True).sqrt()

@@ -1,8 +1,10 @@
 """Cross-entropy and softened divergence in one pass over the pixels, gradient included.
 
-At full size the scores of a batch are tens of megabytes, and every step of the textbook formula reads and writes them: that, not
-arithmetic, is what a loss costs. Here scores stay on their coarse grid in memory; a band of rows at a time is upsampled, both
-terms and their gradient are computed while it lies in the processor's cache, and the gradient is brought back to the coarse grid.
+At full size the scores of a batch are tens of megabytes, and every step of the textbook formula
+reads and writes them: a loss costs memory traffic, not arithmetic. Here scores stay on their coarse
+grid. One band of rows at a time is upsampled, both terms and their gradient are computed while it
+is in the processor's cache, and the gradient is brought back to the coarse grid. Upsampling is two
+matrix products, so nothing of full size is ever in memory.
 
 Letters: N images, K classes, h, w coarse grids, H, W the labels' size, R rows of a band.
 """
@@ -18,13 +20,13 @@ from torch import Tensor
 from kdcache.config import VOID
 from kdcache.losses.upsampling import Upsampled
 
-# numbers of one band: on a CPU a few of them lie in the second-level cache; a GPU needs many to be busy
+# numbers of one band: few enough for the L2 cache of a CPU, many enough to keep a GPU busy
 BAND_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
 class PixelWeights:
-    """What each term's sum over pixels is multiplied by, and the softening T > 0."""
+    """Factors of each term's sum over pixels, and the temperature T > 0."""
 
     ce: Tensor | float
     kd: Tensor | float
@@ -32,7 +34,7 @@ class PixelWeights:
 
 
 class _PixelLoss(torch.autograd.Function):
-    """The gradient is computed with the loss and kept on the coarse grid until it is asked for."""
+    """Computes the gradient with the loss, and keeps it on the coarse grid until backward."""
 
     @staticmethod
     def forward(ctx, student_NKhw, label_NHW, teacher_NKhw, hw, weights, compute):
@@ -80,14 +82,15 @@ def pixel_loss(
     weights: PixelWeights,
     compute: Callable,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum of `terms.cross_entropy` and `terms.kd_divergence` at size `hw`, in one pass.
+    """Weighted sum of `terms.cross_entropy` and `terms.kd_divergence` at size `hw`, in one pass.
 
     Args:
-        student_NKhw, teacher_NKhw: raw scores on any grid not larger than hw; None for no teacher.
-        label_NHW: uint8 or int64 classes or VOID; None for no cross-entropy.
+        student_NKhw, teacher_NKhw: raw scores on grids of at most hw; None: no divergence.
+        label_NHW: uint8 or int64 classes or VOID; None: no cross-entropy.
         compute: `compute_band`, perhaps compiled.
 
-    Returns: the weighted sum (differentiable once, by student_NKhw), and both unweighted sums; float32 scalars.
+    Returns: the weighted sum (differentiable once, by student_NKhw), and both unweighted sums, as
+    float32 scalars.
     """
     teacher = None if teacher_NKhw is None else teacher_NKhw.detach()
     return _PixelLoss.apply(student_NKhw, label_NHW, teacher, tuple(hw), weights, compute)
@@ -99,7 +102,8 @@ def compute_band(
     """Both sums (float64 [2]) and the gradient of their weighted sum by the student's scores.
 
     Args:
-        student: float32 [R, N, K, W]. teacher: the same, over T. Both are overwritten. label: [R, N, 1, W].
+        student, teacher: float32 [R, N, K, W], the teacher's divided by T; both are overwritten.
+        label: [R, N, 1, W].
     """
     student -= student.amax(2, keepdim=True)
     ce = kd = None
@@ -129,7 +133,10 @@ def _cross_entropy_band(
 def _divergence_band(
     student: Tensor, teacher: Tensor, weights: PixelWeights, gradient: Tensor
 ) -> Tensor:
-    """T^2 times the summed KL(teacher || student); adds its weighted gradient, and overwrites both scores."""
+    """T^2 times the summed KL(teacher || student), as a float32 scalar.
+
+    Adds its weighted gradient to `gradient`, and overwrites both scores.
+    """
     student *= 1 / weights.temperature  # maximum 0
     teacher -= teacher.amax(2, keepdim=True)  # divided by T already, on its coarse grid
     p = teacher.exp()
@@ -145,7 +152,7 @@ def _divergence_band(
 
 
 def _bands(x_NKhw: Tensor, hw: tuple[int, int]) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Which images, and which bands of their rows, are computed together."""
+    """Slices of images, and the bands of rows of each slice, that are computed together."""
     num, classes = x_NKhw.shape[:2]
     row_numbers = classes * hw[1]
     most_rows = max(1, BAND_NUMBERS.get(x_NKhw.device.type, BAND_NUMBERS["cuda"]) // row_numbers)

@@ -1,7 +1,10 @@
-"""What the three terms are, written for reading. Letters: N batch, K classes, C channels, H, W height and width.
+"""The three terms by definition, written for reading.
 
-Training computes the same numbers in fewer passes (`pixels`, `features`), and is tested against these. Every term is made of a
-sum and a count, so that processes and batches can be added up before the one division.
+Training computes the same numbers in fewer passes (`pixels`, `features`), and is tested against
+these. Every term is a sum and a count, so that processes and batches can be added up before the
+division.
+
+Letters: N batch, K classes, C channels, H, W height and width.
 """
 
 from __future__ import annotations
@@ -19,20 +22,20 @@ from kdcache.models.inputs import resize_to
 
 @dataclass(frozen=True)
 class Term:
-    """A sum over positions and how many positions it has; scalar float32 tensors on the loss's device."""
+    """A sum over positions and their number; scalar float32 tensors on the device of the loss."""
 
     sum: Tensor
     count: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """sum / count, 0 where nothing was counted."""
+        """sum / count; 0 if the count is 0."""
         return self.sum / self.count.clamp(min=1)
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The weighted total and the unweighted terms (None where the weight is 0)."""
+    """The weighted total and the unweighted terms (None if the weight is 0)."""
 
     total: Tensor
     ce: Term | None
@@ -40,7 +43,7 @@ class LossTerms:
     feature: Mapping[str, Term] | None
 
     def means(self) -> dict[str, Tensor]:
-        """Scalar of each term in use: ce, kd, feature (the mean over levels), and total."""
+        """Mean of each term in use: ce, kd, feature (over levels); and the total."""
         values = {"ce": self.ce, "kd": self.kd}
         means = {name: term.mean for name, term in values.items() if term is not None}
         if self.feature:
@@ -53,15 +56,18 @@ def cross_entropy(student_NKHW: Tensor, label_NHW: Tensor) -> Term:
 
     Args:
         student_NKHW: raw scores, any float dtype. label_NHW: int64 classes or VOID.
+
+    Returns: sum >= 0 and the number of pixels that are not VOID.
     """
     total = F.cross_entropy(student_NKHW.float(), label_NHW, ignore_index=VOID, reduction="sum")
     return Term(total, (label_NHW != VOID).sum().float())
 
 
 def kd_divergence(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: float) -> Term:
-    """KL(teacher || student) of the softened classes, times T^2 (Hinton et al. 2015, arXiv:1503.02531).
+    """KL(teacher || student) of the softened classes, times T^2 (Hinton et al. 2015).
 
-    T^2 keeps the gradient's size when the softening changes. Summed over classes and over all pixels, padding included.
+    arXiv:1503.02531. T^2 keeps the gradient's size when T changes. Summed over classes and over all
+    pixels, padding included.
 
     Args:
         student_NKHW: raw scores, any float dtype.
@@ -81,16 +87,18 @@ def feature_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Term:
     """1 - cosine over channels at each position, summed over positions; 0 to 2 each.
 
     Args:
-        student_NCHW: student features. teacher_NCHW: teacher features on the same grid with as many channels.
+        student_NCHW, teacher_NCHW: features of equal shape, any float dtype.
+
+    Returns: sum >= 0 and the number of positions.
     """
     cosine = F.cosine_similarity(student_NCHW.float(), teacher_NCHW.float(), dim=1)
     return Term((1 - cosine).sum(), count_positions(student_NCHW))
 
 
 def count_positions(x_NCHW: Tensor, hw: tuple[int, int] | None = None) -> Tensor:
-    """Images times positions (of a grid `hw`, default the tensor's own), float32 scalar on its device.
+    """Images times positions of a grid `hw` (default: the tensor's own), as a float32 scalar.
 
-    Filled in there: a number brought from the host would wait for all that a GPU has been asked before.
+    It is created on the tensor's device: a copy from the host would wait for the GPU's queue.
     """
     height, width = hw or x_NCHW.shape[-2:]
     return torch.full((), float(len(x_NCHW) * height * width), device=x_NCHW.device)

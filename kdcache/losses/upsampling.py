@@ -1,4 +1,4 @@
-"""Bilinear upsampling as two matrix products, a band of rows at a time, so that nothing of full size is ever in memory.
+"""Bilinear upsampling as two matrix products, a band of rows at a time.
 
 Letters: N images, K classes, h, w the coarse grid, H, W the full one, R rows of a band.
 """
@@ -13,10 +13,11 @@ from torch import Tensor
 
 
 class Upsampled:
-    """Coarse scores seen at full size, and the way back for their gradient.
+    """Coarse scores upsampled a band of rows at a time, and the way back for their gradient.
 
     Args:
-        x_NKhw: float32 scores. hw: full size; the numbers are those of `kdcache.models.inputs.resize_to`.
+        x_NKhw: float32 scores.
+        hw: full size; values equal those of `kdcache.models.inputs.resize_to`.
     """
 
     def __init__(self, x_NKhw: Tensor, hw: tuple[int, int]) -> None:
@@ -29,12 +30,12 @@ class Upsampled:
         self.gradient_wide: Tensor | None = None
 
     def band(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop at full size, [R, N, K, W], a tensor of its own."""
+        """Rows start to stop at full size, [R, N, K, W], a new tensor."""
         weights, used = self._weights(start, stop)
         return (weights @ self.wide[used]).view(stop - start, self.num, self.classes, -1)
 
     def add_gradient(self, start: int, stop: int, gradient_RNKW: Tensor) -> None:
-        """Take the gradient of `band(start, stop)`."""
+        """Add the gradient of `band(start, stop)`."""
         if self.gradient_wide is None:
             self.gradient_wide = torch.zeros_like(self.wide)
         weights, used = self._weights(start, stop)
@@ -47,7 +48,7 @@ class Upsampled:
         return narrow.permute(1, 2, 0, 3)
 
     def _weights(self, start: int, stop: int) -> tuple[Tensor, slice]:
-        """The rows' weights, and which coarse rows they speak of: the others have weight 0."""
+        """Weights of the rows, and the slice of coarse rows whose weights are not 0."""
         size_out, size_in = self.rows.shape
         first, last = ((row + 0.5) * size_in / size_out - 0.5 for row in (start, stop - 1))
         used = slice(max(int(first), 0), min(int(last) + 2, size_in))
@@ -56,7 +57,7 @@ class Upsampled:
 
 @lru_cache(maxsize=64)
 def _matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
-    """Weights [size_out, size_in] of linear interpolation, align_corners off, taken from torch itself."""
+    """Weights [size_out, size_in] of torch's linear interpolation without align_corners."""
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(size_in)[None]
         return (

@@ -1,9 +1,11 @@
-"""Flips and crops of cached batches: image, label and the teacher's answers are moved together, on the training device.
+"""Flip and crop cached batches: image, label and teacher outputs together, on the training device.
 
-A flip is not what the teacher would have said of the flipped image, nor is a crop: it is close (BENCHMARKS.md has the errors).
-Grids are cut where their cells are, at multiples of 16 pixels. What is upsampled bilinearly in the loss (logits, and features
-where the student's grid is finer) differs within half a cell of a crop's border: there the whole view had a neighbour, and the
-crop repeats its last cell. That belongs to cropping on a coarse grid.
+The flipped or cropped output of the teacher only approximates its output for the flipped or cropped
+image (BENCHMARKS.md has the errors). Crops start at multiples of 16 pixels, the coarsest stride, so
+that every grid is cut between cells. Arrays that the loss upsamples bilinearly (logits, and
+features if the student's grid is finer) differ within half a cell of a
+crop's border: interpolation in the whole view had a neighbour there, in the crop it repeats the
+last cell.
 
 Letters: B batch, C channels, H, W height and width.
 """
@@ -17,15 +19,16 @@ from torch import Tensor
 from kdcache.config import STRIDE, Config
 from kdcache.training.batches import Batch, raw_words
 
-ROWS_AXIS = {
-    "image": 1,
-    "label": 1,
-}  # BHWC and BHW; answers are BCHW, and what one unit of an int8 one is, BC, has no place
+# image is BHWC and label BHW; teacher outputs are BCHW. The scales of int8 arrays are BC: no rows
+ROWS_AXIS = {"image": 1, "label": 1}
 
 
 @dataclass(frozen=True)
 class Move:
-    """Of one sample: the crop's top left corner in pixels, multiples of 16, and whether the crop is flipped left-right."""
+    """Crop and flip of one sample.
+
+    top, left: corner of the crop in pixels, multiples of 16. flip: whether it is mirrored.
+    """
 
     top: int
     left: int
@@ -34,11 +37,12 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Draws a move for each sample in each epoch, and makes it.
+    """Draws a crop and a flip for each sample in each epoch, and applies them.
 
     Args:
-        seed: of all draws. flip: probability, 0 to 1.
-        view_hw, crop_hw: size of the cached views, and of what is cut from them, in pixels, multiples of 16.
+        seed: of all draws. flip: probability of a flip, 0 to 1.
+        view_hw: height and width of the cached views in pixels, multiples of 16.
+        crop_hw: height and width of the crops in pixels, multiples of 16, at most view_hw.
     """
 
     seed: int
@@ -47,7 +51,11 @@ class Augmentation:
     crop_hw: tuple[int, int]
 
     def draw(self, sample_id: str, *, epoch: int) -> Move:
-        """A pure function of the arguments and the fields: the same in a resumed run, a baseline, any batch and any order."""
+        """The crop and flip of a sample in an epoch.
+
+        A pure function of the arguments and the fields: resumed runs, baselines, other batch sizes
+        and other orders draw the same.
+        """
         *words, flip = (
             int(word) for word in raw_words(f"moves/{self.seed}/{epoch}/{sample_id}", 3)
         )
@@ -59,7 +67,11 @@ class Augmentation:
         return Move(top, left, (flip >> 11) * 2.0**-53 < self.flip)
 
     def apply(self, batch: Batch, *, epoch: int) -> Batch:
-        """The batch with each sample moved; spatial arrays are new tensors, others are those of `batch`."""
+        """The batch with each sample cropped and flipped.
+
+        Arrays with rows and columns are new tensors [B, ...] of the crop's size; others are shared
+        with `batch`.
+        """
         moves = [self.draw(sample_id, epoch=epoch) for sample_id in batch.sample_ids]
         return Batch(
             {name: self._move(name, values, moves) for name, values in batch.arrays.items()},
@@ -86,7 +98,7 @@ class Augmentation:
 
 
 def make_augmentation(config: Config) -> Augmentation | None:
-    """What `train.flip` and `train.crop` ask for; None where that is nothing."""
+    """The augmentation that `train.flip` and `train.crop` ask for; None if they ask for none."""
     view_hw, flip = config.dataset.size_hw, config.train.flip
     crop_hw = config.train.crop_hw or view_hw
     if not flip and crop_hw == view_hw:

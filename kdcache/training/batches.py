@@ -1,4 +1,4 @@
-"""Which samples make which batch, and batches read ahead into slots. Letters: B batch, the rest as in the cache."""
+"""Plan the batches of an epoch, and read them ahead into buffers. B: batch size."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Place = tuple[int, int]  # view, sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors [B, ...] of each array on the training device, and the ids of the samples.
+    """Tensors [B, ...] of each array on the training device, and the B sample ids.
 
-    On the CPU the tensors are slots: valid until the next batch is asked for.
+    On the CPU the tensors are reused buffers, valid until the next batch is requested.
     """
 
     arrays: dict[str, Tensor]
@@ -42,10 +42,14 @@ def plan_epoch(
     epoch: int,
     views: Literal["cycle", "random"] = "cycle",
 ) -> list[list[Place]]:
-    """The batches of one epoch, a pure function of its arguments: every sample once, in one of its views.
+    """The batches of one epoch, a pure function of its arguments: each sample once, in one view.
 
-    cycle: over `num_views` epochs each sample shows each view once. random: the view of each sample and epoch is drawn
-    independently of all others. A last batch of one sample, which BatchNorm could not normalise, joins the batch before it.
+    A last batch of one sample, which BatchNorm cannot normalise, joins the batch before it.
+
+    Args:
+        epoch: from 0.
+        views: with "cycle" each sample shows each view once in `num_views` epochs; with "random"
+            the view of each sample and epoch is drawn independently.
     """
     order = np.argsort(raw_words(f"order/{seed}/{epoch}", num_samples), kind="stable")
     if views == "random":
@@ -62,7 +66,11 @@ def plan_epoch(
 def split_batches(
     places: list[Place], batch_size: int, *, join_single: bool = False
 ) -> list[list[Place]]:
-    """Cut places into batches, in order; the last may be short."""
+    """Cut (view, sample) pairs into batches, in order; the last may be short.
+
+    Args:
+        join_single: add a last batch of one sample to the batch before it.
+    """
     batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
     if join_single and len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
@@ -71,12 +79,12 @@ def split_batches(
 
 
 def count_read_threads() -> int:
-    """Threads that read for this process: two copy as fast as the memory of a small machine."""
+    """Reading threads of this process, 2 to 8: two saturate the memory of a small machine."""
     return max(2, min(8, count_own_cores() // 2))
 
 
 def find_smallest_batch(num_samples: int, batch_size: int) -> int:
-    """Samples of the smallest batch of every epoch."""
+    """Number of samples in the smallest batch of an epoch."""
     return min(
         len(batch) for batch in split_batches([(0, 0)] * num_samples, batch_size, join_single=True)
     )
@@ -88,9 +96,10 @@ class BatchReader:
     Args:
         reader: one split of a cache.
         arrays: names of the arrays to read; others are not touched.
-        batch_size: largest batch, one more is kept for a joined single.
-        device: where batches are to be.
-        residency: disk reads each time; ram maps the files, whose pages stay while there is room; gpu keeps samples there.
+        batch_size: samples of the largest batch; buffers hold one more, for a joined single.
+        device: of the batches.
+        residency: "disk" reads the files each time; "ram" maps them, and their pages stay in the
+            page cache; "gpu" keeps samples in GPU memory.
     """
 
     def __init__(
@@ -106,7 +115,7 @@ class BatchReader:
         self.ids = reader.sample_ids
         self.num_threads = reader.storage.num_threads(count_read_threads())
         self.wait_s = 0.0
-        """Seconds that whoever used the batches had to wait for them, in all."""
+        """Total seconds that the consumer waited for batches."""
         specs = [reader.layout.array(name) for name in arrays]
         rows = min(batch_size + 1, reader.layout.num_samples * reader.num_views)
         self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
@@ -126,7 +135,13 @@ class BatchReader:
             )  # which made the resident arrays
 
     def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
-        """Batches in the order of `batches`. Raises CacheCorruptError where stored bytes are not those committed."""
+        """Yield the batches in the given order.
+
+        Args:
+            batches: (view, sample) of each sample of each batch.
+
+        Raises: CacheCorruptError if stored bytes differ from the committed ones.
+        """
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.num_threads) as pool:
             coming: Future | None = None
             for step, places in enumerate(batches):
@@ -147,7 +162,7 @@ class BatchReader:
     def _bring(
         self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Samples on the device: those of a batch, or what of it is not resident yet."""
+        """Read a batch, or the part of it that is not resident yet, and copy it to the device."""
         absent = self.resident.find_missing(places) if self.resident else places
         if not absent:
             return {}
@@ -189,7 +204,10 @@ class BatchReader:
         return arrays
 
     def _hand_over(self, places: list[Place], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch for the stream in use; on a GPU the allocator is told that this stream uses what the copying one made."""
+        """The batch, ready for the current stream.
+
+        On a GPU the allocator must know that this stream uses tensors made on the copying stream.
+        """
         if self.resident:
             return self.resident.take(places)
         if self.stream is not None:
@@ -208,6 +226,10 @@ def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Te
 
 
 def raw_words(purpose: str, count: int) -> np.ndarray:
-    """Counter-based random words, uint64 [count], the same in every NumPy version; a purpose is drawn for once only."""
+    """Counter-based random words, uint64 [count], the same in every NumPy version.
+
+    Args:
+        purpose: names the draw; each purpose is used for one draw only.
+    """
     digest = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
     return np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(count)

@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from kdcache.training.learner import Learner
 
 _CURE = "delete the run folder and start again"
-_PARTS = ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "scheduler_state_dict",
-          "random_state", "cuda_random_state", "hyperparameters", "cache_identity", "history")  # fmt: skip
+_PARTS = (
+    "model_state_dict",
+    "alignment_state_dict",
+    "optimizer_state_dict",
+    "scheduler_state_dict",
+    "random_state",
+    "cuda_random_state",
+    "hyperparameters",
+    "cache_identity",
+    "history",
+)
 
 
 def save_epoch(
@@ -115,7 +124,7 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
 
 
 def restore(learner: Learner, state: dict, *, where: object) -> None:
-    """Put a learner into the state of a checkpoint. Raises TrainingError if that does not fit it."""
+    """Put a learner into the state of a checkpoint. Raises TrainingError if it does not fit."""
     load_weights(learner.student, state, where=where)
     learner.loss.align.load_state_dict(state["alignment_state_dict"])
     learner.optimizer.load_state_dict(state["optimizer_state_dict"])

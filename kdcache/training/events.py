@@ -1,4 +1,4 @@
-"""What happens during training, told to whoever wants to print or count it; the library itself prints nothing."""
+"""Callbacks of training, for printing or counting; the library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainingEvents:
     """
 
     def said(self, text: str) -> None:
-        """A line for a person: the device, whether the student is compiled, which folder is next."""
+        """A line of text: the device, whether the student is compiled, which folder is next."""
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
         """An epoch is trained, validated and saved.

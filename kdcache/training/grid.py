@@ -1,4 +1,4 @@
-"""A grid of settings: what is varied, and the points it has."""
+"""A grid of settings: the names that vary, their values, and the seeds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import yaml
 from kdcache.config.parser import flatten
 from kdcache.errors import Phrase, SettingsError, describe, one_line
 
-VARIED = (
-    "student.",
-    "loss.",
-    "train.",
-    "augment.views",
-    "cache.levels",
-)  # what needs no other cache
+# settings that can vary with one cache
+VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")
 FIXED = ("run", "cache", "dataset", "augment", "teacher", "fit")
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Dotted name of a setting -> its values as words of a command line; and the seeds each point is trained with."""
+    """Settings to combine.
+
+    values: dotted name -> values as written on the command line. seeds: each point runs with each.
+    """
 
     values: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
@@ -40,13 +38,14 @@ class Grid:
 
 
 def read_grid(words: Sequence[str], seeds: str | None) -> Grid:
-    """The grid of a command line. Names and values themselves are checked where settings are.
+    """The grid of a command line. Names and values are checked later, with the other settings.
 
     Args:
-        words: `loss.beta=0,0.5` and so on, or the name of a YAML file: {loss.beta: [0, 0.5], seeds: [0, 1, 2]}.
-        seeds: "0,1,2"; None: those of the file, else SEEDS.
+        words: settings such as `loss.beta=0,0.5`, or names of YAML files such as
+            {loss.beta: [0, 0.5], seeds: [0, 1, 2]}.
+        seeds: such as "0,1,2"; None takes the seeds of the file, else SEEDS.
 
-    Raises: SettingsError.
+    Raises: SettingsError if a word, a file or a seed is not valid, or a name is given twice.
     """
     values: dict[str, tuple[str, ...]] = {}
     for word in words:
@@ -62,7 +61,7 @@ def read_grid(words: Sequence[str], seeds: str | None) -> Grid:
 
 
 def split_list(text: str) -> list[str]:
-    """At commas that are in no brackets: "[low],[low,high]" has two parts."""
+    """Split at commas outside brackets: "[low],[low,high]" has two parts."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")

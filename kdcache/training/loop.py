@@ -1,4 +1,4 @@
-"""The inner loop: one step, one epoch, one evaluation. No files, no printing. K: number of classes."""
+"""The inner loop: one step, one epoch, one evaluation; no files, no printing. K: classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def run_epoch(
 ) -> tuple[dict, Tensor]:
     """Train on every sample once, then evaluate; `epoch` counts from 1.
 
-    Returns: the entry of this epoch for metrics.jsonl, and the confusion matrix on val, int64 [K, K].
+    Returns: the entry of this epoch for metrics.jsonl, and the confusion matrix on val, int64
+    [K, K].
     Raises: TrainingError if the loss or a weight is not finite, or the student fails.
     """
     began_s, processes = time.monotonic(), learner.processes
@@ -240,7 +241,7 @@ def _end_training(learner: Learner, epoch: int) -> None:
 
 
 def _check_finite(learner: Learner, epoch: int) -> None:
-    """A finite loss can have a non-finite gradient: such weights must not replace a good checkpoint."""
+    """Raise if a weight is not finite: a finite loss can have a non-finite gradient."""
     for name, weights in learner.student.named_parameters():
         if not torch.isfinite(weights).all():
             raise TrainingError(

@@ -1,4 +1,7 @@
-"""Several processes that train one student: each takes its rows of every batch, and sums over all are what one process has."""
+"""Several processes that train one student: each takes a part of every batch, and sums are shared.
+
+Their sums over all processes equal those of a single process with the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -27,77 +30,84 @@ from kdcache.training.batches import raw_words
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-MEETING = (
-    "RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)  # torchrun's; tasks of SLURM alone are runs of their own
-STARTED = "TORCHELASTIC_RUN_ID"  # set by torchrun for those it starts
-PATIENCE = timedelta(
-    days=30
-)  # the first process may be waiting for a baseline that another run trains
+# set by torchrun; SLURM tasks without these are independent runs
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STARTED = "TORCHELASTIC_RUN_ID"  # set by torchrun in the processes that it starts
+# the first process may wait for a baseline that another run trains
+PATIENCE = timedelta(days=30)
 
 
 class Alone:
-    """One process: all rows are its own, and there is nobody to ask or to tell."""
+    """A single process: it has the whole batch and nothing to exchange."""
 
     rank, count = 0, 1
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that writes, prints and decides."""
+        """Whether this process writes, prints and decides (rank 0)."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """Its part, contiguous and in order; the parts of all processes are everything, and differ by one at most."""
+        """This process's part of `items`: contiguous and in order.
+
+        The parts cover all items; their lengths differ by one at most.
+        """
         start, stop = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return list(items[start:stop])
 
     def largest_share(self, count: int) -> int:
-        """Of so many items."""
+        """Length of the largest part of `count` items."""
         return -(-count // self.count)
 
     def agree(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
-        """Do `work`, which all processes do; where it fails in one, all end: that one with the error, the others in silence."""
+        """Run `work` in every process and return its result; if it fails in one, all end.
+
+        Raises: the error in the first process that failed; ToldElsewhere in the others.
+        """
         return work(*args, **options)
 
     def lead(self, work: Callable[..., Value], *args: object, **options: object) -> Value:
-        """What `work` gives in the first process, which alone does it; an error there ends all, as in `agree`."""
+        """Run `work` in the first process only, and return its result in all.
+
+        Raises: its error in the first process; ToldElsewhere in the others.
+        """
         return work(*args, **options)
 
     def check_same(self, facts: Mapping[str, object]) -> None:
-        """Raises SettingsError where a process has other facts, by name, than the first one."""
+        """Raise SettingsError if the named `facts` differ from those of the first process."""
 
     def take_device(self, device: torch.device) -> None:
-        """Make it the process's own. Raises SettingsError where two processes would share a GPU."""
+        """Use this device. Raises SettingsError if two processes would share a GPU."""
 
     def has_every(self, there: bool) -> bool:
-        """Whether it is so in all processes."""
+        """Whether `there` is true in all processes."""
         return there
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum of `values` over all processes, in a tensor of the same shape."""
         return values
 
     def draw_dropout(self, *, seed: int, epoch: int) -> None:
-        """Begin an epoch's dropout; one process goes on with the sequence it has."""
+        """Seed the dropout of an epoch; a single process continues its sequence instead."""
 
     def adopt(self, student: nn.Module, device: torch.device) -> None:
-        """Make a student one of many: on GPUs BatchNorm's statistics become those of the global batch, in every step from now."""
+        """Prepare a student for several processes.
+
+        On GPUs, BatchNorm then takes its statistics over the whole batch of all processes.
+        """
 
     def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the sum over all processes in the place of each gradient of what `optimizer` trains."""
+        """Replace each gradient of the parameters of `optimizer` by its sum over all processes."""
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the first one's values."""
+        """Copy the values of the first process to all others, in place."""
 
 
 class Processes(Alone):
-    """One of `count` processes that torchrun has started, by `rank` from 0; made by `join_processes`.
+    """One of `count` processes that torchrun started, with `rank` from 0; see `join_processes`.
 
-    Every method but `share` and `largest_share` must be called by all processes, in the same order. What `agree` does must
-    not call others of them: the one that fails would be missed there.
+    All processes must call every method but `share` and `largest_share`, in the same order. The
+    work given to `agree` must not call any of them: a failed process would be missing there.
     """
 
     def __init__(self, rank: int, count: int) -> None:
@@ -147,8 +157,9 @@ class Processes(Alone):
             nn.SyncBatchNorm.convert_sync_batchnorm(student)
 
     def add_up_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        # not DistributedDataParallel: it takes means where sums are wanted, and refuses a head without gradient (a loss of
-        # features alone); what it is for, sending during the backward pass, has little to win with 11 MB
+        # not DistributedDataParallel: it averages, but sums are needed, and it refuses a head
+        # without gradient (a loss of features alone). Its overlap with the backward pass gains
+        # little for 11 MB of gradients.
         parameters = (
             parameter for group in optimizer.param_groups for parameter in group["params"]
         )
@@ -163,7 +174,7 @@ class Processes(Alone):
             dist.broadcast(tensor.detach(), src=0)
 
     def _gather(self, own: Value) -> list[Value]:
-        """Every process's, by rank."""
+        """The values of all processes, by rank."""
         found = [own] * self.count
         dist.all_gather_object(found, own, group=self.patient)
         return found
@@ -197,7 +208,7 @@ def _check_different(found: list[str], device: torch.device) -> None:
 
 
 def format_processes(processes: Alone, *, batch_size: int, device: torch.device) -> str:
-    """One line for a person."""
+    """A line for the terminal: number of processes, samples of each, BatchNorm statistics."""
     own = "the whole batch's" if device.type == "cuda" else "each process's own"
     share = (
         f"each has up to {processes.largest_share(batch_size)} samples of a batch of {batch_size}"
@@ -207,9 +218,10 @@ def format_processes(processes: Alone, *, batch_size: int, device: torch.device)
 
 @contextmanager
 def join_processes() -> Iterator[Alone]:
-    """The processes that torchrun has started together with this one; alone where there are none.
+    """The processes that torchrun started with this one; `Alone` if there are no others.
 
-    Raises: SettingsError where they cannot meet; TrainingError where another one is lost before the block ends.
+    Raises: SettingsError if they cannot connect; TrainingError if another process ends before the
+    block does.
     """
     worker = find_worker()
     if worker.count == 1 or any(name not in os.environ for name in MEETING):
@@ -229,9 +241,10 @@ def join_processes() -> Iterator[Alone]:
 
 
 def end_process(code: int) -> NoReturn:
-    """Leave with this exit code, also where an error has left `join_processes` with the others still connected.
+    """Exit with this code, even if an error left `join_processes` while still connected.
 
-    Leaving in the ordinary way, gloo's threads would then abort the process, with another code, and NCCL's wait for the others.
+    After an ordinary exit, the threads of gloo would abort the process with another code, and those
+    of NCCL would wait for the other processes.
     """
     if not dist.is_initialized():
         sys.exit(code)
@@ -247,15 +260,19 @@ def _meet(rank: int, count: int) -> Processes:
         return Processes(rank, count)
     except (RuntimeError, ValueError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
-        interface = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface that reaches the other machines"
+        interface = (
+            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface "
+            "that reaches the other machines"
+        )
         cure = interface if STARTED in os.environ else "start them with torchrun"
         raise SettingsError(
-            f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT ({reason}); {cure}"
+            f"environment: {count} processes cannot meet at MASTER_ADDR and MASTER_PORT "
+            f"({reason}); {cure}"
         ) from None
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error means that another process of the run has ended; gloo has no kind of its own."""
+    """Whether an error means that another process has ended; gloo has no error type of its own."""
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError) or "gloo" in str(error)
     )

@@ -1,7 +1,7 @@
-"""Where the samples of a run stay after their first reading: GPU memory, RAM, or the disk with the page cache's luck.
+"""Where the samples of a run stay after they are first read: GPU memory, mapped RAM, or disk only.
 
-Several processes that train together count as one: mapped pages are shared, and each has a GPU of its own, which over the epochs
-may come to hold every sample.
+Processes that train together count as one: they share mapped pages, and each has a GPU of its own,
+which may come to hold every sample over the epochs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ RAM_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Need:
-    """What a run reads again and again: bytes of samples, and of the shard files (fewer with a codec), and how many files.
+    """How much a run reads in every epoch.
 
-    far: whether it is read from another machine, so that there are no files to be mapped.
+    size_bytes: of decoded samples. stored_bytes: of shard files, fewer with a codec.
+    num_files: shard files. far: read from another machine, without files to map.
     """
 
     size_bytes: int
@@ -37,14 +38,14 @@ class Need:
 
 @dataclass(frozen=True)
 class Residency:
-    """The choice, and why, as one line without end."""
+    """The chosen residency, and the reason as part of a sentence."""
 
     kind: Kind
     reason: str
 
 
 def find_need(reader: CacheReader, arrays: list[str]) -> Need:
-    """What reading these arrays in all views of a split comes to."""
+    """Bytes and files of these arrays in all views of a split."""
     layout, whole = reader.layout, reader.is_single_file
     item_bytes = sum(layout.array(name).item_bytes for name in arrays)
     return Need(
@@ -56,7 +57,7 @@ def find_need(reader: CacheReader, arrays: list[str]) -> Need:
 
 
 def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -> Residency:
-    """What `train.residency` means here: auto takes the fastest memory that holds everything.
+    """The residency for `train.residency`; auto takes the fastest memory that holds everything.
 
     Args:
         setting: auto, disk, ram or gpu. needs: of all splits that are read. device: the student's.
@@ -120,18 +121,18 @@ class ResidentSamples:
         self.there: set[int] = set()
 
     def find_missing(self, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those (view, sample) that are not here yet."""
+        """The (view, sample) pairs that are not resident yet."""
         return [place for place in places if self._row(place) not in self.there]
 
     def put(self, places: list[tuple[int, int]], arrays: dict[str, Tensor]) -> None:
-        """Keep samples [len(places), ...] that are on the device, on the stream in use."""
+        """Keep arrays [len(places), ...] that are on the device, on the current stream."""
         rows = self._rows(places)
         for name, values in arrays.items():
             self.arrays[name].index_copy_(0, rows, values)
         self.there.update(self._row(place) for place in places)
 
     def take(self, places: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """A batch of samples that are here, freshly allocated."""
+        """A batch [len(places), ...] of resident samples, newly allocated."""
         rows = self._rows(places)
         return {name: values.index_select(0, rows) for name, values in self.arrays.items()}
 
@@ -145,7 +146,7 @@ class ResidentSamples:
 
 
 def format_residency(choice: Residency) -> str:
-    """One line for a person."""
+    """A line for the terminal: the residency and its reason."""
     where = {
         "disk": "read from where they are each time",
         "ram": "mapped into memory",

@@ -1,4 +1,4 @@
-"""One training run in a folder of its own: from settings to result.json, resumable after every epoch."""
+"""One training run in its folder, from settings to result.json; resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class PlannedRun:
     baseline: Path | None = None
 
     def find_baseline_miou(self) -> float | None:
-        """mIoU of the baseline, 0 to 1, if it is finished. Raises TrainingError if its result is damaged."""
+        """mIoU of the baseline, 0 to 1; None if it is not finished.
+
+        Raises: TrainingError if its result is damaged.
+        """
         there = self.baseline is not None and is_finished(self.baseline)
         return read_result(self.baseline)["miou"] if there else None
 

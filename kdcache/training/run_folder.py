@@ -66,7 +66,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def write_history(folder: Path, history: list[dict]) -> None:
-    """Write metrics.jsonl, a line per epoch; whole each time, so that a resumed run has no epoch twice."""
+    """Write metrics.jsonl, a line per epoch; written whole, so that no epoch is in it twice."""
     lines = "".join(json.dumps(entry) + "\n" for entry in history)
     durable.replace_file(folder / METRICS, lines.encode())
 

@@ -1,4 +1,4 @@
-"""What decides the numbers of a run, and whether the run in a folder is the one that is asked for."""
+"""The settings that decide the numbers of a run; check that a folder holds the requested run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _SAME = "resume with the settings of the run, or choose another run.dir"
 
 
 def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
-    """Device and autocast dtype (None: float32, TF32 off). Raises SettingsError if the machine lacks them."""
+    """Device and autocast dtype (None: float32, TF32 off).
+
+    Raises: SettingsError if the machine lacks them.
+    """
     device = choose_device(config.train.device, field="train.device")
     precision = config.train.precision
     if precision == "auto":
@@ -105,7 +108,7 @@ def find_identity(manifest: Manifest, facts: dict) -> str:
 
 
 def find_origin(config: Config, manifest: Manifest) -> dict:
-    """What a checkpoint and a result say of where they come from.
+    """The facts in a checkpoint and a result that identify their run.
 
     `hyperparameters` and `cache_identity` make them those of one run; `pictures_identity` (images
     and labels) and `validation_identity` (those of val) say which runs can be compared.

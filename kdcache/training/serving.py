@@ -1,6 +1,6 @@
-"""A cache as batches for a training loop of yours: images, labels and the teacher's answers, on your device.
+"""A cache as batches for your own training loop: images, labels and teacher outputs on a device.
 
-Letters: N batch, K classes, C channels, H, W height and width of the images, h, w of a coarser grid.
+Letters: N batch, K classes, C channels, H, W size of the images, h, w of a coarser grid.
 """
 
 from __future__ import annotations
@@ -31,30 +31,39 @@ from kdcache.training.targets import Targets, open_targets
 
 @dataclass(frozen=True)
 class TaughtBatch:
-    """Some samples and what the teacher said of them; yours to keep."""
+    """Samples with the teacher's outputs; the tensors are not reused by later batches."""
 
     ids: list[str]
     images: Tensor
     """float32 [N, 3, H, W], normalised as torchvision's backbones expect it."""
     labels: Tensor
-    """int64 [N, H, W]: the class, 255 where there is none."""
+    """int64 [N, H, W]: the class of each pixel, 255 for pixels without one."""
     answers: dict[str, Target]
-    """"logits" and levels as they are stored, for the loss."""
+    """Teacher outputs as they are stored, by name: "logits" and the levels."""
 
     @property
     def teacher(self) -> dict:
-        """Keywords of `KnowledgeDistillationLoss`: `loss(logits, features, batch.labels, **batch.teacher)`."""
+        """Keyword arguments of `KnowledgeDistillationLoss`.
+
+        Used as `loss(logits, features, batch.labels, **batch.teacher)`.
+        """
         levels = {name: answer for name, answer in self.answers.items() if name in LEVELS}
         return {"teacher_NKHW": self.answers.get("logits"), "teacher_features": levels}
 
     @cached_property
     def logits(self) -> Tensor:
-        """The teacher's scores before upsampling, float32 [N, K, h, w]. Raises KeyError where they were not asked for."""
+        """The teacher's logits before upsampling, float32 [N, K, h, w].
+
+        Raises: KeyError if logits were not requested.
+        """
         return self.answers["logits"].decode()
 
     @cached_property
     def features(self) -> dict[str, Tensor]:
-        """level -> float32 [N, C, h, w]; of a lowrank level its direction at each position, of length 1."""
+        """level -> teacher features, float32 [N, C, h, w].
+
+        Features of a lowrank level are scaled to length 1 at each position.
+        """
         return {name: answer.decode() for name, answer in self.answers.items() if name in LEVELS}
 
 
@@ -64,7 +73,7 @@ class Split:
     Args:
         root, manifest: of the cache. name: "train" or "val".
 
-    Raises: CacheError where it is damaged or half-built.
+    Raises: CacheError if it is damaged or incomplete.
     """
 
     def __init__(self, root: Storage, manifest: Manifest, name: str) -> None:
@@ -73,7 +82,7 @@ class Split:
         self.num_samples, self.num_views = self.reader.layout.num_samples, self.reader.num_views
         stored = {spec.name for spec in self.reader.layout.arrays}
         self.answers = tuple(name for name in ("logits", *LEVELS) if name in stored)
-        """What is cached of the teacher."""
+        """Names of the cached teacher outputs."""
 
     def batches(
         self,
@@ -84,17 +93,20 @@ class Split:
         answers: Sequence[str] | None = None,
         device: str = "auto",
     ) -> Iterator[TaughtBatch]:
-        """Every sample once, in one of its views; read ahead while you compute.
+        """Every sample once, in one of its views; batches are read ahead while you compute.
 
-        Of "train" in an order that depends on (seed, epoch) alone, the views rotating from epoch to epoch; of "val" in order.
+        The order of "train" depends on (seed, epoch) only, and views rotate from epoch to epoch;
+        "val" is in stored order.
 
         Args:
-            batch_size: 1 or more; the last one may be smaller (of "train" it is never one sample, which joins the one before).
+            batch_size: 1 or more. The last batch may be smaller; a single last sample of "train"
+                joins the batch before it.
             epoch: from 0.
-            answers: which of `self.answers` to read (default: all); what is left out costs no reading.
+            answers: which of `self.answers` to read (default: all); others are not read from disk.
             device: auto, cpu, cuda or cuda:N.
 
-        Raises: SettingsError, CacheCorruptError.
+        Raises: SettingsError if an argument is out of range; CacheCorruptError if stored bytes
+        differ from the committed ones.
         """
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -144,7 +156,7 @@ class Cache:
     Args:
         root: a folder, a packed .h5 file or the address of a bucket.
 
-    Raises: CacheError where there is none, or it is damaged or half-built.
+    Raises: CacheError if there is no cache, or it is damaged or incomplete.
     """
 
     def __init__(self, root: Storage | str | Path) -> None:
@@ -163,7 +175,10 @@ class Cache:
 
 
 def open_cache(root: Storage | str | Path) -> Cache:
-    """Open a cache for a training loop of yours; see `Cache`. Raises CacheError."""
+    """Open a cache for your own training loop; see `Cache`.
+
+    Raises: CacheError if there is no cache, or it is damaged or incomplete.
+    """
     return Cache(root)
 
 

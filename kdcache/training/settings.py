@@ -1,4 +1,4 @@
-"""Phase two's settings: what is given is held against the cache, the rest is taken from it."""
+"""Settings of phase two: those given are checked against the cache, the rest come from it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,16 @@ from kdcache.storage import Storage
 from kdcache.training.batches import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
-KEPT_OF_CACHE = (
-    "levels",
-    "shard_samples",
-    "encoding",
-    "rank",
-    "codec",
-)  # as far as the version that wrote it had them
+# a cache written by an older version may lack some of these
+KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")
 
 
 def resolve_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     """Settings for training: defaults, then the cache's, then those given.
 
-    Raises: CacheMismatchError where a given setting differs from the cache, side by side; CacheIncompleteError for more
-    views than cached; SettingsError for a feature term without features, or a crop larger than the cached views.
+    Raises: CacheMismatchError, with both values, if a given setting differs from the cache;
+    CacheIncompleteError for more views than are cached; SettingsError for a feature term without
+    features, or a crop larger than the cached views.
     """
     stored = read_settings(manifest)
     base = {section: stored[section] for section in FROM_CACHE}
@@ -54,14 +50,13 @@ def resolve_config(root: Storage, manifest: Manifest, given: dict) -> Config:
 
 
 def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) -> None:
-    """The identity that the cache's settings, overlaid by those given, ask for, but for what only data set and weights tell.
+    """Check the cache's identity against its settings overlaid by the given ones.
 
-    Raises: CacheMismatchError where the cache is another, side by side.
+    Facts that only the data set or the weights tell are not checked.
+
+    Raises: CacheMismatchError, with both values, if the cache was built with other settings.
     """
-    config, given = (
-        read_config(manifest, given),
-        flatten(given),
-    )
+    config, given = read_config(manifest, given), flatten(given)
     cached_levels = list(manifest.identity["train"]["teacher"]["layers"])
     absent = [level for level in config.cache.levels if level not in cached_levels]
     if absent:
@@ -101,7 +96,7 @@ def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) ->
 
 
 def _weights_fact(config: Config, given: dict) -> dict:
-    """The hash of the weights that were given, where their file is on this machine."""
+    """The hash of the given weights, if their file is on this machine."""
     if "teacher.weights" not in given or not find_teacher_file(
         config.teacher.arch, config.teacher.weights
     ):
@@ -141,9 +136,11 @@ def _check_uses(root: Storage, manifest: Manifest, config: Config, *, given_view
 
 
 def check_batches(config: Config, *, num_samples: int, count: int, device: torch.device) -> None:
-    """Every batch must have rows for each of `count` processes, on a CPU two, since BatchNorm there normalises them alone.
+    """Check that every batch has a sample for each of `count` processes, on a CPU two.
 
-    Raises: SettingsError with a batch size that has.
+    On a CPU each process normalises its samples alone, which BatchNorm cannot do with one.
+
+    Raises: SettingsError, with a batch size that fits, if a batch is too small.
     """
     least, size = count * (1 if device.type == "cuda" else 2), config.train.batch_size
     found = find_smallest_batch(num_samples, size)
@@ -168,7 +165,11 @@ def check_batches(config: Config, *, num_samples: int, count: int, device: torch
 
 
 def check_crop(where: object, config: Config) -> None:
-    """Raises SettingsError where `train.crop` is larger than the views. Args: where: of the views, for the message."""
+    """Raise SettingsError if `train.crop` is larger than the views.
+
+    Args:
+        where: the cache, for the message.
+    """
     crop, size = config.train.crop_hw, config.dataset.size_hw
     if crop and (crop[0] > size[0] or crop[1] > size[1]):
         expected = Phrase(f"at most {list(size)}, the cached views' height and width")

@@ -1,6 +1,7 @@
-"""Where a run can be watched: TensorBoard, Weights & Biases. metrics.jsonl is always written, and has everything that they show.
+"""Trackers of a run: TensorBoard and Weights & Biases.
 
-A tracker never ends a run: what it raises is said once, and the run goes on without it.
+metrics.jsonl is always written, and has all numbers that they show. A tracker never ends a run: its
+first error is logged, and the run goes on without it.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ NAMES = {
 
 
 class Tracker(Protocol):
-    """Shows the numbers of each epoch somewhere."""
+    """Receives the numbers of each epoch."""
 
     def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Those of an epoch, which counts from 1, by names like `val/miou`."""
+        """Log the numbers of an epoch, which counts from 1, by names such as `val/miou`."""
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write everything that is still buffered."""
 
 
 class TensorBoard:
     """Event files in the run's folder: `tensorboard --logdir runs` finds them.
 
     Args:
-        folder: of the run. first: the epoch it begins with; what a killed run wrote of it and later ones is hidden.
+        folder: of the run.
+        first: first epoch to log; entries of it and of later epochs by a killed run are hidden.
     """
 
     def __init__(self, folder: Path, *, first: int) -> None:
@@ -64,19 +66,20 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, resumed under the same id; WANDB_MODE, WANDB_PROJECT and so on mean what they mean there.
+    """A run of Weights & Biases, resumed under the same id.
+
+    WANDB_MODE, WANDB_PROJECT and its other variables have their usual meaning.
 
     Args:
-        folder: of the run, which keeps the id. first: the epoch it begins with. facts: its hyperparameters.
+        folder: of the run; keeps the id. first: first epoch to log. facts: hyperparameters.
     """
 
     def __init__(self, folder: Path, *, first: int, facts: Mapping[str, object]) -> None:
         import wandb
 
         file = folder / "wandb_id"
-        if (
-            first == 1 or not file.is_file()
-        ):  # a new run is another one, whatever its folder was before
+        # a new run gets a new id, even in the folder of an older one
+        if first == 1 or not file.is_file():
             file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
         options = {"dir": str(folder), "name": folder.name, "id": file.read_text(encoding="utf-8")}
         options |= {"resume": "allow", "reinit": "create_new"}
@@ -92,7 +95,11 @@ class WandB:
 
 
 class Guarded:
-    """A tracker whose failures are said once and do no harm; `make` makes it at the first epoch."""
+    """A tracker that logs its first failure and is silent afterwards.
+
+    Args:
+        make: builds the tracker, at the first epoch. name: for the log.
+    """
 
     def __init__(self, make: Callable[[], Tracker], name: str) -> None:
         self.make, self.name = make, name
@@ -119,7 +126,8 @@ class Guarded:
             self.failed = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             log.warning(
-                "%s: not possible here (%s); the run goes on without, metrics.jsonl has all numbers",
+                "%s: not possible here (%s); the run goes on without, "
+                "metrics.jsonl has all numbers",
                 self.name,
                 reason,
             )
@@ -128,10 +136,10 @@ class Guarded:
 def choose_tracker(
     kind: str, folder: Path, *, first: int, facts: Mapping[str, object]
 ) -> Guarded | None:
-    """What `run.track` asks for, None where that is nothing.
+    """The tracker that `run.track` asks for, None if it asks for none.
 
     Args:
-        first: the epoch it will begin with, from 1. facts: hyperparameters of the run.
+        first: first epoch to log, from 1. facts: hyperparameters of the run.
     """
     if kind == "wandb":
         return Guarded(lambda: WandB(folder, first=first, facts=facts), "W&B")
@@ -141,7 +149,7 @@ def choose_tracker(
 
 
 def check_tracker(kind: str) -> None:
-    """Raises SettingsError where `run.track` names what is not installed."""
+    """Raise SettingsError if `run.track` names a package that is not installed."""
     if kind in ("tensorboard", "wandb") and not is_installed(kind):
         expected, cure = (
             Phrase(f"{kind} to be installed"),
@@ -153,12 +161,12 @@ def check_tracker(kind: str) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether it can be imported, without doing so."""
+    """Whether a package can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def list_numbers(entry: Mapping[str, object], class_names: list[str]) -> dict[str, float]:
-    """What is shown of an epoch: name -> number.
+    """The numbers of an epoch that trackers show, by name.
 
     Args:
         entry: a line of metrics.jsonl.
