@@ -1,19 +1,23 @@
 """Lossless compression of chunks: each array has at most one Zarr v3 bytes-to-bytes codec.
 
 numcodecs runs blosc and zstd in the calling thread, without the interpreter's lock; every other
-codec goes through zarr-python.
+codec goes through zarr-python, which is imported only then: it takes half a second to load.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numcodecs import blosc, zstd
 
-from kdcache.errors import refuse
+from kdcache.errors import one_line, refuse
+
+if TYPE_CHECKING:
+    import zarr
 
 # In the main thread numcodecs would use c-blosc's own threads. They write blocks in the order in
 # which they finish, so the same numbers would get other bytes each time.
@@ -99,10 +103,8 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
             "blocksize": 0,
         }
         return Codec("blosc", tuple(settings.items()))
-    from kdcache.cache.zarr_codecs import ZarrCoder
-
     try:
-        return Codec.from_dict(ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
+        return Codec.from_dict(_ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
     except ValueError:
         expected = (
             "raw, blosc-lz4, blosc-zstd, zstd, gzip or another codec of zarr-python, "
@@ -129,9 +131,7 @@ def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
             return _Zstd(settings["level"], settings["checksum"])
     except (KeyError, AttributeError) as error:
         raise ValueError(f"codec {codec.name} has no such setting ({error})") from None
-    from kdcache.cache.zarr_codecs import ZarrCoder
-
-    return ZarrCoder(codec.name, codec.to_dict(), shape=shape, dtype=dtype)
+    return _ZarrCoder(codec.name, codec.to_dict(), shape=shape, dtype=dtype)
 
 
 class _Blosc:
@@ -184,6 +184,88 @@ def _read_zstd_size(header: bytes) -> int | None:
     width = (single_segment, 2, 4, 8)[descriptor >> 6]
     size = int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
     return size if width and len(header) >= start + width else None
+
+
+class _ZarrCoder:
+    """Codes each chunk as a zarr array of one chunk in memory: slow, but works with any codec.
+
+    A damaged chunk may take as much memory as its codec allocates.
+
+    Args:
+        document: the codec as in zarr.json; None: the codec `name` with zarr-python's defaults.
+
+    Raises: ValueError if zarr-python knows no such bytes-to-bytes codec, or refuses its settings.
+    """
+
+    def __init__(
+        self, name: str, document: dict | None, *, shape: tuple[int, ...], dtype: str
+    ) -> None:
+        kind = _find_class(name)
+        # Filters concern all threads, so this one is set for good and not only around the call
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
+        )
+        self.key, self.shape, self.dtype = "/".join(["c", *("0" for _ in shape)]), shape, dtype
+        try:
+            self.codec = kind() if document is None else kind.from_dict(document)
+            self._make_array({})
+        except Exception as error:  # a codec may be anybody's
+            raise ValueError(f"codec {name[:40]} is not possible ({one_line(error)})") from None
+
+    def to_dict(self) -> dict:
+        """The codec as an object of zarr.json, with the defaults that zarr-python writes out."""
+        return self._make_array({}).metadata.to_dict()["codecs"][-1]
+
+    def encode(self, item: np.ndarray) -> bytes:
+        """Encode a sample. Raises ValueError if the codec fails."""
+        store = {}
+        try:
+            self._make_array(store)[...] = item
+        except Exception as error:
+            raise ValueError(one_line(error)) from None
+        return store[self.key].to_bytes()
+
+    def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
+        """Decode a chunk, uint8 [size], into a slot of the sample's shape and dtype.
+
+        Raises ValueError if the codec fails.
+        """
+        from zarr.core.buffer import default_buffer_prototype
+
+        store = {}
+        array = self._make_array(store)
+        store[self.key] = default_buffer_prototype().buffer.from_bytes(chunk.tobytes())
+        try:
+            slot[...] = array[...]
+        except Exception as error:
+            raise ValueError(one_line(error)) from None
+
+    def _make_array(self, store: dict) -> zarr.Array:
+        import zarr
+
+        return zarr.create_array(
+            zarr.storage.MemoryStore(store),
+            shape=self.shape,
+            chunks=self.shape,
+            dtype=self.dtype,
+            compressors=[self.codec],
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+
+
+def _find_class(name: str) -> type:
+    """The class of a bytes-to-bytes codec. Raises ValueError if zarr-python has none."""
+    from zarr.abc.codec import BytesBytesCodec
+    from zarr.registry import get_codec_class
+
+    try:
+        kind = get_codec_class(name)
+    except KeyError:
+        kind = None
+    if kind is None or not issubclass(kind, BytesBytesCodec):
+        raise ValueError(f"codec {name[:40]!r} is none that zarr-python knows")
+    return kind
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

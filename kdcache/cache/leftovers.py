@@ -17,7 +17,8 @@ from kdcache.cache.lifecycle import SCORE
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record, list_records
 from kdcache.storage import Storage, open_storage
-from kdcache.storage.base import LEASES, PROBE, Lease
+from kdcache.storage.base import LEASES, PROBE
+from kdcache.storage.lock import Lease
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from kdcache.cache.layout import (
 )
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
-from kdcache.storage.base import Lease, ShardFile, Storage
+from kdcache.storage.base import ShardFile, Storage
+from kdcache.storage.lock import Lease
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -14,7 +14,8 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import CommitRecord, write_record
 from kdcache.cache.shards import crc32c, list_parts
 from kdcache.errors import CacheError
-from kdcache.storage.base import Lease, ShardFile, Storage
+from kdcache.storage.base import ShardFile, Storage
+from kdcache.storage.lock import Lease
 
 Files = dict[str, ShardFile]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

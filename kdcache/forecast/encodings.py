@@ -115,7 +115,7 @@ class OtherEncoding:
 
 @dataclass(frozen=True)
 class EncodingTable:
-    """The same samples stored in each way.
+    """What the asked samples take in each encoding and codec.
 
     here_bytes: the cache as the settings are, measured on these samples. others: every preset, raw
     and coded, except the settings'. left_out: presets that the answers are too large for.

@@ -94,7 +94,7 @@ def pick_samples(count: int, most: int) -> list[int]:
 
 
 def _shrink(job: Job, root: Path) -> Job:
-    """The same cache with fewer samples, at `root`; each group is spread over the split."""
+    """A job for fewer samples, at `root`; each of its groups is spread over the split."""
     config, batch = job.config, job.config.teacher.batch_size
     shard = min(config.cache.shard_samples, max(SHARD_SAMPLES // batch, 1) * batch)
     shards = {"val": min(batch, shard), "train": shard}

@@ -123,7 +123,7 @@ class Encoder:
     def encode(self, answer: Mapping[str, Tensor], *, split: str) -> dict[str, Tensor]:
         """Array name -> what is stored [N, ...], from float32 answers [N, C, H, W].
 
-        Of "val" only the logits are stored, as float16.
+        In "val" only the logits are stored, as float16.
         """
         if split == "val":
             return encode("logits", answer["logits"], Encoding(), None)

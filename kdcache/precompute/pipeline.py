@@ -27,7 +27,7 @@ from kdcache.machine.workers import find_worker
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views
 from kdcache.storage import Storage, open_storage
-from kdcache.storage.base import Lease
+from kdcache.storage.lock import Lease
 
 MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
 
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def storage(self) -> Storage:
-        """Where the cache is."""
+        """The storage of the cache."""
         return open_storage(self.config.cache.path)
 
     @property

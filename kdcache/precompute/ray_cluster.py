@@ -58,7 +58,7 @@ class Pool:
 
     @property
     def options(self) -> dict:
-        """Of each task, for Ray. Its own retries are off: they would hide a lost worker."""
+        """Ray's options of a task. Its own retries are off: they would hide a lost worker."""
         demand = {"num_gpus": self.demand.get("GPU", 0), "num_cpus": self.demand.get("CPU", 0)}
         threads = {"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}}
         return {**demand, "runtime_env": threads, "max_retries": 0, "num_returns": "streaming"}

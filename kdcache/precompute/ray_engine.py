@@ -57,7 +57,7 @@ def build_with_ray(
 ) -> BuildSummary:
     """Like `build_cache`, by workers on Ray: RAY_ADDRESS, this machine's cluster, or a new one.
 
-    Every machine must have data set and weights where the settings say, and share the cache's
+    Every machine must have data set and weights at the paths of the settings, and share the cache's
     folder; this machine needs only the folder. On CPUs a worker has as many threads as this
     process: with equal threads the bytes are equal, however many workers there are.
 

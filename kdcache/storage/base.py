@@ -16,20 +16,13 @@ from typing import Protocol
 
 import numpy as np
 
-from kdcache.errors import CacheCorruptError, CacheError, KdcacheError
+from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.storage.lock import Lease
 
 LEASES = "leases"  # the folder of leases, beside the splits
 PROBE = "probe-"  # prefix of objects that are put there only to find out what a bucket can do
 REMOTE_THREADS = 16  # at once: each waits for the object store most of the time
 MAX_DOCUMENT_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample
-
-
-class FolderInUseError(KdcacheError):
-    """Another process writes into the folder."""
-
-
-class LeaseLostError(CacheError):
-    """The lease was removed or taken over while it was held; its group must not be written now."""
 
 
 class UnfitFileError(OSError):
@@ -52,14 +45,6 @@ class ShardFile:
     mark: tuple[int, int, int] | None = None
 
 
-class Lease(ABC):
-    """The right to write one shard group; call `check` before each change that others can see."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise LeaseLostError if it is no longer held, OSError if the store does not answer."""
-
-
 class OpenFile(Protocol):
     """A file that is open for reading."""
 
@@ -79,10 +64,8 @@ class Storage(ABC):
     Thread-safe, and can be pickled.
     """
 
-    is_remote = False
-    """Whether each reading is a request to another machine."""
-    is_single_file = False
-    """Whether all samples are in one file."""
+    is_remote = False  # whether each reading is a request to another machine
+    is_single_file = False  # whether all samples are in one file
 
     @property
     @abstractmethod
@@ -253,9 +236,7 @@ class Storage(ABC):
         Raises LeaseLostError, OSError if another writer has replaced it.
         """
 
-    def discard_unpublished(  # noqa: B027  nothing to do
-        self, keys: Iterable[str], *, lease: Lease
-    ) -> None:
+    def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:  # noqa: B027
         """Remove unfinished versions of these files, left by `write_shard` or `replace`.
 
         Raises LeaseLostError.
@@ -273,10 +254,7 @@ class Storage(ABC):
 
     @abstractmethod
     def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
-        """Let no other process change documents until the block ends.
-
-        Raises FolderInUseError if another process has the lock and `wait` is false.
-        """
+        """Lock documents until the block ends. Raises FolderInUseError, unless it waits."""
 
     @abstractmethod
     def take_lease(self, name: str, *, wait: bool = False) -> AbstractContextManager[Lease | None]:
@@ -317,11 +295,3 @@ def explain_refusal(storage: Storage) -> Iterator[None]:
             f"{storage}: folder is unwritable ({error.strerror}); make room, mend its permissions "
             "or set cache.path, and run again"
         ) from None
-
-
-def refuse_lost(where: str, fate: str) -> LeaseLostError:
-    """The error for a lease that was lost while it was held; `fate` is "removed", for example."""
-    return LeaseLostError(
-        f"{where}: lease was {fate} while it was held; what this process had not committed is left "
-        "to others, run the same command again"
-    )

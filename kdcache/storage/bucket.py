@@ -21,17 +21,10 @@ from dataclasses import dataclass, field
 
 from kdcache.errors import CacheError
 from kdcache.storage import bucket_lease
-from kdcache.storage.base import (
-    LEASES,
-    PROBE,
-    FolderInUseError,
-    Lease,
-    LeaseLostError,
-    ShardFile,
-    Storage,
-)
+from kdcache.storage.base import LEASES, PROBE, ShardFile, Storage
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag, ask
-from kdcache.storage.bucket_lease import ObjectLease, is_alive, take_object_lease
+from kdcache.storage.bucket_lease import ObjectLease, is_alive, put_own, take_object_lease
+from kdcache.storage.lock import FolderInUseError, Lease, LeaseLostError
 
 DOCUMENTS = "documents"  # name of the lease that locks documents
 FEW = 20  # from so many sizes on, one listing replaces a request for each
@@ -268,27 +261,6 @@ def _replace_document(document: BucketObject, data: bytes) -> None:
             raise LeaseLostError(
                 f"{document}: document was changed by another process meanwhile; run this again"
             ) from None
-
-
-def put_own(path: BucketObject, data: bytes, *, lease: Lease) -> None:
-    """Put an object, in place of one that an earlier writer left, as long as `lease` is held.
-
-    Raises LeaseLostError, OSError.
-    """
-    while True:
-        try:
-            lease.check()
-            path.create(data)
-            return
-        except AlreadyThereError:
-            tag = path.find_tag()
-        try:
-            lease.check()  # after reading the tag: a later holder of the lease changes the tag
-            if tag is not None:
-                path.replace(data, tag=tag)
-                return
-        except (AlreadyThereError, FileNotFoundError):
-            continue  # an earlier writer's late put, or our own whose answer was lost
 
 
 def _find_conditions(probe: BucketObject) -> bool:

@@ -16,8 +16,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from kdcache.storage.base import Lease, refuse_lost
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag
+from kdcache.storage.lock import Lease, refuse_lost
 
 RENEW_S = 15.0  # between two renewals by the holder
 LOST_S = 90.0  # without a renewal, as a watcher sees it: the holder is dead
@@ -107,6 +107,27 @@ def take_object_lease(path: BucketObject, *, wait: bool = False) -> Iterator[Obj
         yield lease
     finally:
         lease.release()
+
+
+def put_own(path: BucketObject, data: bytes, *, lease: Lease) -> None:
+    """Put an object, in place of one that an earlier writer left, as long as `lease` is held.
+
+    Raises LeaseLostError, OSError.
+    """
+    while True:
+        try:
+            lease.check()
+            path.create(data)
+            return
+        except AlreadyThereError:
+            tag = path.find_tag()
+        try:
+            lease.check()  # after reading the tag: a later holder of the lease changes the tag
+            if tag is not None:
+                path.replace(data, tag=tag)
+                return
+        except (AlreadyThereError, FileNotFoundError):
+            continue  # an earlier writer's late put, or our own whose answer was lost
 
 
 def is_alive(path: BucketObject) -> bool:

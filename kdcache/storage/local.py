@@ -19,15 +19,8 @@ import numpy as np
 
 from kdcache import durable
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.storage.base import (
-    LEASES,
-    MAX_DOCUMENT_BYTES,
-    Lease,
-    ShardFile,
-    Storage,
-    UnfitFileError,
-)
-from kdcache.storage.lock import FileLease, hold_folder, is_file_held, take_file_lease
+from kdcache.storage.base import LEASES, MAX_DOCUMENT_BYTES, ShardFile, Storage, UnfitFileError
+from kdcache.storage.lock import FileLease, Lease, hold_folder, is_file_held, take_file_lease
 
 
 class LocalFolder(Storage):

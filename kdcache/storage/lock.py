@@ -11,15 +11,38 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdcache.errors import CacheError
-from kdcache.storage.base import FolderInUseError as FolderInUseError
-from kdcache.storage.base import Lease, refuse_lost
+from kdcache.errors import CacheError, KdcacheError
 
 LOCK = ".lock"
+
+
+class FolderInUseError(KdcacheError):
+    """Another process writes into the folder."""
+
+
+class LeaseLostError(CacheError):
+    """The lease was removed or taken over while it was held; its group must not be written now."""
+
+
+class Lease(ABC):
+    """The right to write one shard group; call `check` before each change that others can see."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise LeaseLostError if it is no longer held, OSError if the store does not answer."""
+
+
+def refuse_lost(where: str, fate: str) -> LeaseLostError:
+    """The error for a lease that was lost while it was held; `fate` is "removed", for example."""
+    return LeaseLostError(
+        f"{where}: lease was {fate} while it was held; what this process had not committed is left "
+        "to others, run the same command again"
+    )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from kdcache.machine.workers import Worker
 from kdcache.precompute import build, pipeline
 from kdcache.precompute.pipeline import Crew, Job, Pipeline
 from kdcache.storage import LocalFolder, open_storage
-from kdcache.storage.base import Lease
+from kdcache.storage.lock import Lease
 from tests.bench.data import make_ids
 
 STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.durable

@@ -23,7 +23,7 @@ from kdcache.precompute.build import build_cache
 from kdcache.precompute.group import collect_views
 from kdcache.precompute.repair import repair_cache
 from kdcache.storage import LocalFolder, open_storage
-from kdcache.storage.base import LeaseLostError
+from kdcache.storage.lock import LeaseLostError
 from tests.support.quick import snapshot
 
 

@@ -22,7 +22,7 @@ from kdcache.precompute.group import GroupAnswers, compute_group
 from kdcache.precompute.pipeline import Crew, Pipeline, choose_crew
 from kdcache.progress import Silent
 from kdcache.storage import open_storage
-from kdcache.storage.base import LeaseLostError
+from kdcache.storage.lock import LeaseLostError
 from tests.support import quick
 from tests.support.helpers import check_one_line
 from tests.support.quick import snapshot

@@ -18,9 +18,10 @@ from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.progress import Silent
 from kdcache.storage import bucket_lease as leases
-from kdcache.storage.base import LeaseLostError
-from kdcache.storage.bucket import _holds, put_own
+from kdcache.storage.bucket import _holds
 from kdcache.storage.bucket_client import AlreadyThereError
+from kdcache.storage.bucket_lease import put_own
+from kdcache.storage.lock import LeaseLostError
 from tests.support import quick
 from tests.support.helpers import check_one_line, run_at_once
 from tests.support.s3_server import Faults

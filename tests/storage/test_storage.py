@@ -10,7 +10,7 @@ from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.pack import pack_cache
 from kdcache.errors import CacheCorruptError, CacheError, SettingsError
 from kdcache.storage import LocalFolder, Storage, open_storage
-from kdcache.storage.base import FolderInUseError
+from kdcache.storage.lock import FolderInUseError
 from tests.support import quick
 from tests.support.helpers import check_one_line
 
