@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
-from kdcache.cache.documents import read_json, read_sealed, seal
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
 from kdcache.cache.identity import describe_array, hash_facts
 from kdcache.cache.layout import (
@@ -27,6 +26,7 @@ from kdcache.cache.layout import (
     SplitLayout,
     find_version,
 )
+from kdcache.cache.records import read_json, read_sealed, seal
 from kdcache.config import LEVELS
 from kdcache.config.parser import drop_unknown, make_config
 from kdcache.errors import (

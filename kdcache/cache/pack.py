@@ -5,30 +5,36 @@ Every chunk is checked before it is written. The file is read back before it get
 
 from __future__ import annotations
 
-import fcntl
+import copy
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from kdcache import durable
 from kdcache.cache.basis import basis_key
-from kdcache.cache.documents import seal
+from kdcache.cache.encodings import list_arrays
+from kdcache.cache.identity import describe_array
 from kdcache.cache.index import read_group_record
-from kdcache.cache.layout import MANIFEST, Group, commit_key
+from kdcache.cache.layout import MANIFEST, Group, commit_key, find_version
 from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
-from kdcache.cache.packed_writer import count_fixed_bytes, create_file, find_filter
+from kdcache.cache.packed_writer import (
+    check_free,
+    check_new,
+    create_file,
+    explain_disk,
+    find_filter,
+    hold,
+)
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.records import seal_record
-from kdcache.cache.subset import cut_record, take_subset
+from kdcache.cache.records import CommitRecord, seal, seal_record
 from kdcache.cache.zarr_metadata import list_metadata
-from kdcache.errors import CacheError, one_line
+from kdcache.config import LEVELS
+from kdcache.config.parser import drop_unknown, make_config
+from kdcache.errors import CacheError, Phrase, SettingsError, describe
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
 
@@ -69,14 +75,14 @@ def pack_cache(
     progress, source = progress or Silent(), read_manifest(storage)
     manifest = take_subset(source, levels=levels, num_views=num_views)
     _check_codecs(storage, manifest)
-    _check_new(out)
-    _check_free(out, manifest)
+    check_new(out)
+    check_free(out, manifest)
     readers, documents = (
         _open(storage, source, manifest),
         _list_documents(storage, source, manifest),
     )
     partial = durable.partial_path(out)
-    with _explain_refusal(out), _hold(partial) as descriptor:
+    with explain_disk(out), hold(partial) as descriptor:
         with create_file(partial, descriptor, manifest, documents) as packed:
             _walk(readers, manifest, "packing", progress, packed.put)
             packed.finish()
@@ -94,35 +100,6 @@ def _check_codecs(storage: Storage, manifest: Manifest) -> None:
                 find_filter(spec)
             except CacheError as error:
                 raise CacheError(f"{storage}: array {layout.split}/{error}") from None
-
-
-def _check_new(out: Path) -> None:
-    if os.path.lexists(out):
-        raise _refuse_old(out)
-    if not out.parent.is_dir():
-        raise CacheError(
-            f"{out}: folder {out.parent} is missing, expected one to write into; make it first"
-        )
-
-
-def _refuse_old(out: Path) -> CacheError:
-    return CacheError(
-        f"{out}: file is there already, expected a new name; choose another, or remove it first"
-    )
-
-
-def _check_free(out: Path, manifest: Manifest) -> None:
-    """Raise CacheError if the disk cannot hold the raw arrays.
-
-    What a codec makes of the others is not known yet.
-    """
-    needed = count_fixed_bytes(manifest)
-    free = shutil.disk_usage(out.parent).free
-    if needed > free:
-        raise CacheError(
-            f"{out}: free disk space is {free / 1e9:.2f} GB, expected {needed / 1e9:.2f} GB or "
-            "more; make room, choose another place, or pack less of it (--levels, --views)"
-        )
 
 
 def _open(storage: Storage, source: Manifest, manifest: Manifest) -> dict[str, CacheReader]:
@@ -196,45 +173,107 @@ def _read_back(partial: Path, progress: Progress) -> None:
     _walk(_open(storage, manifest, manifest), manifest, "reading back", progress)
 
 
-@contextmanager
-def _hold(partial: Path) -> Iterator[int]:
-    """A descriptor of the unfinished file, which one process at a time may write.
+def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int | None) -> Manifest:
+    """The manifest of some levels and views; `manifest` itself if nothing is left out.
 
-    At the end the file is removed, if it still has its unfinished name. Raises OSError.
+    It is the manifest of a cache whose settings ask for no more.
+
+    Args:
+        levels: the levels to keep, [] for logits alone; None: all.
+        num_views: how many training views to keep, from the first; None: all.
+
+    Raises: SettingsError for a level that is not cached, or more views than the cache is to hold.
     """
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), partial.stat()):
-            raise BlockingIOError  # its holder has given the file its name meanwhile
-        # a process killed between the two steps of `rename_new` leaves a finished file here
-        if os.fstat(descriptor).st_nlink > 1:
-            raise CacheError(
-                f"{partial}: file is another name of a finished file, expected an unfinished one; "
-                "remove this name"
-            )
-        try:
-            yield descriptor
-        finally:
-            durable.remove(partial)
-    finally:
-        os.close(descriptor)
+    layout = manifest.layouts["train"]
+    cached = [name for name in manifest.encodings if name != "logits"]
+    levels, num_views = cached if levels is None else levels, num_views or layout.num_views
+    lost = next((level for level in levels if level not in cached), None)
+    if lost is not None:
+        raise _refuse_option(
+            "--levels", lost, f"some of the cached levels ({', '.join(cached) or 'none'})"
+        )
+    if num_views > layout.num_views:
+        raise _refuse_option(
+            "--views", num_views, f"1 to {layout.num_views}, the views of the cache"
+        )
+    if set(levels) == set(cached) and num_views == layout.num_views:
+        return manifest
+    names = {"logits", *levels}
+    encodings = {name: encoding for name, encoding in manifest.encodings.items() if name in names}
+    arrays = {
+        "image",
+        "label",
+        *(array for name, encoding in encodings.items() for array in list_arrays(name, encoding)),
+    }
+    kept = tuple(spec for spec in layout.arrays if spec.name in arrays)
+    return Manifest(
+        identity={
+            **manifest.identity,
+            "train": _cut_identity(manifest.identity["train"], kept, names),
+        },
+        layouts={**manifest.layouts, "train": replace(layout, num_views=num_views, arrays=kept)},
+        complete_views={**manifest.complete_views, "train": num_views},
+        information=_cut_information(manifest.information, names, num_views),
+    )
 
 
-@contextmanager
-def _explain_refusal(out: Path) -> Iterator[None]:
-    """Turn an OSError of the disk into a CacheError."""
-    try:
-        yield
-    except BlockingIOError:
-        raise CacheError(
-            f"{out}: another process is packing into it; wait for that one, or choose another name"
-        ) from None
-    except FileExistsError:
-        raise _refuse_old(out) from None
-    except OSError as error:
-        # messages of HDF5 are a page long
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
-        raise CacheError(
-            f"{out}: file cannot be written ({reason}); make room or choose another place"
-        ) from None
+def cut_record(record: CommitRecord, manifest: Manifest, group: Group) -> CommitRecord:
+    """A group's record with the arrays and the identity of the subset's manifest."""
+    names = [spec.name for spec in manifest.layouts[group.split].arrays]
+    files, crcs = (
+        {name: facts[name] for name in facts if name in names}
+        for facts in (record.files, record.crcs)
+    )
+    return replace(record, identity=manifest.split_hash(group.split), files=files, crcs=crcs)
+
+
+def _cut_identity(identity: dict, arrays: tuple, names: set[str]) -> dict:
+    """A subset's identity, with its facts in the order in which phase one writes them."""
+    teacher, encoding = dict(identity["teacher"]), _keep(identity.get("encoding", {}), names)
+    teacher["layers"] = _keep(teacher["layers"], names)
+    if "high" not in names:  # high_stride concerns only that level
+        teacher.pop("high_stride", None)
+    cut = {**identity, "format_version": find_version(arrays), "teacher": teacher}
+    cut["arrays"] = {array.name: describe_array(array) for array in arrays}
+    cut.pop("encoding", None)
+    return cut | ({"encoding": encoding} if encoding else {})
+
+
+def _cut_information(information: dict, names: set[str], num_views: int) -> dict:
+    """Information with the settings that ask for the subset.
+
+    Measurements of levels and views that are not in it are left out.
+    """
+    cut = {name: copy.deepcopy(value) for name, value in information.items() if name != "fidelity"}
+    settings = cut["settings"]
+    codec_name = make_config(drop_unknown(settings)).cache.codec_name
+    settings["augment"]["views"] = num_views
+    settings["cache"]["levels"] = [level for level in settings["cache"]["levels"] if level in names]
+    if isinstance(settings["cache"].get("encoding"), dict):
+        settings["cache"]["encoding"] = _keep(settings["cache"]["encoding"], names)
+    # "auto" means another codec without lowrank levels
+    if make_config(drop_unknown(settings)).cache.codec_name != codec_name:
+        settings["cache"]["codec"] = codec_name
+    if "scored_views" in cut:
+        cut["scored_views"]["train"] = num_views
+    return cut
+
+
+def _keep(facts: dict, names: set[str]) -> dict:
+    return {
+        name: value
+        for name, value in facts.items()
+        if name in names or name not in (*LEVELS, "logits")
+    }
+
+
+def _refuse_option(option: str, found: object, expected: str) -> SettingsError:
+    return SettingsError(
+        describe(
+            "command line",
+            field=option,
+            found=found,
+            expected=Phrase(expected),
+            cure=f"change {option}",
+        )
+    )

@@ -7,7 +7,9 @@ index; they are written as they are stored, and no filter runs.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdcache import durable
 from kdcache.cache.layout import ArraySpec, SplitLayout
 from kdcache.cache.manifest import Manifest
-from kdcache.errors import CacheError
+from kdcache.errors import CacheError, one_line
 from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 
 if TYPE_CHECKING:
@@ -144,6 +147,80 @@ def count_fixed_bytes(manifest: Manifest) -> int:
         for layout in manifest.layouts.values()
         for spec in layout.arrays
     )
+
+
+def check_new(out: Path) -> None:
+    """Raise CacheError if `out` exists, or its folder does not."""
+    if os.path.lexists(out):
+        raise _refuse_old(out)
+    if not out.parent.is_dir():
+        raise CacheError(
+            f"{out}: folder {out.parent} is missing, expected one to write into; make it first"
+        )
+
+
+def _refuse_old(out: Path) -> CacheError:
+    return CacheError(
+        f"{out}: file is there already, expected a new name; choose another, or remove it first"
+    )
+
+
+def check_free(out: Path, manifest: Manifest) -> None:
+    """Raise CacheError if the disk cannot hold the raw arrays.
+
+    What a codec makes of the others is not known yet.
+    """
+    needed = count_fixed_bytes(manifest)
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise CacheError(
+            f"{out}: free disk space is {free / 1e9:.2f} GB, expected {needed / 1e9:.2f} GB or "
+            "more; make room, choose another place, or pack less of it (--levels, --views)"
+        )
+
+
+@contextmanager
+def hold(partial: Path) -> Iterator[int]:
+    """A descriptor of the unfinished file, which one process at a time may write.
+
+    At the end the file is removed, if it still has its unfinished name. Raises OSError.
+    """
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise BlockingIOError  # its holder has given the file its name meanwhile
+        # a process killed between the two steps of `rename_new` leaves a finished file here
+        if os.fstat(descriptor).st_nlink > 1:
+            raise CacheError(
+                f"{partial}: file is another name of a finished file, expected an unfinished one; "
+                "remove this name"
+            )
+        try:
+            yield descriptor
+        finally:
+            durable.remove(partial)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explain_disk(out: Path) -> Iterator[None]:
+    """Turn an OSError of the disk into a CacheError."""
+    try:
+        yield
+    except BlockingIOError:
+        raise CacheError(
+            f"{out}: another process is packing into it; wait for that one, or choose another name"
+        ) from None
+    except FileExistsError:
+        raise _refuse_old(out) from None
+    except OSError as error:
+        # messages of HDF5 are a page long
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise CacheError(
+            f"{out}: file cannot be written ({reason}); make room or choose another place"
+        ) from None
 
 
 def find_filter(spec: ArraySpec) -> tuple[int, tuple[int, ...]]:

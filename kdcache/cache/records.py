@@ -1,15 +1,19 @@
-"""Commit records: one sealed JSON file for each shard group, published last.
+"""Commit records, and the sealed JSON documents that they and the manifest are.
 
-A group without a record counts as not written.
+Each shard group has one record, published last: a group without a record counts as not written.
+
+A document is sealed with a sha256 of its own bytes, so that any flipped bit is noticed. The seal is
+the last field: the sha256 of the file's bytes with 64 zeros in its place.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdcache.cache.documents import read_sealed, seal
 from kdcache.cache.layout import (
     COMMITS,
     ArraySpec,
@@ -20,11 +24,14 @@ from kdcache.cache.layout import (
     record_name,
 )
 from kdcache.data.voc import SAMPLE_ID
-from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError
+from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
 from kdcache.storage.base import ShardFile, Storage
 from kdcache.storage.lock import Lease
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+MOST_DEPTH = 64  # levels of nesting; Python's recursion ends near 1000
+_ZEROS = b"0" * 64
+_TAIL = b'"\n}\n'
 
 
 @dataclass(frozen=True)
@@ -191,3 +198,64 @@ def _check_size(found: object, layout: SplitLayout, spec: ArraySpec, group: Grou
     if not fits:
         bound = "" if spec.codec is None else "at most "
         raise ValueError(f"{spec.name} is {repr(found)[:20]} bytes, expected {bound}{most}")
+
+
+def seal(document: dict) -> bytes:
+    """Serialise a JSON object, with its seal. Raises ValueError for NaN or infinity."""
+    body = (
+        json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode()
+        + b"\n"
+    )
+    return _put_seal(body, hashlib.sha256(body).hexdigest().encode())
+
+
+def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
+    """Read a sealed document and check its seal.
+
+    Raises CacheCorruptError if it is missing, unreadable, or its bytes are not those written.
+    """
+    data = storage.read_document(key, cure=cure)
+    found = data[-len(_TAIL) - 64 : -len(_TAIL)]
+    if (
+        not data.endswith(_TAIL)
+        or found != hashlib.sha256(_put_seal(data, _ZEROS)).hexdigest().encode()
+    ):
+        raise CacheCorruptError(
+            storage.name(key), "file is damaged, its sha256 is not that of its contents", cure=cure
+        )
+    return _parse_json(storage.name(key), data, cure=cure)
+
+
+def read_json(storage: Storage, key: str, *, cure: str) -> dict:
+    """Read a JSON object, without checking a seal.
+
+    Raises CacheCorruptError if it is missing, no JSON object, or nested deeper than MOST_DEPTH.
+    """
+    where = storage.name(key)
+    document = _parse_json(where, storage.read_document(key, cure=cure), cure=cure)
+    if _is_deeper(document, MOST_DEPTH):
+        raise CacheCorruptError(where, f"content is nested deeper than {MOST_DEPTH}", cure=cure)
+    return document
+
+
+def _parse_json(where: str, data: bytes, *, cure: str) -> dict:
+    """Raises CacheCorruptError if `data` is no JSON object."""
+    try:
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        reason = one_line(error)
+        raise CacheCorruptError(where, f"file is no JSON ({reason})", cure=cure) from None
+    if not isinstance(document, dict):
+        raise CacheCorruptError(
+            where, f"content is a {type(document).__name__}, expected an object", cure=cure
+        )
+    return document
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(most == 0 or _is_deeper(one, most - 1) for one in inner)
+
+
+def _put_seal(data: bytes, digits: bytes) -> bytes:
+    return data[: -len(_TAIL) - 64] + digits + data[-len(_TAIL) :]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdcache.cache.basis import basis_name
-from kdcache.cache.documents import read_json
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_key
 from kdcache.cache.manifest import Manifest
+from kdcache.cache.records import read_json
 from kdcache.errors import CacheCorruptError
 from kdcache.storage.base import Storage
 

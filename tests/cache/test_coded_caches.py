@@ -16,12 +16,12 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from kdcache.cache import codecs, writer
 from kdcache.cache.codecs import choose_codec
-from kdcache.cache.documents import seal
 from kdcache.cache.layout import shard_key
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.lifecycle import check_free_space
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.cache.records import seal
 from kdcache.cache.shards import MappedFiles
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config

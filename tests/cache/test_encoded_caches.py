@@ -11,10 +11,10 @@ import torch
 import zarr
 
 from kdcache.cache.basis import BasisLearner, basis_key, hash_basis, read_basis
-from kdcache.cache.documents import seal
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.cache.records import seal
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import (

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcache.cache.documents import seal as seal_document
 from kdcache.cache.layout import SPLITS
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.records import seal as seal_document
 from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, KdcacheError

@@ -14,8 +14,8 @@ import yaml
 
 import cache_teacher.cli
 import train_student.cli
-from kdcache.cache.documents import seal
 from kdcache.cache.reader import open_split
+from kdcache.cache.records import seal
 from kdcache.config import DatasetConfig
 from kdcache.data.voc import download_voc
 from kdcache.errors import CacheCorruptError, DataError, TrainingError

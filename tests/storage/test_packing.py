@@ -147,7 +147,8 @@ def test_a_codec_without_a_filter_is_refused(quick_data, tmp_path):
 
 def test_a_disk_that_is_too_small_is_met_before_anything_is_written(root, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "kdcache.cache.pack.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})
+        "kdcache.cache.packed_writer.shutil.disk_usage",
+        lambda path: type("Usage", (), {"free": 1000}),
     )
     with pytest.raises(
         CacheError, match=r"free disk space is 0.00 GB, expected 0.00 GB or more; make room"
