@@ -10,10 +10,9 @@ from kdcache.progress import Say
 from kdcache.report.run_page import REPORT, write_report
 from kdcache.report.template import format_share
 from kdcache.training.distill import DistillationResult
-from kdcache.training.events import TrainingEvents
 from kdcache.training.learner import KNOWN_FAILURES
 from kdcache.training.processes import Alone
-from kdcache.training.run import Data, PlannedRun
+from kdcache.training.run import Data, PlannedRun, TrainingEvents
 from kdcache.training.run_folder import is_finished
 
 log = logging.getLogger("kdcache")

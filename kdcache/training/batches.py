@@ -19,7 +19,8 @@ from kdcache.cache.shards import MappedFiles
 from kdcache.machine.memory import count_own_cores
 from kdcache.training.residency import Kind, ResidentSamples
 
-Place = tuple[int, int]  # view, sample
+SampleView = tuple[int, int]
+"""Indices of a view and of a sample."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     views: Literal["cycle", "random"] = "cycle",
-) -> list[list[Place]]:
+) -> list[list[SampleView]]:
     """The batches of one epoch, a pure function of its arguments: each sample once, in one view.
 
     A last batch of one sample, which BatchNorm cannot normalise, joins the batch before it.
@@ -64,8 +65,8 @@ def plan_epoch(
 
 
 def split_batches(
-    places: list[Place], batch_size: int, *, join_single: bool = False
-) -> list[list[Place]]:
+    places: list[SampleView], batch_size: int, *, join_single: bool = False
+) -> list[list[SampleView]]:
     """Cut (view, sample) pairs into batches, in order; the last may be short.
 
     Args:
@@ -134,7 +135,7 @@ class BatchReader:
                 torch.cuda.current_stream(device)
             )  # which made the resident arrays
 
-    def read(self, batches: list[list[Place]]) -> Iterator[Batch]:
+    def read(self, batches: list[list[SampleView]]) -> Iterator[Batch]:
         """Yield the batches in the given order.
 
         Args:
@@ -160,7 +161,7 @@ class BatchReader:
                 )
 
     def _bring(
-        self, pool: ThreadPoolExecutor, places: list[Place], slots: dict[str, Tensor]
+        self, pool: ThreadPoolExecutor, places: list[SampleView], slots: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Read a batch, or the part of it that is not resident yet, and copy it to the device."""
         absent = self.resident.find_missing(places) if self.resident else places
@@ -197,13 +198,13 @@ class BatchReader:
         self.stream.synchronize()  # here, in a thread of its own, so that the slots are free again
         return arrays
 
-    def _keep(self, places: list[Place], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _keep(self, places: list[SampleView], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.resident:
             self.resident.put(places, arrays)
             return {}
         return arrays
 
-    def _hand_over(self, places: list[Place], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _hand_over(self, places: list[SampleView], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch, ready for the current stream.
 
         On a GPU the allocator must know that this stream uses tensors made on the copying stream.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,8 @@ from kdcache import durable
 from kdcache.config import Config
 from kdcache.errors import TrainingError, one_line
 from kdcache.models.arch import build_student
+from kdcache.training.learner import Learner
 from kdcache.training.run_folder import BEST, LAST, write_history
-
-if TYPE_CHECKING:
-    from kdcache.training.learner import Learner
 
 _CURE = "delete the run folder and start again"
 _PARTS = (

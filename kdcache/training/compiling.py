@@ -10,10 +10,10 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.progress import Say
+from kdcache.training.arithmetic import choose_compiling
 from kdcache.training.batches import Batch
 from kdcache.training.learner import Learner, list_arrays
 from kdcache.training.loop import compute_step
-from kdcache.training.run_identity import choose_compiling
 
 log = logging.getLogger("kdcache")
 RECOMPILE_LIMIT = 256  # a grid has students of many shapes; after 8, torch would stop compiling

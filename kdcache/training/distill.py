@@ -14,14 +14,13 @@ from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage
-from kdcache.training.events import TrainingEvents
+from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.learner import check_student
 from kdcache.training.processes import Alone, format_processes
-from kdcache.training.run import Data, PlannedRun, open_configured, train_run
+from kdcache.training.run import Data, PlannedRun, TrainingEvents, open_configured, train_run
 from kdcache.training.run_folder import BEFORE
 from kdcache.training.run_identity import (
     check_folder,
-    choose_arithmetic,
     find_identity,
     hyperparameters,
 )

@@ -15,10 +15,16 @@ from kdcache.progress import Progress
 from kdcache.storage import Storage
 from kdcache.storage.lock import FolderInUseError
 from kdcache.training.distill import find_baseline
-from kdcache.training.events import TrainingEvents
 from kdcache.training.grid import Grid
 from kdcache.training.learner import KNOWN_FAILURES, check_student, describe_failure
-from kdcache.training.run import Data, PlannedRun, add_baseline, open_configured, train_run
+from kdcache.training.run import (
+    Data,
+    PlannedRun,
+    TrainingEvents,
+    add_baseline,
+    open_configured,
+    train_run,
+)
 from kdcache.training.run_folder import SETTINGS, is_finished
 from kdcache.training.run_identity import check_folder, hyperparameters
 from kdcache.training.settings import resolve_config

@@ -17,9 +17,9 @@ from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import KdcacheError, TrainingError, one_line
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.models.arch import build_student, find_channels, find_source
+from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process
-from kdcache.training.run_identity import choose_arithmetic
 from kdcache.training.targets import Targets, open_targets
 
 KNOWN_FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)

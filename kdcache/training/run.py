@@ -20,7 +20,6 @@ from kdcache.storage.lock import hold_folder
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_state, restore, save_epoch
 from kdcache.training.compiling import compile_where_worth
-from kdcache.training.events import TrainingEvents
 from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
 from kdcache.training.loop import run_epoch
 from kdcache.training.processes import Alone
@@ -84,6 +83,33 @@ def open_configured(config: Config, root: Storage, manifest: Manifest) -> Data:
     """Open both splits as the settings say. Raises CacheError, SettingsError."""
     stage, views = open_stage(config.cache), config.augment.views
     return open_data(root, manifest, num_views=views, check=config.cache.check, stage=stage)
+
+
+class TrainingEvents:
+    """Does nothing; a subclass overrides the events it wants.
+
+    Only the process that leads calls it. What a method raises ends the run, as an interruption
+    would: every epoch before it is saved.
+    """
+
+    def said(self, text: str) -> None:
+        """A line of text: the device, whether the student is compiled, which folder is next."""
+
+    def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        """An epoch is trained, validated and saved.
+
+        Args:
+            config: settings of the run. folder: of the run.
+            history: an entry per epoch so far, as in metrics.jsonl; the finished one is the last.
+        """
+
+    def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
+        """A run of a grid is finished, now or by an earlier command.
+
+        Args:
+            data: the opened cache. is_changed: its result.json was completed with a baseline that
+                was trained after it.
+        """
 
 
 def train_run(

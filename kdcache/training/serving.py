@@ -67,7 +67,7 @@ class TaughtBatch:
         return {name: answer.decode() for name, answer in self.answers.items() if name in LEVELS}
 
 
-class Split:
+class CachedSplit:
     """The training or the validation part of a cache.
 
     Args:
@@ -162,7 +162,9 @@ class Cache:
     def __init__(self, root: Storage | str | Path) -> None:
         self.root = open_storage(root)
         self.manifest = read_manifest(self.root)
-        self.train, self.val = (Split(self.root, self.manifest, name) for name in ("train", "val"))
+        self.train, self.val = (
+            CachedSplit(self.root, self.manifest, name) for name in ("train", "val")
+        )
         dataset = make_config({"dataset": read_settings(self.manifest)["dataset"]}).dataset
         self.num_classes, self.class_names = dataset.num_classes, dataset.names
         self.teacher_channels = find_teacher_channels(self.train.reader)

@@ -169,7 +169,7 @@ def _map_file(path: Path) -> Tensor:
 
 def send_batch(
     reader: CacheReader,
-    batch: list[adapter.Place],
+    batch: list[tuple[int, int]],
     *,
     shards: dict[Path, Tensor],
     slots: dict[str, Tensor],

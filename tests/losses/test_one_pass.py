@@ -14,7 +14,7 @@ from kdcache.losses import (
     kd_divergence,
     pixels,
 )
-from kdcache.losses.upsampling import Upsampled
+from kdcache.losses.pixels import Upsampled
 from kdcache.models.inputs import resize_to
 
 WEIGHTS = {"alpha": 0.9, "beta": 0.5, "gamma": 0.3, "temperature": 4.0}

@@ -14,6 +14,7 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.progress import Progress, Say
 from kdcache.report.training import format_epoch
 from kdcache.storage.lock import hold_folder
+from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
@@ -27,7 +28,7 @@ from kdcache.training.run_folder import (
     write_result,
     write_settings,
 )
-from kdcache.training.run_identity import check_folder, choose_arithmetic, find_origin
+from kdcache.training.run_identity import check_folder, find_origin
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdcache.training.events import TrainingEvents
+from kdcache.training.run import TrainingEvents
 
 
 class StopAfter(TrainingEvents):

@@ -18,11 +18,11 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
 from kdcache.progress import Silent
-from kdcache.training import compiling, loop, processes, run, run_identity
+from kdcache.training import arithmetic, compiling, loop, processes, run
 from kdcache.training import learner as learning
 from kdcache.training.distill import distill
-from kdcache.training.events import TrainingEvents
 from kdcache.training.processes import Alone, join_processes
+from kdcache.training.run import TrainingEvents
 
 NUM_TRAIN, NUM_VAL = 13, 5  # in batches of 8: eight and five
 _context = multiprocessing.get_context("forkserver")
@@ -219,7 +219,7 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     learner = learning.open_learner(config, data.train, joined)
-    run_identity.shutil.which = lambda name: name
+    arithmetic.shutil.which = lambda name: name
     compiling.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )

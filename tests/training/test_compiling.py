@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from kdcache.config.parser import make_config
-from kdcache.training import compiling, run_identity
+from kdcache.training import arithmetic, compiling
+from kdcache.training.arithmetic import choose_compiling
 from kdcache.training.batches import Batch
 from kdcache.training.compiling import compile_learner
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
-from kdcache.training.run_identity import choose_compiling, hyperparameters
+from kdcache.training.run_identity import hyperparameters
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHANNELS = {"low": 5, "mid": 6, "high": 7}
@@ -55,8 +56,8 @@ def make_batch(num: int) -> Batch:
     [("auto", CPU, False), ("on", CPU, True), ("off", CPU, False), ("auto", GPU, True), ("on", GPU, True), ("off", GPU, False)],
 )  # fmt: skip
 def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
-    monkeypatch.setattr(run_identity.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(run_identity.shutil, "which", lambda name: name)
+    monkeypatch.setattr(arithmetic.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)
     chosen, line = choose_compiling(setting, device=device)
     assert chosen is on
     assert line.startswith(f"compile: {'on' if on else 'off'}, ") and "\n" not in line
@@ -64,7 +65,7 @@ def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
 
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_without_a_compiler_it_is_off_and_said(monkeypatch, setting):
-    monkeypatch.setattr(run_identity.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(arithmetic.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert choose_compiling(setting, device=GPU) == (
         False,
@@ -171,7 +172,7 @@ def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
 
 
 def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
-    monkeypatch.setattr(run_identity.shutil, "which", lambda name: name)
+    monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)
     names = {}
     for setting in ("auto", "off", "on"):
         config = make_config(
