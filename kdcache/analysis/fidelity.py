@@ -138,7 +138,7 @@ def _ask_again(
 
 
 def _judge(opened: CacheWithTeacher, answers: dict, students: dict) -> dict:
-    """What was measured, the limits, and what is beyond them, as JSON values."""
+    """Measurements, limits, and the measurements beyond them, as JSON values."""
     teacher, device = opened.config.teacher, opened.teacher.device
     exact = teacher.precision == "float32" and device.type == "cpu"
     kinds = {name: encoding.kind for name, encoding in opened.reader.encodings.items()}

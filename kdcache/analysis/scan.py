@@ -30,12 +30,13 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 @dataclass(frozen=True)
 class ScannedView:
-    """What was measured of one view of a sample, within its image: padding does not count.
+    """Measurements of one view of a sample; padding around the image does not count.
 
     num_labelled, num_wrong: pixels with a label, and those of them that the teacher calls another
         class.
     entropy: mean over the grid of the cached scores of the softmax's entropy, 0 to log K nats.
-    label_classes, teacher_classes: those that occur.
+    label_classes, teacher_classes: classes that occur in the label and in the teacher's
+        predictions.
     """
 
     num_labelled: int
@@ -67,7 +68,7 @@ class ScannedSample:
 
     @property
     def classes(self) -> list[int]:
-        """Those that occur in a label or in an answer, rising."""
+        """Classes that occur in labels or in the teacher's predictions, ascending."""
         there = (view.label_classes | view.teacher_classes for view in self.views)
         return sorted(frozenset().union(*there))
 
@@ -140,7 +141,7 @@ def count_affordable(reader: CacheReader, num_classes: int) -> int:
 
 
 def read_view(reader: CacheReader, number: int, view: int) -> dict:
-    """What the commit record says about how a view was made."""
+    """How a view was made, from its commit record."""
     group, row = divmod(number, reader.layout.shard_samples)
     return reader.record(view, group).views[row]
 
@@ -182,7 +183,7 @@ def _scan_sample(
 def _scan_view(
     reader: CacheReader, number: int, view: int, num_classes: int
 ) -> tuple[ScannedView, np.ndarray]:
-    """What is measured of a view, and its confusion, int64 [K, K]."""
+    """Measurements of a view, and its confusion matrix, int64 [K, K]."""
     image, hw = find_image(reader, number, view), reader.layout.array("label").item_shape
     label = reader.read("label", view, number)[image]
     logits = torch.from_numpy(reader.decode("logits", view, number))

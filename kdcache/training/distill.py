@@ -28,8 +28,8 @@ from kdcache.training.settings import check_batches, resolve_config
 
 log = logging.getLogger("kdcache")
 FEWEST_ROWS = 4
-"""Of a batch in each process on a CPU: two of a batch of 8 cost 9.9 points of mIoU, four 0.7
-(`python -m tests.bench.processes`)."""
+"""Samples of a batch per process on a CPU, below which a warning is given: with two of a batch of 8
+mIoU is 9.9 points lower, with four 0.7 (`python -m tests.bench.processes`)."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def find_baseline(
 
 
 def baseline_config(config: Config) -> Config:
-    """The same student, seed, data order and epochs, with labels only.
+    """Settings for training the same student on labels only.
 
-    Temperature and levels, which then do not matter, are the defaults: runs that differ in them
-    share one baseline.
+    Seed, data order and epochs stay. Temperature and levels have no effect then and become the
+    defaults, so that runs that differ in them share one baseline.
     """
     loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
     loss = replace(loss, temperature=LossConfig().temperature)
@@ -133,7 +133,7 @@ def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data
 
 
 def _check_start(config: Config, data: Data, processes: Alone, *, events: TrainingEvents) -> None:
-    """What the processes must find out together, before anything is trained."""
+    """Check facts, devices and the folder in all processes, before anything is trained."""
     device, _ = choose_arithmetic(config)
     processes.check_same(_list_facts(config, data, device))
     processes.take_device(device)
@@ -145,9 +145,9 @@ def _check_start(config: Config, data: Data, processes: Alone, *, events: Traini
 
 
 def _list_facts(config: Config, data: Data, device: torch.device) -> dict[str, object]:
-    """What must be equal in the processes of a run.
+    """The facts that must be equal in all processes of a run, by name.
 
-    Else they would wait for each other, or train different students.
+    Otherwise they would wait for each other, or train different students.
     """
     sizes = {
         f"number of {split} samples": layout.num_samples

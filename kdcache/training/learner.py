@@ -28,7 +28,7 @@ KNOWN_FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)
 
 @dataclass
 class Learner:
-    """What a training changes: student, projections (inside the loss), optimiser, schedule."""
+    """What training changes: student, projections (inside the loss), optimiser, schedule."""
 
     student: nn.Module
     loss: KnowledgeDistillationLoss
@@ -44,7 +44,7 @@ class Learner:
     augmentation: Augmentation | None = None
     """None: batches are used as they are read."""
     processes: Alone = field(default_factory=Alone)
-    """Those that train this student together."""
+    """The processes that train this student together."""
 
 
 def open_learner(config: Config, train: CacheReader, processes: Alone) -> Learner:

@@ -25,7 +25,7 @@ BEFORE = {
     "student.arch": BUILT_IN_STUDENT,
     "student.options": {},
 }
-"""What hyperparameters were before they could be set; older runs do not say."""
+"""Values of hyperparameters that older runs do not record, because they could not be set."""
 
 
 def write_settings(folder: Path, config: Config) -> None:
