@@ -22,6 +22,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.findings import describe_findings, format_findings
+from kdcache.storage import open_storage
 from kdcache.training.settings import resolve_config
 from tests.support.effort import FULL, get_settings, quick_and_full
 from tests.support.helpers import check_one_line
@@ -133,8 +134,8 @@ def check_all(root: Path, truth: dict) -> set[str]:
 
 def _verify(root: Path) -> None:
     findings = verify_cache(root, data=True)
-    json.dumps(describe_findings(findings, root), indent=2)
-    format_findings(findings, root)
+    json.dumps(describe_findings(findings, open_storage(root)), indent=2)
+    format_findings(findings, open_storage(root))
 
 
 def _describe(root: Path) -> None:

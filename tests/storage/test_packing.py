@@ -116,7 +116,7 @@ def test_a_finished_file_is_not_written_over_by_the_name_a_killed_export_left(ro
             "--levels is 'hihg', expected some of the cached levels (low, mid, high)",
         ),
         (["--views", "3"], "--views is 3, expected 1 to 2, the views of the cache"),
-        (["--views", "none"], "no number of views from 1 to 10000"),
+        (["--views", "none"], "--views is 'none', expected a whole number from 1 to 10000"),
     ],
 )
 def test_levels_and_views_that_it_has_not_are_refused(root, tmp_path, capsys, options, words):
