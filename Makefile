@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Each worker of the tests takes a core and about 1.5 GB.
 SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test nightly readme bench study lint clean-demo
+.PHONY: demo test nightly exhaustive readme bench study lint clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -20,6 +20,10 @@ test: $(READY)
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly --durations=20 $(SPREAD)
+
+# Hours: 512 workers and 100,000 groups, hundreds of kills.
+exhaustive: $(READY)
+	$(BIN)/python -m pytest -m exhaustive
 
 # Every command of README.md as it is written, on small data; what cannot be run is listed with its reason.
 readme: $(READY)

@@ -79,7 +79,19 @@ class Parser(argparse.ArgumentParser):
             raise SettingsError(
                 f"{valueless[1]} has no value, expected {wanted}; --help explains it"
             )
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if missing:
+            raise SettingsError(f"{self._describe_missing(missing[1])}; --help explains it")
         raise SettingsError(f"{_explain(message)}; --help explains it")
+
+    def _describe_missing(self, names: str) -> str:
+        """What the first missing argument is expected to be, in the words of its help."""
+        first = names.split(", ")[0]
+        for action in self._actions:
+            if first in (action.metavar, action.dest, *action.option_strings):
+                wanted = " or ".join(action.choices or []) or (action.help or "").partition(";")[0]
+                return f"{first} is missing, expected {wanted}" if wanted else f"{first} is missing"
+        return f"{names} is missing"
 
     def format_help(self) -> str:
         """The help; what the settings mean is read from the source of the dataclasses only here."""
@@ -185,9 +197,6 @@ def _overlay(given: Mapping[str, object], words: Mapping[str, str]) -> dict[str,
 
 def _explain(message: str) -> str:
     """argparse's message in the words of the other errors."""
-    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
-    if missing:
-        return f"{missing[1]} is missing"
     choice = re.fullmatch(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", message)
     if choice:
         *others, last = choice[3].replace("'", "").split(", ")

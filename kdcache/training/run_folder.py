@@ -13,7 +13,7 @@ from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import drop_unknown, make_config
 from kdcache.config.typed import check_values
 from kdcache.config.yaml_file import read_settings_file
-from kdcache.errors import TrainingError, one_line
+from kdcache.errors import SettingsError, TrainingError, one_line
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
@@ -39,9 +39,16 @@ def read_run_settings(folder: Path) -> dict:
 
     Raises: SettingsError if the file is missing, damaged, or holds values that are not allowed.
     """
-    values = drop_unknown(read_settings_file(folder / SETTINGS))
-    check_values(values)
-    make_config(values)
+    path = folder / SETTINGS
+    values = drop_unknown(read_settings_file(path))
+    try:
+        check_values(values)
+        make_config(values)
+    except SettingsError as error:
+        reason = one_line(error)
+        raise SettingsError(
+            f"{path}: settings are unreadable ({reason}); restore the file"
+        ) from None
     return values
 
 

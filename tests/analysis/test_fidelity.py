@@ -303,9 +303,9 @@ def test_the_command_tells_by_words_json_and_exit_code(cache, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["--samples", "4"], "PATH is missing, expected the folder of a cache"),
+    (["--samples", "4"], "PATH is missing, expected the cache: a folder"),
     (["x", "--samples", "0"], "--samples is '0', expected a whole number, 1 or more"),
-    (["x", "--samples"], "--samples is ''"),
+    (["x", "--samples"], "--samples has no value, expected N"),
     (["x", "--seed=-1"], "--seed is '-1'"),
     (["x", "--sample", "3"], "sample"),
     (["nowhere"], "manifest.json is missing"),

@@ -14,7 +14,8 @@ from tests.bench.worker_child import run_workers
     ("num_workers", "num_groups", "num_processes"),
     [
         (16, 300, 2),
-        pytest.param(512, 100_000, 8, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)]),
+        pytest.param(64, 3_000, 4, marks=pytest.mark.nightly),
+        pytest.param(512, 100_000, 8, marks=[pytest.mark.exhaustive, pytest.mark.timeout(7200)]),
     ],
 )
 def test_workers_that_die_and_come_back_commit_each_group_once(

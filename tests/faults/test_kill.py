@@ -55,7 +55,11 @@ def test_killed_at_any_step_a_build_goes_on_and_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize(
     "count",
-    [4, pytest.param(10, marks=pytest.mark.nightly), pytest.param(200, marks=pytest.mark.nightly)],
+    [
+        4,
+        pytest.param(10, marks=pytest.mark.nightly),
+        pytest.param(200, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, count):
     """Each cache is killed until it is whole: what one process left is found by the next."""

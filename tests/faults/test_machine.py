@@ -215,7 +215,7 @@ class CacheMachine(RuleBasedStateMachine):
     [
         100,
         pytest.param(200, marks=pytest.mark.nightly),
-        pytest.param(2000, marks=pytest.mark.nightly),
+        pytest.param(2000, marks=pytest.mark.exhaustive),
     ],
 )
 def test_any_order_of_build_grow_kill_damage_gc_repair_verify_and_read(

@@ -22,7 +22,11 @@ def check_whole(root, whole) -> None:
 
 @pytest.mark.parametrize(
     "count",
-    [4, pytest.param(8, marks=pytest.mark.nightly), pytest.param(100, marks=pytest.mark.nightly)],
+    [
+        4,
+        pytest.param(8, marks=pytest.mark.nightly),
+        pytest.param(100, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_writers_that_race_commit_each_group_once(quick_data, whole, tmp_path, count):
     for race in range(count):

@@ -26,7 +26,7 @@ def read_losses(folder) -> list[dict]:
 
 @pytest.mark.parametrize(
     "count",
-    [2, pytest.param(3, marks=pytest.mark.nightly), pytest.param(20, marks=pytest.mark.nightly)],
+    [2, pytest.param(3, marks=pytest.mark.nightly), pytest.param(20, marks=pytest.mark.exhaustive)],
 )
 def test_killed_at_random_moments_a_student_ends_with_the_same_weights(
     quick_data, whole_root, tmp_path, count

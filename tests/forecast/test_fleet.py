@@ -150,7 +150,7 @@ def test_without_such_an_option_nothing_is_said_of_workers(run, capsys):
     ("argv", "message"),
     [
         ("--workers 0", "--workers is '0', expected a whole number, 1 or more"),
-        ("--workers", "--workers is '', expected a whole number"),
+        ("--workers", "--workers has no value, expected N"),
         ("--workers many", "--workers is 'many', expected a whole number"),
         ("--bandwidth -5", "--bandwidth is '-5', expected a number from 0.001 to 1000000000"),
         ("--bandwidth fast", "--bandwidth is 'fast', expected a number"),
@@ -161,4 +161,4 @@ def test_without_such_an_option_nothing_is_said_of_workers(run, capsys):
 def test_bad_options_are_one_line_before_anything_is_measured(run, capsys, argv, message):
     assert run(*argv.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("cache_teacher plan: settings: ") and message in line
+    assert line.startswith("cache_teacher plan: ") and message in line

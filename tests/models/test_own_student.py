@@ -156,7 +156,7 @@ def test_a_level_that_it_does_not_return_is_named():
     [
         (["--student.arch", "resnet"], "expected mobilenetv3_small or package.module:function"),
         (["--student.options.width", "4"], "expected nothing for mobilenetv3_small"),
-        (["--student.options", "5"], "student.options is '5', expected dict"),
+        (["--student.options", "5"], "student.options is '5', expected names with values"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(arch, words, capsys):

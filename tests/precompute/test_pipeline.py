@@ -235,8 +235,8 @@ def break_writer(job, monkeypatch):
 def lose_lease(job, monkeypatch):
     def write_without(root, manifest, group, **kwargs):
         if group.name == "train-v0000-g00001":
-            (root / "leases" / group.name).unlink()
-        return write_group(open_storage(root), manifest, group, **kwargs)
+            (root.folder / "leases" / group.name).unlink()
+        return write_group(root, manifest, group, **kwargs)
 
     monkeypatch.setattr(pipeline, "write_group", write_without)
     return LeaseLostError, "train-v0000-g00001"

@@ -247,7 +247,4 @@ def test_help_names_the_command(capsys):
         with pytest.raises(SystemExit):
             main(argv)
     told = " ".join(capsys.readouterr().out.split())
-    assert (
-        "report (write a finished run's report again, --panels N)" in told
-        and "--cache.path PATH" in told
-    )
+    assert "report write the report of a finished run again" in told and "--cache.path PATH" in told

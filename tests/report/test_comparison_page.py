@@ -231,7 +231,7 @@ def test_files_are_replaced_and_folders_are_not(runs, compare, tmp_path, capsys)
     (tmp_path / "folder.csv").mkdir()
     for path in (tmp_path / "folder.csv", tmp_path / "nowhere" / "a.csv"):
         assert main(["compare", str(runs), "--csv", str(path)]) == 2
-        assert "is no file name in a folder that is there" in capsys.readouterr().err
+        assert "expected a file name in a folder that is there" in capsys.readouterr().err
     checkpoint = tmp_path / "student_kd_best.pth"
     checkpoint.write_text("weights")
     assert main(["compare", str(runs), "--html", str(checkpoint)]) == 2
@@ -298,6 +298,6 @@ def test_columns_hold_wide_letters_and_lose_none():
 def test_help_lists_the_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "compare (finished runs side by side, over seeds)" in " ".join(
+    assert "compare put finished runs side by side, over seeds" in " ".join(
         capsys.readouterr().out.split()
     )
