@@ -45,14 +45,15 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
     storage = open_storage(place)
     storage.check_changeable()
     manifest, records, found = read_manifest(storage), list_records(storage), []
-    dead = storage.list_names(LEASES) - storage.find_held_leases()
     groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
+    ours = _find_leases(storage, {group.name for group in groups})
+    dead = ours - storage.find_held_leases(ours)
     files = {group: _list_files(storage, manifest, group, records) for group in groups}
     there = storage.find_sizes(key for keys in files.values() for key in keys)
     for group in groups:
         if group.name in dead or not there.keys().isdisjoint(files[group]):
             found += _collect_group(storage, manifest, group, dry_run=dry_run)
-    for name in sorted(name for name in dead if name == SCORE or name.startswith(PROBE)):
+    for name in sorted(dead - {group.name for group in groups}):
         with nullcontext() if dry_run else storage.take_lease(name):  # its end removes the lease
             found.append(_describe_lease(storage, name))
     documents = _list_documents(storage, manifest)
@@ -76,6 +77,15 @@ def _collect_group(
         records = {record_name(group)} if has_record(storage, group) else set()
         files = _list_files(storage, manifest, group, records)
         return stale + _collect(storage, files, dry_run=False, lease=lease)
+
+
+def _find_leases(storage: Storage, groups: set[str]) -> set[str]:
+    """Names of leases of groups, of the score and of probes; a file of another name is not ours."""
+    return {
+        name
+        for name in storage.list_names(LEASES)
+        if name in groups or name == SCORE or name.startswith(PROBE)
+    }
 
 
 def _has_lease(storage: Storage, name: str) -> bool:

@@ -274,12 +274,12 @@ class Storage(ABC):
     def read_holder(self, name: str) -> str:
         """Who holds a lease by its own words, for a message."""
 
-    def find_held_leases(self) -> set[str]:
-        """Names of leases whose holders are alive. Raises OSError.
+    def find_held_leases(self, names: set[str]) -> set[str]:
+        """Those of the leases whose holders are alive. Raises OSError.
 
         A bucket has to be watched for some time to find that out.
         """
-        return {name for name in self.list_names(LEASES) if self.is_held(name)}
+        return {name for name in names if self.is_held(name)}
 
     def refresh(self) -> None:  # noqa: B027  nothing to do
         """Make visible what other machines have written: network file systems may cache names."""

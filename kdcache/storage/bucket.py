@@ -214,9 +214,8 @@ class Bucket(Storage):
             return text.partition(",")[0]
         return "another process"
 
-    def find_held_leases(self) -> set[str]:
-        """Names of the leases that are renewed while they are watched. Raises OSError."""
-        names = self.list_names(LEASES)
+    def find_held_leases(self, names: set[str]) -> set[str]:
+        """Those of the leases that are renewed while they are watched. Raises OSError."""
         if not [name for name in names if self.is_held(name)]:
             return set()
         log.warning(
@@ -225,7 +224,7 @@ class Bucket(Storage):
             bucket_lease.LOST_S,
         )
         time.sleep(bucket_lease.LOST_S)
-        return super().find_held_leases()
+        return super().find_held_leases(names)
 
 
 @dataclass
