@@ -32,6 +32,7 @@ from tests.bench.phase_one import read_images
 from tests.bench.sizes import FULL, QUICK, Bench
 from tests.bench.table import render_markdown
 
+pytestmark = pytest.mark.xdist_group("bench")  # its data set is made once
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600
 

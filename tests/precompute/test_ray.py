@@ -39,6 +39,7 @@ from kdcache.storage import open_storage
 from tests.support import quick, traps
 from tests.support.helpers import check_one_line
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray is started
 HERE = Path(__file__).parents[2]
 
 

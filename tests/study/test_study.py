@@ -20,6 +20,9 @@ from tests.study.table import render_table
 EPOCH = "kdcache.training.loop.train_epoch"  # with and without the teacher
 
 
+pytestmark = pytest.mark.xdist_group("study")  # its caches are made once
+
+
 @pytest.fixture(scope="module")
 def settings_file(base_given, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("study") / "settings.yaml"
