@@ -1,4 +1,6 @@
-"""Building a cache, and what comes before it: a forecast, a fine-tuned teacher, the sample data set."""
+"""Building a cache, and what comes before it: a forecast, a fine-tuned teacher, the sample data
+set.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ def sample_set(argv: list[str]) -> None:
 
 
 def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSummary]:
-    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray. Raises SettingsError."""
+    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray. Raises
+    SettingsError.
+    """
     if engine == "ray":
         return partial(_import_ray_engine(), num_workers=workers)
     if workers is not None:
@@ -161,7 +165,9 @@ def _import_ray_engine() -> Callable[..., BuildSummary]:
 
 
 def _is_compared(config: Config) -> bool:
-    """Whether the cache as it is was compared with the teacher; not if a build was interrupted before it."""
+    """Whether the cache as it is was compared with the teacher; not if a build was interrupted
+    before it.
+    """
     from kdcache.cache.manifest import read_manifest
 
     manifest = read_manifest(config.cache.path)

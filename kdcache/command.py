@@ -1,4 +1,6 @@
-"""What the commands of both programs have in common: arguments, one line for an error, an exit code."""
+"""What the commands of both programs have in common: arguments, one line for an error, an exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ A_MOMENT_S = 1.0
 def run_program(
     name: str, argv: Sequence[str] | None, *, commands: Mapping[str, Command], otherwise: Command
 ) -> int:
-    """Run the command that the first word names, else `otherwise` with all words; returns the exit code.
+    """Run the command that the first word names, else `otherwise` with all words; returns the exit
+    code.
 
     Args:
         name: of the module: cache_teacher.
@@ -111,7 +114,8 @@ def _read_storage(text: str) -> Storage:
 
 @contextmanager
 def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
-    """What keeps a check from being made must not look like what it may find: exit code 2, in one line.
+    """What keeps a check from being made must not look like what it may find: exit code 2, in one
+    line.
 
     Args:
         doing: for the message, "verified".

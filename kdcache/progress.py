@@ -1,4 +1,6 @@
-"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere, nothing in a library."""
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere, nothing in a
+library.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Silent:
 
 
 class Console:
-    """Shows progress on a text stream: a bar with rates and time left on a terminal, plain lines elsewhere."""
+    """Shows progress on a text stream: a bar with rates and time left on a terminal, plain lines
+    elsewhere.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr

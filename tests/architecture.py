@@ -1,8 +1,9 @@
 """The figures of the architecture: `python -m tests.architecture`, part of `make lint`.
 
-It prints how large the library is, which files import each other in a circle, how long functions are, what lacks a docstring,
-and how many files a sample passes. It ends with 1 if a goal is missed, unless the goal stands in NOT_YET.
-How the files that a sample passes are counted is explained in `tests/support/ways.py`.
+It prints how large the library is, which files import each other in a circle, how long functions
+are, what lacks a docstring, and how many files a sample passes. It ends with 1 if a goal is missed,
+unless the goal stands in NOT_YET. How the files that a sample passes are counted is explained in
+`tests/support/ways.py`.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ def count_functions(trees: dict[Path, ast.Module]) -> dict[str, int]:
 
 
 def count_slips(trees: dict[Path, ast.Module]) -> dict[str, int]:
-    """`singledispatch`, and public functions, classes and methods that say nothing about themselves."""
+    """`singledispatch`, and public functions, classes and methods that say nothing about
+    themselves.
+    """
     decorated = [node for tree in trees.values() for node in ast.walk(tree)]
     return {
         "singledispatch functions": sum(

@@ -1,4 +1,6 @@
-"""A tiny data set and teacher for everybody. Tests need no GPU, no network and nothing outside the project."""
+"""A tiny data set and teacher for everybody. Tests need no GPU, no network and nothing outside the
+project.
+"""
 
 import logging
 import shutil
@@ -28,13 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from more, and spinning threads of two processes on two cores slow both tenfold."""
+    """Tiny tensors gain nothing from more, and spinning threads of two processes on two cores slow
+    both tenfold.
+    """
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
-    """Flushing decides nothing here but the time: what it is for is tested by a ledger, in tests/faults/test_power.py."""
+    """Flushing decides nothing here but the time: what it is for is tested by a ledger, in
+    tests/faults/test_power.py.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
@@ -58,7 +64,9 @@ def real_teacher():
 
 @pytest.fixture(autouse=True)
 def _logger_as_it_was():
-    """A command shows warnings its own way, or fewer of them, for the rest of its process: here only until its test ends."""
+    """A command shows warnings its own way, or fewer of them, for the rest of its process: here
+    only until its test ends.
+    """
     logger = logging.getLogger("kdcache")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     yield
@@ -139,7 +147,9 @@ def cache(built_root, config) -> Config:
 
 @pytest.fixture(scope="session")
 def trained_run(base_given, built_root, tmp_path_factory) -> Path:
-    """The folder of a run of two epochs from `built_root`, without a baseline. Read only; copy it to do anything with."""
+    """The folder of a run of two epochs from `built_root`, without a baseline. Read only; copy it
+    to do anything with.
+    """
     folder = tmp_path_factory.mktemp("trained") / "kd"
     run = {"cache": {"path": str(built_root)}, "run": {"dir": str(folder), "baseline": False}}
     distill(merge(base_given, run), root=built_root)

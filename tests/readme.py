@@ -1,8 +1,10 @@
-"""Runs the README's commands as they are written, on small data: `make readme`; some minutes on two cores.
+"""Runs the README's commands as they are written, on small data: `make readme`; some minutes on two
+cores.
 
-In a temporary folder with the project's packages, the shipped configurations cut to one epoch, data sets generated for demo and
-CamVid, teachers with random weights, and an S3 server on this machine. What cannot be run is listed with its reason; Python
-blocks that begin with `# NAME.py` become files, others are run.
+In a temporary folder with the project's packages, the shipped configurations cut to one epoch, data
+sets generated for demo and CamVid, teachers with random weights, and an S3 server on this machine.
+What cannot be run is listed with its reason; Python blocks that begin with `# NAME.py` become
+files, others are run.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def prepare(folder: Path) -> None:
 
 
 def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float]]:
-    """(command, outcome, seconds) in the README's order; an outcome is "ok", "not run: ..." or what went wrong."""
+    """(command, outcome, seconds) in the README's order; an outcome is "ok", "not run: ..." or what
+    went wrong.
+    """
     for language, block in list_blocks((ROOT / "README.md").read_text(encoding="utf-8")):
         if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
             (folder / name[1]).write_text(block, encoding="utf-8")

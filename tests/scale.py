@@ -1,9 +1,11 @@
-"""Time and money past one machine: the tables of kdcache/forecast/SCALE.md, from parameters that you may replace.
+"""Time and money past one machine: the tables of kdcache/forecast/SCALE.md, from parameters that
+you may replace.
 
 python -m tests.scale [--rate 100] [--student-rate 400] [--bandwidth 10000] [--per-hour 2]
 
---rate: images a second that a GPU's teacher answers (`plan` says it of yours: one over the time of an image). --student-rate:
-samples a second that a GPU trains on. --bandwidth: MB/s that all GPUs together write to the cache. --per-hour: $ a GPU-hour.
+--rate: images a second that a GPU's teacher answers (`plan` says it of yours: one over the time of
+an image). --student-rate: samples a second that a GPU trains on. --bandwidth: MB/s that all GPUs
+together write to the cache. --per-hour: $ a GPU-hour.
 """
 
 from __future__ import annotations

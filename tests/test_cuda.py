@@ -1,4 +1,6 @@
-"""The same on a GPU. Skipped where there is none; `pytest tests/test_cuda.py` is the whole check on a machine with one."""
+"""The same on a GPU. Skipped where there is none; `pytest tests/test_cuda.py` is the whole check on
+a machine with one.
+"""
 
 import json
 

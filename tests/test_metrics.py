@@ -13,7 +13,9 @@ from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 def draw_pair(
     num_classes: int, *, seed: int, absent: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Predictions and labels [4, 9, 11]; labels have void pixels, `absent` classes occur in neither."""
+    """Predictions and labels [4, 9, 11]; labels have void pixels, `absent` classes occur in
+    neither.
+    """
     generator = torch.Generator().manual_seed(seed)
     present = torch.tensor([k for k in range(num_classes) if k not in absent])
     label = present[torch.randint(0, len(present), (4, 9, 11), generator=generator)]

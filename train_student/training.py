@@ -135,7 +135,9 @@ def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
 
 
 def _read(args: argparse.Namespace) -> dict:
-    """The settings that are given; the cache has the others, so only the ranges of those are checked."""
+    """The settings that are given; the cache has the others, so only the ranges of those are
+    checked.
+    """
     given = read_given(args)
     make_config({name: values for name, values in given.items() if name not in FROM_CACHE})
     return given

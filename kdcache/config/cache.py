@@ -38,17 +38,27 @@ class CacheConfig:
     shard_samples: int = 16
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
     encoding: str | dict[str, str] = "float16"
-    """float16 (exact), int8 (half) or lowrank (compact, a seventeenth) for all of the teacher's answers, or {low: int8}."""
+    """float16 (exact), int8 (half) or lowrank (compact, a seventeenth) for all of the teacher's
+    answers, or {low: int8}.
+    """
     rank: RankConfig = field(default_factory=RankConfig)
     """Coefficients of lowrank levels."""
     codec: str = "auto"
-    """Lossless: raw, blosc-lz4 (fast), blosc-zstd (small), another of zarr-python's (slow); auto is blosc-zstd beside lowrank."""
+    """Lossless: raw, blosc-lz4 (fast), blosc-zstd (small), another of zarr-python's (slow); auto is
+    blosc-zstd beside lowrank.
+    """
     check: Literal["always", "first", "never"] = "first"
-    """Which readings of a sample training checks: always, the first of a process, never (damage may then pass unseen)."""
+    """Which readings of a sample training checks: always, the first of a process, never (damage may
+    then pass unseen).
+    """
     stage_dir: Path | None = None
-    """Folder for local copies of what training reads from a slower place, each verified (default: none are made)."""
+    """Folder for local copies of what training reads from a slower place, each verified (default:
+    none are made).
+    """
     stage_gb: float = 100.0
-    """Size limit of cache.stage_dir in GB, above 0; copies used longest ago go first, those of this run stay."""
+    """Size limit of cache.stage_dir in GB, above 0; copies used longest ago go first, those of this
+    run stay.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", clean_address("cache.path", self.path))
@@ -69,7 +79,9 @@ class CacheConfig:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Encoding of logits and of each cached level: float16, int8 or lowrank; "lowrank" for all is int8 for logits."""
+        """Encoding of logits and of each cached level: float16, int8 or lowrank; "lowrank" for all
+        is int8 for logits.
+        """
         named = (
             self.encoding
             if isinstance(self.encoding, dict)

@@ -1,8 +1,10 @@
-"""Command lines: options that are given once, settings as --SECTION.NAME VALUE, mistakes in one line.
+"""Command lines: options that are given once, settings as --SECTION.NAME VALUE, mistakes in one
+line.
 
-argparse does the parsing. Types, defaults and help of settings come from the dataclasses of `kdcache.config`, and values
-are checked alike in YAML files and on the command line (`typed`). jsonargparse, which did this before, took longer to
-import and to look at the dataclasses than everything else `--help` does, and its errors had to be rewritten one by one.
+argparse does the parsing. Types, defaults and help of settings come from the dataclasses of
+`kdcache.config`, and values are checked alike in YAML files and on the command line (`typed`).
+jsonargparse, which did this before, took longer to import and to look at the dataclasses than
+everything else `--help` does, and its errors had to be rewritten one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Parser(argparse.ArgumentParser):
     """The parser of one command: raises SettingsError for whatever it does not understand.
 
     Args:
-        settings: take --config FILE and every setting as --SECTION.NAME VALUE, too; `read_given` reads them.
+        settings: take --config FILE and every setting as --SECTION.NAME VALUE, too; `read_given`
+            reads them.
     """
 
     def __init__(
@@ -164,7 +167,9 @@ class _Help(argparse.HelpFormatter):
 
 
 def read_given(args: argparse.Namespace) -> dict:
-    """The settings that a command line and its YAML files name, as a nested dict. Raises SettingsError."""
+    """The settings that a command line and its YAML files name, as a nested dict. Raises
+    SettingsError.
+    """
     given: dict[str, object] = {}
     for path in args.config:
         given |= check_values(read_settings_file(path))
@@ -180,7 +185,9 @@ def override(given: Mapping, words: Mapping[str, str]) -> dict:
 
 
 def find_words(args: argparse.Namespace) -> dict[str, str]:
-    """Dotted name -> value, as it is written, of each setting on the command line itself, not in YAML files."""
+    """Dotted name -> value, as it is written, of each setting on the command line itself, not in
+    YAML files.
+    """
     return {
         name: word for name, word in vars(args).items() if name in setting_types() or find_owner(name)
     }  # fmt: skip

@@ -41,10 +41,13 @@ def read_settings(path: Path) -> dict:
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
-    """Settings as a nested dict -> dotted name of each -> its value, as the type of the setting; paths stay text.
+    """Settings as a nested dict -> dotted name of each -> its value, as the type of the setting;
+    paths stay text.
 
-    Words of a command line are such values, too: text that says a number is taken for one if a number is expected.
-    Raises: SettingsError for unknown names, with the nearest known one, and for values of another type.
+    Words of a command line are such values, too: text that says a number is taken for one if a
+        number is expected.
+    Raises: SettingsError for unknown names, with the nearest known one, and for values of another
+        type.
     """
     checked: dict[str, object] = {}
     for key, value in given.items():
@@ -63,7 +66,9 @@ def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def find_owner(name: str) -> str | None:
-    """student.options of student.options.width: the setting whose value has entries of any name; None of other names."""
+    """student.options of student.options.width: the setting whose value has entries of any name;
+    None of other names.
+    """
     owner = name.rpartition(".")[0]
     return owner if get_origin(setting_types().get(owner)) is dict else None
 

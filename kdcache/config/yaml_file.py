@@ -1,4 +1,6 @@
-"""What a settings file must be before its names are looked at: small, plain YAML, a section a name, no name twice."""
+"""What a settings file must be before its names are looked at: small, plain YAML, a section a name,
+no name twice.
+"""
 
 from __future__ import annotations
 

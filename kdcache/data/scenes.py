@@ -1,7 +1,9 @@
-"""Draws the scenes of the sample data set: textured objects under changing light, every colour from one distribution.
+"""Draws the scenes of the sample data set: textured objects under changing light, every colour from
+one distribution.
 
-Letters: H, W rows and columns; C = 3, red, green, blue; `at_2HW` a pixel's (y down, x right) from an object's
-centre, in pixels. A texture is a field in about -1..1, whose sign chooses between the two colours.
+Letters: H, W rows and columns; C = 3, red, green, blue; `at_2HW` a pixel's (y down, x right) from
+    an object's centre, in pixels. A texture is a field in about -1..1, whose sign chooses between
+    the two colours.
 """
 
 from functools import partial
@@ -23,19 +25,24 @@ CLASS_NAMES = (
 )
 
 _NUM_OBJECTS = (2, 5)
-# Shares of the image's side: 26 to 60 px of 96, so that even a small object spans three cells at stride 8.
+# Shares of the image's side: 26 to 60 px of 96, so that even a small object spans three cells at
+# stride 8.
 _DIAMETER = (0.27, 0.62)
-# At the augmentation's least scale, 0.5, the shortest period is 3 px: still above the 2 px sampling carries.
+# At the augmentation's least scale, 0.5, the shortest period is 3 px: still above the 2 px sampling
+# carries.
 _PERIOD_PX = (6.0, 10.0)
 _TILT_DEG = 10.0
-# Least distance of two paired colours in luma, of 255: below it lighting and noise would drown a pattern.
+# Least distance of two paired colours in luma, of 255: below it lighting and noise would drown a
+# pattern.
 _MIN_CONTRAST = 60.0
 _NOISE_STD = 6.0
 _LIGHT_SWING = 0.25
 
 
 def draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 HWC and label uint8 HW; painted from large to small, so none is hidden by a larger one."""
+    """Image uint8 HWC and label uint8 HW; painted from large to small, so none is hidden by a
+    larger one.
+    """
     yx_2HW = np.mgrid[0.0:size_px, 0.0:size_px]
     image_HWC = _mix(
         *_draw_colours(rng), 0.5 + 0.5 * _speckle(yx_2HW, rng, period_px=0.5 * size_px)
@@ -61,7 +68,8 @@ def draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]
 def _draw_centres(rng: Generator, num: int) -> np.ndarray:
     """Centres [num, (y, x)] as shares of the side; of 4 candidates, the farthest from those before.
 
-    Wholly free centres heap up and leave many objects as slivers; 4 candidates still let objects overlap.
+    Wholly free centres heap up and leave many objects as slivers; 4 candidates still let objects
+    overlap.
     """
     centres = rng.uniform(0.15, 0.85, size=(1, 2))
     while len(centres) < num:
@@ -72,7 +80,9 @@ def _draw_centres(rng: Generator, num: int) -> np.ndarray:
 
 
 def _label_object(label_HW: np.ndarray, inside_HW: np.ndarray, class_index: int) -> None:
-    """Write the class inside and void on the 1-px ring just outside, over whatever is hidden; in place."""
+    """Write the class inside and void on the 1-px ring just outside, over whatever is hidden; in
+    place.
+    """
     padded = np.pad(inside_HW, 1)
     beside_HW = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     label_HW[beside_HW] = VOID
@@ -87,7 +97,8 @@ def _mix(low: np.ndarray, high: np.ndarray, weight_HW: np.ndarray) -> np.ndarray
 def _draw_colours(rng: Generator) -> np.ndarray:
     """Two colours, [2, C] in 20..235, the first of 32 drawn pairs with enough contrast.
 
-    Which of the two comes first is chance, so figure and ground of a pattern share one distribution.
+    Which of the two comes first is chance, so figure and ground of a pattern share one
+    distribution.
     """
     pairs = rng.uniform(20.0, 235.0, size=(32, 2, 3))
     luma = pairs @ np.array([0.299, 0.587, 0.114])
@@ -95,7 +106,9 @@ def _draw_colours(rng: Generator) -> np.ndarray:
 
 
 def _light(image_HWC: np.ndarray, rng: Generator) -> np.ndarray:
-    """A linear lighting gradient in a random direction and sensor noise over the whole scene; uint8 HWC."""
+    """A linear lighting gradient in a random direction and sensor noise over the whole scene; uint8
+    HWC.
+    """
     slope = np.linspace(-1.0, 1.0, len(image_HWC)) * _LIGHT_SWING / np.sqrt(2.0)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     light_HW = 1.0 + np.sin(angle) * slope[:, None] + np.cos(angle) * slope
@@ -107,7 +120,9 @@ def _light(image_HWC: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def _draw_cover(at_2HW: np.ndarray, rng: Generator, *, radius_px: float) -> np.ndarray:
-    """How much of each pixel a turned and stretched outline covers: HW, 0..1, with a 1-px soft edge."""
+    """How much of each pixel a turned and stretched outline covers: HW, 0..1, with a 1-px soft
+    edge.
+    """
     turn, stretch = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.8, 1.25)
     u_HW = (np.cos(turn) * at_2HW[1] + np.sin(turn) * at_2HW[0]) / (radius_px * stretch)
     v_HW = (np.cos(turn) * at_2HW[0] - np.sin(turn) * at_2HW[1]) / (radius_px / stretch)
@@ -138,10 +153,13 @@ def _flower(u_HW: np.ndarray, v_HW: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def _draw_paint(at_2HW: np.ndarray, rng: Generator, *, class_name: str) -> np.ndarray:
-    """The class's pattern in two drawn colours over the whole image, HWC; the object's cover cuts it out."""
+    """The class's pattern in two drawn colours over the whole image, HWC; the object's cover cuts
+    it out.
+    """
     period_px = rng.uniform(*_PERIOD_PX)
     field_HW = _TEXTURES[class_name](at_2HW, rng, period_px=period_px)
-    # A cosine's slope at its zero is 2 pi / period per px: this gain makes the colours' seam 1.5 px wide.
+    # A cosine's slope at its zero is 2 pi / period per px: this gain makes the colours' seam 1.5 px
+    # wide.
     return _mix(*_draw_colours(rng), np.clip(0.5 + field_HW * period_px / 9.0, 0.0, 1.0))
 
 
@@ -186,7 +204,9 @@ def _rings(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarra
 
 
 def _speckle(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarray:
-    """Irregular blots: white noise kept around one spatial frequency, in all directions; clipped to -1..1."""
+    """Irregular blots: white noise kept around one spatial frequency, in all directions; clipped to
+    -1..1.
+    """
     size_px = at_2HW.shape[-1]
     axis = np.fft.fftfreq(size_px)
     band_HW = np.exp(-4.0 * (np.hypot(axis[:, None], axis) * period_px - 1.0) ** 2)

@@ -1,7 +1,8 @@
-"""Training views that anyone can draw again: parameters from (seed, sample id, view) alone, applied by a pure function.
+"""Training views that anyone can draw again: parameters from (seed, sample id, view) alone, applied
+by a pure function.
 
-The draw is a Philox counter-based generator keyed by a hash of seed and sample id, its counter the view; only raw 64-bit
-words are used, the part that NumPy keeps the same between versions.
+The draw is a Philox counter-based generator keyed by a hash of seed and sample id, its counter the
+view; only raw 64-bit words are used, the part that NumPy keeps the same between versions.
 """
 
 from __future__ import annotations
@@ -82,13 +83,15 @@ def draw(
 def apply(
     view: ViewParameters, image_HWC: np.ndarray, label_HW: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make one view: image bilinear (antialiased), label nearest neighbour, padding at right and bottom.
+    """Make one view: image bilinear (antialiased), label nearest neighbour, padding at right and
+    bottom.
 
     Args:
         view: parameters from `draw`.
         image_HWC: uint8 RGB. label_HW: uint8, VOID kept.
 
-    Returns: image [*size_hw, 3] uint8 padded with the mean colour, label size_hw uint8 padded with VOID.
+    Returns: image [*size_hw, 3] uint8 padded with the mean colour, label size_hw uint8 padded with
+        VOID.
     """
     image = _resize_crop(Image.fromarray(image_HWC), view, Image.Resampling.BILINEAR)
     label = _resize_crop(Image.fromarray(label_HW), view, Image.Resampling.NEAREST)
@@ -104,7 +107,8 @@ def apply(
 def fit_inside(image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[int, int]):
     """A validation sample: padded, never resampled unless larger than `size_hw`.
 
-    Returns: image, label, and the size the image has inside them (height, width); smaller than it was where it had to shrink.
+    Returns: image, label, and the size the image has inside them (height, width); smaller than it
+        was where it had to shrink.
     """
     height, width = _shrink(label_HW.shape, size_hw)
     if (height, width) != label_HW.shape:
@@ -131,7 +135,9 @@ def pad(
 
 
 def _shrink(hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the same shape that fits, in whole numbers: a float factor would lose pixels to rounding."""
+    """The largest size of the same shape that fits, in whole numbers: a float factor would lose
+    pixels to rounding.
+    """
     (height, width), (most_h, most_w) = hw, size_hw
     if height <= most_h and width <= most_w:
         return height, width

@@ -1,7 +1,8 @@
-"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before anything is computed from them.
+"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before anything is
+computed from them.
 
-torchvision's VOCSegmentation downloads and checks the archive. It does not read here: it knows neither trainaug nor sample
-ids, and its errors do not name the file.
+torchvision's VOCSegmentation downloads and checks the archive. It does not read here: it knows
+neither trainaug nor sample ids, and its errors do not name the file.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """A checked list of samples; `fingerprint` is the sha256 over ids and contents of all files, in order."""
+    """A checked list of samples; `fingerprint` is the sha256 over ids and contents of all files, in
+    order.
+    """
 
     name: str
     samples: tuple[Sample, ...]
@@ -49,7 +52,9 @@ class Split:
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
-    """The samples of a split, in the order of its list. Raises DataError naming the file that is missing or wrong."""
+    """The samples of a split, in the order of its list. Raises DataError naming the file that is
+    missing or wrong.
+    """
     base = config.root / VOC_DIR
     if not base.is_dir():
         raise DataError(_missing_data_set(config))
@@ -82,7 +87,9 @@ def read_split(
 
 
 def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image [H, W, 3] uint8 RGB and label [H, W] uint8, void as 255. Raises DataError naming the file."""
+    """Image [H, W, 3] uint8 RGB and label [H, W] uint8, void as 255. Raises DataError naming the
+    file.
+    """
     image = _decode_image(sample.image_path, _read_bytes(sample.image_path))
     label = _decode_label(sample.label_path, _read_bytes(sample.label_path))
     _check_label(config, sample, image, label)
@@ -90,7 +97,9 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
 
 
 def download_voc(config: DatasetConfig) -> None:
-    """Download and unpack VOC 2012 through torchvision (MD5-checked) where it is absent. Raises DataError."""
+    """Download and unpack VOC 2012 through torchvision (MD5-checked) where it is absent. Raises
+    DataError.
+    """
     if (config.root / VOC_DIR).is_dir() or not config.download:
         return
     from torchvision.datasets import VOCSegmentation

@@ -1,6 +1,8 @@
-"""What the loss compares the student with: a teacher's answer as it is stored, decoded where it is used.
+"""What the loss compares the student with: a teacher's answer as it is stored, decoded where it is
+used.
 
-Letters: N images, C channels, R stored channels or coefficients, S student channels, H, W height and width.
+Letters: N images, C channels, R stored channels or coefficients, S student channels, H, W height
+    and width.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 class Target:
     """A batch of one answer: x = basis (scale * values); factors that are absent are 1.
 
-    A 1x1 projection A of x is the 1x1 projection A basis of scale * values, and resizing in between changes nothing, since
+    A 1x1 projection A of x is the 1x1 projection A basis of scale * values, and resizing in between
+    changes nothing, since
     both are linear: so the loss never builds the C channels.
 
     Args:

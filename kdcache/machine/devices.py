@@ -9,9 +9,10 @@ from kdcache.machine.workers import Worker, find_worker
 
 
 def choose_device(name: str, *, field: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine a GPU of its own, as far as there are.
+    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine a GPU of its own, as
+    far as there are.
 
-    Raises: SettingsError where it is not on this machine.
+    Raises: SettingsError if it is not on this machine.
     """
     if name == "auto":
         return _choose_gpu(find_worker()) if torch.cuda.is_available() else torch.device("cpu")
@@ -39,7 +40,7 @@ def find_gpu(device: torch.device) -> str | None:
 
 
 def check_precision(precision: str, device: torch.device, *, field: str) -> None:
-    """Raises SettingsError where the device has no such arithmetic."""
+    """Raises SettingsError if the device has no such arithmetic."""
     known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
     if device.type == "cuda" and supports_bfloat16(device):
         known.append("bfloat16")

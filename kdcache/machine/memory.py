@@ -20,7 +20,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def find_free_ram() -> int:
     """Bytes that can be used without pushing others out; the page cache counts as free.
 
-    The limit of a container counts where it is seen as containers of today see it: control groups of version 2.
+    The limit of a container counts where it is seen as containers of today see it: control groups
+        of version 2.
     """
     return min(_find_machine_free(), _find_container_free())
 
@@ -37,13 +38,17 @@ def count_cores() -> int:
 
 
 def count_own_cores() -> int:
-    """Its part of the machine's cores where it shares them with other workers; all it may use where it is bound to some."""
+    """Its part of the machine's cores where it shares them with other workers; all it may use where
+    it is bound to some.
+    """
     cores = count_cores()
     return max(cores // find_worker().local_count, 1) if cores == os.cpu_count() else cores
 
 
 def allow_mapped_files(count: int) -> bool:
-    """Raise this process's limit of open files so that `count` more fit, mapped; False where the system does not let it."""
+    """Raise this process's limit of open files so that `count` more fit, mapped; False where the
+    system does not let it.
+    """
     if count > MOST_MAPS:
         return False
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -70,7 +75,9 @@ def _find_machine_free() -> int:
 
 
 def _find_container_free() -> float:
-    """What the limit of a control group (version 2) leaves; its file pages can be given back and count as free."""
+    """What the limit of a control group (version 2) leaves; its file pages can be given back and
+    count as free.
+    """
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

@@ -19,7 +19,8 @@ PACKAGES = (
 
 
 def describe_machine(device: torch.device, *, packages: tuple[str, ...] = ()) -> dict:
-    """JSON values: `device` (the GPU's name, or "cpu"), `num_threads` of torch, `versions` of Python and packages.
+    """JSON values: `device` (the GPU's name, or "cpu"), `num_threads` of torch, `versions` of
+    Python and packages.
 
     Args:
         packages: whose version is kept besides PACKAGES.

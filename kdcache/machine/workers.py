@@ -1,4 +1,6 @@
-"""Which of several processes this one is: started by torchrun or SLURM, they share work without talking to each other."""
+"""Which of several processes this one is: started by torchrun or SLURM, they share work without
+talking to each other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `count` processes, by `rank` from 0; on its machine one of `local_count`, by `local_rank`."""
+    """One of `count` processes, by `rank` from 0; on its machine one of `local_count`, by
+    `local_rank`.
+    """
 
     rank: int = 0
     count: int = 1
@@ -31,18 +35,22 @@ class Worker:
         return list(items[self.rank :: self.count])
 
     def others(self, items: Sequence[Item]) -> list[Item]:
-        """The other stripes, the next worker's first, each from its end: an owner works from the front and is met last."""
+        """The other stripes, the next worker's first, each from its end: an owner works from the
+        front and is met last.
+        """
         stripes = [items[(self.rank + n) % self.count :: self.count] for n in range(1, self.count)]
         return [item for stripe in stripes for item in reversed(stripe)]
 
 
 def find_worker(environment: Mapping[str, str] | None = None) -> Worker:
-    """From what torchrun (RANK, WORLD_SIZE, ...) or SLURM (SLURM_PROCID, ..., of a job array times its elements) has set.
+    """From what torchrun (RANK, WORLD_SIZE, ...) or SLURM (SLURM_PROCID, ..., of a job array times
+    its elements) has set.
 
-    Each of several elements of an array is a job of its own, perhaps on another machine, begun again by itself: together they
-    are the workers. Whatever the numbers are, a worker alone does all there is to do; what is done once is done by the last.
+    Each of several elements of an array is a job of its own, perhaps on another machine, begun
+        again by itself: together they are the workers. Whatever the numbers are, a worker alone
+        does all there is to do; what is done once is done by the last.
 
-    Raises: SettingsError where they contradict each other.
+    Raises: SettingsError if they contradict each other.
     """
     given = os.environ if environment is None else environment
     if "RANK" in given and "WORLD_SIZE" in given:
@@ -71,7 +79,8 @@ def _read_array(given: Mapping[str, str]) -> tuple[int, int]:
     names = {"SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_STEP": 1, "SLURM_ARRAY_TASK_COUNT": 1}
     least, step, count = (_number(given, name, unset=unset) for name, unset in names.items())
     element = (_number(given, "SLURM_ARRAY_TASK_ID") - least) // max(step, 1)
-    # of an array like 1,7,9 SLURM does not say which place 7 has: any place will do, since each worker takes what is left
+    # of an array like 1,7,9 SLURM does not say which place 7 has: any place will do, since each
+    # worker takes what is left
     return element % max(count, 1), max(count, 1)
 
 

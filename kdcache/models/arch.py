@@ -1,4 +1,6 @@
-"""The student that `student.arch` names: kdcache's own, or any module of yours that returns (logits, features)."""
+"""The student that `student.arch` names: kdcache's own, or any module of yours that returns
+(logits, features).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ RETURNS = "(logits [N, num_classes, H, W] on any grid, {level: features [N, C, H
 
 
 class OwnStudent(nn.Module):
-    """A module of yours, asked as `LightweightSegmentationModel` is; its weights keep their own names.
+    """A module of yours, asked as `LightweightSegmentationModel` is; its weights keep their own
+    names.
 
     Args:
         module: image [N, 3, H, W] -> (logits on any grid, {level: features}).
@@ -57,7 +60,7 @@ def build_student(
     Args:
         pretrained: instead of the setting: False where weights are loaded afterwards.
 
-    Raises: SettingsError where `student.arch` cannot be imported, fails, or gives no module.
+    Raises: SettingsError if `student.arch` cannot be imported, fails, or gives no module.
     """
     if config.arch == BUILT_IN_STUDENT:
         pretrained = config.pretrained if pretrained is None else pretrained
@@ -84,7 +87,9 @@ def build_student(
 
 
 def recall_student(facts: Mapping[str, object]) -> StudentConfig:
-    """The settings of the student of a run, from the hyperparameters it kept. Raises KeyError where they are no run's."""
+    """The settings of the student of a run, from the hyperparameters it kept. Raises KeyError where
+    they are no run's.
+    """
     arch = facts.get("student.arch", BUILT_IN_STUDENT)
     if arch == BUILT_IN_STUDENT:
         return StudentConfig(pretrained=False, aspp_channels=facts["student.aspp_channels"])
@@ -106,13 +111,17 @@ def find_function(arch: str) -> Callable:
 
 
 def hash_source(arch: str) -> str:
-    """12 hex digits of the file of `student.arch`: another student may hide behind an old name. What it imports is not seen."""
+    """12 hex digits of the file of `student.arch`: another student may hide behind an old name.
+    What it imports is not seen.
+    """
     source = find_source(arch)
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if source else "unknown"
 
 
 def find_source(arch: str) -> str | None:
-    """The file a function is in; None where it is built into Python, or typed in. Raises SettingsError where it is not there."""
+    """The file a function is in; None where it is built into Python, or typed in. Raises
+    SettingsError where it is not there.
+    """
     try:
         source = inspect.getsourcefile(inspect.unwrap(find_function(arch)))
         return source if source and Path(source).is_file() else None
@@ -123,13 +132,13 @@ def find_source(arch: str) -> str | None:
 def find_channels(
     student: nn.Module, levels: Iterable[str], *, arch: str, num_classes: int, hw: tuple[int, int]
 ) -> dict[str, int]:
-    """level -> channels of the student's features, found by asking it about an empty image; a copy of one of yours is also asked
-    about two in training mode.
+    """level -> channels of the student's features, found by asking it about an empty image; a copy
+    of one of yours is also asked about two in training mode.
 
     Args:
         arch: of the student, for messages. hw: height and width of that image in pixels.
 
-    Raises: SettingsError where it returns something else than a student must, or lacks a level.
+    Raises: SettingsError if it returns something else than a student must, or lacks a level.
     """
     training = student.training
     answer = _ask(student.eval(), 1, hw, arch=arch)

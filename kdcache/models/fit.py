@@ -1,4 +1,6 @@
-"""Fine-tunes a teacher on the configured data set: for the demo, and for everybody whose classes are not VOC's."""
+"""Fine-tunes a teacher on the configured data set: for the demo, and for everybody whose classes
+are not VOC's.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,14 @@ WARMUP = 0.1  # share of all steps
 def fit_teacher(
     config: Config, *, progress: Progress | None = None, say: Say = lambda text: None
 ) -> float:
-    """Train an FCN with its auxiliary head on random views of the training split and write `fit.out`.
+    """Train an FCN with its auxiliary head on random views of the training split and write
+    `fit.out`.
 
-    Starts from teacher.weights (a head for other classes is made anew); from scratch where these are torchvision's and out
-    of reach, or are `fit.out` itself and not there yet.
+    Starts from teacher.weights (a head for other classes is made anew); from scratch where these
+    are torchvision's and out of reach, or are `fit.out` itself and not there yet.
 
-    Returns: mIoU on val, 0 to 1. Raises: DataError, SettingsError, TrainingError at a non-finite loss.
+    Returns: mIoU on val, 0 to 1. Raises: DataError, SettingsError, TrainingError at a non-finite
+        loss.
     """
     progress = progress or Silent()
     device = choose_device(config.teacher.device, field="teacher.device")
@@ -67,7 +71,9 @@ def fit_teacher(
 
 
 def build_start(config: Config, *, say: Say) -> nn.Module:
-    """The model to start from: teacher.weights; fresh ones where torchvision's are out of reach or fit.out is not there yet."""
+    """The model to start from: teacher.weights; fresh ones where torchvision's are out of reach or
+    fit.out is not there yet.
+    """
     model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
     try:
         state = read_teacher_weights(config.teacher.arch, config.teacher.weights)
@@ -232,7 +238,7 @@ def save_teacher(path: Path, model: nn.Module, config: Config, *, miou: float | 
 
 
 def check_writable(path: Path) -> None:
-    """Raises SettingsError where `fit.out` cannot be written, before hours are spent."""
+    """Raises SettingsError if `fit.out` cannot be written, before hours are spent."""
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
@@ -247,7 +253,9 @@ def check_writable(path: Path) -> None:
 
 
 def _calm_residuals(model: nn.Module) -> nn.Module:
-    """Start every residual branch at zero (Goyal et al. 2017, arXiv:1706.02677): from scratch this saves the first epochs."""
+    """Start every residual branch at zero (Goyal et al. 2017, arXiv:1706.02677): from scratch this
+    saves the first epochs.
+    """
     for module in model.modules():
         if hasattr(module, "bn3"):
             nn.init.zeros_(module.bn3.weight)

@@ -1,4 +1,6 @@
-"""The frozen FCN teacher and its taps. Letters: N batch, C channels, H, W height and width (of the grid at hand)."""
+"""The frozen FCN teacher and its taps. Letters: N batch, C channels, H, W height and width (of the
+grid at hand).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Teacher:
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
         """Answer for uint8 RGB images [N, H, W, 3], H and W multiples of 16.
 
-        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at `high_stride`.
+        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at
+            `high_stride`.
         """
         hw = image_NHWC.shape[1:3]
         x = normalize_images(self._upload(image_NHWC)).contiguous(memory_format=torch.channels_last)
@@ -69,7 +72,9 @@ class Teacher:
         }
 
     def _upload(self, image_NHWC: Tensor) -> Tensor:
-        """To the device, from pinned memory: from other memory a GPU would first end all it has been asked before."""
+        """To the device, from pinned memory: from other memory a GPU would first end all it has
+        been asked before.
+        """
         if self.device.type == "cuda" and not image_NHWC.is_cuda:
             image_NHWC = image_NHWC.pin_memory()
         return image_NHWC.to(self.device, non_blocking=True)
@@ -88,7 +93,8 @@ def build_teacher(
 ):
     """The teacher of the settings, and its state dict (for `hash_weights`).
 
-    Raises: TeacherError where weights are unreadable or for another number of classes; SettingsError for an unknown tap.
+    Raises: TeacherError if weights are unreadable or for another number of classes;
+        SettingsError for an unknown tap.
     """
     state = read_teacher_weights(config.arch, config.weights)
     with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
@@ -100,7 +106,9 @@ def build_teacher(
 
 
 def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
-    """torchvision's FCN with fresh weights; fcn_resnet50 has 35,322,218 parameters at 21 classes with the aux head."""
+    """torchvision's FCN with fresh weights; fcn_resnet50 has 35,322,218 parameters at 21 classes
+    with the aux head.
+    """
     return get_model(
         arch, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_head
     )
@@ -145,7 +153,7 @@ def load_weights(
 
 
 def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
-    """Raises SettingsError where a tap is no part of the backbone."""
+    """Raises SettingsError if a tap is no part of the backbone."""
     known = [
         name for name in dict(model.backbone.items()) if name.startswith("layer")
     ]  # bn1's output is overwritten in place

@@ -1,6 +1,8 @@
-"""Weights as files and as an identity: reads state dicts without running code, hashes what they say.
+"""Weights as files and as an identity: reads state dicts without running code, hashes what they
+say.
 
-Knows no architecture, so that phase two can compare a teacher's weights without building the teacher.
+Knows no architecture, so that phase two can compare a teacher's weights without building the
+teacher.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
 
     Args:
         arch: torchvision model name.
-        weights: torchvision weights name (downloaded, checked by sha256 prefix) or a checkpoint's path.
+        weights: torchvision weights name (downloaded, checked by sha256 prefix) or a checkpoint's
+            path.
 
-    Raises: TeacherError where the file is missing, damaged, holds code, or cannot be downloaded.
+    Raises: TeacherError if the file is missing, damaged, holds code, or cannot be downloaded.
     """
     enum = find_weights_enum(arch, weights)
     state = (
@@ -48,9 +51,11 @@ def find_teacher_file(arch: str, weights: str) -> Path | None:
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
-    """sha256 (hex) over names, shapes and float32 values of a state dict without its auxiliary head.
+    """sha256 (hex) over names, shapes and float32 values of a state dict without its auxiliary
+    head.
 
-    Two files with equal weights hash equally, whatever their container; BatchNorm's step counters do not count.
+    Two files with equal weights hash equally, whatever their container; BatchNorm's step counters
+    do not count.
     """
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -68,9 +73,11 @@ def find_weights_enum(arch: str, weights: str) -> WeightsEnum | None:
 
 
 def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
-    """torchvision weights from its cache folder or the network, sha256 prefix checked. Raises TeacherError.
+    """torchvision weights from its cache folder or the network, sha256 prefix checked. Raises
+    TeacherError.
 
-    A file that lies there already, put there by hand perhaps, is checked, too; code in it is never run.
+    A file that lies there already, put there by hand perhaps, is checked, too; code in it is never
+    run.
     """
     path = _download_path(enum)
     if not path.is_file():
@@ -80,7 +87,9 @@ def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors: a bare state dict, or one under model_state_dict or state_dict. Never runs code in it."""
+    """A checkpoint's tensors: a bare state dict, or one under model_state_dict or state_dict. Never
+    runs code in it.
+    """
     if not path.is_file():
         cure = f"set {field} to a checkpoint or to a torchvision weights name; `make demo` needs no network"
         raise WeightsAbsentError(

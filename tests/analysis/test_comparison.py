@@ -106,8 +106,8 @@ def test_a_baseline_with_other_settings_is_none(runs, changes, capsys):
 
 
 def test_what_had_no_part_in_the_loss_does_not_matter(runs):
-    """Of a baseline: temperature, levels; of a student without KL its temperature; without features its levels. An alpha of 0
-    has a baseline of alpha 1."""
+    """Of a baseline: temperature, levels; of a student without KL its temperature; without features
+    its levels. An alpha of 0 has a baseline of alpha 1."""
     write_baseline(runs / "b", 0.5, settings={"loss.temperature": 2.0})
     write_run(runs / "features", 0.6, settings={"loss.beta": 0, "loss.temperature": 1.0})
     write_run(runs / "again", 0.6, settings={"loss.beta": 0, "loss.temperature": 3.0}, seed=1)
@@ -258,7 +258,9 @@ def test_of_older_runs_on_several_images_none_has_a_baseline(runs):
 
 
 def test_real_runs_find_their_baselines(cache, given, tmp_path):
-    """Two students of two seeds: the second seed's baseline is trained, both are found beside the runs."""
+    """Two students of two seeds: the second seed's baseline is trained, both are found beside the
+    runs.
+    """
     for seed in (0, 1):
         own = {
             "train": {"epochs": 1, "seed": seed},

@@ -1,4 +1,6 @@
-"""Fidelity: what is measured between cached and live answers, what is expected, and when it says no."""
+"""Fidelity: what is measured between cached and live answers, what is expected, and when it says
+no.
+"""
 
 import json
 import math

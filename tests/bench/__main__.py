@@ -1,8 +1,9 @@
-"""Every figure in one run: `python -m tests.bench`; the table goes to stdout, everything to build/bench.json.
+"""Every figure in one run: `python -m tests.bench`; the table goes to stdout, everything to
+build/bench.json.
 
 python -m tests.bench --only read_ratio,training     parts, or figures (their whole part runs)
-python -m tests.bench --quick                        tiny sizes: does everything run? the numbers mean nothing
-python -m tests.bench --markdown build/bench.json    tables for BENCHMARKS.md
+python -m tests.bench --quick                        tiny sizes: does everything run? the numbers
+mean nothing python -m tests.bench --markdown build/bench.json    tables for BENCHMARKS.md
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the measurements need of kdcache, in one place: readers, batches, learners, steps, phase one."""
+"""What the measurements need of kdcache, in one place: readers, batches, learners, steps, phase
+one.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ def precision_of(learner: Learner) -> str:
 
 @contextmanager
 def time_writing() -> Iterator[list[float]]:
-    """Seconds of phase one's part from the first batch to the last commit, one entry for each build in the block."""
+    """Seconds of phase one's part from the first batch to the last commit, one entry for each build
+    in the block.
+    """
     times_s: list[float] = []
     original = build.write_missing
 

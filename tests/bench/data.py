@@ -1,4 +1,6 @@
-"""Caches and pictures made up for measurements: through kdcache's own writer, but no teacher is asked."""
+"""Caches and pictures made up for measurements: through kdcache's own writer, but no teacher is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def make_store(
 
 
 def make_documents(root: Path, *, num_samples: int, num_views: int, shard_samples: int) -> Path:
-    """Manifest, zarr.json and commit records of a cache at 512x512, no shard files: what opening reads."""
+    """Manifest, zarr.json and commit records of a cache at 512x512, no shard files: what opening
+    reads.
+    """
     with without_flush():
         manifest = _begin(
             root, px=512, num_samples=num_samples, shard_samples=shard_samples, num_views=num_views
@@ -68,7 +72,9 @@ def make_documents(root: Path, *, num_samples: int, num_views: int, shard_sample
 
 
 def write_pictures(root: Path, *, lists: dict[str, int], px: int) -> Path:
-    """A data set in VOC layout of plain pictures; a list of that name has that many ids, each list begins with the same."""
+    """A data set in VOC layout of plain pictures; a list of that name has that many ids, each list
+    begins with the same.
+    """
     base, rng = root / VOC_DIR, np.random.default_rng(0)
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / name).mkdir(parents=True)
@@ -111,7 +117,9 @@ def plan_store(
     codec: str = "raw",
     levels: Mapping[str, tuple[int, int]] = LEVELS,
 ) -> tuple[Config, Manifest]:
-    """Settings and manifest of a cache of made-up samples, one of them in val; levels -> (channels, stride)."""
+    """Settings and manifest of a cache of made-up samples, one of them in val; levels -> (channels,
+    stride).
+    """
     given = {
         "dataset": {"size": px, "num_classes": NUM_CLASSES, "download": False},
         "augment": {"views": num_views},

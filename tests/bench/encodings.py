@@ -1,6 +1,7 @@
 """What each encoding keeps of a real teacher, what it weighs, and what a training step on it costs.
 
-Needs a real teacher and real images: `python -m tests.bench --only encodings --real CONFIG`, settings as both programs take them.
+Needs a real teacher and real images: `python -m tests.bench --only encodings --real CONFIG`,
+    settings as both programs take them.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def _fidelity_figures(asked: dict[str, dict]) -> list[Figure]:
 
 
 def _measure_sample(config: Config) -> float:
-    """Bytes of a training sample on the disk: chunks, checksums, indices, its share of the commit records."""
+    """Bytes of a training sample on the disk: chunks, checksums, indices, its share of the commit
+    records.
+    """
     reader = open_split(config.cache.path, "train")
     groups = list(reader.layout.groups())
     paths = [

@@ -1,9 +1,12 @@
-"""What train-time flips and crops of cached answers miss: the teacher asked about moved images, against moved cached answers.
+"""What train-time flips and crops of cached answers miss: the teacher asked about moved images,
+against moved cached answers.
 
-`python -m tests.bench.equivariance CACHE --teacher.weights FILE [--num-samples 24] [--crop N]`: prints a Markdown table. The
-cache is only read. Errors are those of `cache_teacher fidelity`: cosine of a position's features, KL and agreement of the scores,
-cosine of a student's gradients, which is 1 where the moved cache teaches exactly what the teacher would. A command that cannot go
-on ends in one line and a code, as those of kdcache do.
+`python -m tests.bench.equivariance CACHE --teacher.weights FILE [--num-samples 24] [--crop N]`:
+prints a Markdown table. The
+cache is only read. Errors are those of `cache_teacher fidelity`: cosine of a position's features,
+    KL and agreement of the scores, cosine of a student's gradients, which is 1 where the moved
+    cache teaches exactly what the teacher would. A command that cannot go on ends in one line and a
+    code, as those of kdcache do.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 class Spec:
     """A figure before it is measured.
 
-    part: who measures it. goal: of what is measured on the CPU; gpu_goal: of what is measured on a GPU; None: it is only
+    part: who measures it. goal: of what is measured on the CPU; gpu_goal: of what is measured on a
+        GPU; None: it is only
     reported. at_least: else at most.
     """
 
@@ -158,7 +159,9 @@ def find_spec(key: str) -> Spec:
 
 
 def find_parts(only: str | None) -> list[str]:
-    """The parts that measure what is named (parts or figures, commas between; None: all), in the table's order."""
+    """The parts that measure what is named (parts or figures, commas between; None: all), in the
+    table's order.
+    """
     parts = list(dict.fromkeys(spec.part for spec in SPECS))
     part_of = {spec.key: spec.part for spec in SPECS} | {part: part for part in parts}
     names = list(part_of) if only is None else only.split(",")
@@ -182,7 +185,8 @@ def make_figure(
 ) -> Figure:
     """A measured figure.
 
-    gpu: whether the GPU was measured. goal: replaces the table's where it depends on what was measured.
+    gpu: whether the GPU was measured. goal: replaces the table's where it depends on what was
+        measured.
     """
     spec = find_spec(key)
     if not math.isfinite(value):

@@ -1,4 +1,6 @@
-"""What only a GPU can tell: how long it idles in phase two, and whether page-locked shards save a copy."""
+"""What only a GPU can tell: how long it idles in phase two, and whether page-locked shards save a
+copy.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def unite_us(intervals: list[tuple[float, float]]) -> float:
 
 
 def measure_registered(bench: Bench) -> Figure:
-    """The same chunks in the same batches to the GPU: straight from locked mapped shards, and as BatchReader brings them."""
+    """The same chunks in the same batches to the GPU: straight from locked mapped shards, and as
+    BatchReader brings them.
+    """
     root, size = open_store(bench), bench.sizes.batch_size
     order = shuffle_passes(bench.sizes.store_samples, passes=bench.sizes.read_passes, seed=4)
     batches, shards = adapter.make_batches(order, size), map_shards(root)
@@ -174,7 +178,9 @@ def send_batch(
     shards: dict[Path, Tensor],
     slots: dict[str, Tensor],
 ) -> None:
-    """Begin to copy a batch into the first rows of the slots, chunk by chunk, on the stream in use; chunks are raw."""
+    """Begin to copy a batch into the first rows of the slots, chunk by chunk, on the stream in use;
+    chunks are raw.
+    """
     for array, slot in slots.items():
         for row, (view, sample) in enumerate(batch):
             place = reader.locate(array, view, sample)
@@ -194,7 +200,9 @@ def find_differing(batch: Batch, slots: dict[str, Tensor]) -> list[str]:
 
 
 def lock_pages(shards: Iterable[Tensor], locked: ExitStack) -> None:
-    """Let the GPU fetch from mapped files by itself until `locked` ends. Raises OSError where CUDA refuses."""
+    """Let the GPU fetch from mapped files by itself until `locked` ends. Raises OSError if CUDA
+    refuses.
+    """
     cudart = torch.cuda.cudart()
     for shard in shards:
         error = cudart.cudaHostRegister(shard.data_ptr(), shard.numel(), READ_ONLY)
@@ -204,6 +212,8 @@ def lock_pages(shards: Iterable[Tensor], locked: ExitStack) -> None:
 
 
 def forget_error(device: torch.device) -> None:
-    """Use up what CUDA remembers of a refusal: the next kernel is blamed for it, and here that one does not matter."""
+    """Use up what CUDA remembers of a refusal: the next kernel is blamed for it, and here that one
+    does not matter.
+    """
     with suppress(RuntimeError):
         torch.ones(1, device=device)

@@ -1,4 +1,6 @@
-"""Does the thousandth sample cost what the first did? Both phases in child processes, at two sizes of data set."""
+"""Does the thousandth sample cost what the first did? Both phases in child processes, at two sizes
+of data set.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""One phase over one data set: `python -m tests.bench.growth_child PHASE DATA LIST FOLDER`; prints a line of JSON.
+"""One phase over one data set: `python -m tests.bench.growth_child PHASE DATA LIST FOLDER`; prints
+a line of JSON.
 
-A process of its own, because a peak of memory never falls again. The peak is VmHWM and not ru_maxrss: that one begins with
-what the parent had.
+A process of its own, because a peak of memory never falls again. The peak is VmHWM and not
+    ru_maxrss: that one begins with what the parent had.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Watch:
 
 
 def time_sample_ms(marks: list[tuple[float, int]]) -> float:
-    """Median over ten windows behind the first tenth: what starts up there is not what a sample costs."""
+    """Median over ten windows behind the first tenth: what starts up there is not what a sample
+    costs.
+    """
     total = marks[-1][1]
     steady = [mark for mark in marks if mark[1] >= total / 10]
     step = max(1, (len(steady) - 1) // NUM_WINDOWS)

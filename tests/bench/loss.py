@@ -1,4 +1,6 @@
-"""What the loss alone costs, gradient included: the definitions with autograd, and ours in one pass."""
+"""What the loss alone costs, gradient included: the definitions with autograd, and ours in one
+pass.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _compare(bench: Bench, case: _Case, key: str, **ways: Callable[[], Tensor]) 
 
 
 class _Case:
-    """A student's coarse scores and features (leaves), labels, and a teacher's answers as the cache has them."""
+    """A student's coarse scores and features (leaves), labels, and a teacher's answers as the cache
+    has them.
+    """
 
     def __init__(self, bench: Bench) -> None:
         torch.manual_seed(0)

@@ -1,9 +1,13 @@
-"""The protocol at many workers, simulated: `python -m tests.bench.many_workers`; a line of JSON, exit code 1 where it failed.
+"""The protocol at many workers, simulated: `python -m tests.bench.many_workers`; a line of JSON,
+exit code 1 where it failed.
 
-Each worker is a thread that does what a process of phase one does from opening the cache on: opening, its stripe, what others
-have left, completing. Only drawing and the teacher are left out: a group's arrays are a few bytes that tell who wrote them, as
-if each worker had a GPU that rounds otherwise. A share of the groups kills its worker before a random step on the disk, in the
-middle of a file where that step writes one; its files and its lease file stay, the lock is gone, and the worker is begun again.
+Each worker is a thread that does what a process of phase one does from opening the cache on:
+    opening, its stripe, what others
+have left, completing. Only drawing and the teacher are left out: a group's arrays are a few bytes
+    that tell who wrote them, as if each worker had a GPU that rounds otherwise. A share of the
+    groups kills its worker before a random step on the disk, in the middle of a file where that
+    step writes one; its files and its lease file stay, the lock is gone, and the worker is begun
+    again.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ COORDINATION = ("opening", "leases", "looking", "listing", "record", "completing
 def simulate(
     root: Path, *, num_workers: int, num_groups: int, share: float, num_processes: int
 ) -> dict:
-    """Build a cache of that many groups; what happened, what it cost, and what was found afterwards.
+    """Build a cache of that many groups; what happened, what it cost, and what was found
+    afterwards.
 
     Args:
         share: of the groups, 0 to 1, that kill who writes them; drawn anew for each attempt.
@@ -56,7 +61,9 @@ def simulate(
 
 
 def _add_up(records: list[Record], num_groups: int) -> dict:
-    """Beginnings, deaths, and CPU time in ms a group: what is between workers, and what one alone would have to do, too."""
+    """Beginnings, deaths, and CPU time in ms a group: what is between workers, and what one alone
+    would have to do, too.
+    """
     counts, spent_s = Counter(), Counter()
     for record in records:
         counts.update(record.counts)

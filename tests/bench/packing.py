@@ -1,4 +1,6 @@
-"""One HDF5 file instead of a folder: how fast training reads it, and how fast it is made and unmade."""
+"""One HDF5 file instead of a folder: how fast training reads it, and how fast it is made and
+unmade.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tests.bench.sizes import Bench
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Reading beside a memory copy and beside the folder, then packing and unpacking in child processes."""
+    """Reading beside a memory copy and beside the folder, then packing and unpacking in child
+    processes.
+    """
     root, folder = open_store(bench), bench.folder / "packed"
     folder.mkdir(exist_ok=True)
     pack_cache(root, folder / "store.h5")

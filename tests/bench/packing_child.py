@@ -1,4 +1,6 @@
-"""Packs a cache and unpacks it again: `python -m tests.bench.packing_child ROOT FOLDER`; prints a line of JSON."""
+"""Packs a cache and unpacks it again: `python -m tests.bench.packing_child ROOT FOLDER`; prints a
+line of JSON.
+"""
 
 from __future__ import annotations
 

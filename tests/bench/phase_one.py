@@ -99,7 +99,9 @@ def _sum_train_bytes(config: Config) -> int:
 
 
 def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
-    """Data set, a checkpoint with random weights; returns settings of a cache with a shard group a batch."""
+    """Data set, a checkpoint with random weights; returns settings of a cache with a shard group a
+    batch.
+    """
     data, weights = bench.folder / "pictures", bench.folder / "teacher.pth"
     write_sample_set(data, num_train=build.train, num_val=build.val, size_px=build.px)
     torch.manual_seed(0)
@@ -129,7 +131,9 @@ def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:
 
 
 def read_images(config: Config, split: str) -> list[Tensor]:
-    """The images of all views of a split, batch by batch; as in phase one, no batch holds two views."""
+    """The images of all views of a split, batch by batch; as in phase one, no batch holds two
+    views.
+    """
     reader = open_split(Path(config.cache.path), split)
     shape = (reader.num_views, reader.layout.num_samples, *reader.layout.array("image").item_shape)
     images = torch.empty(shape, dtype=torch.uint8)

@@ -1,8 +1,10 @@
-"""What several processes change on a CPU, where BatchNorm's statistics are each process's own: `python -m tests.bench.processes`.
+"""What several processes change on a CPU, where BatchNorm's statistics are each process's own:
+`python -m tests.bench.processes`.
 
-[--counts 1,2,4] [--seeds 0,1,2] [--epochs 12] [--num-train 160] [--size 96] [--batch-size 8]. Students with labels only on the
-sample set, the same global batches for every count, started by torchrun; dropout differs, too. Prints a Markdown table of the
-last epoch's training loss and of the best epoch's mIoU on val, by seed. Times say nothing: the processes share the cores.
+[--counts 1,2,4] [--seeds 0,1,2] [--epochs 12] [--num-train 160] [--size 96] [--batch-size 8].
+Students with labels only on the sample set, the same global batches for every count, started by
+torchrun; dropout differs, too. Prints a Markdown table of the last epoch's training loss and of the
+best epoch's mIoU on val, by seed. Times say nothing: the processes share the cores.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_cache(folder: Path, options: argparse.Namespace) -> dict:
-    """Settings of a run from a cache with images and labels that mean something, and answers that do not."""
+    """Settings of a run from a cache with images and labels that mean something, and answers that
+    do not.
+    """
     write_sample_set(
         folder / "data", num_train=options.num_train, num_val=NUM_VAL, size_px=options.size
     )
@@ -69,7 +73,7 @@ def make_cache(folder: Path, options: argparse.Namespace) -> dict:
 
 
 def train(given: dict, folder: Path, *, count: int, seed: int) -> list[dict]:
-    """The lines of metrics.jsonl of a run by `count` processes. Raises KdcacheError where it fails."""
+    """The lines of metrics.jsonl of a run by `count` processes. Raises KdcacheError if it fails."""
     run, settings = folder / f"run{count}-{seed}", folder / "settings.yaml"
     settings.write_text(
         yaml.safe_dump(merge(given, {"run": {"dir": str(run)}, "train": {"seed": seed}}))

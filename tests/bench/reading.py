@@ -1,4 +1,6 @@
-"""How near reading comes to a memory copy: warm with and without checksums, the first pass, and cold."""
+"""How near reading comes to a memory copy: warm with and without checksums, the first pass, and
+cold.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +148,9 @@ def _measure_cold(bench: Bench, root: Path) -> Figure:
 def _read_cold(
     bench: Bench, root: Path, files: list[Path], residency: str | None
 ) -> tuple[float, int]:
-    """Seconds, and bytes that came from the disk: whether the pages were really gone. None: the files, one after the other."""
+    """Seconds, and bytes that came from the disk: whether the pages were really gone. None: the
+    files, one after the other.
+    """
     order = shuffle_passes(bench.sizes.store_samples, passes=1, seed=2)
     batches = adapter.make_batches(order, bench.sizes.batch_size)
     if (

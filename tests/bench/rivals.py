@@ -1,4 +1,5 @@
-"""The same samples by other libraries, each at the best settings its documents know, all into slots that are there.
+"""The same samples by other libraries, each at the best settings its documents know, all into slots
+that are there.
 
 Every rival fills the same two sets of slots with the same batches; they alternate within a round.
 """
@@ -24,7 +25,8 @@ from tests.bench.figures import Figure, make_figure, median_ratio
 from tests.bench.reading import CPU, load_store, open_store
 from tests.bench.sizes import Bench
 
-# 64 is what zarr-python came to itself (pull request 3526: 10 -> 64, "Concurrent I/O operations" of its performance guide).
+# 64 is what zarr-python came to itself (pull request 3526: 10 -> 64, "Concurrent I/O operations" of
+# its performance guide).
 ZARR_SETTINGS = {"async.concurrency": 64}
 NO_LIBRARY = ("memcpy", "np.memmap", "kdcache", "kdcache, by position")
 Place = tuple[int, int]
@@ -118,7 +120,9 @@ def _map_npy(folder: Path, source: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def read_by_zarr(root: Path) -> Fill:
-    """`out` saves its last copy; one sample a call, because it fetches the chunks of a shard one after the other anyway."""
+    """`out` saves its last copy; one sample a call, because it fetches the chunks of a shard one
+    after the other anyway.
+    """
     store, buffer = zarr.open_group(root / "train", mode="r"), default_buffer_prototype().nd_buffer
     arrays = {name: store[name] for name in adapter.ALL_ARRAYS}
 
@@ -134,7 +138,8 @@ def read_by_tensorstore(
 ) -> Callable[[list[list[Place]]], None]:
     """No cache, as many threads as the others, written straight into the slots, a batch at once.
 
-    https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the settings.
+    https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the
+    settings.
     """
     context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": count_read_threads()},
                "file_io_concurrency": {"limit": count_read_threads()}, **options}  # fmt: skip
@@ -225,7 +230,9 @@ class _Order:
 
 
 def _load_by_workers(root: Path, num_workers: int) -> Callable[[list[list[Place]]], None]:
-    """forkserver, persistent workers, prefetch 2: fork is unsafe beside threads, spawn only starts more slowly."""
+    """forkserver, persistent workers, prefetch 2: fork is unsafe beside threads, spawn only starts
+    more slowly.
+    """
     order = _Order()
     options = {
         "multiprocessing_context": "forkserver",

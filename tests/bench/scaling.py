@@ -1,4 +1,6 @@
-"""Phase one by two processes of one thread each over one such process: real processes, timed from when all have their plan."""
+"""Phase one by two processes of one thread each over one such process: real processes, timed from
+when all have their plan.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def time_workers(settings: Path, *, count: int) -> float:
-    """Seconds from the first worker's first batch to the last commit, all having been told at once to begin."""
+    """Seconds from the first worker's first batch to the last commit, all having been told at once
+    to begin.
+    """
     workers = [_start(settings, rank=rank, count=count) for rank in range(count)]
     try:
         for worker in workers:

@@ -1,6 +1,7 @@
 """One worker of phase one: `RANK=0 WORLD_SIZE=2 python -m tests.bench.scaling_child SETTINGS.json`.
 
-Prints `ready` once it has its plan, begins at a line on stdin, and prints when it began and ended, [s, s] of the machine's clock.
+Prints `ready` once it has its plan, begins at a line on stdin, and prints when it began and ended,
+[s, s] of the machine's clock.
 """
 
 from __future__ import annotations

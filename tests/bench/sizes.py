@@ -10,7 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class BuildSizes:
-    """What phase one is measured with: square pictures of `px`, so many of each split, `views` of each training picture."""
+    """What phase one is measured with: square pictures of `px`, so many of each split, `views` of
+    each training picture.
+    """
 
     px: int
     train: int
@@ -25,7 +27,9 @@ class BuildSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of samples, pixels, rounds. `store_` is the cache that is only read; a pass reads each of its samples once."""
+    """Numbers of samples, pixels, rounds. `store_` is the cache that is only read; a pass reads
+    each of its samples once.
+    """
 
     store_px: int = 512
     store_samples: int = 32
@@ -44,7 +48,8 @@ class Sizes:
     train_steps: int = 6
     train_gpu_steps: int = 20
     build: BuildSizes = BuildSizes(px=256, train=16, val=8)
-    # 80 groups of a batch, where 11 may be on the way at once (16 cores): 9.2 GB, and no more than 136 pictures to make.
+    # 80 groups of a batch, where 11 may be on the way at once (16 cores): 9.2 GB, and no more than
+    # 136 pictures to make.
     build_gpu: BuildSizes = BuildSizes(px=512, train=72, val=64, views=8)
     build_rounds: int = 3
     scaling: BuildSizes = BuildSizes(px=256, train=40, val=8)
@@ -90,5 +95,7 @@ class Bench:
 
     @property
     def build(self) -> BuildSizes:
-        """What phase one is measured with here: a GPU needs more of it until drawing, asking and writing are in step."""
+        """What phase one is measured with here: a GPU needs more of it until drawing, asking and
+        writing are in step.
+        """
         return self.sizes.build_gpu if self.gpu else self.sizes.build

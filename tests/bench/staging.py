@@ -1,4 +1,6 @@
-"""A cache in a bucket, trained from through a stage: the second epoch against the same epoch from a folder."""
+"""A cache in a bucket, trained from through a stage: the second epoch against the same epoch from a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CPU = torch.device("cpu")
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """In each round fresh readers of both, two epochs each; what is in the stage stays from round to round."""
+    """In each round fresh readers of both, two epochs each; what is in the stage stays from round
+    to round.
+    """
     root, runs = open_store(bench), {"local": [], "staged": []}
     first: dict[str, list[float]] = {name: [] for name in runs}
     with (

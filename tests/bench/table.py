@@ -23,7 +23,9 @@ def format_rivals(gb_s: dict[str, float]) -> list[str]:
 
 
 def render_markdown(document: dict) -> str:
-    """Tables of figures and rivals, where and with what they were measured, and what each figure means."""
+    """Tables of figures and rivals, where and with what they were measured, and what each figure
+    means.
+    """
     parts = [_render_head(document), _render_figures(document["figures"])]
     rivals = document["figures"].get("rivals", {})
     if rivals.get("value") is not None:

@@ -1,4 +1,6 @@
-"""The measurements themselves: every part runs at tiny sizes, every figure has a number or a reason."""
+"""The measurements themselves: every part runs at tiny sizes, every figure has a number or a
+reason.
+"""
 
 import json
 import math
@@ -38,7 +40,9 @@ TIMEOUT_S = 600
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess:
-    """`python -m tests.bench` in a process of its own: it starts workers, and TensorStore, which it loads, forbids forks."""
+    """`python -m tests.bench` in a process of its own: it starts workers, and TensorStore, which it
+    loads, forbids forks.
+    """
     command = [sys.executable, "-m", "tests.bench", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(

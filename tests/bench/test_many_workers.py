@@ -1,4 +1,6 @@
-"""The protocol at many workers that are killed and begun again: each group is committed once, and whole."""
+"""The protocol at many workers that are killed and begun again: each group is committed once, and
+whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a step costs: cached with all terms, labels alone from memory, and with the teacher in the loop."""
+"""What a step costs: cached with all terms, labels alone from memory, and with the teacher in the
+loop.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def _finish(bench: Bench, run: Callable[[int], None], num_steps: int) -> None:
 
 
 def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
-    """What is timed, and the bytes of a sample. `online` and `cached` train the same student with the same loss."""
+    """What is timed, and the bytes of a sample. `online` and `cached` train the same student with
+    the same loss.
+    """
     config = adapter.training_config(px=_px(bench), batch_size=batch_size)
     cached = open_cached(bench, batch_size)
     images = adapter.make_batch_reader(

@@ -1,7 +1,9 @@
-"""What trust costs: `python -m tests.bench.trust --config configs/demo.yaml` (and settings, as for the programs).
+"""What trust costs: `python -m tests.bench.trust --config configs/demo.yaml` (and settings, as for
+the programs).
 
-Phase one with the commit protocol and without it (no flush, no reading back, no hash), alternating in one process; and
-`verify` by structure and by data, from the page cache. Medians; the table goes to stdout, the figures to build/trust.json.
+Phase one with the commit protocol and without it (no flush, no reading back, no hash), alternating
+in one process; and `verify` by structure and by data, from the page cache. Medians; the table goes
+to stdout, the figures to build/trust.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Simulated workers of one process: a thread each, phase one's protocol as it is, deaths before random steps on the disk."""
+"""Simulated workers of one process: a thread each, phase one's protocol as it is, deaths before
+random steps on the disk.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,10 @@ class Killed(BaseException):
 class Record:
     """What happened to the workers of a process.
 
-    counts: how often one was `begun` and `killed`, and how often it came to a group that was held or there (`met`).
-    committed: the file name of each commit record that took its place. spent_s: CPU time, by what it was spent on.
+    counts: how often one was `begun` and `killed`, and how often it came to a group that was held
+        or there (`met`).
+    committed: the file name of each commit record that took its place. spent_s: CPU time, by what
+        it was spent on.
     """
 
     counts: Counter = field(default_factory=Counter)
@@ -54,7 +58,9 @@ class Record:
 
 
 class Clock:
-    """Adds up CPU time of threads, that of the system for them included, and counts what happens in them."""
+    """Adds up CPU time of threads, that of the system for them included, and counts what happens in
+    them.
+    """
 
     def __init__(self, record: Record) -> None:
         self.spent_s, self.counts, self.lock = record.spent_s, record.counts, threading.Lock()
@@ -101,7 +107,9 @@ class Clock:
 
 
 class Fate(threading.local):
-    """Of the worker in this thread: it dies before that step of the group it writes. None: not of this one."""
+    """Of the worker in this thread: it dies before that step of the group it writes. None: not of
+    this one.
+    """
 
     due: int | None = None
     group: str = ""
@@ -109,7 +117,9 @@ class Fate(threading.local):
 
 @dataclass(frozen=True)
 class Life:
-    """One life of a worker, in the teacher's place: its answers are a few bytes that no other life would give."""
+    """One life of a worker, in the teacher's place: its answers are a few bytes that no other life
+    would give.
+    """
 
     seed: str
     share: float
@@ -132,7 +142,9 @@ class Life:
 
 
 class BarePipeline(Pipeline):
-    """The way of groups through the pipeline without its threads: what is begun is written at once, by its caller."""
+    """The way of groups through the pipeline without its threads: what is begun is written at once,
+    by its caller.
+    """
 
     def __init__(self, job: Job, done: Callable[[Group, int], None]) -> None:
         self.job, self.done, self.crew = job, done, Crew(drawers=1, writers=1, ahead=0)
@@ -168,7 +180,8 @@ class BarePipeline(Pipeline):
 def run_workers(
     config: Config, manifest: Manifest, ranks: list[int], num_workers: int, share: float
 ) -> Record:
-    """Let these of `num_workers` workers do their work, a thread each; one that is killed is begun again.
+    """Let these of `num_workers` workers do their work, a thread each; one that is killed is begun
+    again.
 
     Args:
         share: of the groups, 0 to 1, that kill who writes them.
@@ -193,7 +206,9 @@ def run_workers(
 
 
 def _survives(plan: Job, worker: Worker) -> bool:
-    """One life, as `build_cache` has it behind the reading of the data set. What was killed leaves its files and its lease's."""
+    """One life, as `build_cache` has it behind the reading of the data set. What was killed leaves
+    its files and its lease's.
+    """
     root, clock, fate = plan.config.cache.path, plan.teacher.clock, plan.teacher.fate
     try:
         with clock.time("opening"):

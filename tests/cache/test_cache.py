@@ -1,4 +1,6 @@
-"""The cache: what is written is what was asked for, any reader reads it, and nothing else passes for it."""
+"""The cache: what is written is what was asked for, any reader reads it, and nothing else passes
+for it.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Codecs of chunks: what one makes of a sample, another gives back, and a wrong chunk never leaves its slot."""
+"""Codecs of chunks: what one makes of a sample, another gives back, and a wrong chunk never leaves
+its slot.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,9 @@ NAMES = ["blosc-lz4", "blosc-zstd", "zstd", "gzip"]  # the last one by zarr-pyth
 @pytest.mark.parametrize("name", ["blosc-lz4", "blosc-zstd", "zstd", "gzip"])
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 def test_what_cannot_be_decoded_is_an_error_and_never_more_than_the_slot(name, dtype):
-    """With checks off, nothing but the coder stands between a wrong chunk and the memory behind the slot."""
+    """With checks off, nothing but the coder stands between a wrong chunk and the memory behind the
+    slot.
+    """
     item = (np.arange(600).reshape(6, 100) % 250).astype(dtype)
     coder = make_coder(choose_codec(name, dtype), shape=item.shape, dtype=dtype)
     chunk = np.frombuffer(coder.encode(item), np.uint8)

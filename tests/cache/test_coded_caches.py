@@ -1,4 +1,6 @@
-"""Caches of coded chunks: smaller files, the same numbers, by us and by others' readers, and damage met before it is decoded."""
+"""Caches of coded chunks: smaller files, the same numbers, by us and by others' readers, and damage
+met before it is decoded.
+"""
 
 import json
 import pickle

@@ -1,4 +1,6 @@
-"""Whole caches of encoded answers: what is decoded, who may go on with them, and what becomes of a lost basis."""
+"""Whole caches of encoded answers: what is decoded, who may go on with them, and what becomes of a
+lost basis.
+"""
 
 import json
 import shutil
@@ -324,7 +326,9 @@ def test_read_basis_returns_what_was_learned(roots):
 
 
 def test_a_lost_manifest_is_made_anew_by_a_process_of_other_ways(root, quick_data, monkeypatch):
-    """The basis that lies there counts, not one that another batch size, thread count or machine would learn."""
+    """The basis that lies there counts, not one that another batch size, thread count or machine
+    would learn.
+    """
     before = quick.snapshot(root)
     (root / "manifest.json").unlink()
     monkeypatch.setattr(

@@ -1,4 +1,6 @@
-"""Encodings: what is stored of an answer, what comes back of it, and that the loss works on the stored numbers."""
+"""Encodings: what is stored of an answer, what comes back of it, and that the loss works on the
+stored numbers.
+"""
 
 import numpy as np
 import pytest

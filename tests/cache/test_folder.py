@@ -1,4 +1,6 @@
-"""A cache's folder: begun, lost, foreign, full, held by others; and the files in it are those zarr would have written."""
+"""A cache's folder: begun, lost, foreign, full, held by others; and the files in it are those zarr
+would have written.
+"""
 
 import json
 import os
@@ -69,7 +71,9 @@ def test_without_manifest_groups_of_another_cache_are_refused(cache, given):
 def test_a_group_that_another_process_holds_is_waited_for_and_not_written_again(
     cache, caplog, monkeypatch
 ):
-    """The other process: a thread with a descriptor of its own, for which the lock is as strange as for a process."""
+    """The other process: a thread with a descriptor of its own, for which the lock is as strange as
+    for a process.
+    """
     root, before = cache.cache.path, snapshot(cache.cache.path)
     record = root / commit_key(read_manifest(root).layouts["train"].group(0, 1))
     kept = record.read_bytes()
@@ -177,7 +181,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_committed(cache, monkeypatch)
 
 @pytest.mark.parametrize("name", ["image", "label", "logits", "high"])
 def test_shards_and_metadata_are_what_zarr_would_have_written(cache, tmp_path, name):
-    """The same numbers written by zarr-python: every byte of every shard, the short last one too, and what zarr.json says."""
+    """The same numbers written by zarr-python: every byte of every shard, the short last one too,
+    and what zarr.json says.
+    """
     root, reader = cache.cache.path, open_split(cache.cache.path, "train")
     layout, spec = reader.layout, reader.layout.array(name)
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -208,7 +214,9 @@ def test_shards_and_metadata_are_what_zarr_would_have_written(cache, tmp_path, n
     [("always", [True, True]), ("first", [False, True]), ("never", [False, False])],
 )
 def test_readings_are_checked_as_often_as_asked(cache, check, noticed):
-    """A byte flips after sample 0 was read: who looks again notices, and who has not read sample 1 yet notices there."""
+    """A byte flips after sample 0 was read: who looks again notices, and who has not read sample 1
+    yet notices there.
+    """
     root, reader = cache.cache.path, open_split(cache.cache.path, "train", check=check)
     reader.read("label", 0, 0)
     path, found = (root / shard_key(reader.layout.array("label"), reader.layout.group(0, 0))), []

@@ -1,4 +1,6 @@
-"""Local copies of shard files: fetched once, verified, kept within a limit, healed where they break."""
+"""Local copies of shard files: fetched once, verified, kept within a limit, healed where they
+break.
+"""
 
 import errno
 import json

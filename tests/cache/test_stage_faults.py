@@ -1,4 +1,6 @@
-"""What may happen to a stage: broken copies under running readers, other processes, foreign files, a disk that is full."""
+"""What may happen to a stage: broken copies under running readers, other processes, foreign files,
+a disk that is full.
+"""
 
 import errno
 import logging

@@ -1,4 +1,6 @@
-"""Settings: YAML, then overrides, typed and checked; a mistake is one line with the nearest known name."""
+"""Settings: YAML, then overrides, typed and checked; a mistake is one line with the nearest known
+name.
+"""
 
 from __future__ import annotations
 

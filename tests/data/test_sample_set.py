@@ -1,4 +1,5 @@
-"""The sample data set on disk: VOC layout, determinism, class balance, and that colour gives no class away.
+"""The sample data set on disk: VOC layout, determinism, class balance, and that colour gives no
+class away.
 
 N samples, H, W rows and columns, C red, green, blue.
 """
@@ -44,7 +45,9 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 
 def colour_classifier_accuracy(root: Path) -> float:
-    """Balanced accuracy on val, 0..1, of each colour's likeliest class on train; 16 steps a channel."""
+    """Balanced accuracy on val, 0..1, of each colour's likeliest class on train; 16 steps a
+    channel.
+    """
     counts = np.zeros((NUM_CLASSES, 16**3))
     colours, labels = read_colours_and_labels(root, "train")
     np.add.at(counts, (labels, colours), 1)
@@ -94,7 +97,8 @@ def test_image_is_rgb_jpeg_and_label_is_palette_png_of_the_same_size(small_set: 
 def test_palette_is_the_voc_colour_map(small_set: Path) -> None:
     with Image.open(voc_folder(small_set) / "SegmentationClass" / "sample_train_0000.png") as label:
         colours = np.reshape(label.getpalette(), (256, 3))
-    # From the VOC 2012 development kit: background, aeroplane, bicycle, bird, boat; tv/monitor; void.
+    # From the VOC 2012 development kit: background, aeroplane, bicycle, bird, boat; tv/monitor;
+    # void.
     assert colours[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert colours[20].tolist() == [0, 64, 128]
     assert colours[255].tolist() == [224, 224, 192]
@@ -160,7 +164,9 @@ def test_colour_alone_does_not_tell_the_class(default_set: Path) -> None:
 
 
 def test_colour_classifier_would_catch_a_colour_coded_set(small_set: Path) -> None:
-    """The test above means something: paint each class in one colour, and its classifier finds them all."""
+    """The test above means something: paint each class in one colour, and its classifier finds them
+    all.
+    """
     write_sample_set(small_set, num_train=20, num_val=20)
     for path in (voc_folder(small_set) / "SegmentationClass").iterdir():
         with Image.open(path) as label:

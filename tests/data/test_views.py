@@ -11,7 +11,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from kdcache.config import AugmentConfig
 from kdcache.data.views import MEAN_RGB, SCHEME, VOID, ViewParameters, apply, draw, fit_inside
 
-COLOURS = np.full((256, 3), 255, np.uint8)  # class -> the colour its pixels are painted in; void is white
+# class -> the colour its pixels are painted in; void is white
+COLOURS = np.full((256, 3), 255, np.uint8)
 COLOURS[:6] = [(10, 10, 10), (230, 20, 20), (20, 220, 30), (25, 30, 235), (220, 210, 20), (30, 200, 210)]
 
 
@@ -30,7 +31,9 @@ def paint(*, hw: tuple[int, int] = (60, 72), cell_px: int = 12, seed: int = 0) -
 
 
 def inner_pixels(label_HW: np.ndarray, *, reach_px: int = 2) -> np.ndarray:
-    """Where all labels within `reach_px` rows and columns agree: no border is near enough to mix colours."""
+    """Where all labels within `reach_px` rows and columns agree: no border is near enough to mix
+    colours.
+    """
     padded = np.pad(label_HW.astype(int), reach_px, constant_values=-1)
     around = sliding_window_view(padded, (2 * reach_px + 1, 2 * reach_px + 1))
     return (around == label_HW[..., None, None]).all((2, 3))
@@ -43,7 +46,8 @@ NO_JITTER = AugmentConfig(color_jitter=0.0)
 
 
 def test_draw_is_pinned():
-    """Whoever changes the draw must give SCHEME a new name: caches built before hold other views."""
+    """Whoever changes the draw must give SCHEME a new name: caches built before hold other views.
+    """
     view = draw_view(AugmentConfig(seed=3), view=1, image_hw=(281, 500), size_hw=(128, 128))
     assert view == ViewParameters(
         resized_hw=(330, 587),
@@ -104,7 +108,8 @@ def test_scale_stays_in_its_range_and_fills_it():
     for n in range(300):
         view = draw_view(config, sample_id=f"s{n}", image_hw=(400, 600))
         scales.append(view.resized_hw[0] / 400)
-        assert abs(view.resized_hw[1] / 600 - scales[-1]) < 0.003  # the aspect ratio, but for rounding
+        # the aspect ratio, but for rounding
+        assert abs(view.resized_hw[1] / 600 - scales[-1]) < 0.003
     assert 0.498 <= min(scales) < 0.55 and 1.95 < max(scales) <= 2.002
     assert 1.15 < np.mean(scales) < 1.35
 

@@ -1,4 +1,6 @@
-"""A student as an ExecuTorch program; needs `kdcache[executorch]`, which the development's packages do not hold."""
+"""A student as an ExecuTorch program; needs `kdcache[executorch]`, which the development's packages
+do not hold.
+"""
 
 from __future__ import annotations
 

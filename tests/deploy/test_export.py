@@ -1,4 +1,6 @@
-"""A run's student is loaded, compared and written elsewhere; what is no run, or no longer what it was, is refused."""
+"""A run's student is loaded, compared and written elsewhere; what is no run, or no longer what it
+was, is refused.
+"""
 
 from __future__ import annotations
 

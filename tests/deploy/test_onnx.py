@@ -1,4 +1,6 @@
-"""A student as an ONNX file: any number and size of images in bytes, the answers of PyTorch, and who it is."""
+"""A student as an ONNX file: any number and size of images in bytes, the answers of PyTorch, and
+who it is.
+"""
 
 from __future__ import annotations
 

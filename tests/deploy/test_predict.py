@@ -1,4 +1,6 @@
-"""Images as they come are asked about: masks of their size, one line for each that cannot be, and a page over the rest."""
+"""Images as they come are asked about: masks of their size, one line for each that cannot be, and a
+page over the rest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An error in one of several processes ends all, in one line, and so does a difference between them."""
+"""An error in one of several processes ends all, in one line, and so does a difference between
+them.
+"""
 
 from __future__ import annotations
 

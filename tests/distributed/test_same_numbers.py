@@ -60,7 +60,9 @@ def test_parts_of_a_batch_with_the_counts_of_all_add_up_to_it():
     ],
 )
 def test_processes_have_the_losses_and_batches_of_one(given, count, num_epochs, loss):
-    """Two steps an epoch; BatchNorm frozen, dropout off, float32. Of features alone the head has no gradient."""
+    """Two steps an epoch; BatchNorm frozen, dropout off, float32. Of features alone the head has no
+    gradient.
+    """
     given = merge(given, {"loss": loss})
     alone = together.train_exactly(Alone(), given, num_epochs)
     many = together.run_together(count, together.train_exactly, given, num_epochs)

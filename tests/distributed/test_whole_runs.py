@@ -1,4 +1,6 @@
-"""Whole runs of several processes: their files, resumed with any number, and the command under torchrun."""
+"""Whole runs of several processes: their files, resumed with any number, and the command under
+torchrun.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def read_losses(folder: Path) -> list[dict]:
 
 
 def test_all_processes_end_with_the_same_student(given):
-    """Running statistics as well, which on a CPU each has of its own rows: they become the first one's."""
+    """Running statistics as well, which on a CPU each has of its own rows: they become the first
+    one's.
+    """
     one, two = together.run_together(2, together.train_whole, given)
     assert np.array_equal(one["tensors"], two["tensors"]) and one["miou"] == two["miou"]
 

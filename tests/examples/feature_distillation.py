@@ -1,4 +1,5 @@
-"""Feature distillation: the student's features turn into the direction of the teacher's, seen through a trained projection.
+"""Feature distillation: the student's features turn into the direction of the teacher's, seen
+through a trained projection.
 
 python tests/examples/feature_distillation.py
 """

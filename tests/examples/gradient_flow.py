@@ -1,4 +1,5 @@
-"""Who learns from which term: gradients of each term by the parts of the student, and what T^2 does to their size.
+"""Who learns from which term: gradients of each term by the parts of the student, and what T^2 does
+to their size.
 
 python tests/examples/gradient_flow.py
 """
@@ -19,7 +20,9 @@ def norm(module):
 
 
 def gradients(student, channels, batch, weights):
-    """By part of the student, and by the projections; and those by the teacher's answers, which ask for one here."""
+    """By part of the student, and by the projections; and those by the teacher's answers, which ask
+    for one here.
+    """
     loss = KnowledgeDistillationLoss(*weights, temperature=4.0, channels=channels)
     answers = [
         answer.clone().requires_grad_() for answer in (batch.logits, *batch.features.values())

@@ -1,4 +1,5 @@
-"""Response distillation: a student learns the teacher's softened scores, from the cache alone and without any label.
+"""Response distillation: a student learns the teacher's softened scores, from the cache alone and
+without any label.
 
 python tests/examples/response_distillation.py
 """

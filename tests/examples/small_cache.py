@@ -1,6 +1,8 @@
-"""A small cache for the examples: 24 generated images, and a teacher of random weights, so that it takes seconds.
+"""A small cache for the examples: 24 generated images, and a teacher of random weights, so that it
+takes seconds.
 
-Of a data set and a teacher of yours, `python -m cache_teacher --config FILE` makes one. A teacher that nobody fitted answers
+Of a data set and a teacher of yours, `python -m cache_teacher --config FILE` makes one. A teacher
+that nobody fitted answers
 exactly but without sense: the examples show what is computed from its answers, and never a gain.
 """
 

@@ -1,4 +1,5 @@
-"""What child processes do in these tests: build a cache, or train, and meet a fault at a chosen step on the disk.
+"""What child processes do in these tests: build a cache, or train, and meet a fault at a chosen
+step on the disk.
 
 The steps are the calls of `kdcache.durable`, the only ways in which a cache on disk changes.
 """
@@ -62,7 +63,9 @@ def refuse(step: str, arguments: tuple) -> None:
 
 
 def meet(fault: Fault, *, step: int, setattr: Callable = setattr) -> list[str]:
-    """Meet `fault` before the given step from now on; returns the list into which the names of all steps are put."""
+    """Meet `fault` before the given step from now on; returns the list into which the names of all
+    steps are put.
+    """
     seen: list[str] = []
 
     def watch(name: str, original: Callable) -> Callable:
@@ -81,7 +84,9 @@ def meet(fault: Fault, *, step: int, setattr: Callable = setattr) -> list[str]:
 
 
 def hire(writers: int) -> Callable[[], Crew]:
-    """In place of `pipeline.choose_crew`; with one writer the steps have one order, on every machine."""
+    """In place of `pipeline.choose_crew`; with one writer the steps have one order, on every
+    machine.
+    """
     return lambda *_: Crew(drawers=2, writers=writers, ahead=1)
 
 
@@ -108,7 +113,9 @@ def error_file(root: Path) -> Path:
 
 
 def build_and_log(given: dict, log: Path) -> None:
-    """The same by two writers; the names of the groups that this process committed go into a file in `log`."""
+    """The same by two writers; the names of the groups that this process committed go into a file
+    in `log`.
+    """
     original = pipeline.write_group
 
     def write_group(root: Path, manifest: Manifest, group: Group, **kwargs: object) -> int:

@@ -12,7 +12,9 @@ from kdcache.storage import open_storage
 
 
 def committed_files(root: Path) -> dict[Path, tuple]:
-    """(inode, time of change, contents) of every file that a commit record names, and of the records."""
+    """(inode, time of change, contents) of every file that a commit record names, and of the
+    records.
+    """
     if not (root / "manifest.json").is_file():
         assert not list(root.glob("commits/*.json"))
         return {}

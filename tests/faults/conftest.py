@@ -1,4 +1,6 @@
-"""Quick caches for fault tests: a data set and an uninterrupted build for all, the stand-in teacher in every test."""
+"""Quick caches for fault tests: a data set and an uninterrupted build for all, the stand-in teacher
+in every test.
+"""
 
 from pathlib import Path
 
@@ -15,13 +17,17 @@ def _quick_teacher(quick_teacher):
 
 @pytest.fixture(autouse=True)
 def _no_fidelity(monkeypatch):
-    """What phase one measures at its end needs a real teacher and forty steps, and is tested elsewhere."""
+    """What phase one measures at its end needs a real teacher and forty steps, and is tested
+    elsewhere.
+    """
     monkeypatch.setattr("cache_teacher.building._say_fidelity", lambda config: None)
 
 
 @pytest.fixture(autouse=True)
 def _one_writer(monkeypatch):
-    """Whatever the machine: the steps on the disk then have one order, so that a fault at each of them can be told."""
+    """Whatever the machine: the steps on the disk then have one order, so that a fault at each of
+    them can be told.
+    """
     monkeypatch.setattr("kdcache.precompute.pipeline.choose_crew", children.hire(1))
 
 

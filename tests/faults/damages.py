@@ -1,4 +1,6 @@
-"""What may happen to the files of a cache, one function a fault; each returns the names of the groups it damages."""
+"""What may happen to the files of a cache, one function a fault; each returns the names of the
+groups it damages.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A disk that forgets: follows every step on the disk and knows what a power loss at that moment would leave.
+"""A disk that forgets: follows every step on the disk and knows what a power loss at that moment
+would leave.
 
-The hard reading of POSIX: contents last once the file was flushed, a name lasts once its folder was flushed, and until then
-the old state may be there instead. The real disk is left alone; an image is written into another folder.
+The hard reading of POSIX: contents last once the file was flushed, a name lasts once its folder was
+    flushed, and until then the old state may be there instead. The real disk is left alone; an
+    image is written into another folder.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ Names = dict[Path, int]  # path relative to the root -> number of the file
 
 
 class Ledger:
-    """What would be left of `root`, step by step; `observe` is called after each step with its name.
+    """What would be left of `root`, step by step; `observe` is called after each step with its
+    name.
 
     Args:
-        flush_files, flush_folders: False pretends that the program forgot to flush; the ledger must then find losses.
+        flush_files, flush_folders: False pretends that the program forgot to flush; the ledger must
+            then find losses.
     """
 
     def __init__(self, root: Path, *, flush_files: bool = True, flush_folders: bool = True) -> None:
@@ -51,7 +55,8 @@ class Ledger:
         """Write what a power loss leaves now.
 
         Args:
-            names_survive: names not flushed yet are there all the same, as they may be; contents are what was flushed.
+            names_survive: names not flushed yet are there all the same, as they may be; contents
+                are what was flushed.
         """
         names = self.names if names_survive else self.kept
         for folder in sorted(self.folders if names_survive else self.kept_folders):

@@ -1,4 +1,6 @@
-"""Trust: a bit that flips anywhere in a cache is found by name, and no reader hands out wrong numbers."""
+"""Trust: a bit that flips anywhere in a cache is found by name, and no reader hands out wrong
+numbers.
+"""
 
 import shutil
 from collections import Counter

@@ -1,6 +1,8 @@
-"""Trust: files that are lost, cut, swapped, stale, foreign or links are found by their size and checksums alone.
+"""Trust: files that are lost, cut, swapped, stale, foreign or links are found by their size and
+checksums alone.
 
-What the commands say about them is in the second half: an exit code, one line at most, never a traceback.
+What the commands say about them is in the second half: an exit code, one line at most, never a
+    traceback.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""A full disk or quota never corrupts: a clean error with the bytes needed, and the build goes on after space is made."""
+"""A full disk or quota never corrupts: a clean error with the bytes needed, and the build goes on
+after space is made.
+"""
 
 import contextlib
 import errno

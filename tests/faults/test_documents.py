@@ -1,4 +1,6 @@
-"""Trust: whatever a document says, well sealed or not, a cache gives its numbers or a typed error, soon and in little memory."""
+"""Trust: whatever a document says, well sealed or not, a cache gives its numbers or a typed error,
+soon and in little memory.
+"""
 
 import hashlib
 import json
@@ -112,7 +114,9 @@ def mutate(document: dict, data: st.DataObject) -> dict:
 
 
 def check_all(root: Path, truth: dict) -> set[str]:
-    """Everything that looks at a cache tells the truth or ends soon in a typed error of one line; returns what failed."""
+    """Everything that looks at a cache tells the truth or ends soon in a typed error of one line;
+    returns what failed.
+    """
     failed, began_s = set(), time.monotonic()
     reads = {split: partial(read_all, split=split) for split in SPLITS}
     for name, look in {
@@ -235,7 +239,9 @@ def test_a_file_of_300_megabytes_is_not_read(root, truth, name):
 
 
 def seal(text: str) -> bytes:
-    """Any text as FORMAT.md wants it: its own sha256 as the last field, taken with zeros in its place."""
+    """Any text as FORMAT.md wants it: its own sha256 as the last field, taken with zeros in its
+    place.
+    """
     head, tail = text.rstrip().removesuffix("}").rstrip().encode() + b',\n "sha256": "', b'"\n}\n'
     return head + hashlib.sha256(head + b"0" * 64 + tail).hexdigest().encode() + tail
 

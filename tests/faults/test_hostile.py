@@ -1,4 +1,6 @@
-"""Trust: caches, archives and checkpoints from strangers can neither write outside of their folder nor run code."""
+"""Trust: caches, archives and checkpoints from strangers can neither write outside of their folder
+nor run code.
+"""
 
 import hashlib
 import io

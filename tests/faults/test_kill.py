@@ -1,4 +1,6 @@
-"""Interruption costs at most the groups in flight: SIGKILL at every step on the disk, and at random moments."""
+"""Interruption costs at most the groups in flight: SIGKILL at every step on the disk, and at random
+moments.
+"""
 
 import shutil
 import time
@@ -25,7 +27,9 @@ def count_steps(monkeypatch, data_root, root, *, views: int = 1) -> list[str]:
 
 
 def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> None:
-    """The rerun completes, keeps what was committed, and ends with the bytes of an uninterrupted build."""
+    """The rerun completes, keeps what was committed, and ends with the bytes of an uninterrupted
+    build.
+    """
     before = committed_files(root) if root.exists() else {}
     quick.build_quick(data_root, root, views=views)
     after = committed_files(root)

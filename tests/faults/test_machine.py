@@ -1,6 +1,8 @@
-"""A state machine: build, grow by a view, be killed, be damaged, tidy, repair, verify and read, in any order, against a model.
+"""A state machine: build, grow by a view, be killed, be damaged, tidy, repair, verify and read, in
+any order, against a model.
 
-The model is the set of groups that are committed and sound; the bytes of whole caches, of one view and of two, are known before.
+The model is the set of groups that are committed and sound; the bytes of whole caches, of one view
+and of two, are known before.
 """
 
 import contextlib
@@ -34,7 +36,9 @@ from tests.support import quick
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """One cache and what is known about it. `data`, `wholes` (by number of views) and `steps` are set by the test."""
+    """One cache and what is known about it. `data`, `wholes` (by number of views) and `steps` are
+    set by the test.
+    """
 
     data: Path
     wholes: dict[int, dict[str, bytes]]

@@ -1,4 +1,6 @@
-"""Power loss after commit loses nothing: unflushed writes are dropped after every step, and each committed record verifies."""
+"""Power loss after commit loses nothing: unflushed writes are dropped after every step, and each
+committed record verifies.
+"""
 
 import shutil
 
@@ -29,7 +31,8 @@ def count_committed(image) -> int:
 def watch(quick_data, tmp_path, monkeypatch, effort):
     """Run `work` under a ledger; after steps call `check` with an image of either kind.
 
-    After each step if `effort` is full; else after the first of each kind, every tenth and the last.
+    After each step if `effort` is full; else after the first of each kind, every tenth and the
+    last.
     """
 
     def run(work, check, *, root=None, **forgets) -> Ledger:

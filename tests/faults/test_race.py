@@ -1,4 +1,6 @@
-"""Two writers never harm each other: races, a writer that was stopped and goes on late, leases left behind, wrong clocks."""
+"""Two writers never harm each other: races, a writer that was stopped and goes on late, leases left
+behind, wrong clocks.
+"""
 
 import os
 import shutil
@@ -54,7 +56,9 @@ def wait_until_stopped(child) -> None:
 
 @pytest.fixture
 def stopped(quick_data, tmp_path, monkeypatch):
-    """A writer that stands still in the middle of a group, its lease and those of the next held; and the cache it writes."""
+    """A writer that stands still in the middle of a group, its lease and those of the next held;
+    and the cache it writes.
+    """
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
         steps = children.meet(children.stop, step=-2, setattr=patch.setattr)
@@ -89,7 +93,9 @@ def test_a_stopped_writers_group_is_waited_for(stopped, quick_data, whole):
 def test_a_late_writer_whose_lease_was_removed_never_replaces_a_committed_file(
     stopped, quick_data, whole
 ):
-    """Somebody takes the lease for stale and removes it by hand: the group is written by the next, the late one gives up."""
+    """Somebody takes the lease for stale and removes it by hand: the group is written by the next,
+    the late one gives up.
+    """
     child, root = stopped
     for held in (root / "leases").iterdir():
         held.unlink()

@@ -1,4 +1,6 @@
-"""Repair heals exactly what verify found: afterwards the cache is whole, and nothing else was touched."""
+"""Repair heals exactly what verify found: afterwards the cache is whole, and nothing else was
+touched.
+"""
 
 import shutil
 

@@ -1,4 +1,6 @@
-"""A student that is killed and resumed is the student that was never killed: same batches, same losses, bit for bit."""
+"""A student that is killed and resumed is the student that was never killed: same batches, same
+losses, bit for bit.
+"""
 
 import json
 import time

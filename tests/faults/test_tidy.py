@@ -1,4 +1,6 @@
-"""`gc` removes what killed runs left and nothing else; what may stand in a writer's way is said before anything is taken back."""
+"""`gc` removes what killed runs left and nothing else; what may stand in a writer's way is said
+before anything is taken back.
+"""
 
 import json
 import shutil
@@ -89,7 +91,9 @@ def test_a_folder_in_a_shards_place_is_named_before_the_record_is_taken_back(roo
 def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_committed(
     quick_data, root, monkeypatch
 ):
-    """A writer that was stopped within one step, robbed of its lease, and goes on while the next one works."""
+    """A writer that was stopped within one step, robbed of its lease, and goes on while the next
+    one works.
+    """
     (root / "commits/train-v0000-g00000.json").unlink()
 
     def write_and_be_disturbed(storage, manifest, group, **kwargs):

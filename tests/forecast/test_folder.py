@@ -1,4 +1,6 @@
-"""A forecast leaves no trace, nor do those that were killed, and it does not touch the cache that is there."""
+"""A forecast leaves no trace, nor do those that were killed, and it does not touch the cache that
+is there.
+"""
 
 import subprocess
 import sys

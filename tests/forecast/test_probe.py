@@ -1,4 +1,6 @@
-"""The probe: how long phase one will take by it, how much of the disk it takes, and where it is made."""
+"""The probe: how long phase one will take by it, how much of the disk it takes, and where it is
+made.
+"""
 
 import heapq
 from collections import deque
@@ -34,7 +36,9 @@ def disk(monkeypatch):
 
 
 def simulate(groups, *, draw_s, ask_s, write_s, drawers, writers, ahead) -> list[float]:
-    """When phase one's pipeline commits each of some groups (split, samples), given the seconds a sample of each part."""
+    """When phase one's pipeline commits each of some groups (split, samples), given the seconds a
+    sample of each part.
+    """
     drawing, writing, drawn, ends_s, now_s = [0.0] * drawers, [0.0] * writers, deque(), [], 0.0
     for place, (split, count) in enumerate(groups):
         views = []

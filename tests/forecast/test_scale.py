@@ -1,4 +1,6 @@
-"""SCALE.md's tables of time and money past one machine: they are what the arithmetic gives, and the arithmetic is right."""
+"""SCALE.md's tables of time and money past one machine: they are what the arithmetic gives, and the
+arithmetic is right.
+"""
 
 from pathlib import Path
 

@@ -1,7 +1,9 @@
-"""Makes the golden cache of the present format: `python tests/golden/make.py`, with no golden folder of that version.
+"""Makes the golden cache of the present format: `python tests/golden/make.py`, with no golden
+folder of that version.
 
-Run once per format version, never again for an old one: the files must stay those that this version's first release wrote.
-A stand-in for the teacher, sides that differ, no path of the machine: sample data in a temporary folder, relative to it.
+Run once per format version, never again for an old one: the files must stay those that this
+    version's first release wrote. A stand-in for the teacher, sides that differ, no path of the
+    machine: sample data in a temporary folder, relative to it.
 """
 
 import contextlib
@@ -40,7 +42,9 @@ GIVEN = {
 
 
 def build_golden(cache_root: Path) -> None:
-    """3 training samples in 2 views, 2 of val, 2 a shard: full groups and a short one, padding and scaled-down images."""
+    """3 training samples in 2 views, 2 of val, 2 a shard: full groups and a short one, padding and
+    scaled-down images.
+    """
     torch.set_num_threads(1)
     use_quick_teacher()
     build_cache(make_config(merge(quick_given(write_quick_data(Path("data")), cache_root), GIVEN)))
@@ -49,7 +53,9 @@ def build_golden(cache_root: Path) -> None:
 
 
 def describe_contents(cache_root: Path) -> dict:
-    """What readers must find: ids, sha256 of each array's bytes in C order, and what images and labels look like."""
+    """What readers must find: ids, sha256 of each array's bytes in C order, and what images and
+    labels look like.
+    """
     described = {}
     for split, layout in read_manifest(cache_root).layouts.items():
         reader = open_split(cache_root, split, check="always")

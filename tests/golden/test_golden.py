@@ -1,4 +1,6 @@
-"""A cache once written stays readable: the golden cache of every released format, by us and by others' Zarr readers."""
+"""A cache once written stays readable: the golden cache of every released format, by us and by
+others' Zarr readers.
+"""
 
 import hashlib
 import json

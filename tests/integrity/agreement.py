@@ -1,7 +1,9 @@
-"""Do the cached answers and labels belong together? Each `find_` looks for another way in which they may not.
+"""Do the cached answers and labels belong together? Each `find_` looks for another way in which
+they may not.
 
-A teacher is right far more often about its own label than about another sample's, so that answers of other samples, other views
-or other classes, and labels that lie elsewhere than the image, all show without the teacher.
+A teacher is right far more often about its own label than about another sample's, so that answers
+of other samples, other views or other classes, and labels that lie elsewhere than the image, all
+show without the teacher.
 
 Letters: V views, N samples, H, W height and width, K classes.
 """
@@ -18,15 +20,18 @@ LEAST_MIRROR_MARGIN = 0.1
 EXCHANGED = (
     0.4  # two shares of pixels together; true answers are below 0, exchanged ones at 0.5 and more
 )
-DISORDERED = 0.2  # two shares of pixels together; true classes are below 0, exchanged ones at 1 for a perfect teacher
+# two shares of pixels together; true classes are below 0, exchanged ones at 1 for a perfect teacher
+DISORDERED = 0.2
 LEAST_SCENES = 3  # in which a class must occur before its place in the order is judged
 SHIFT_PX = 8  # a cell of the logits
 
 
 def find_answers_of_others(scenes: Scenes) -> list[str]:
-    """Answers that fit their own labels not clearly better than those of samples far away, or worse than their neighbours'.
+    """Answers that fit their own labels not clearly better than those of samples far away, or worse
+    than their neighbours'.
 
-    Far away, because neighbours may be frames of one film; neighbours, because a batch or shard group may be mixed up in itself.
+    Far away, because neighbours may be frames of one film; neighbours, because a batch or shard
+    group may be mixed up in itself.
     """
     far = np.roll(scenes.label_VNHW, len(scenes.samples) // 2, axis=1)
     own, other = (
@@ -75,7 +80,9 @@ def find_answers_of_other_views(scenes: Scenes) -> list[str]:
 
 
 def find_exchanged_classes(scenes: Scenes, *, num_classes: int) -> list[str]:
-    """Pairs of classes that the answers would fit better the other way round; finds any wrong order of logits or labels."""
+    """Pairs of classes that the answers would fit better the other way round; finds any wrong order
+    of logits or labels.
+    """
     rates_KK = _count(scenes.prediction_VNHW, scenes.label_VNHW, num_classes=num_classes)
     rates_KK = rates_KK / np.maximum(1, rates_KK.sum(1, keepdims=True))
     num_scenes = sum((np.bincount(label.reshape(-1), minlength=256)[:num_classes] > 0).astype(int)
@@ -91,7 +98,9 @@ def find_exchanged_classes(scenes: Scenes, *, num_classes: int) -> list[str]:
 
 
 def find_displaced_labels(scenes: Scenes) -> list[str]:
-    """Whether answers fit mirrored labels better or nearly as well, or better those moved by one cell."""
+    """Whether answers fit mirrored labels better or nearly as well, or better those moved by one
+    cell.
+    """
     predictions, labels = _flat(scenes.prediction_VNHW), _flat(scenes.label_VNHW)
     flips, boxes = scenes.flip_VN.reshape(-1), scenes.box_VN4.reshape(-1, 4)
     mirrored = np.array([_mirror(label, box) for label, box in zip(labels, boxes, strict=True)])
@@ -138,6 +147,8 @@ def _mirror(label_HW: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _window(down: int, right: int) -> tuple[slice, ...]:
-    """Of [..., H, W], what is left when the first rows (or the last, where negative) and columns are dropped."""
+    """Of [..., H, W], what is left when the first rows (or the last, where negative) and columns
+    are dropped.
+    """
     sides = (slice(px, None) if px >= 0 else slice(None, px) for px in (down, right))
     return (slice(None), *sides)

@@ -1,4 +1,5 @@
-"""A data set whose classes are told by colour, a stand-in teacher that sees colours, and caches of both, true or doctored.
+"""A data set whose classes are told by colour, a stand-in teacher that sees colours, and caches of
+both, true or doctored.
 
 Letters: N batch, H, W height and width, C channels, K classes.
 """
@@ -66,7 +67,9 @@ def write_colour_set(root: Path) -> Path:
 
 
 def build_colour_cache(data_root: Path, cache_root: Path, *, change: Change | None = None) -> Path:
-    """Build the cache with the stand-in teacher; `change` doctors what each group holds before it is committed."""
+    """Build the cache with the stand-in teacher; `change` doctors what each group holds before it
+    is committed.
+    """
 
     def change_and_write(root, manifest, group, *, contents, lease):
         if change:

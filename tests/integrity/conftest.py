@@ -1,4 +1,5 @@
-"""The cache these tests look at: yours with `pytest tests/integrity --cache PATH`, else a small one made here.
+"""The cache these tests look at: yours with `pytest tests/integrity --cache PATH`, else a small one
+made here.
 
 Run it where phase one ran, so that relative paths in the cache's settings lead to the data set.
 """
@@ -21,7 +22,9 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --cache, leave out the tests of the checks themselves; a folder that is no cache is one line."""
+    """With --cache, leave out the tests of the checks themselves; a folder that is no cache is one
+    line.
+    """
     root = config.getoption("--cache")
     if root is None:
         return
@@ -64,7 +67,9 @@ def cache_root(given_root, request) -> Path:
 
 @pytest.fixture(scope="session")
 def seed(given_root) -> int:
-    """Of what is drawn from the cache: from the system's noise for yours, so that repeated runs come to see all of it."""
+    """Of what is drawn from the cache: from the system's noise for yours, so that repeated runs
+    come to see all of it.
+    """
     return random.SystemRandom().getrandbits(64) if given_root else 0
 
 
@@ -84,7 +89,9 @@ def split(request, opened) -> str:
 
 @pytest.fixture
 def doctor(colour_data, tmp_path) -> Callable[[Change], Path]:
-    """Builds a cache with a change to what its groups hold, made before they are committed: `verify_cache` cannot see it."""
+    """Builds a cache with a change to what its groups hold, made before they are committed:
+    `verify_cache` cannot see it.
+    """
 
     def build(change: Change) -> Path:
         root = build_colour_cache(colour_data, tmp_path / "doctored", change=change)

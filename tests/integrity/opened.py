@@ -1,4 +1,6 @@
-"""The cache that is looked at: its manifest, readers of its complete views, and places drawn from them."""
+"""The cache that is looked at: its manifest, readers of its complete views, and places drawn from
+them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ class Opened:
 
 
 def open_cache_whole(root: Path, *, seed: int) -> Opened:
-    """Raises CacheError where documents are damaged."""
+    """Raises CacheError if documents are damaged."""
     manifest = read_manifest(root)
     complete = {split: views for split, views in manifest.complete_views.items() if views}
     readers = {

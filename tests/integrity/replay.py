@@ -21,9 +21,10 @@ def find_data_set(opened: Opened) -> Config | None:
 
 
 def find_unlike_replay(opened: Opened, config: Config, split: str, *, count: int) -> list[str]:
-    """Of `count` stored samples, those whose image or label is not, byte for byte, the one drawn again, or whose record is not.
+    """Of `count` stored samples, those whose image or label is not, byte for byte, the one drawn
+    again, or whose record is not.
 
-    Raises: DataError where the data set is damaged.
+    Raises: DataError if the data set is damaged.
     """
     samples = find_samples(
         config.dataset,
@@ -74,6 +75,8 @@ def _make_view(
 
 
 def _note_versions(opened: Opened) -> str:
-    """Another Pillow may decode or resize otherwise: no damage then, but no repair would give the same bytes either."""
+    """Another Pillow may decode or resize otherwise: no damage then, but no repair would give the
+    same bytes either.
+    """
     then, now = opened.manifest.information.get("versions", {}).get("pillow"), version("pillow")
     return "" if then == now else f" (made with Pillow {then}, this is {now})"

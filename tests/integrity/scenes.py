@@ -24,7 +24,8 @@ MOST_VIEWS, MOST_SCENES = 4, 256
 class Scenes:
     """What the teacher said of some samples in some views, with their labels.
 
-    prediction_VNHW, label_VNHW: uint8 classes. flip_VN, box_VN4: from the commit records (never a flip in val).
+    prediction_VNHW, label_VNHW: uint8 classes. flip_VN, box_VN4: from the commit records (never a
+        flip in val).
     runs: places of neighbouring samples on axis N.
     """
 
@@ -39,7 +40,9 @@ class Scenes:
 
     @cached_property
     def crosses(self) -> list[tuple[str, slice, np.ndarray]]:
-        """(name, run, shares [R, R]) for each run that is not all void: how often answer i (row) is right by label j (column)."""
+        """(name, run, shares [R, R]) for each run that is not all void: how often answer i (row) is
+        right by label j (column).
+        """
         return list(self._cross())
 
     def _cross(self) -> Iterator[tuple[str, slice, np.ndarray]]:
@@ -56,7 +59,9 @@ class Scenes:
 
 
 def read_scenes(opened: Opened, split: str) -> Scenes:
-    """Random runs of neighbouring samples in up to four views, 256 stored samples at most, logits upsampled as FCN does."""
+    """Random runs of neighbouring samples in up to four views, 256 stored samples at most, logits
+    upsampled as FCN does.
+    """
     reader, generator = opened.readers[split], opened.generator()
     views = sorted(generator.permutation(reader.num_views)[:MOST_VIEWS].tolist())
     runs = np.array_split(

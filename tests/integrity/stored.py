@@ -36,7 +36,9 @@ def find_nonfinite(opened: Opened, split: str, *, count: int) -> list[str]:
 
 
 def find_bad_padding(opened: Opened, split: str, *, count: int) -> list[str]:
-    """Of `count` stored samples, those whose padding, as their records have it, is not the mean colour and void."""
+    """Of `count` stored samples, those whose padding, as their records have it, is not the mean
+    colour and void.
+    """
     reader, found = opened.readers[split], []
     for view, sample in opened.draw_places(split, count=count):
         record, row = opened.find_record(split, view, sample)

@@ -41,7 +41,8 @@ def find_missing_records(root: Path, manifest: Manifest) -> list[str]:
 
 
 def find_id_disorder(root: Path, manifest: Manifest) -> list[str]:
-    """Groups whose samples are not those of the same group in other views, and ids that occur twice in a split.
+    """Groups whose samples are not those of the same group in other views, and ids that occur twice
+    in a split.
 
     With both absent the order of ids is the same in all views.
     """
@@ -74,7 +75,9 @@ def _find_id_disorder(root: Path, manifest: Manifest, layout: SplitLayout) -> li
 
 
 def find_strays(root: Path, manifest: Manifest) -> list[str]:
-    """Files where only shards may lie that are no shard of the grid; what a killed run left half-written is `gc`'s."""
+    """Files where only shards may lie that are no shard of the grid; what a killed run left
+    half-written is `gc`'s.
+    """
     grid = {
         (root / shard_key(spec, group))
         for layout in manifest.layouts.values()

@@ -1,4 +1,6 @@
-"""The checks of agreement find what they are for: in caches whose every checksum is right, but not what was committed."""
+"""The checks of agreement find what they are for: in caches whose every checksum is right, but not
+what was committed.
+"""
 
 import re
 from pathlib import Path
@@ -38,7 +40,9 @@ def find_all(scenes: Scenes) -> dict[str, list[str]]:
 
 
 def mirror_image(array: np.ndarray, views: list[dict], *, only: bool | None = None) -> None:
-    """Exchange left and right inside the image, in place, of the samples with that flip (None: all)."""
+    """Exchange left and right inside the image, in place, of the samples with that flip (None:
+    all).
+    """
     for item, view in zip(array, views, strict=True):
         if only in (None, view["flip"]):
             _, _, bottom, right = view["image_box"]

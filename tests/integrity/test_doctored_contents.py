@@ -1,4 +1,6 @@
-"""The checks of files, records and contents find what they are for, also where every checksum is right."""
+"""The checks of files, records and contents find what they are for, also where every checksum is
+right.
+"""
 
 import shutil
 from dataclasses import replace

@@ -32,7 +32,9 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def resize_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """[out, in] weights of linear interpolation between pixel centres, edges repeated (align_corners off)."""
+    """[out, in] weights of linear interpolation between pixel centres, edges repeated
+    (align_corners off).
+    """
     matrix = np.zeros((size_out, size_in))
     for place in range(size_out):
         centre = min(max((place + 0.5) * size_in / size_out - 0.5, 0.0), size_in - 1.0)
@@ -198,7 +200,9 @@ def gradient_norm(student: Tensor, teacher: Tensor, temperature: float) -> float
 
 @pytest.mark.parametrize("temperature", [4.0, 16.0])
 def test_t_squared_keeps_the_gradients_size(temperature: float):
-    """On small scores the gradient does not depend on T; without T^2 it would be 16 and 256 times smaller here."""
+    """On small scores the gradient does not depend on T; without T^2 it would be 16 and 256 times
+    smaller here.
+    """
     student, teacher = randn(2, 6, 8, 8, scale=0.2), randn(2, 6, 8, 8, seed=1, scale=0.2)
     ratio = gradient_norm(student, teacher, temperature) / gradient_norm(student, teacher, 1.0)
     assert 1 / 1.1 < ratio < 1.1

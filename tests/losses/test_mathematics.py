@@ -1,4 +1,6 @@
-"""What MATHEMATICS.md claims, in float64 or on numbers made for it. Letters as there; what other files test is not repeated."""
+"""What MATHEMATICS.md claims, in float64 or on numbers made for it. Letters as there; what other
+files test is not repeated.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +180,9 @@ def test_resized_directions_are_not_the_directions_of_resized_features():
 
 
 def test_a_projection_of_rank_one_and_a_constant_student_cheat():
-    """Features behind a ReLU: the term is 0 though nothing is known of the image. A random projection has full rank."""
+    """Features behind a ReLU: the term is 0 though nothing is known of the image. A random
+    projection has full rank.
+    """
     loss, x = feature_loss_alone(), randn(2, 12, 4, 4, seed=1).relu()
     a = randn(5, seed=6)
     assert torch.linalg.matrix_rank(loss.align["low"].weight[:, :, 0, 0]) == 5

@@ -1,4 +1,6 @@
-"""The loss in one pass against the terms as they are defined: values and gradients, bands, tiles, odd grids, extremes."""
+"""The loss in one pass against the terms as they are defined: values and gradients, bands, tiles,
+odd grids, extremes.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def check_equal(case: tuple, loss: KnowledgeDistillationLoss) -> None:
 def test_value_and_gradients_are_those_of_the_definitions(
     monkeypatch, band_numbers: int, tile_numbers: int
 ):
-    """Bands of one row, of seven rows (the last one short), of an image, of two of three images, of everything."""
+    """Bands of one row, of seven rows (the last one short), of an image, of two of three images, of
+    everything.
+    """
     monkeypatch.setitem(pixels.BAND_NUMBERS, "cpu", band_numbers)
     monkeypatch.setitem(features.TILE_NUMBERS, "cpu", tile_numbers)
     check_equal(make_case(), make_loss())

@@ -126,7 +126,9 @@ def test_gradients_reach_every_parameter():
 
 
 def test_student_trains_on_batches_of_two_and_remembers_their_statistics():
-    """Momentum 0.1: torchvision's 0.01 leaves running statistics at their start for hundreds of steps."""
+    """Momentum 0.1: torchvision's 0.01 leaves running statistics at their start for hundreds of
+    steps.
+    """
     student = make_student(5).train()
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     student(normalize_images(make_images(2)))

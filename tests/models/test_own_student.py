@@ -1,4 +1,6 @@
-"""`student.arch package.module:function`: a student of the user's is trained, resumed and shown like kdcache's own."""
+"""`student.arch package.module:function`: a student of the user's is trained, resumed and shown
+like kdcache's own.
+"""
 
 from __future__ import annotations
 

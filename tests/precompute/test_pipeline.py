@@ -1,4 +1,6 @@
-"""Phase one's pipeline: stages overlap, memory is bounded, an error anywhere leaves nothing behind, the bytes are exact."""
+"""Phase one's pipeline: stages overlap, memory is bounded, an error anywhere leaves nothing behind,
+the bytes are exact.
+"""
 
 import errno
 import os
@@ -295,7 +297,9 @@ def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(job
 
 
 def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(job, monkeypatch):
-    """The teacher is in the middle of the next group, whose second batch is never asked about; the first error is the one."""
+    """The teacher is in the middle of the next group, whose second batch is never asked about; the
+    first error is the one.
+    """
     object.__setattr__(job.config.teacher, "batch_size", 1)
     failed, calls = threading.Event(), []
 

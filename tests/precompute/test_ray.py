@@ -1,4 +1,6 @@
-"""Phase one on Ray: real actors of a local Ray, some of them killed; the same bytes as by one process."""
+"""Phase one on Ray: real actors of a local Ray, some of them killed; the same bytes as by one
+process.
+"""
 
 from __future__ import annotations
 

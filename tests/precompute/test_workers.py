@@ -1,4 +1,6 @@
-"""Several processes at one cache: who is who, who begins where, and the same bytes however many they are."""
+"""Several processes at one cache: who is who, who begins where, and the same bytes however many
+they are.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def _alone(monkeypatch):
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(1, 3)),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "20", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Worker(5, 6)),
         ({"SLURM_ARRAY_TASK_ID": "7"}, Worker(0, 1)),
-        ({**TORCHRUN, **ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(5, 8, 1, 4)),  # torchrun within a job
+        # torchrun within a job
+        ({**TORCHRUN, **ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(5, 8, 1, 4)),
     ],
 )  # fmt: skip
 def test_a_worker_knows_its_place(environment, worker):
@@ -143,7 +146,9 @@ def test_a_worker_takes_what_others_have_left_and_one_scores(config, monkeypatch
 
 
 def test_a_lost_element_of_a_job_array_is_begun_again(config, quick_data, tmp_path, monkeypatch):
-    """Element 1 dies at its second question, 2 never comes, 1 is repeated, 0 comes last: the bytes are those of one process."""
+    """Element 1 dies at its second question, 2 never comes, 1 is repeated, 0 comes last: the bytes
+    are those of one process.
+    """
     whole = make_config(
         merge(quick.quick_given(quick_data, tmp_path / "whole"), {"cache": {"shard_samples": 1}})
     )

@@ -1,4 +1,6 @@
-"""The command lines: exit codes, one line on stderr, nothing else. Run in this process, without starting Python anew."""
+"""The command lines: exit codes, one line on stderr, nothing else. Run in this process, without
+starting Python anew.
+"""
 
 import json
 import runpy

@@ -1,4 +1,6 @@
-"""How soon a command begins: what needs no tensors does not wait for torch, and takes little memory."""
+"""How soon a command begins: what needs no tensors does not wait for torch, and takes little
+memory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ HEAVY = (
 )  # fmt: skip
 MOST_MB = 150
 
-# Each command runs in a fork of a process that has imported nothing, which is as good as a new process and quicker.
+# Each command runs in a fork of a process that has imported nothing, which is as good as a new
+# process and quicker.
 CHILD = """
 import json, os, sys
 program, commands, heavy = sys.argv[1], *map(json.loads, sys.argv[2:])

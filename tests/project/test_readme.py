@@ -1,4 +1,6 @@
-"""What README and configs say works: commands parse (`make readme` runs them), Python runs, named files exist."""
+"""What README and configs say works: commands parse (`make readme` runs them), Python runs, named
+files exist.
+"""
 
 import importlib
 import re

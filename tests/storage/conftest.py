@@ -1,4 +1,6 @@
-"""A bucket for each test, on a server of its own kind on this machine; caches of every kind, as folders and packed."""
+"""A bucket for each test, on a server of its own kind on this machine; caches of every kind, as
+folders and packed.
+"""
 
 import shutil
 import uuid
@@ -24,7 +26,9 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def use_server(s3_server, monkeypatch) -> Iterator[Callable[[Faults | None], Bucket]]:
-    """A new bucket of the server, through a proxy where faults are given, as this process sees it from now on."""
+    """A new bucket of the server, through a proxy where faults are given, as this process sees it
+    from now on.
+    """
     with ExitStack() as proxies:
 
         def use(faults: Faults | None = None) -> Bucket:

@@ -1,4 +1,6 @@
-"""A store that fails: 5xx, throttling, lost answers, cut connections, slow ones. Nothing wrong is written or read."""
+"""A store that fails: 5xx, throttling, lost answers, cut connections, slow ones. Nothing wrong is
+written or read.
+"""
 
 import json
 import sys

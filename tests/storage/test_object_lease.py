@@ -1,4 +1,6 @@
-"""Leases in a bucket: kept by who lives, taken from who is dead, and useless to who was only stopped."""
+"""Leases in a bucket: kept by who lives, taken from who is dead, and useless to who was only
+stopped.
+"""
 
 import errno
 import threading
@@ -130,7 +132,9 @@ def changed(contents: GroupContents) -> GroupContents:
 
 @pytest.mark.parametrize("late_step", [0, 1, 4, 6, 12])
 def test_a_stopped_writer_cannot_spoil_what_another_commits(plan, bucket, late_step, monkeypatch):
-    """It stops before its put number `late_step`, after a good look at its lease, and goes on when the other has committed."""
+    """It stops before its put number `late_step`, after a good look at its lease, and goes on when
+    the other has committed.
+    """
     group = plan.manifest.layouts["train"].group(0, 0)
     contents = compute(plan, group)
     with bucket.take_lease(group.name) as late:

@@ -1,4 +1,6 @@
-"""A packed cache is the one in a folder: read, trained on, verified, and a folder again, byte for byte."""
+"""A packed cache is the one in a folder: read, trained on, verified, and a folder again, byte for
+byte.
+"""
 
 import json
 import multiprocessing

@@ -1,4 +1,6 @@
-"""A packed cache that cannot be made, or be made a folder again, is one line, and nothing of it is left behind."""
+"""A packed cache that cannot be made, or be made a folder again, is one line, and nothing of it is
+left behind.
+"""
 
 import errno
 import fcntl
@@ -220,7 +222,9 @@ def test_room_for_the_index_of_coded_chunks_is_reserved_before_hdf5_takes_it(
 
 @pytest.mark.parametrize(("kind", "most_bytes"), [("raw", 20_000), ("lz4", 70_000)])
 def test_a_quota_is_met_before_hdf5_meets_it(roots, tmp_path, kind, most_bytes):
-    """In a process of its own, whose files may not grow larger: documents and coded chunks are HDF5's to write."""
+    """In a process of its own, whose files may not grow larger: documents and coded chunks are
+    HDF5's to write.
+    """
     out = tmp_path / "x.h5"
     command = [sys.executable, "-m", "cache_teacher", "export", str(roots[kind]), str(out)]
     done = subprocess.run(

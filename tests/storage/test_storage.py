@@ -1,4 +1,6 @@
-"""What every storage must do, whichever it is: the same tests for a folder, a bucket and a packed file (its reading half)."""
+"""What every storage must do, whichever it is: the same tests for a folder, a bucket and a packed
+file (its reading half).
+"""
 
 import pickle
 from pathlib import Path

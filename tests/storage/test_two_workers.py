@@ -1,4 +1,6 @@
-"""Workers that do not agree, on one folder or one bucket: one of them is told so, and what is there stays whole."""
+"""Workers that do not agree, on one folder or one bucket: one of them is told so, and what is there
+stays whole.
+"""
 
 import pytest
 

@@ -1,11 +1,14 @@
-"""What a cache costs in mIoU, over whole runs and several seeds; stop it at any moment, the same command goes on.
+"""What a cache costs in mIoU, over whole runs and several seeds; stop it at any moment, the same
+command goes on.
 
-python -m tests.study --config FILE --out FOLDER                       labels only, three encodings, the teacher in the loop
-python -m tests.study --config FILE --out FOLDER --views 1,2,4,8       how many views: the exact cache, equal steps
+python -m tests.study --config FILE --out FOLDER                       labels only, three encodings,
+the teacher in the loop python -m tests.study --config FILE --out FOLDER --views 1,2,4,8       how
+many views: the exact cache, equal steps
 
-Images and labels of `none` and `live` come from the exact cache, which is built for them, too. FILE names data set, teacher,
-student and training as for the two programs. The table has every finished run of FOLDER with these settings: best mIoU on
-val, mean ± standard deviation.
+Images and labels of `none` and `live` come from the exact cache, which is built for them, too. FILE
+names data set, teacher,
+student and training as for the two programs. The table has every finished run of FOLDER with these
+    settings: best mIoU on val, mean ± standard deviation.
 """
 
 from __future__ import annotations

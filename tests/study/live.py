@@ -1,4 +1,6 @@
-"""The teacher in the loop: what distillation without a cache does, for comparison only. Letters: B batch."""
+"""The teacher in the loop: what distillation without a cache does, for comparison only. Letters: B
+batch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from kdcache.training.run_identity import check_folder, find_origin
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Image and label of each batch as they are, the teacher's float32 answers in place of all stored ones."""
+    """Image and label of each batch as they are, the teacher's float32 answers in place of all
+    stored ones.
+    """
     for batch in batches:
         kept = {name: batch.arrays[name] for name in ("image", "label") if name in batch.arrays}
         answer = {
@@ -43,7 +47,8 @@ def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class LiveReader:
-    """Reads as a BatchReader does: stored images and labels, moved as `train.flip` and `train.crop` say, and what the teacher
+    """Reads as a BatchReader does: stored images and labels, moved as `train.flip` and `train.crop`
+    say, and what the teacher
     says of them then: a cached answer is moved instead."""
 
     teacher: Teacher
@@ -73,7 +78,8 @@ class LiveReader:
 
 
 def train_live(config: Config, data: Data, *, folder: Path, progress: Progress, say: Say) -> dict:
-    """The run of kdcache.training.run.train_run with the teacher present: same student, images, order and dropout.
+    """The run of kdcache.training.run.train_run with the teacher present: same student, images,
+    order and dropout.
 
     Goes on with an interrupted run after its last epoch; a finished one gives its result.
 

@@ -31,7 +31,9 @@ _OWN = ("train.seed", "augment.views")  # settings of a run
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained: settings of data set, teacher and student, and every arm with every number of views and seed."""
+    """What is trained: settings of data set, teacher and student, and every arm with every number
+    of views and seed.
+    """
 
     given: dict
     folder: Path
@@ -51,7 +53,9 @@ class Study:
 
 @dataclass
 class Row:
-    """What became of an arm with a number of views: seed -> best mIoU on val, seconds an epoch without validation, bytes."""
+    """What became of an arm with a number of views: seed -> best mIoU on val, seconds an epoch
+    without validation, bytes.
+    """
 
     miou: dict[int, float] = field(default_factory=dict)
     epoch_s: list[float] = field(default_factory=list)
@@ -59,7 +63,9 @@ class Row:
 
 
 def build_caches(study: Study, *, progress: Progress, say: Say) -> None:
-    """The caches the arms need, with as many views as any run uses; one that is there is looked at and finished."""
+    """The caches the arms need, with as many views as any run uses; one that is there is looked at
+    and finished.
+    """
     for root in dict.fromkeys(study.cache_path(arm) for arm in study.arms):
         say(f"cache: {root}")
         ours = {
@@ -79,7 +85,9 @@ def run_study(study: Study, *, progress: Progress, say: Say) -> None:
 
 
 def find_rows(study: Study) -> dict[tuple[str, int], Row]:
-    """Every finished run of the folder with the study's settings, whichever command made it; few views first."""
+    """Every finished run of the folder with the study's settings, whichever command made it; few
+    views first.
+    """
     rows: dict[tuple[str, int], Row] = {}
     for folder in sorted((study.folder / "runs").iterdir()):
         match = _RUN.fullmatch(folder.name)
@@ -128,7 +136,9 @@ def _run(
 
 
 def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Path) -> Config:
-    """Settings of one run. Nothing is compiled in any arm: a compiled student has other dropout and other rounding."""
+    """Settings of one run. Nothing is compiled in any arm: a compiled student has other dropout and
+    other rounding.
+    """
     root = study.cache_path(arm)
     ours = {
         "augment": {"views": views},
@@ -146,8 +156,8 @@ def make_run_config(study: Study, arm: str, views: int, seed: int, *, folder: Pa
 
 
 def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
-    """Bytes of the training split in so many views, shard files, commit records, bases; None of an arm that reads no answers, and
-    where the cache was removed."""
+    """Bytes of the training split in so many views, shard files, commit records, bases; None of an
+    arm that reads no answers, and where the cache was removed."""
     root = study.cache_path(arm)
     if arm not in ENCODINGS or not (root / "manifest.json").is_file():
         return None

@@ -8,7 +8,9 @@ from tests.study.runs import Row
 
 
 def render_table(rows: dict[tuple[str, int], Row]) -> str:
-    """One line an arm and number of views; a difference is taken seed by seed, from the exact cache with as many views."""
+    """One line an arm and number of views; a difference is taken seed by seed, from the exact cache
+    with as many views.
+    """
     seeds = sorted({seed for row in rows.values() for seed in row.miou})
     head = [
         "arm",

@@ -1,4 +1,6 @@
-"""The study at a size of seconds: every arm trains, finished runs are kept, interrupted ones go on, the table adds up."""
+"""The study at a size of seconds: every arm trains, finished runs are kept, interrupted ones go on,
+the table adds up.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def test_table_has_every_arm_with_spread_and_difference_by_seed(finished):
 
 @pytest.mark.nightly
 def test_live_run_has_the_losses_of_the_cached_one(finished):
-    """Same images, order and dropout: only what the teacher says is stored in the one and asked in the other."""
+    """Same images, order and dropout: only what the teacher says is stored in the one and asked in
+    the other.
+    """
     (cached,), (asked,) = (
         read_numbers(finished / "runs" / f"{arm}-views2-seed0") for arm in ("exact", "live")
     )

@@ -1,6 +1,7 @@
 """How much a test tries: `make test` meets every kind of thing, `make nightly` every single one.
 
-A test that takes `effort` runs twice: as "quick" in `make test`, as "full" in `make nightly`. Each is a hypothesis profile, too.
+A test that takes `effort` runs twice: as "quick" in `make test`, as "full" in `make nightly`. Each
+    is a hypothesis profile, too.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ quick_and_full = pytest.mark.parametrize(
 
 
 def get_settings(effort: str, *, share: float = 1.0) -> settings:
-    """The hypothesis profile of an effort; `share` of its examples for what is slow or has few kinds."""
+    """The hypothesis profile of an effort; `share` of its examples for what is slow or has few
+    kinds.
+    """
     profile = settings.get_profile(effort)
     return settings(profile, max_examples=round(profile.max_examples * share))
 
 
 def choose_steps(names: list[str], effort: str) -> list[int]:
-    """Numbers of the steps to meet: all of them, or the first and the last of each kind and every tenth."""
+    """Numbers of the steps to meet: all of them, or the first and the last of each kind and every
+    tenth.
+    """
     if effort == FULL:
         return list(range(len(names)))
     last = {name: step for step, name in enumerate(names)}

@@ -29,7 +29,8 @@ def write_run(folder: Path, miou: float, *, last: float | None = None, ious: dic
     """A folder with config.yaml, metrics.jsonl and result.json.
 
     Args:
-        miou, last: of the best and of the last epoch. ious: by class. settings: hyperparameters by dotted name.
+        miou, last: of the best and of the last epoch. ious: by class. settings: hyperparameters by
+            dotted name.
         older: without OLDER. result: other contents of result.json.
     """
     facts = {**HYPERPARAMETERS, **(settings or {}), "train.seed": seed}
@@ -64,7 +65,9 @@ def write_baseline(folder: Path, miou: float, **options: object) -> Path:
 
 
 def write_three_seeds(root: Path) -> Path:
-    """Baselines 0.50, 0.52, 0.51 and students 0.51, 0.55, 0.53: differences of 1, 3 and 2 points; last epochs 0, 2 and 1."""
+    """Baselines 0.50, 0.52, 0.51 and students 0.51, 0.55, 0.53: differences of 1, 3 and 2 points;
+    last epochs 0, 2 and 1.
+    """
     for seed, (base, own) in enumerate([(0.50, 0.51), (0.52, 0.55), (0.51, 0.53)]):
         write_baseline(root / f"b{seed}", base, seed=seed)
         write_run(root / f"s{seed}", own, last=own - 0.02, seed=seed)

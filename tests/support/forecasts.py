@@ -19,7 +19,9 @@ def group(config: Config, shard_samples: int) -> Config:
 
 
 def answer_otherwise(monkeypatch, change) -> None:
-    """`change(number of the question, answers)` in place of the stand-in's answers; the first question is number 1."""
+    """`change(number of the question, answers)` in place of the stand-in's answers; the first
+    question is number 1.
+    """
     asked = iter(range(1, 100_000))
 
     def ask(self, image_NHWC, real=quick.QuickTeacher.__call__):

@@ -1,4 +1,6 @@
-"""What several test files need: a folder in VOC layout made by hand, a web server on this machine, one-line errors."""
+"""What several test files need: a folder in VOC layout made by hand, a web server on this machine,
+one-line errors.
+"""
 
 from __future__ import annotations
 

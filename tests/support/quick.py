@@ -1,6 +1,8 @@
-"""Caches in milliseconds: a stand-in for the teacher, three groups of tiny arrays, and what may happen to their files.
+"""Caches in milliseconds: a stand-in for the teacher, three groups of tiny arrays, and what may
+happen to their files.
 
-For tests of what is around the teacher. Nothing here knows pytest, so that child processes can use it.
+For tests of what is around the teacher. Nothing here knows pytest, so that child processes can use
+it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ GROUPS = {"val-v0000-g00000", *(f"train-v{v:04d}-g{g:05d}" for v in range(2) for
 
 
 class QuickTeacher:
-    """Answers are sums of the image's cells: as exact, deterministic and different by sample as a network's."""
+    """Answers are sums of the image's cells: as exact, deterministic and different by sample as a
+    network's.
+    """
 
     def __init__(self, num_classes: int, levels: list[str]) -> None:
         self.channels = {"logits": num_classes, **{level: CHANNELS[level] for level in levels}}
@@ -48,7 +52,9 @@ class QuickTeacher:
 
 
 def use_quick_teacher() -> None:
-    """Replace the teacher in this process; a test undoes it with `monkeypatch.setattr(build, "build_teacher", ...)`."""
+    """Replace the teacher in this process; a test undoes it with `monkeypatch.setattr(build,
+    "build_teacher", ...)`.
+    """
     build.build_teacher = make_quick_teacher
 
 
@@ -64,7 +70,9 @@ def write_quick_data(root: Path) -> Path:
 
 
 def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> dict:
-    """Settings of a cache of five groups (three with one view): a view of train is two groups, the second one short."""
+    """Settings of a cache of five groups (three with one view): a view of train is two groups, the
+    second one short.
+    """
     return {
         "dataset": {"root": str(data_root), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
                     "size": 32, "val_size": 48, "download": False},
@@ -84,7 +92,9 @@ def build_quick(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) ->
 
 
 def snapshot(root: Path, *, documents: bool = True) -> dict[str, bytes]:
-    """Contents of every file by its path: shards and, with `documents`, records and zarr.json; no manifest, locks, leases."""
+    """Contents of every file by its path: shards and, with `documents`, records and zarr.json; no
+    manifest, locks, leases.
+    """
     skipped = {"manifest.json", ".lock"}
     return {
         str(path.relative_to(root)): path.read_bytes()

@@ -1,4 +1,6 @@
-"""Everything that a cache says, as bytes to compare, and what verifying and reading say of one that is damaged."""
+"""Everything that a cache says, as bytes to compare, and what verifying and reading say of one that
+is damaged.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An S3 server on this machine (moto's), and a proxy before it that spoils answers: 5xx, slow ones, cut connections.
+"""An S3 server on this machine (moto's), and a proxy before it that spoils answers: 5xx, slow ones,
+cut connections.
 
 Real requests by a real client; nothing here knows pytest.
 """
@@ -62,7 +63,8 @@ ANSWERS = {
 class Faults:
     """What happens to requests: one of `kinds` to a share of them, drawn from a seed.
 
-    error: 500 instead of an answer. lost: the request is done, the answer is not sent. cut: half of the answer is. slow: it
+    error: 500 instead of an answer. lost: the request is done, the answer is not sent. cut: half of
+        the answer is. slow: it
     comes late. others: the status in ANSWERS. `counts` tells how many of each, and of all.
 
     ignored: headers of conditions that are not looked at, as by stores that do not know them.

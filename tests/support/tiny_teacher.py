@@ -1,6 +1,8 @@
-"""An FCN with the parts, strides and tapped channels of the real one and a thirtieth of its weights, for tests.
+"""An FCN with the parts, strides and tapped channels of the real one and a thirtieth of its
+weights, for tests.
 
-`python -m tests.support.tiny_teacher PROGRAM ...` runs a program with it, as a child process of a test.
+`python -m tests.support.tiny_teacher PROGRAM ...` runs a program with it, as a child process of a
+test.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ REAL = teacher.build_fcn
 
 
 def build_tiny_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
-    """In place of `kdcache.models.teacher.build_fcn`: strides 4, 8, 8, 8; the last part has 128 channels, not 2048."""
+    """In place of `kdcache.models.teacher.build_fcn`: strides 4, 8, 8, 8; the last part has 128
+    channels, not 2048.
+    """
     stem = {"conv1": nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False)}
     stem |= {"bn1": nn.BatchNorm2d(32), "relu": nn.ReLU(inplace=True)}
     stem |= {"maxpool": nn.MaxPool2d(3, stride=2, padding=1)}

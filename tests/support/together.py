@@ -1,4 +1,6 @@
-"""What the processes of tests/distributed do: join as torchrun would have them, train, and tell what they saw."""
+"""What the processes of tests/distributed do: join as torchrun would have them, train, and tell
+what they saw.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def make_many(rank: int, count: int) -> Alone:
 
 
 def run_together(count: int, work: Callable, *args: object) -> list:
-    """What `work(processes, *args)` gives in each of `count` processes by rank; (name, message, exit code) of an error."""
+    """What `work(processes, *args)` gives in each of `count` processes by rank; (name, message,
+    exit code) of an error.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -125,7 +129,9 @@ def train_exactly(joined: Alone, given: dict, num_epochs: int) -> dict:
 
 
 def hide_labels(batch: loop.Batch) -> None:
-    """All but a few labels of every second sample become void: processes count very different numbers of pixels."""
+    """All but a few labels of every second sample become void: processes count very different
+    numbers of pixels.
+    """
     for label, sample_id in zip(batch.arrays["label"], batch.sample_ids, strict=True):
         if int(sample_id[-4:]) % 2:
             label.view(-1)[5 * (1 + int(sample_id[-4:])) :] = 255
@@ -142,7 +148,9 @@ def freeze(student: nn.Module) -> None:
 
 
 def train_whole(joined: Alone, given: dict, last_epoch: int | None = None) -> dict:
-    """Train as the command does, up to an epoch; returns the student's mIoU and, by name, how each of its buffers ends."""
+    """Train as the command does, up to an epoch; returns the student's mIoU and, by name, how each
+    of its buffers ends.
+    """
     train_epoch, learners = loop.train_epoch, []
 
     def stop(current, *args, epoch, **options):

@@ -1,4 +1,6 @@
-"""What happens to Ray's actors in tests: the quick teacher, and a folder of traps that whoever asks it may step into."""
+"""What happens to Ray's actors in tests: the quick teacher, and a folder of traps that whoever asks
+it may step into.
+"""
 
 from __future__ import annotations
 

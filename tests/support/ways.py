@@ -1,10 +1,14 @@
-"""Which library files a sample passes: a JPEG on its way to the disk, a chunk on its way to the loss.
+"""Which library files a sample passes: a JPEG on its way to the disk, a chunk on its way to the
+loss.
 
-How the files that a sample passes are counted. A tiny phase one and a tiny training run under `sys.setprofile`. A file is on
-the way if one of its functions holds the sample: an array, a tensor or bytes of at least LEAST_BYTES among its arguments, its
-local names or its result, on its own or in a list, a tuple, a dict or a dataclass. Attributes of `self` do not count. The way to
-the disk is traced while the bar over the training samples is shown, so reading the teacher's weights is not on it; the way from
-the disk ends where the loss is called, and the student is left out, because it is what is trained.
+How the files that a sample passes are counted. A tiny phase one and a tiny training run under
+`sys.setprofile`. A file is on
+the way if one of its functions holds the sample: an array, a tensor or bytes of at least
+    LEAST_BYTES among its arguments, its local names or its result, on its own or in a list, a
+    tuple, a dict or a dataclass. Attributes of `self` do not count. The way to the disk is traced
+    while the bar over the training samples is shown, so reading the teacher's weights is not on it;
+    the way from the disk ends where the loss is called, and the student is left out, because it is
+    what is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ HELD_WITHIN = 3  # containers within containers that are looked into
 
 
 class Trace(Silent):
-    """Notes the files of the library whose functions hold a sample while a bar of that title is shown.
+    """Notes the files of the library whose functions hold a sample while a bar of that title is
+    shown.
 
     Args:
         title: how the bar's title begins.
@@ -83,7 +88,9 @@ def find_file(frame: FrameType) -> str | None:
 
 
 def holds_sample(value: object, *, within: int = 0) -> bool:
-    """Whether a value is, or contains, an array, a tensor or bytes of LEAST_BYTES; JSON does not count."""
+    """Whether a value is, or contains, an array, a tensor or bytes of LEAST_BYTES; JSON does not
+    count.
+    """
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.nbytes >= LEAST_BYTES
     if isinstance(value, bytes | bytearray | memoryview):

@@ -1,4 +1,6 @@
-"""Flips and crops in training: drawn by (seed, epoch, id) alone, targets moved with the images, nothing touched where off."""
+"""Flips and crops in training: drawn by (seed, epoch, id) alone, targets moved with the images,
+nothing touched where off.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def coordinates(stride: int) -> torch.Tensor:
 
 
 def make_batch(num: int = 24) -> Batch:
-    """Every position holds its row and column, in each dtype that is stored; scales of int8 hold numbers of their own."""
+    """Every position holds its row and column, in each dtype that is stored; scales of int8 hold
+    numbers of their own.
+    """
     pixels = coordinates(1).to(torch.uint8)
     image_HWC = torch.cat([pixels, pixels[:1] ^ pixels[1:]]).permute(1, 2, 0)
     arrays = {
@@ -214,7 +218,9 @@ def test_a_crop_of_all_of_a_view_is_no_crop():
 
 @pytest.fixture(scope="module")
 def quick_root(tmp_path_factory) -> Path:
-    """A cache of 3 samples in 2 views of 32x32, logits int8, low int8, mid lowrank, high float16. Read only."""
+    """A cache of 3 samples in 2 views of 32x32, logits int8, low int8, mid lowrank, high float16.
+    Read only.
+    """
     data = quick.write_quick_data(tmp_path_factory.mktemp("data"))
     root = tmp_path_factory.mktemp("quick") / "cache"
     kinds = {"logits": "int8", "low": "int8", "mid": "lowrank", "high": "float16"}

@@ -1,4 +1,6 @@
-"""Which samples make which batch, and that a batch holds exactly what any Zarr reader finds in the store."""
+"""Which samples make which batch, and that a batch holds exactly what any Zarr reader finds in the
+store.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def test_cycle_is_the_default_and_views_change_no_order():
 
 
 def test_random_views_are_drawn_anew_for_each_sample_and_epoch():
-    """Each view of each sample about as often, and what a sample shows says nothing of its next epoch or of its neighbour."""
+    """Each view of each sample about as often, and what a sample shows says nothing of its next
+    epoch or of its neighbour.
+    """
     shown = np.array([[view for view, _ in sorted(flat(plan(views="random", epoch=e)), key=lambda p: p[1])]
                       for e in range(300)])  # fmt: skip
     counts = np.stack([np.bincount(column, minlength=3) for column in shown.T])
@@ -205,7 +209,9 @@ def read_all(
 
 @pytest.mark.parametrize("batch_size", [3, 4, 16])
 def test_batches_hold_exactly_what_zarr_reads(cache: Path, batch_size: int):
-    """10 samples: 3, 3, 4 (a single joined), 4, 4, 2 and all at once; across shard groups of 4 in both views."""
+    """10 samples: 3, 3, 4 (a single joined), 4, 4, 2 and all at once; across shard groups of 4 in
+    both views.
+    """
     group = zarr.open_group(cache, mode="r")["train"]
     for epoch in range(NUM_VIEWS):
         batches = plan_epoch(

@@ -1,4 +1,6 @@
-"""torch.compile: when it is used, what is said of it, that it changes no number, and that its failure ends nothing."""
+"""torch.compile: when it is used, what is said of it, that it changes no number, and that its
+failure ends nothing.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def test_without_a_compiler_it_is_off_and_said(monkeypatch, setting):
 
 
 def test_a_compiled_step_is_a_plain_step(monkeypatch):
-    """Traced by the real compiler front end; its back end leaves the operations as they are, which takes seconds."""
+    """Traced by the real compiler front end; its back end leaves the operations as they are, which
+    takes seconds.
+    """
     monkeypatch.setattr(
         compiling.torch, "compile", functools.partial(torch.compile, backend="eager")
     )

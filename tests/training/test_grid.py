@@ -1,4 +1,6 @@
-"""`--grid`: a matrix of runs from one cache, each with its baseline; stopped and failed ones are gone on with."""
+"""`--grid`: a matrix of runs from one cache, each with its baseline; stopped and failed ones are
+gone on with.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ GRID = ["--grid", "loss.beta=0,0.5", "loss.gamma=0,0.3"]
 
 @pytest.fixture
 def start(built_root, given, tmp_path):
-    """`python -m train_student` with these words behind the settings of a quick run; gives the exit code."""
+    """`python -m train_student` with these words behind the settings of a quick run; gives the exit
+    code.
+    """
     changes = {
         "cache": {"path": str(built_root)},
         "train": {"epochs": 1},
@@ -299,7 +303,9 @@ def test_a_baseline_that_was_finished_later_is_taken_up(start, tmp_path, monkeyp
 def test_a_baseline_that_another_process_finishes_meanwhile_is_taken_up(
     start, tmp_path, capsys, monkeypatch
 ):
-    """The other process has the baseline; it ends while ours trains the run that is compared with it."""
+    """The other process has the baseline; it ends while ours trains the run that is compared with
+    it.
+    """
     words = ["--grid", "loss.beta=0.5", "loss.gamma=0", "--seeds", "0"]
     assert start(*words) == 0
     expected = list_runs(tmp_path)[0.5, 0, 0]

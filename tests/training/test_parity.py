@@ -1,9 +1,13 @@
-"""A student taught from the cache against one that has the teacher present: the same loss at every step.
+"""A student taught from the cache against one that has the teacher present: the same loss at every
+step.
 
-float32, CPU, no dropout; a whole FCN-ResNet50 with random weights at 32x32. What is left to differ is the encoding. Measured over
-six steps: 7e-5 (float16), 6e-3 (half), 1e-2 (compact) of a term; a step's difference feeds the next, and by the twelfth step it
-has grown tenfold. Random weights are the hard case for float16: the scores of all classes are nearly equal, so that
-softened differences are small against the scores that are rounded. `make bench` measures a fitted teacher, step by step alone.
+float32, CPU, no dropout; a whole FCN-ResNet50 with random weights at 32x32. What is left to differ
+is the encoding. Measured over
+six steps: 7e-5 (float16), 6e-3 (half), 1e-2 (compact) of a term; a step's difference feeds the
+    next, and by the twelfth step it
+has grown tenfold. Random weights are the hard case for float16: the scores of all classes are
+    nearly equal, so that softened differences are small against the scores that are rounded. `make
+    bench` measures a fitted teacher, step by step alone.
 """
 
 from __future__ import annotations
@@ -108,7 +112,9 @@ def make_pair(base_given: dict, root: Path, encoding: str) -> Pair:
 def train_side_by_side(
     pair: Pair, *, change: Callable[[Tensor], Tensor] = lambda x: x, num_epochs: int = 2
 ) -> list[float]:
-    """Largest relative difference of a term at each step, three an epoch; `change` is done to the live answers."""
+    """Largest relative difference of a term at each step, three an epoch; `change` is done to the
+    live answers.
+    """
     cached, live = pair.make_learner(), pair.make_learner()
     cached.targets = open_targets(pair.data.train, CPU)
     differences = []
@@ -138,7 +144,9 @@ def test_float16_is_all_that_differs_between_cached_and_live(pairs):
 
 @pytest.mark.parametrize("encoding", ["exact", "half", "compact"])
 def test_answers_of_the_neighbour_in_the_batch_would_be_noticed(pairs, encoding):
-    """At the first step; later ones differ by what it did to the student. A random teacher says much the same of every image."""
+    """At the first step; later ones differ by what it did to the student. A random teacher says
+    much the same of every image.
+    """
     differences = train_side_by_side(
         pairs[encoding], change=lambda answer: answer.roll(1, 0), num_epochs=1
     )

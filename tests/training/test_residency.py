@@ -1,4 +1,6 @@
-"""Where samples stay: the choice, and that every way delivers the same bits, read no oftener than it says."""
+"""Where samples stay: the choice, and that every way delivers the same bits, read no oftener than
+it says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`kdcache.open_cache` serves batches to a loop of the user's: the same that training sees, and the user's to keep."""
+"""`kdcache.open_cache` serves batches to a loop of the user's: the same that training sees, and the
+user's to keep.
+"""
 
 from __future__ import annotations
 
