@@ -1,6 +1,4 @@
-"""Building a cache, and what comes before it: a forecast, a fine-tuned teacher, the sample data
-set.
-"""
+"""Building a cache, and what comes before: forecast, fine-tuned teacher, sample data set."""
 
 from __future__ import annotations
 
@@ -42,11 +40,12 @@ def build(argv: list[str], commands: Mapping[str, Command]) -> None:
     )
     parser.add_argument(
         "--engine", choices=("processes", "ray"), default="processes",
-        help="ray: by actors of the Ray cluster that is there, else of one started on this machine",
+        help="ray: by tasks of the Ray cluster that is there, else of one started on this machine",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=read_count(1), metavar="N",
-        help="actors of --engine ray (default: one a GPU, else as many as its CPUs hold at OMP_NUM_THREADS each)",
+        help="tasks of --engine ray (default: one a GPU, else as many as its CPUs hold at "
+        "OMP_NUM_THREADS each)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     config = make_config(read_given(args))
@@ -73,9 +72,10 @@ def plan(argv: list[str]) -> None:
     """What the cache of these settings will weigh and take."""
     parser = Parser(
         prog=f"{PROG} plan",
-        description="Say what the cache of these settings will weigh and take, from a few samples that are really "
-        "made beside cache.path and removed again: at least two shard groups of about 16 (0.5 GB at 512x512), more "
-        "only if the disk has plenty of room. A cache that is already there is not touched.",
+        description="Say what the cache of these settings will weigh and take, from a few samples "
+        "that are really made beside cache.path and removed again: at least two shard groups of "
+        "about 16 (0.5 GB at 512x512), more only if the disk has plenty of room. A cache that is "
+        "already there is not touched.",
         epilog=f"for example: {PROG} plan --config configs/demo.yaml",
         settings=True,
     )
@@ -109,7 +109,8 @@ def fit(argv: list[str]) -> None:
     """Fine-tune a teacher on the data set of these settings."""
     parser = Parser(
         prog=f"{PROG} fit",
-        description="Fine-tune a teacher on the data set of these settings; teacher.weights takes what it writes.",
+        description="Fine-tune a teacher on the data set of these settings; teacher.weights takes "
+        "what it writes.",
         epilog=f"for example: {PROG} fit --config configs/camvid.yaml --fit.epochs 10",
         settings=True,
     )
@@ -135,8 +136,9 @@ def sample_set(argv: list[str]) -> None:
 
 
 def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSummary]:
-    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray. Raises
-    SettingsError.
+    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray.
+
+    Raises: SettingsError if Ray is missing, or `workers` is given without it.
     """
     if engine == "ray":
         return partial(_import_ray_engine(), num_workers=workers)
@@ -165,9 +167,7 @@ def _import_ray_engine() -> Callable[..., BuildSummary]:
 
 
 def _is_compared(config: Config) -> bool:
-    """Whether the cache as it is was compared with the teacher; not if a build was interrupted
-    before it.
-    """
+    """Whether the whole cache was compared with the teacher; an interruption can prevent it."""
     from kdcache.cache.manifest import read_manifest
 
     manifest = read_manifest(config.cache.path)

@@ -13,8 +13,8 @@ def repair(argv: list[str]) -> None:
     """Recompute what is damaged or missing."""
     parser = build_cache_parser(
         f"{PROG} repair",
-        "Recompute exactly the damaged or missing shard groups of the cache at PATH, with the data set and teacher it was "
-        "built with; settings say where these are now.",
+        "Recompute exactly the damaged or missing shard groups of the cache at PATH, with the data "
+        "set and teacher it was built with; settings say where these are now.",
         example=f"{PROG} repair caches/demo --dry-run",
         settings=True,
     )
@@ -32,7 +32,8 @@ def gc(argv: list[str]) -> None:
     """Remove what killed runs left."""
     parser = build_cache_parser(
         f"{PROG} gc",
-        "Remove what killed runs left: unfinished files, shards without commit record, dead leases.",
+        "Remove what killed runs left: unfinished files, shards without commit record, dead "
+        "leases.",
         example=f"{PROG} gc caches/demo --dry-run",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
@@ -51,8 +52,8 @@ def export_cache(argv: list[str]) -> None:
     """Pack a cache into one HDF5 file."""
     parser = build_cache_parser(
         f"{PROG} export",
-        "Pack the cache at PATH, or some levels and views of it, into one HDF5 file, which trains like the cache. It takes "
-        "its name once every byte was written, flushed and read back.",
+        "Pack the cache at PATH, or some levels and views of it, into one HDF5 file, which trains "
+        "like the cache. It takes its name once every byte was written, flushed and read back.",
         example=f"{PROG} export caches/demo demo.h5 --levels low,mid",
     )
     parser.add_argument("out", type=read_new_path, metavar="OUT.h5", help="the new file")
@@ -61,7 +62,8 @@ def export_cache(argv: list[str]) -> None:
         help="some of low,mid,high, or none (default: all that are cached)",
     )  # fmt: skip
     parser.add_argument(
-        "--views", type=read_count(1, 10_000), metavar="N", help="the first N training views (default: all)"
+        "--views", type=read_count(1, 10_000), metavar="N",
+        help="the first N training views (default: all)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.cache.pack import pack_cache
@@ -77,8 +79,8 @@ def import_cache(argv: list[str]) -> None:
     """Make a folder of a packed cache again."""
     parser = build_cache_parser(
         f"{PROG} import",
-        "Make the cache in the file PATH, which export has written, a folder again, byte for byte. Started again after a "
-        "stop, it goes on.",
+        "Make the cache in the file PATH, which export has written, a folder again, byte for byte. "
+        "Started again after a stop, it goes on.",
         example=f"{PROG} import demo.h5 caches/again",
     )
     parser.add_argument("out", type=read_new_path, metavar="OUT", help="the new folder")

@@ -30,8 +30,10 @@ def info(argv: list[str]) -> None:
         example=f"{PROG} info caches/demo", json=True,
     )  # fmt: skip
     parser.add_argument(
-        "--watch", nargs="?", const=WATCH_EVERY_S, type=read_number(0.01, 86_400), metavar="SECONDS",
-        help=f"show how far its building is until it is complete, looking every {WATCH_EVERY_S:g} s, whoever builds it",
+        "--watch", nargs="?", const=WATCH_EVERY_S, type=read_number(0.01, 86_400),
+        metavar="SECONDS",
+        help="show how far its building is until it is complete, looking every "
+        f"{WATCH_EVERY_S:g} s, whoever builds it",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.report.cache_info import describe_cache, format_info, watch_cache
@@ -46,8 +48,9 @@ def view(argv: list[str]) -> None:
     """A page of samples and what the teacher said of them."""
     parser = build_cache_parser(
         f"{PROG} view",
-        "Write a gallery of the cache at PATH, one HTML file: images, labels and what the teacher said of them, for the "
-        "samples on which labels and teacher differ most and least; and what the teacher calls each class.",
+        "Write a gallery of the cache at PATH, one HTML file: images, labels and what the teacher "
+        "said of them, for the samples on which labels and teacher differ most and least; and what "
+        "the teacher calls each class.",
         example=f"{PROG} view caches/demo --split train --samples 20",
     )
     parser.add_argument(
@@ -73,8 +76,8 @@ def view(argv: list[str]) -> None:
         raise KeyboardInterrupt("nothing is kept") from None
     named = f"; mostly called something else: {_list_names(done.misnamed)}" if done.misnamed else ""
     print(
-        f"{out}: {done.num_shown} samples shown, {done.num_looked_at} of {done.num_samples} looked at, "
-        f"{done.size_bytes / 1e6:.1f} MB{named}"
+        f"{out}: {done.num_shown} samples shown, {done.num_looked_at} of {done.num_samples} "
+        f"looked at, {done.size_bytes / 1e6:.1f} MB{named}"
     )
 
 
@@ -116,9 +119,10 @@ def fidelity(argv: list[str]) -> int:
     """Whether the teacher still says what is stored."""
     parser = build_cache_parser(
         f"{PROG} fidelity",
-        "Ask the teacher again about random stored images, compare what it says with the cache at PATH, and the gradients "
-        "a student receives from both: a fresh one, one after 40 steps (whose limits count) and that of RUN. Settings say "
-        "where the weights are now. Exit code 0: faithful, 1: beyond a limit, 2: cannot run.",
+        "Ask the teacher again about random stored images, compare what it says with the cache at "
+        "PATH, and the gradients a student receives from both: a fresh one, one after 40 steps "
+        "(whose limits count) and that of RUN. Settings say where the weights are now. "
+        "Exit code 0: faithful, 1: beyond a limit, 2: cannot run.",
         example=f"{PROG} fidelity caches/demo --samples 32",
         settings=True,
         json=True,
@@ -139,7 +143,8 @@ def fidelity(argv: list[str]) -> int:
 
     with cannot_run_as_2(args.path, doing="compared"):
         result = measure_fidelity(
-            args.path, given, num_samples=args.samples, seed=args.seed, run=args.run, progress=Console()
+            args.path, given, num_samples=args.samples, seed=args.seed, run=args.run,
+            progress=Console(),
         )  # fmt: skip
     print(json.dumps(result, indent=2) if args.json else format_fidelity(result, args.path))
     return DAMAGED if result["failures"] else 0

@@ -1,7 +1,6 @@
 """kdcache: distil a segmentation teacher that is asked only once, from a cache of what it said.
 
-The names below are imported when they are first used, so that `import kdcache` does not wait for
-torch.
+The names below are imported when they are first used: `import kdcache` does not wait for torch.
 """
 
 from importlib import import_module

@@ -1,6 +1,4 @@
-"""What the commands of both programs have in common: arguments, one line for an error, an exit
-code.
-"""
+"""What the commands of both programs share: arguments, one line per error, exit codes."""
 
 from __future__ import annotations
 
@@ -27,12 +25,13 @@ A_MOMENT_S = 1.0
 def run_program(
     name: str, argv: Sequence[str] | None, *, commands: Mapping[str, Command], otherwise: Command
 ) -> int:
-    """Run the command that the first word names, else `otherwise` with all words; returns the exit
-    code.
+    """Run the command that the first word names, else `otherwise` with all words.
 
     Args:
-        name: of the module: cache_teacher.
-        argv: default: the words behind the program's name.
+        name: the module of the program, e.g. cache_teacher.
+        argv: words behind the program's name (default: those of this process).
+
+    Returns: the exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in commands:
@@ -52,7 +51,7 @@ def _refuse_command(name: str, found: str, commands: list[str]) -> NoReturn:
 
 
 def list_commands(commands: Mapping[str, Command]) -> str:
-    """A line for each, with the first sentence of its docstring: for --help."""
+    """For --help: a line per command, with the first sentence of its docstring."""
     lines = [(name, command.__doc__.splitlines()[0]) for name, command in commands.items()]
     return "\n".join(f"  {name:<12}{text[0].lower()}{text[1:].rstrip('.')}" for name, text in lines)
 
@@ -65,7 +64,8 @@ def build_cache_parser(
         prog=prog, description=description, epilog=f"for example: {example}", settings=settings
     )
     parser.add_argument(
-        "path", type=_read_storage, metavar="PATH", help="the cache: a folder, s3://BUCKET/KEY or a packed file"
+        "path", type=_read_storage, metavar="PATH",
+        help="the cache: a folder, s3://BUCKET/KEY or a packed file",
     )  # fmt: skip
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -114,11 +114,11 @@ def _read_storage(text: str) -> Storage:
 
 @contextmanager
 def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
-    """What keeps a check from being made must not look like what it may find: exit code 2, in one
-    line.
+    """Turn what prevents a check into exit code 2, in one line: it must not look like a finding.
 
     Args:
-        doing: for the message, "verified".
+        where: what is checked.
+        doing: the check as a participle for the message, e.g. "verified".
     """
     try:
         yield
@@ -146,9 +146,8 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except ToldElsewhere as error:
-        time.sleep(
-            A_MOMENT_S
-        )  # a launcher ends all when one has ended, and so may end the one that is about to say it
+        # a launcher that sees one process end stops all, perhaps before the one with the message
+        time.sleep(A_MOMENT_S)
         return error.exit_code
     except KdcacheError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -161,17 +160,18 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
             raise
         reason = one_line(error)
         print(
-            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or fit.batch_size, "
-            "or set train.residency disk",
+            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or "
+            "fit.batch_size, or set train.residency disk",
             file=sys.stderr,
         )
         return 1
-    except BrokenPipeError:  # who read our words has gone: `... | head`
+    except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # disk full, permissions: what no check at the edge can foresee
         print(
-            f"{name}: {error.filename or 'a file'}: {error.strerror or error}; mend that and start again",
+            f"{name}: {error.filename or 'a file'}: {error.strerror or error}; "
+            "mend that and start again",
             file=sys.stderr,
         )
         return 1

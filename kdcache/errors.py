@@ -24,7 +24,7 @@ class TeacherError(KdcacheError, ValueError):
 
 
 class TrainingError(KdcacheError, RuntimeError):
-    """Training cannot go on: a non-finite loss, a run folder of another run, a damaged checkpoint."""
+    """Training cannot go on: non-finite loss, folder of another run, damaged checkpoint."""
 
 
 class OtherRunError(TrainingError):
@@ -32,9 +32,7 @@ class OtherRunError(TrainingError):
 
 
 class ToldElsewhere(KdcacheError):
-    """Another process of the same run says what is wrong; this one ends with its exit code and says
-    nothing.
-    """
+    """Another process of this run reports the error; this one ends silently with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of this run says what is wrong; look for its line")
@@ -54,9 +52,7 @@ class CacheIncompleteError(CacheError):
 
 
 class CacheCorruptError(CacheError):
-    """Stored bytes, sizes or documents are not those that were committed: `where` (a path), and
-    `what` is wrong there.
-    """
+    """Stored bytes, sizes or documents are not those committed: `what` is wrong at path `where`."""
 
     def __init__(self, where: object, what: str, *, cure: str) -> None:
         super().__init__(f"{where}: {what}; {cure}")
@@ -72,9 +68,7 @@ class OtherCacheError(CacheCorruptError):
 
 
 def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:
-    """The house form of an error message, e.g. ``caches/voc: teacher is 'a', expected 'b'; rebuild
-    it``.
-    """
+    """One line for an error: ``caches/voc: teacher is 'a', expected 'b'; rebuild it``."""
     return f"{where}: {field} is {_show(found)}, expected {_show(expected)}; {cure}"
 
 
@@ -95,8 +89,7 @@ def one_line(error: object, *, named: bool = False) -> str:
     """The message of an error from other code, as one line of up to 120 characters.
 
     Args:
-        named: the error's type and the message's first line, as a KeyError in code of the user's
-            needs it.
+        named: give the error's type and the first line of its message, for errors from user code.
     """
     text, kind = str(error).strip(), type(error).__name__
     text = " ".join((text.partition("\n")[0] if named else text).split())[:120]

@@ -1,6 +1,4 @@
-"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere, nothing in a
-library.
-"""
+"""The progress of a long job: a bar on a terminal, plain lines elsewhere, nothing in a library."""
 
 from __future__ import annotations
 
@@ -37,15 +35,13 @@ class Silent:
 
 
 class Console:
-    """Shows progress on a text stream: a bar with rates and time left on a terminal, plain lines
-    elsewhere.
-    """
+    """Shows progress on a text stream: a bar with rate and time left on a terminal, else lines."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
     def start(self, title: str, *, total: int | None, unit: str) -> Bar:
-        """A shown bar, where there is something to do."""
+        """A bar that is shown, unless `total` is 0."""
         if total == 0:
             return _SilentBar()
         kind = _TerminalBar if self.stream.isatty() else _PlainBar

@@ -28,10 +28,12 @@ def report(argv: list[str]) -> None:
         help=f"validation samples to show, 1 to {MOST_PANELS} (default: as many as at a run's end)",
     )  # fmt: skip
     parser.add_argument(
-        "--cache.path", dest="path", metavar="PATH", help="where its cache is now (default: where it was)"
+        "--cache.path", dest="path", metavar="PATH",
+        help="where its cache is now (default: where it was)",
     )  # fmt: skip
     parser.add_argument(
-        "--train.device", dest="device", metavar="DEVICE", help="device to run on (default: the one that trained)"
+        "--train.device", dest="device", metavar="DEVICE",
+        help="device to run on (default: the one that trained)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.report.panels import NUM_PANELS
@@ -46,13 +48,16 @@ def compare(argv: list[str]) -> None:
     """Put finished runs side by side, over seeds."""
     parser = Parser(
         prog=f"{PROG} compare",
-        description="Compare finished runs: those with the same settings but the seed are a row, with mean and deviation; each "
-        "has its difference from the baseline with the same settings, seed by seed, with a 95 % interval. Runs that are not "
-        "finished and other folders are named and left out; runs of different validation data are refused (exit code 2).",
+        description="Compare finished runs: those with the same settings but the seed are a row, "
+        "with mean and deviation; each has its difference from the baseline with the same "
+        "settings, seed by seed, with a 95 % interval. Runs that are not finished and other "
+        "folders are named and left out; runs of different validation data are refused (exit code "
+        "2).",
         epilog=f"for example: {PROG} compare runs/grid --csv runs/grid.csv --html runs/grid.html",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="folder of a run, or a folder that holds some"
+        "paths", nargs="+", type=Path, metavar="PATH",
+        help="folder of a run, or a folder that holds some",
     )  # fmt: skip
     for ending, what in ((".csv", "a line a run"), (".html", "one page")):
         parser.add_argument(
@@ -77,18 +82,21 @@ def export(argv: list[str]) -> None:
     """Write a run's student as ONNX, safetensors or ExecuTorch."""
     parser = Parser(
         prog=f"{PROG} export",
-        description="Write the best student of the run in RUN as student.onnx, student.safetensors or student.pte beside its "
-        "checkpoint. onnx and executorch take bytes (uint8 RGB [N, H, W, 3]), normalise inside, give logits [N, K, H, W], and "
-        "keep their name only if they agree with PyTorch on up to 100 images.",
+        description="Write the best student of the run in RUN as student.onnx, student.safetensors "
+        "or student.pte beside its checkpoint. onnx and executorch take bytes (uint8 RGB "
+        "[N, H, W, 3]), normalise inside, give logits [N, K, H, W], and keep their name only if "
+        "they agree with PyTorch on up to 100 images.",
         epilog=f"for example: {PROG} export runs/student_kd --to onnx",
     )
     _add_run(parser)
     parser.add_argument(
-        "--to", required=True, choices=FORMATS, help="each is an extra: `pip install 'kdcache[onnx]'`"
+        "--to", required=True, choices=FORMATS,
+        help="each is an extra: `pip install 'kdcache[onnx]'`",
     )  # fmt: skip
     parser.add_argument(
         "--images", nargs="+", type=Path, default=[], metavar="PATH",
-        help="images, or folders of them, to compare on (default: the validation images of the run's cache)",
+        help="images, or folders of them, to compare on (default: the validation images of the "
+        "run's cache)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.deploy.export import export_student, import_format
@@ -106,10 +114,12 @@ def predict(argv: list[str]) -> int:
     """Ask a run's student about images."""
     parser = Parser(
         prog=f"{PROG} predict",
-        description="Ask the best student of the run in RUN for the classes of images, or of folders of them. Writes "
-        "masks/NAME.png (class numbers in VOC's colours, as large as the image), overlays/NAME.png and index.html. Pixels are "
-        "taken as they are stored: EXIF orientation is not applied, transparency is dropped, of several frames the first is "
-        "taken. Images of more than 89,478,485 pixels are refused. Exit code 1: some image could not be read.",
+        description="Ask the best student of the run in RUN for the classes of images, or of "
+        "folders of them. Writes masks/NAME.png (class numbers in VOC's colours, as large as the "
+        "image), overlays/NAME.png and index.html. Pixels are taken as they are stored: EXIF "
+        "orientation is not applied, transparency is dropped, of several frames the first is "
+        "taken. Images of more than 89,478,485 pixels are refused. Exit code 1: some image could "
+        "not be read.",
         epilog=f"for example: {PROG} predict runs/student_kd photos --out predictions",
     )
     _add_run(parser)
@@ -121,8 +131,9 @@ def predict(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--size", type=_read_size, metavar="N|original",
-        help="what the student sees: larger images are shrunk to fit N x N pixels, smaller ones padded; original shrinks none "
-        "(default: the size of the run's validation, at which it was scored)",
+        help="what the student sees: larger images are shrunk to fit N x N pixels, smaller ones "
+        "padded; original shrinks none (default: the size of the run's validation, at which it was "
+        "scored)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.deploy.predict import predict_pictures

@@ -49,11 +49,11 @@ def build_parser(commands: Mapping[str, Command]) -> Parser:
     """The parser of settings and grids. Args: commands: by name, for --help."""
     parser = Parser(
         prog=PROG,
-        description="Train a student from a cache, without the teacher. --grid trains every combination of values with every "
-        "seed, each with its baseline, into run.dir. Or:\n\n"
+        description="Train a student from a cache, without the teacher. --grid trains every "
+        "combination of values with every seed, each with its baseline, into run.dir. Or:\n\n"
         f"{PROG} COMMAND ..., each with a --help of its own:\n{list_commands(commands)}",
-        epilog=f"for example: {PROG} --config configs/demo.yaml --run.dir runs/grid --grid loss.beta=0,0.5 loss.gamma=0,0.3 "
-        "--seeds 0,1,2",
+        epilog=f"for example: {PROG} --config configs/demo.yaml --run.dir runs/grid "
+        "--grid loss.beta=0,0.5 loss.gamma=0,0.3 --seeds 0,1,2",
         settings=True,
     )
     parser.add_argument(
@@ -74,8 +74,10 @@ def read_grid_of(args: argparse.Namespace) -> Grid | None:
             found, cure = Phrase("given alone"), "add --grid or --seeds"
             expected = Phrase("a grid to list")
             raise SettingsError(
-                describe("command line", field="--dry-run", found=found, expected=expected, cure=cure)
-            )  # fmt: skip
+                describe(
+                    "command line", field="--dry-run", found=found, expected=expected, cure=cure
+                )
+            )
         return None
     from kdcache.training.grid import read_grid
 
@@ -105,7 +107,10 @@ def _train_one(args: argparse.Namespace, processes: Alone) -> None:
 
 
 def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
-    """Train every run of the grid that is not finished; returns the exit code. Raises KdcacheError."""
+    """Train every run of the grid that is not finished; returns the exit code.
+
+    Raises: KdcacheError if a run failed.
+    """
     if processes.count > 1:
         found = Phrase(f"given to {processes.count} processes")
         expected, cure = Phrase("one process"), "start it without torchrun, once for each GPU"
@@ -135,9 +140,7 @@ def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
 
 
 def _read(args: argparse.Namespace) -> dict:
-    """The settings that are given; the cache has the others, so only the ranges of those are
-    checked.
-    """
+    """The given settings; the cache holds the others, so only the ranges of these are checked."""
     given = read_given(args)
     make_config({name: values for name, values in given.items() if name not in FROM_CACHE})
     return given
@@ -161,11 +164,13 @@ def _conclude(failures: list[Failure], total: int) -> int:
     failed = [failure for failure in failures if not failure.elsewhere]
     elsewhere, finished = len(failures) - len(failed), total - len(failures)
     print(
-        f"{finished} of {total} runs are finished; {elsewhere} are left to other processes, {len(failed)} failed"
+        f"{finished} of {total} runs are finished; {elsewhere} are left to other processes, "
+        f"{len(failed)} failed"
     )
     if not failed:
         return 0
     names = ", ".join(failure.folder.name for failure in failed)
     raise KdcacheError(
-        f"{len(failed)} of {total} runs failed ({names}); mend what their lines say and start the same again"
+        f"{len(failed)} of {total} runs failed ({names}); mend what their lines say and start the "
+        "same again"
     )

@@ -1,7 +1,7 @@
 """Every setting of both programs, one frozen dataclass a section; all defaults live here.
 
-The defaults are `configs/voc2012.yaml`: PASCAL VOC 2012 at 512x512, the teacher with torchvision's
-    VOC weights.
+The defaults are `configs/voc2012.yaml`: PASCAL VOC 2012 at 512x512, and the teacher with
+torchvision's VOC weights.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def config_to_dict(config: object) -> dict:
 
 
 def config_from_dict(values: dict, *, section: type = Config) -> object:
-    """The inverse of `config_to_dict`; missing fields take their defaults. Raises SettingsError on
-    bad values.
+    """The inverse of `config_to_dict`; missing fields take their defaults.
+
+    Raises: SettingsError if a value is out of range.
     """
     types = {
         "root": Path,

@@ -38,27 +38,22 @@ class CacheConfig:
     shard_samples: int = 16
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
     encoding: str | dict[str, str] = "float16"
-    """float16 (exact), int8 (half) or lowrank (compact, a seventeenth) for all of the teacher's
-    answers, or {low: int8}.
-    """
+    """How the teacher's answers are stored: float16 (exact), int8 (half) or lowrank (compact, a
+    seventeenth) for all, or {low: int8}."""
     rank: RankConfig = field(default_factory=RankConfig)
     """Coefficients of lowrank levels."""
     codec: str = "auto"
-    """Lossless: raw, blosc-lz4 (fast), blosc-zstd (small), another of zarr-python's (slow); auto is
-    blosc-zstd beside lowrank.
-    """
+    """Lossless compression: raw, blosc-lz4 (fast), blosc-zstd (small) or another of zarr-python's
+    (slow); auto is blosc-zstd if a level is lowrank, else raw."""
     check: Literal["always", "first", "never"] = "first"
-    """Which readings of a sample training checks: always, the first of a process, never (damage may
-    then pass unseen).
-    """
+    """Which reads of a sample are checked in training: always, the first of a process, or never
+    (damage may then pass unseen)."""
     stage_dir: Path | None = None
-    """Folder for local copies of what training reads from a slower place, each verified (default:
-    none are made).
-    """
+    """Folder for local copies of what training reads from slower storage, each copy verified
+    (default: no copies)."""
     stage_gb: float = 100.0
-    """Size limit of cache.stage_dir in GB, above 0; copies used longest ago go first, those of this
-    run stay.
-    """
+    """Size limit of cache.stage_dir in GB, above 0; the least recently used copies are removed
+    first, those of this run stay."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", clean_address("cache.path", self.path))
@@ -70,7 +65,10 @@ class CacheConfig:
         named = self.encoding if isinstance(self.encoding, dict) else {"logits": self.encoding}
         known = all(isinstance(kind, str) and kind in (*KINDS, *PRESETS) for kind in named.values())
         if not set(named) <= {"logits", *LEVELS} or not known:
-            expected = "float16, int8, lowrank, exact, half or compact, or one of them for each of logits, low, mid, high"
+            expected = (
+                "float16, int8, lowrank, exact, half or compact, or one of them for each of "
+                "logits, low, mid, high"
+            )
             raise refuse("cache.encoding", self.encoding, expected)
         if isinstance(self.encoding, dict) and self.kinds["logits"] == "lowrank":
             raise refuse(
@@ -79,8 +77,9 @@ class CacheConfig:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Encoding of logits and of each cached level: float16, int8 or lowrank; "lowrank" for all
-        is int8 for logits.
+        """The encoding of logits and of each cached level: float16, int8 or lowrank.
+
+        If `encoding` is lowrank for all, logits are int8.
         """
         named = (
             self.encoding

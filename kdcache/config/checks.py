@@ -1,6 +1,4 @@
-"""Checks of single settings: each raises SettingsError that names the setting, what it is and what
-it may be.
-"""
+"""Checks of single settings; each raises SettingsError with the setting, its value and range."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ def check_positive(field_name: str, value: float) -> None:
 
 
 def check_size(field_name: str, size: int | list[int] | None, *, stride: int) -> None:
-    """Raises SettingsError unless size is None, N or [height, width] in multiples of `stride`
-    pixels.
-    """
+    """Raises SettingsError unless `size` is None, N or [height, width], multiples of `stride`."""
     if size is None:
         return
     if isinstance(size, list) and len(size) != 2:

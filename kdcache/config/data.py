@@ -10,41 +10,41 @@ from kdcache.config.names import STRIDE, SizePx
 from kdcache.errors import refuse
 
 VOC_CLASSES = [
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """The data set, in VOC folder layout:
-    ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets}.
+    """The data set in the VOC folder layout.
+
+    ROOT/VOCdevkit/VOC2012/ holds JPEGImages, SegmentationClass and ImageSets.
     """
 
     root: Path = Path("data/voc")
     """Folder that holds VOCdevkit/."""
     train_split: str = "train"
-    """List of training ids, ImageSets/Segmentation/NAME.txt; trainaug reads SegmentationClassAug.
-    """
+    """List of training ids, ImageSets/Segmentation/NAME.txt; trainaug reads
+    SegmentationClassAug."""
     val_split: str = "val"
     """List of validation ids."""
     num_classes: int = 21
     """Number of classes, labels 0..num_classes-1; 2 to 254."""
     class_names: list[str] | None = None
-    """One name a class, for tables and reports; the VOC names for 21 classes, else class 0, class
-    1, ...
-    """
+    """One name per class, for tables and reports (default: the VOC names for 21 classes, else
+    class 0, class 1, ...)."""
     ignore_index: int = 255
-    """Label value that no loss and no metric counts, 0 to 255; stored as 255, which is always void.
-    """
+    """Label value that no loss and no metric counts, 0 to 255; stored as 255, which is always
+    void."""
     size: SizePx = 512
     """Crop of the training views in pixels, N or [height, width], multiples of 16."""
     val_size: SizePx | None = None
-    """Validation images are padded to this, pixels, N or [height, width], multiples of 16 (default:
-    size).
-    """
+    """Size in pixels that validation images are padded to, N or [height, width], multiples of 16
+    (default: size)."""
     download: bool = True
-    """Download VOC 2012 (2 GB, checked by MD5) where root has no VOCdevkit/VOC2012."""
+    """Download VOC 2012 (2 GB, checked by MD5) if root has no VOCdevkit/VOC2012."""
 
     def __post_init__(self) -> None:
         check_range("dataset.num_classes", self.num_classes, 2, 254)
@@ -79,8 +79,9 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training views: random scale, crop, flip and colour, drawn from (seed, sample id, view)
-    alone.
+    """Training views: random scale, crop, flip and colour.
+
+    They are drawn from (seed, sample id, view) alone.
     """
 
     seed: int = 0

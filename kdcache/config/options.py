@@ -1,9 +1,8 @@
-"""Command lines: options that are given once, settings as --SECTION.NAME VALUE, mistakes in one
-line.
+"""Command lines: options given at most once, settings as --SECTION.NAME VALUE, one-line errors.
 
 argparse does the parsing. Types, defaults and help of settings come from the dataclasses of
 `kdcache.config`, and values are checked alike in YAML files and on the command line (`typed`).
-jsonargparse, which did this before, took longer to import and to look at the dataclasses than
+jsonargparse, which was used before, took longer to import and to inspect the dataclasses than
 everything else `--help` does, and its errors had to be rewritten one by one.
 """
 
@@ -35,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of one command: raises SettingsError for whatever it does not understand.
 
     Args:
-        settings: take --config FILE and every setting as --SECTION.NAME VALUE, too; `read_given`
+        settings: also take --config FILE and every setting as --SECTION.NAME VALUE; `read_given`
             reads them.
     """
 
@@ -116,7 +115,8 @@ class Parser(argparse.ArgumentParser):
         for name, kind in setting_types().items():
             switch = {"nargs": "?", "const": "true"} if kind is bool else {}
             groups[name.partition(".")[0]].add_argument(
-                f"--{name}", dest=name, default=argparse.SUPPRESS, metavar=_name_value(kind), **switch
+                f"--{name}", dest=name, default=argparse.SUPPRESS, metavar=_name_value(kind),
+                **switch,
             )  # fmt: skip
 
     def _build_usage(self) -> str:
@@ -143,7 +143,8 @@ class _StoreOnce(argparse.Action):
     """Stores a value; a second one is a mistake, as nobody can say which of them was meant."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option_string: str | None = None,
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+        option_string: str | None = None,
     ) -> None:  # fmt: skip
         given = vars(namespace).setdefault(_GIVEN, set())
         if self.dest in given:
@@ -167,8 +168,9 @@ class _Help(argparse.HelpFormatter):
 
 
 def read_given(args: argparse.Namespace) -> dict:
-    """The settings that a command line and its YAML files name, as a nested dict. Raises
-    SettingsError.
+    """The settings that a command line and its YAML files name, as a nested dict.
+
+    Raises: SettingsError for a wrong file, name or value.
     """
     given: dict[str, object] = {}
     for path in args.config:
@@ -185,11 +187,11 @@ def override(given: Mapping, words: Mapping[str, str]) -> dict:
 
 
 def find_words(args: argparse.Namespace) -> dict[str, str]:
-    """Dotted name -> value, as it is written, of each setting on the command line itself, not in
-    YAML files.
-    """
+    """Dotted name -> value as written, of each setting on the command line, not in YAML files."""
     return {
-        name: word for name, word in vars(args).items() if name in setting_types() or find_owner(name)
+        name: word
+        for name, word in vars(args).items()
+        if name in setting_types() or find_owner(name)
     }  # fmt: skip
 
 

@@ -25,9 +25,7 @@ def merge(base: Mapping, over: Mapping) -> dict:
 
 
 def drop_unknown(values: Mapping, known: Mapping | None = None) -> dict:
-    """Stored settings without names that this version does not have (another version of kdcache
-    wrote them).
-    """
+    """Stored settings without names that this version lacks (another version wrote them)."""
     known = config_to_dict(Config()) if known is None else known
     return {
         name: drop_unknown(value, known[name])

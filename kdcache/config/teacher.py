@@ -19,8 +19,8 @@ class LayerConfig:
     mid: str = "layer2"
     """Backbone part behind mid (layer2: 512 channels, stride 8)."""
     high: str = "layer3"
-    """Backbone part behind high (layer3: 1024 channels, stride 8, brought to teacher.high_stride).
-    """
+    """Backbone part behind high (layer3: 1024 channels, stride 8, resized to
+    teacher.high_stride)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +30,20 @@ class TeacherConfig:
     arch: Literal["fcn_resnet50", "fcn_resnet101"] = "fcn_resnet50"
     """torchvision segmentation model."""
     weights: str = "COCO_WITH_VOC_LABELS_V1"
-    """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from `cache_teacher
-    fit`).
-    """
+    """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from
+    `cache_teacher fit`)."""
     layers: LayerConfig = field(default_factory=LayerConfig)
     """Feature taps by level."""
     high_stride: Literal[8, 16] = 16
-    """Pixels between positions of high, brought there from its layer: 16 is the student's grid, 8
-    what layer3 and layer4 have.
-    """
+    """Stride of high in pixels, resized from that of its layer: 16 is the student's grid, 8 that of
+    layer3 and layer4."""
     precision: Precision = "float32"
     """Arithmetic of the teacher's forward pass; float32 is exact (TF32 off), the others use
-    autocast.
-    """
+    autocast."""
     batch_size: int = 8
     """Images per forward pass, 1 or more; a batch never crosses a shard group."""
     device: str = "auto"
-    """auto (cuda where present), cpu, cuda or cuda:N."""
+    """auto (cuda if present), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         check_range("teacher.batch_size", self.batch_size, 1, 65_536)

@@ -19,18 +19,16 @@ class StudentConfig:
     """MobileNetV3-Small + ASPP + skip connections, or a student of yours."""
 
     arch: str = BUILT_IN_STUDENT
-    """mobilenetv3_small, or package.module:function of yours: of num_classes, gives a module that
-    returns (logits, features).
-    """
+    """mobilenetv3_small, or package.module:function of yours, which takes num_classes and returns a
+    module that returns (logits, features)."""
     options: dict[str, Option] = field(default_factory=dict)
     """What your function is called with besides num_classes, e.g. {width: 32}."""
     pretrained: bool = True
-    """Start mobilenetv3_small from torchvision's ImageNet weights (10 MB download, hash-checked).
-    """
+    """Start mobilenetv3_small from torchvision's ImageNet weights (10 MB download, checked by
+    hash)."""
     aspp_channels: int = 96
     """Channels of each ASPP branch of mobilenetv3_small, 8 or more; 96 gives 2.8 M parameters at 21
-    classes.
-    """
+    classes."""
 
     def __post_init__(self) -> None:
         check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
@@ -77,8 +75,7 @@ class TrainConfig:
     """Passes over the training samples, 1 or more."""
     batch_size: int = 8
     """Samples per step, of all processes together, 2 or more; a last batch of one sample joins the
-    batch before it.
-    """
+    batch before it."""
     lr: float = 1e-3
     """Learning rate of Adam at the start of its cosine, > 0."""
     seed: int = 0
@@ -86,25 +83,21 @@ class TrainConfig:
     views: Literal["cycle", "random"] = "cycle"
     """Which of its cached views a sample shows in an epoch: each in turn, or one drawn anew."""
     flip: float = 0.0
-    """Probability that a sample is flipped left-right in an epoch, its cached targets with it, 0 to
-    1; 0 is exact.
-    """
+    """Probability that a sample and its cached targets are flipped left-right in an epoch, 0 to 1;
+    0 is exact."""
     crop: SizePx | None = None
-    """Random part of each view to train on, targets cut alike, pixels, N or [height, width],
-    multiples of 16 (default: all).
-    """
+    """Size in pixels of a random part of each view to train on, targets cropped alike, N or
+    [height, width], multiples of 16 (default: all)."""
     device: str = "auto"
-    """auto (cuda where present), cpu, cuda or cuda:N."""
+    """auto (cuda if present), cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the student: auto is bfloat16 autocast on cuda and float32 on cpu."""
     residency: Literal["auto", "disk", "ram", "gpu"] = "auto"
-    """Where samples stay after their first reading: auto takes GPU memory, else RAM (mapped files),
-    where all fit, else disk.
-    """
+    """Where samples stay after they are first read: auto takes GPU memory if all fit, else RAM
+    (mapped files) if all fit, else disk."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for student and loss: auto is on for cuda, off for cpu, where it gains less
-    than it takes; a run keeps it.
-    """
+    """torch.compile for student and loss: auto is on for cuda, and off for cpu, which gains less
+    than compiling takes; a run keeps its choice."""
 
     def __post_init__(self) -> None:
         check_range("train.epochs", self.epochs, 1, 1_000_000)
@@ -129,9 +122,8 @@ class RunConfig:
     resume: bool = False
     """Continue an interrupted run in run.dir."""
     baseline: bool = True
-    """Train the same student without the teacher first (equal budget), unless that was done before.
-    """
+    """Train the same student without the teacher first (equal budget), unless that was done
+    before."""
     track: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
-    """Where each epoch's numbers are shown besides metrics.jsonl: auto is TensorBoard where it is
-    installed.
-    """
+    """Where the numbers of each epoch are shown besides metrics.jsonl: auto is TensorBoard if it is
+    installed."""

@@ -1,4 +1,4 @@
-"""Values of settings: what a YAML file or a command line holds, as the type that the setting has."""
+"""Values of settings in a YAML file or on a command line, converted to the setting's type."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from kdcache.errors import SettingsError
 
 _NOTHING = object()  # a value that does not fit
 _NAMES = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list",
-    dict: "names with values", NoneType: "null",
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+    list: "a list", dict: "names with values", NoneType: "null",
 }  # fmt: skip
 
 
@@ -41,13 +41,13 @@ def read_settings(path: Path) -> dict:
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
-    """Settings as a nested dict -> dotted name of each -> its value, as the type of the setting;
-    paths stay text.
+    """Settings as a nested dict -> dotted name of each -> its value in the setting's type.
 
-    Words of a command line are such values, too: text that says a number is taken for one if a
-        number is expected.
-    Raises: SettingsError for unknown names, with the nearest known one, and for values of another
-        type.
+    Paths stay text. Words of a command line are also such values: text that says a number becomes
+    one if a number is expected.
+
+    Raises: SettingsError for an unknown name, with the nearest known one, or a value of another
+    type.
     """
     checked: dict[str, object] = {}
     for key, value in given.items():
@@ -66,8 +66,9 @@ def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def find_owner(name: str) -> str | None:
-    """student.options of student.options.width: the setting whose value has entries of any name;
-    None of other names.
+    """The setting whose value has entries of any name: student.options of student.options.width.
+
+    None for other names.
     """
     owner = name.rpartition(".")[0]
     return owner if get_origin(setting_types().get(owner)) is dict else None

@@ -1,6 +1,4 @@
-"""What a settings file must be before its names are looked at: small, plain YAML, a section a name,
-no name twice.
-"""
+"""Reads a settings file: small, plain YAML, one section per name, no name twice."""
 
 from __future__ import annotations
 
@@ -27,6 +25,7 @@ class PlainLoader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        """Refuse aliases; else like PyYAML."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="an alias", problem_mark=self.peek_event().start_mark
@@ -34,6 +33,7 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuse a name given twice; else like PyYAML."""
         names = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in names:

@@ -4,8 +4,9 @@ import numpy as np
 
 
 def voc_palette() -> np.ndarray:
-    """The colour map of PASCAL VOC, uint8 [256, 3]: bits of the class number spread over red,
-    green, blue.
+    """The colour map of PASCAL VOC, uint8 [256, 3].
+
+    The bits of the class number are spread over red, green and blue.
     """
     number = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)

@@ -1,12 +1,11 @@
-"""The embedded sample data set: generated scenes in the VOC layout, for a first run without network
-or GPU.
+"""The embedded sample data set: generated scenes in the VOC layout.
 
-A scene is a cloudy background under two to five textured objects that may hide parts of each other.
-Each object, and the background, takes two colours from one distribution, so a pixel's colour tells
-no class; outline, size and texture period are drawn alike for all classes too. Only the pattern
-tells them apart, and it keeps its name under training's augmentations: a horizontal flip turns '/'
-into '\\', so one class, `diagonal`, holds both; rescaling changes a period, so no class has a
-period of its own.
+It is for a first run without network or GPU. A scene is a cloudy background under two to five
+textured objects that may hide parts of each other. Each object, and the background, takes two
+colours from one distribution, so a pixel's colour tells no class; outline, size and texture period
+have one distribution for all classes too. Only the pattern tells the classes apart, and it survives
+the augmentations of training: a horizontal flip turns '/' into '\\', so one class, `diagonal`,
+holds both; rescaling changes a period, so no class has a period of its own.
 """
 
 import re
@@ -30,19 +29,17 @@ _MIN_SIZE_PX = 48
 def write_sample_set(
     root: Path, *, num_train: int = 320, num_val: int = 80, size_px: int = 96, seed: int = 0
 ) -> None:
-    """Write the set under `root` as
-    VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}.
+    """Write the set under `root`, in VOCdevkit/VOC2012/.
 
-    Every image is a pure function of (seed, split, index, size_px): writing again changes nothing,
-    a longer
-    set begins with the shorter one. Files of other names stay. The lists come last: a write cut
-        short in a fresh folder leaves no list that names a missing file.
+    That folder holds JPEGImages, SegmentationClass and ImageSets/Segmentation. Every image is a
+    pure function of (seed, split, index, size_px): writing again changes nothing, and a longer set
+    begins with the shorter one. Files of other names stay. The lists are written last: a write cut
+    short in a fresh folder leaves no list that names a missing file.
 
     Args:
-        root: the folder that holds VOCdevkit; made where missing.
+        root: the folder that holds VOCdevkit; created if missing.
         num_train, num_val: images per split, >= 1.
-        size_px: side of the square images, >= 48; below that the texture periods outgrow the
-            objects.
+        size_px: side of the square images, >= 48; below, the texture periods outgrow the objects.
         seed: 0 to 2**64 - 1.
 
     Raises: ValueError if an argument is out of range, DataError if `root` holds the lists of
@@ -84,7 +81,7 @@ def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -
 
 
 def _check_lists_are_ours(folder: Path) -> None:
-    """Raise DataError before overwriting a list that is not a sample set's, such as the real VOC's."""
+    """Raise DataError before a list of another data set, such as the real VOC, is overwritten."""
     for path in filter(Path.exists, (folder / f"{split}.txt" for split in _SPLIT_CODES)):
         foreign = [
             i for i in path.read_text().split() if not re.fullmatch(r"sample_(train|val)_\d+", i)
@@ -102,9 +99,7 @@ def _build_generator(seed: int, split: str, index: int) -> Generator:
 
 
 def _write_sample(voc: Path, sample_id: str, image_HWC: np.ndarray, label_HW: np.ndarray) -> None:
-    """Write uint8 image and uint8 label; without chroma subsampling, which would grey the finer
-    patterns.
-    """
+    """Write a uint8 image and label, without chroma subsampling, which would grey fine patterns."""
     image_path = voc / "JPEGImages" / f"{sample_id}.jpg"
     Image.fromarray(image_HWC).save(image_path, quality=_JPEG_QUALITY, subsampling=0)
     label = Image.fromarray(label_HW)

@@ -1,6 +1,4 @@
-"""Which samples are shown or compared if a split has too many: evenly spaced ones, and of those the
-extremes.
-"""
+"""Which samples are shown or compared if a split has too many: evenly spaced ones, or extremes."""
 
 from __future__ import annotations
 

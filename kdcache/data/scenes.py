@@ -1,9 +1,8 @@
-"""Draws the scenes of the sample data set: textured objects under changing light, every colour from
-one distribution.
+"""Draws the scenes of the sample data set: textured objects under changing light.
 
-Letters: H, W rows and columns; C = 3, red, green, blue; `at_2HW` a pixel's (y down, x right) from
-    an object's centre, in pixels. A texture is a field in about -1..1, whose sign chooses between
-    the two colours.
+All colours come from one distribution. Letters: H, W rows and columns; C = 3, red, green, blue;
+`at_2HW` the offset (y down, x right) of each pixel from the centre of an object, in pixels. A
+texture is a field in about -1..1, whose sign chooses between the two colours.
 """
 
 from functools import partial
@@ -25,23 +24,23 @@ CLASS_NAMES = (
 )
 
 _NUM_OBJECTS = (2, 5)
-# Shares of the image's side: 26 to 60 px of 96, so that even a small object spans three cells at
-# stride 8.
+# Shares of the image's side: 26 to 60 px of 96, so that a small object spans 3 cells at stride 8.
 _DIAMETER = (0.27, 0.62)
-# At the augmentation's least scale, 0.5, the shortest period is 3 px: still above the 2 px sampling
-# carries.
+# At the smallest scale of the augmentation, 0.5, the shortest period is 3 px, above the Nyquist
+# limit of 2 px.
 _PERIOD_PX = (6.0, 10.0)
 _TILT_DEG = 10.0
-# Least distance of two paired colours in luma, of 255: below it lighting and noise would drown a
-# pattern.
+# Smallest difference in luma (0..255) of two paired colours: below it, lighting and noise would
+# drown a pattern.
 _MIN_CONTRAST = 60.0
 _NOISE_STD = 6.0
 _LIGHT_SWING = 0.25
 
 
 def draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 HWC and label uint8 HW; painted from large to small, so none is hidden by a
-    larger one.
+    """One scene: image uint8 [H, W, C] and label uint8 [H, W], both `size_px` square.
+
+    Objects are painted from large to small, so that none is hidden by a larger one.
     """
     yx_2HW = np.mgrid[0.0:size_px, 0.0:size_px]
     image_HWC = _mix(
@@ -68,7 +67,7 @@ def draw_scene(rng: Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray]
 def _draw_centres(rng: Generator, num: int) -> np.ndarray:
     """Centres [num, (y, x)] as shares of the side; of 4 candidates, the farthest from those before.
 
-    Wholly free centres heap up and leave many objects as slivers; 4 candidates still let objects
+    Unconstrained centres cluster and leave many objects as slivers; with 4 candidates objects still
     overlap.
     """
     centres = rng.uniform(0.15, 0.85, size=(1, 2))
@@ -80,9 +79,7 @@ def _draw_centres(rng: Generator, num: int) -> np.ndarray:
 
 
 def _label_object(label_HW: np.ndarray, inside_HW: np.ndarray, class_index: int) -> None:
-    """Write the class inside and void on the 1-px ring just outside, over whatever is hidden; in
-    place.
-    """
+    """In place, write the class inside and void on the 1-px ring outside, over what is hidden."""
     padded = np.pad(inside_HW, 1)
     beside_HW = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     label_HW[beside_HW] = VOID
@@ -90,14 +87,14 @@ def _label_object(label_HW: np.ndarray, inside_HW: np.ndarray, class_index: int)
 
 
 def _mix(low: np.ndarray, high: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:
-    """Per pixel, (1 - weight) of the first colour (C) or image (HWC) and weight of the second; HWC."""
+    """Per pixel, (1 - weight) of `low` and weight of `high`: colours [C] or images; [H, W, C]."""
     return low + (high - low) * weight_HW[..., None]
 
 
 def _draw_colours(rng: Generator) -> np.ndarray:
     """Two colours, [2, C] in 20..235, the first of 32 drawn pairs with enough contrast.
 
-    Which of the two comes first is chance, so figure and ground of a pattern share one
+    Which of the two comes first is random, so figure and ground of a pattern share one
     distribution.
     """
     pairs = rng.uniform(20.0, 235.0, size=(32, 2, 3))
@@ -106,9 +103,7 @@ def _draw_colours(rng: Generator) -> np.ndarray:
 
 
 def _light(image_HWC: np.ndarray, rng: Generator) -> np.ndarray:
-    """A linear lighting gradient in a random direction and sensor noise over the whole scene; uint8
-    HWC.
-    """
+    """Add a linear lighting gradient in a random direction and sensor noise; uint8 [H, W, C]."""
     slope = np.linspace(-1.0, 1.0, len(image_HWC)) * _LIGHT_SWING / np.sqrt(2.0)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     light_HW = 1.0 + np.sin(angle) * slope[:, None] + np.cos(angle) * slope
@@ -120,9 +115,7 @@ def _light(image_HWC: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def _draw_cover(at_2HW: np.ndarray, rng: Generator, *, radius_px: float) -> np.ndarray:
-    """How much of each pixel a turned and stretched outline covers: HW, 0..1, with a 1-px soft
-    edge.
-    """
+    """The coverage of each pixel by a rotated, stretched outline: [H, W], 0..1, 1-px soft edge."""
     turn, stretch = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.8, 1.25)
     u_HW = (np.cos(turn) * at_2HW[1] + np.sin(turn) * at_2HW[0]) / (radius_px * stretch)
     v_HW = (np.cos(turn) * at_2HW[0] - np.sin(turn) * at_2HW[1]) / (radius_px / stretch)
@@ -153,13 +146,11 @@ def _flower(u_HW: np.ndarray, v_HW: np.ndarray, rng: Generator) -> np.ndarray:
 
 
 def _draw_paint(at_2HW: np.ndarray, rng: Generator, *, class_name: str) -> np.ndarray:
-    """The class's pattern in two drawn colours over the whole image, HWC; the object's cover cuts
-    it out.
-    """
+    """The class's pattern in two random colours over the whole image, [H, W, C]."""
     period_px = rng.uniform(*_PERIOD_PX)
     field_HW = _TEXTURES[class_name](at_2HW, rng, period_px=period_px)
-    # A cosine's slope at its zero is 2 pi / period per px: this gain makes the colours' seam 1.5 px
-    # wide.
+    # The slope of a cosine at its zero is 2 pi / period per px: with this gain the edge between the
+    # colours is 1.5 px wide.
     return _mix(*_draw_colours(rng), np.clip(0.5 + field_HW * period_px / 9.0, 0.0, 1.0))
 
 
@@ -182,7 +173,7 @@ def _stripes(
 
 
 def _checker(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarray:
-    """Squares at any angle; 1.4 times the period brings their diagonal rows to the stripes' period."""
+    """Squares at any angle; with 1.4 times the period, their diagonals have that of stripes."""
     angle_deg = rng.uniform(0.0, 90.0)
     first_HW = _wave(_project(at_2HW, angle_deg), rng, period_px=1.4 * period_px)
     return (
@@ -204,9 +195,7 @@ def _rings(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarra
 
 
 def _speckle(at_2HW: np.ndarray, rng: Generator, *, period_px: float) -> np.ndarray:
-    """Irregular blots: white noise kept around one spatial frequency, in all directions; clipped to
-    -1..1.
-    """
+    """Irregular blots: white noise in a band around one spatial frequency, clipped to -1..1."""
     size_px = at_2HW.shape[-1]
     axis = np.fft.fftfreq(size_px)
     band_HW = np.exp(-4.0 * (np.hypot(axis[:, None], axis) * period_px - 1.0) ** 2)

@@ -1,8 +1,8 @@
-"""Training views that anyone can draw again: parameters from (seed, sample id, view) alone, applied
-by a pure function.
+"""Training views that can be drawn again from (seed, sample id, view) alone.
 
-The draw is a Philox counter-based generator keyed by a hash of seed and sample id, its counter the
-view; only raw 64-bit words are used, the part that NumPy keeps the same between versions.
+`draw` gives the parameters of a view, `apply` is a pure function of them. The parameters come from
+a counter-based generator, Philox, with a hash of seed and sample id as its key and the view as its
+counter. Only raw 64-bit words are used, which NumPy keeps the same between versions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from PIL import Image, ImageEnhance
 from kdcache.config import VOID, AugmentConfig
 
 MEAN_RGB = (124, 116, 104)  # ImageNet mean in 0..255: the padding a network sees as (almost) zero
-SCHEME = "philox-1"  # names this file's way to draw and apply; a change that moves one pixel gets a new name
+# Names the way this file draws and applies views; a change that moves one pixel gets a new name.
+SCHEME = "philox-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +84,16 @@ def draw(
 def apply(
     view: ViewParameters, image_HWC: np.ndarray, label_HW: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make one view: image bilinear (antialiased), label nearest neighbour, padding at right and
-    bottom.
+    """One view of a sample: image resized bilinearly (antialiased), label by nearest neighbour.
+
+    Both are padded at right and bottom.
 
     Args:
         view: parameters from `draw`.
         image_HWC: uint8 RGB. label_HW: uint8, VOID kept.
 
-    Returns: image [*size_hw, 3] uint8 padded with the mean colour, label size_hw uint8 padded with
-        VOID.
+    Returns: image uint8 [*size_hw, 3], padded with the mean colour, and label uint8 `size_hw`,
+        padded with VOID.
     """
     image = _resize_crop(Image.fromarray(image_HWC), view, Image.Resampling.BILINEAR)
     label = _resize_crop(Image.fromarray(label_HW), view, Image.Resampling.NEAREST)
@@ -107,8 +109,8 @@ def apply(
 def fit_inside(image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[int, int]):
     """A validation sample: padded, never resampled unless larger than `size_hw`.
 
-    Returns: image, label, and the size the image has inside them (height, width); smaller than it
-        was where it had to shrink.
+    Returns: image, label, and the (height, width) of the image inside them, smaller than before if
+        it had to shrink.
     """
     height, width = _shrink(label_HW.shape, size_hw)
     if (height, width) != label_HW.shape:
@@ -135,8 +137,9 @@ def pad(
 
 
 def _shrink(hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the same shape that fits, in whole numbers: a float factor would lose
-    pixels to rounding.
+    """The largest (height, width) of the same aspect ratio that fits.
+
+    In whole numbers: a float factor would lose pixels to rounding.
     """
     (height, width), (most_h, most_w) = hw, size_hw
     if height <= most_h and width <= most_w:

@@ -1,7 +1,6 @@
-"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before anything is
-computed from them.
+"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before they are used.
 
-torchvision's VOCSegmentation downloads and checks the archive. It does not read here: it knows
+torchvision's VOCSegmentation downloads and checks the archive. It is not used for reading: it knows
 neither trainaug nor sample ids, and its errors do not name the file.
 """
 
@@ -26,9 +25,8 @@ from kdcache.errors import DataError, Phrase, describe, one_line
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
-SAMPLE_ID = re.compile(
-    r"(?!\.)[\w.\-]+"
-)  # no separators, no leading dot: an id can never leave its folder
+# no separators and no leading dot: an id can never leave its folder
+SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """A checked list of samples; `fingerprint` is the sha256 over ids and contents of all files, in
-    order.
+    """The checked samples of a split, in the order of its list.
+
+    `fingerprint` is the sha256 over ids and file contents, in that order.
     """
 
     name: str
@@ -52,8 +51,9 @@ class Split:
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
-    """The samples of a split, in the order of its list. Raises DataError naming the file that is
-    missing or wrong.
+    """The samples of a split, in the order of its list; images and labels are not opened.
+
+    Raises: DataError if the data set or the list is missing or wrong.
     """
     base = config.root / VOC_DIR
     if not base.is_dir():
@@ -69,11 +69,11 @@ def read_split(
     """Find, decode and hash every file of a split, so that a bad one is met before the first batch.
 
     Args:
-        config: where the data set lies and what its labels may be.
+        config: where the data set is, and which labels it may hold.
         split: name of the list.
         advance: called with 1 after each checked sample.
 
-    Raises: DataError naming the first bad file.
+    Raises: DataError for the first bad file.
     """
     samples = find_samples(config, split)
     total = hashlib.sha256()
@@ -87,8 +87,9 @@ def read_split(
 
 
 def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image [H, W, 3] uint8 RGB and label [H, W] uint8, void as 255. Raises DataError naming the
-    file.
+    """The image, uint8 RGB [H, W, 3], and the label, uint8 [H, W] with void as 255.
+
+    Raises: DataError if a file is missing, damaged, or not as the settings say.
     """
     image = _decode_image(sample.image_path, _read_bytes(sample.image_path))
     label = _decode_label(sample.label_path, _read_bytes(sample.label_path))
@@ -97,8 +98,9 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
 
 
 def download_voc(config: DatasetConfig) -> None:
-    """Download and unpack VOC 2012 through torchvision (MD5-checked) where it is absent. Raises
-    DataError.
+    """Download and unpack VOC 2012 with torchvision (MD5-checked) if it is missing.
+
+    Does nothing if `config.download` is off. Raises: DataError if the download fails.
     """
     if (config.root / VOC_DIR).is_dir() or not config.download:
         return
@@ -116,8 +118,8 @@ def _missing_data_set(config: DatasetConfig) -> str:
     cure = "set dataset.root to the folder that holds VOCdevkit; `make demo` needs no data"
     if config.download:
         cure = (
-            f"fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start again, "
-            "or set dataset.root; `make demo` needs no network"
+            f"fetch {VOC_ARCHIVE} from {VOC_URL}, put it into {config.root} by hand and start "
+            "again, or set dataset.root; `make demo` needs no network"
         )
     return describe(
         config.root / VOC_DIR,
@@ -130,7 +132,10 @@ def _missing_data_set(config: DatasetConfig) -> str:
 
 def _read_ids(path: Path) -> list[str]:
     if not path.is_file():
-        cure = "choose another dataset.train_split or dataset.val_split, or put the list there, an id a line"
+        cure = (
+            "choose another dataset.train_split or dataset.val_split, or put the list there, an id "
+            "a line"
+        )
         raise DataError(
             describe(
                 path,
@@ -184,7 +189,10 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        cure = "restore the file (after an interrupted download: delete VOCdevkit) or take its id out of the split list"
+        cure = (
+            "restore the file (after an interrupted download: delete VOCdevkit) or take its id out "
+            "of the split list"
+        )
         raise DataError(
             describe(
                 path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure

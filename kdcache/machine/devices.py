@@ -1,4 +1,4 @@
-"""Which device and which arithmetic: chosen from settings, refused where the machine lacks them."""
+"""Which device and which arithmetic: chosen from settings, refused if the machine lacks them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from kdcache.machine.workers import Worker, find_worker
 
 
 def choose_device(name: str, *, field: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine a GPU of its own, as
-    far as there are.
+    """auto, cpu, cuda or cuda:N -> device; auto gives each worker of a machine its own GPU.
 
-    Raises: SettingsError if it is not on this machine.
+    If there are more workers than GPUs, they share them.
+
+    Raises: SettingsError if the device is not on this machine.
     """
     if name == "auto":
         return _choose_gpu(find_worker()) if torch.cuda.is_available() else torch.device("cpu")
@@ -27,7 +28,7 @@ def choose_device(name: str, *, field: str) -> torch.device:
 
 
 def _choose_gpu(worker: Worker) -> torch.device:
-    """`cuda` for a process of its own, so that `CUDA_VISIBLE_DEVICES` and torch's default count."""
+    """`cuda` for a single process, so that `CUDA_VISIBLE_DEVICES` and torch's default count."""
     alone = worker.local_count == 1
     return torch.device(
         "cuda" if alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}"
@@ -35,12 +36,12 @@ def _choose_gpu(worker: Worker) -> torch.device:
 
 
 def find_gpu(device: torch.device) -> str | None:
-    """A name that no other GPU has, of this machine or another; None for the CPU."""
+    """The UUID of a GPU, which no other GPU of any machine has; None for the CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def check_precision(precision: str, device: torch.device, *, field: str) -> None:
-    """Raises SettingsError if the device has no such arithmetic."""
+    """Raises SettingsError if the device lacks this arithmetic."""
     known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
     if device.type == "cuda" and supports_bfloat16(device):
         known.append("bfloat16")

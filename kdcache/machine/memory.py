@@ -1,4 +1,4 @@
-"""How much memory is free: on a GPU, and for this process on its machine."""
+"""What this process may use: free memory of the machine and of a GPU, cores, mapped files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ import torch
 
 from kdcache.machine.workers import find_worker
 
-MOST_MAPS = (
-    32_000  # half of what Linux lets a process have unless told otherwise (vm.max_map_count)
-)
+# half of the memory maps that Linux allows a process by default (vm.max_map_count)
+MOST_MAPS = 32_000
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def find_free_ram() -> int:
-    """Bytes that can be used without pushing others out; the page cache counts as free.
+    """Bytes that can be used without swapping; the page cache counts as free.
 
-    The limit of a container counts where it is seen as containers of today see it: control groups
-        of version 2.
+    The limit of a container counts if it is visible as control groups of version 2.
     """
     return min(_find_machine_free(), _find_container_free())
 
 
 def find_free_gpu(device: torch.device) -> int:
-    """Bytes free on a GPU, what torch keeps for itself but does not use included."""
+    """Bytes free on a GPU, including what torch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -38,16 +36,18 @@ def count_cores() -> int:
 
 
 def count_own_cores() -> int:
-    """Its part of the machine's cores where it shares them with other workers; all it may use where
-    it is bound to some.
+    """The cores of this worker.
+
+    All it may use if it is bound to some of the machine's cores, else its share of all of them.
     """
     cores = count_cores()
     return max(cores // find_worker().local_count, 1) if cores == os.cpu_count() else cores
 
 
 def allow_mapped_files(count: int) -> bool:
-    """Raise this process's limit of open files so that `count` more fit, mapped; False where the
-    system does not let it.
+    """Raise this process's limit of open files so that `count` more can be mapped.
+
+    Returns: False if the system does not allow it.
     """
     if count > MOST_MAPS:
         return False
@@ -75,9 +75,7 @@ def _find_machine_free() -> int:
 
 
 def _find_container_free() -> float:
-    """What the limit of a control group (version 2) leaves; its file pages can be given back and
-    count as free.
-    """
+    """Bytes left below the limit of a control group (version 2); its file pages count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

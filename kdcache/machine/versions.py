@@ -1,4 +1,4 @@
-"""On what something was computed: device, threads, versions. Kept beside results, never compared."""
+"""What a result was computed on: device, threads, versions. Stored with results, never compared."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = (
-    "kdcache",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-)  # these decide the numbers of both phases
+# these decide the numbers of both phases
+PACKAGES = ("kdcache", "torch", "torchvision", "numpy", "pillow")
 
 
 def describe_machine(device: torch.device, *, packages: tuple[str, ...] = ()) -> dict:
-    """JSON values: `device` (the GPU's name, or "cpu"), `num_threads` of torch, `versions` of
-    Python and packages.
+    """Device, threads and versions, as JSON values.
 
     Args:
-        packages: whose version is kept besides PACKAGES.
+        packages: their versions are also stored.
+
+    Returns: `device` (the name of the GPU, or "cpu"), `num_threads` of torch, and `versions` of
+        Python and packages.
     """
     import torch
 

@@ -1,5 +1,6 @@
-"""Which of several processes this one is: started by torchrun or SLURM, they share work without
-talking to each other.
+"""Which of several processes this one is, if torchrun or SLURM started it.
+
+They share work without talking to each other.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `count` processes, by `rank` from 0; on its machine one of `local_count`, by
-    `local_rank`.
-    """
+    """One of `count` processes, `rank` from 0; on its machine `local_rank` of `local_count`."""
 
     rank: int = 0
     count: int = 1
@@ -27,30 +26,31 @@ class Worker:
 
     @property
     def leads(self) -> bool:
-        """Whether it waits for what others hold, and does it where they die."""
+        """Whether it waits for what others hold, and does it if they die."""
         return self.rank == 0
 
     def own(self, items: Sequence[Item]) -> list[Item]:
-        """Its stripe, in order."""
+        """The items of its own stripe, in order."""
         return list(items[self.rank :: self.count])
 
     def others(self, items: Sequence[Item]) -> list[Item]:
-        """The other stripes, the next worker's first, each from its end: an owner works from the
-        front and is met last.
+        """The items of the other stripes, the next worker's first, each stripe from its end.
+
+        An owner works from the front, so the two meet late.
         """
         stripes = [items[(self.rank + n) % self.count :: self.count] for n in range(1, self.count)]
         return [item for stripe in stripes for item in reversed(stripe)]
 
 
 def find_worker(environment: Mapping[str, str] | None = None) -> Worker:
-    """From what torchrun (RANK, WORLD_SIZE, ...) or SLURM (SLURM_PROCID, ..., of a job array times
-    its elements) has set.
+    """The worker that the environment describes.
 
-    Each of several elements of an array is a job of its own, perhaps on another machine, begun
-        again by itself: together they are the workers. Whatever the numbers are, a worker alone
-        does all there is to do; what is done once is done by the last.
+    torchrun sets RANK, WORLD_SIZE, ...; SLURM sets SLURM_PROCID, ...; a job array multiplies the
+    processes by its elements. Each element is a job that starts alone, perhaps on another machine;
+    together they are the workers. Whatever the numbers are, a single worker does all the work in
+    the end, and the last one does what is done once.
 
-    Raises: SettingsError if they contradict each other.
+    Raises: SettingsError if the variables contradict each other.
     """
     given = os.environ if environment is None else environment
     if "RANK" in given and "WORLD_SIZE" in given:
@@ -75,11 +75,11 @@ def _read(given: Mapping[str, str], rank_name: str, count_name: str) -> tuple[in
 
 
 def _read_array(given: Mapping[str, str]) -> tuple[int, int]:
-    """Place and number of a job array's elements, whose numbers may begin anywhere and have steps."""
+    """Place and number of the elements of a job array, whose ids may start anywhere, with steps."""
     names = {"SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_STEP": 1, "SLURM_ARRAY_TASK_COUNT": 1}
     least, step, count = (_number(given, name, unset=unset) for name, unset in names.items())
     element = (_number(given, "SLURM_ARRAY_TASK_ID") - least) // max(step, 1)
-    # of an array like 1,7,9 SLURM does not say which place 7 has: any place will do, since each
+    # for an array like 1,7,9 SLURM does not say which place 7 has: any place will do, since each
     # worker takes what is left
     return element % max(count, 1), max(count, 1)
 

@@ -1,6 +1,4 @@
-"""The student that `student.arch` names: kdcache's own, or any module of yours that returns
-(logits, features).
-"""
+"""The student named by `student.arch`: the built-in one, or your own module."""
 
 from __future__ import annotations
 
@@ -25,11 +23,11 @@ RETURNS = "(logits [N, num_classes, H, W] on any grid, {level: features [N, C, H
 
 
 class OwnStudent(nn.Module):
-    """A module of yours, asked as `LightweightSegmentationModel` is; its weights keep their own
-    names.
+    """Your module with the interface of `LightweightSegmentationModel`; weights keep their names.
 
     Args:
-        module: image [N, 3, H, W] -> (logits on any grid, {level: features}).
+        module: image [N, 3, H, W] -> (logits [N, num_classes, h, w] on any grid, {level: features
+            [N, C, h, w]}).
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -37,18 +35,23 @@ class OwnStudent(nn.Module):
         self.module = module
 
     def forward(self, image_NCHW: Tensor, *, return_features: bool = False, full_size: bool = True):
-        """As `LightweightSegmentationModel.forward`."""
+        """Logits upsampled to the image, or (logits, features) if `return_features`.
+
+        Args:
+            image_NCHW: normalised float32 images.
+            full_size: upsample the logits to the size of the image.
+        """
         logits, features = self.module(image_NCHW)
         if full_size:
             logits = resize_to(logits, image_NCHW.shape[-2:])
         return (logits, features) if return_features else logits
 
     def state_dict(self, *args: object, **options: object) -> dict:
-        """The module's."""
+        """The state dict of your module, without a prefix."""
         return self.module.state_dict(*args, **options)
 
     def load_state_dict(self, state_dict: Mapping, *args: object, **options: object) -> object:
-        """The module's."""
+        """Load a state dict of your module, without a prefix."""
         return self.module.load_state_dict(state_dict, *args, **options)
 
 
@@ -58,9 +61,9 @@ def build_student(
     """The student, initialised from torch's random state, on the CPU.
 
     Args:
-        pretrained: instead of the setting: False where weights are loaded afterwards.
+        pretrained: overrides the setting; False if weights are loaded afterwards.
 
-    Raises: SettingsError if `student.arch` cannot be imported, fails, or gives no module.
+    Raises: SettingsError if `student.arch` cannot be imported, fails, or returns no module.
     """
     if config.arch == BUILT_IN_STUDENT:
         pretrained = config.pretrained if pretrained is None else pretrained
@@ -87,8 +90,9 @@ def build_student(
 
 
 def recall_student(facts: Mapping[str, object]) -> StudentConfig:
-    """The settings of the student of a run, from the hyperparameters it kept. Raises KeyError where
-    they are no run's.
+    """The student settings of a run, from the hyperparameters it stored.
+
+    Raises: KeyError if they are not those of a run.
     """
     arch = facts.get("student.arch", BUILT_IN_STUDENT)
     if arch == BUILT_IN_STUDENT:
@@ -111,16 +115,18 @@ def find_function(arch: str) -> Callable:
 
 
 def hash_source(arch: str) -> str:
-    """12 hex digits of the file of `student.arch`: another student may hide behind an old name.
-    What it imports is not seen.
+    """12 hex digits of the sha256 of the file that defines `student.arch`, or "unknown".
+
+    They differ if another student has the same name. Files that it imports are not hashed.
     """
     source = find_source(arch)
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if source else "unknown"
 
 
 def find_source(arch: str) -> str | None:
-    """The file a function is in; None where it is built into Python, or typed in. Raises
-    SettingsError where it is not there.
+    """The file that defines a function; None if it is built into Python or typed in.
+
+    Raises: SettingsError if there is no such function.
     """
     try:
         source = inspect.getsourcefile(inspect.unwrap(find_function(arch)))
@@ -132,13 +138,15 @@ def find_source(arch: str) -> str | None:
 def find_channels(
     student: nn.Module, levels: Iterable[str], *, arch: str, num_classes: int, hw: tuple[int, int]
 ) -> dict[str, int]:
-    """level -> channels of the student's features, found by asking it about an empty image; a copy
-    of one of yours is also asked about two in training mode.
+    """level -> channels of the student's features, found with a forward pass of an empty image.
+
+    A copy of your own student also gets two images in training mode.
 
     Args:
-        arch: of the student, for messages. hw: height and width of that image in pixels.
+        arch: `student.arch`, for messages.
+        hw: height and width of the images in pixels.
 
-    Raises: SettingsError if it returns something else than a student must, or lacks a level.
+    Raises: SettingsError if it does not return what a student must, or lacks a level.
     """
     training = student.training
     answer = _ask(student.eval(), 1, hw, arch=arch)

@@ -1,6 +1,4 @@
-"""Fine-tunes a teacher on the configured data set: for the demo, and for everybody whose classes
-are not VOC's.
-"""
+"""Fine-tunes a teacher on the configured data set: for the demo and classes other than VOC's."""
 
 from __future__ import annotations
 
@@ -40,14 +38,14 @@ WARMUP = 0.1  # share of all steps
 def fit_teacher(
     config: Config, *, progress: Progress | None = None, say: Say = lambda text: None
 ) -> float:
-    """Train an FCN with its auxiliary head on random views of the training split and write
-    `fit.out`.
+    """Train an FCN with its auxiliary head on random training views, and write `fit.out`.
 
-    Starts from teacher.weights (a head for other classes is made anew); from scratch where these
-    are torchvision's and out of reach, or are `fit.out` itself and not there yet.
+    Training starts from `teacher.weights`; a head for other classes is initialised anew. It starts
+    from scratch if these are torchvision's and out of reach, or are `fit.out`, not written yet.
 
-    Returns: mIoU on val, 0 to 1. Raises: DataError, SettingsError, TrainingError at a non-finite
-        loss.
+    Returns: mIoU on val, 0 to 1.
+
+    Raises: DataError, SettingsError, or TrainingError at a non-finite loss.
     """
     progress = progress or Silent()
     device = choose_device(config.teacher.device, field="teacher.device")
@@ -71,8 +69,11 @@ def fit_teacher(
 
 
 def build_start(config: Config, *, say: Say) -> nn.Module:
-    """The model to start from: teacher.weights; fresh ones where torchvision's are out of reach or
-    fit.out is not there yet.
+    """The model to start from, with `teacher.weights`.
+
+    Weights are fresh if torchvision's are out of reach or `fit.out` is not written yet.
+
+    Raises: TeacherError if the weights are missing, unreadable or not of `teacher.arch`.
     """
     model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
     try:
@@ -93,7 +94,8 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
     }
     if len(fitting) < len([name for name in own if name.startswith("backbone.")]):
         raise TeacherError(
-            f"{config.teacher.weights}: weights are not those of a {config.teacher.arch}; set teacher.weights"
+            f"{config.teacher.weights}: weights are not those of a {config.teacher.arch}; "
+            "set teacher.weights"
         )
     model.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting and not name.startswith(AUX_PREFIX)]
@@ -136,7 +138,8 @@ def _train(
             bar.advance(size)
             if len(losses) == per_epoch:
                 say(
-                    f"epoch {(step + 1) // per_epoch}/{epochs}  mean loss {sum(losses) / per_epoch:.4f}"
+                    f"epoch {(step + 1) // per_epoch}/{epochs}  "
+                    f"mean loss {sum(losses) / per_epoch:.4f}"
                 )
                 losses.clear()
 
@@ -253,8 +256,9 @@ def check_writable(path: Path) -> None:
 
 
 def _calm_residuals(model: nn.Module) -> nn.Module:
-    """Start every residual branch at zero (Goyal et al. 2017, arXiv:1706.02677): from scratch this
-    saves the first epochs.
+    """Start every residual branch at zero: from scratch, this saves the first epochs.
+
+    Goyal et al. 2017, arXiv:1706.02677.
     """
     for module in model.modules():
         if hasattr(module, "bn3"):

@@ -14,8 +14,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_images(image_NHWC: Tensor) -> Tensor:
-    """uint8 RGB [N, H, W, 3] -> float32 [N, 3, H, W] (channels_last memory), mean and standard
-    deviation of ImageNet.
+    """Normalise images with ImageNet's mean and standard deviation.
+
+    Args:
+        image_NHWC: uint8 RGB.
+
+    Returns: float32 [N, 3, H, W] in channels_last memory.
     """
     mean, std = _mean_and_std(image_NHWC.device)
     return ((image_NHWC.float() - mean) / std).permute(0, 3, 1, 2)
@@ -23,9 +27,7 @@ def normalize_images(image_NHWC: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """On the scale of bytes; made once, since bringing them to a GPU would wait for all it has been
-    asked before.
-    """
+    """On the scale 0..255; cached, since a copy to a GPU waits for all work queued there."""
     with torch.inference_mode(False):
         return tuple(
             (torch.tensor(values) * 255).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD)

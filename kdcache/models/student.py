@@ -1,5 +1,6 @@
-"""The student: MobileNetV3-Small, ASPP, two skip connections. Letters: N batch, C channels, H, W
-height and width.
+"""The student: MobileNetV3-Small, ASPP, two skip connections.
+
+Letters: N batch, C channels, H, W height and width.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from kdcache.models.inputs import resize_to
 from kdcache.models.weights import download_weights
 
-# level -> index into MobileNetV3-Small's features; channels and strides follow from torchvision's
-# definition
+# level -> index into MobileNetV3-Small's features; torchvision defines their channels and strides
 TAPS = {"low": 1, "mid": 3, "high": 8}
 STUDENT_CHANNELS = {"low": 16, "mid": 24, "high": 48}  # at strides 4, 8, 16
 ASPP_RATES = (6, 12, 18)
 SKIP_CHANNELS = 48
 HEAD_CHANNELS = 128
 # torchvision's MobileNetV3 has 0.01: after 100 steps from scratch its running statistics are still
-# 37 % initial values, and validation sees one class only while the training loss looks fine
+# 37 % initial values, and validation predicts one class only while the training loss looks fine
 BATCHNORM_MOMENTUM = 0.1
 
 
 class LightweightSegmentationModel(nn.Module):
-    """MobileNetV3-Small (last stage dilated to stride 16) + ASPP + skips from low and mid: 2.8 M
-    parameters.
+    """MobileNetV3-Small (last stage dilated to stride 16), ASPP, skips from low and mid.
+
+    It has 2.8 M parameters at 21 classes.
 
     Args:
-        num_classes: channels of the scores.
+        num_classes: channels of the logits.
         pretrained: start the backbone from torchvision's ImageNet weights.
         aspp_channels: channels of each ASPP branch.
     """
@@ -57,8 +58,7 @@ class LightweightSegmentationModel(nn.Module):
         Args:
             image_NCHW: normalised float images, H and W at least 32.
             return_features: also return {"low": stride 4, "mid": stride 8, "high": stride 16}.
-            full_size: upsample the scores to the input's size; the loss does that itself, band by
-                band.
+            full_size: upsample the logits to the input's size; the loss does that itself in bands.
 
         Returns: logits [N, num_classes, H, W] (stride 4 without full_size), or (logits, features).
         """
@@ -76,7 +76,7 @@ class LightweightSegmentationModel(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters (buffers apart)."""
+    """Number of trainable and frozen parameters, without buffers."""
     return sum(p.numel() for p in model.parameters())
 
 

@@ -1,6 +1,4 @@
-"""The frozen FCN teacher and its taps. Letters: N batch, C channels, H, W height and width (of the
-grid at hand).
-"""
+"""The frozen FCN teacher and its feature taps. Letters: N batch, C channels, H height, W width."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float1
 
 
 class Teacher:
-    """A frozen FCN: uint8 images in, raw scores before the upsampling and tapped features out.
+    """A frozen FCN: uint8 images in; logits before the upsampling, and tapped features, out.
 
     Args:
         model: torchvision FCN without auxiliary head, in eval mode.
         taps: level -> backbone part, e.g. {"low": "layer1"}.
         device: where it runs.
         precision: float32 (exact, TF32 off), bfloat16 or float16 (autocast).
-        high_stride: pixels between positions of `high`, whatever its tap has.
+        high_stride: stride in pixels that `high` is resized to, whatever its tap has.
     """
 
     def __init__(
@@ -48,10 +46,10 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
-        """Answer for uint8 RGB images [N, H, W, 3], H and W multiples of 16.
+        """Logits and features of uint8 RGB images [N, H, W, 3], H and W multiples of 16.
 
-        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level; `high` is at
-            `high_stride`.
+        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level [N, C, h, w]; `high` is
+            at `high_stride`.
         """
         hw = image_NHWC.shape[1:3]
         x = normalize_images(self._upload(image_NHWC)).contiguous(memory_format=torch.channels_last)
@@ -64,7 +62,7 @@ class Teacher:
         return {name: value.float() for name, value in answer.items()}
 
     def probe_levels(self) -> dict[str, tuple[int, int]]:
-        """level -> (channels, stride in pixels), found by asking about a small grey image."""
+        """level -> (channels, stride in pixels), found with a forward pass of a small image."""
         px = 4 * STRIDE
         answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
         return {
@@ -72,9 +70,7 @@ class Teacher:
         }
 
     def _upload(self, image_NHWC: Tensor) -> Tensor:
-        """To the device, from pinned memory: from other memory a GPU would first end all it has
-        been asked before.
-        """
+        """To the device, from pinned memory: a copy from other memory waits for the GPU's queue."""
         if self.device.type == "cuda" and not image_NHWC.is_cuda:
             image_NHWC = image_NHWC.pin_memory()
         return image_NHWC.to(self.device, non_blocking=True)
@@ -93,8 +89,8 @@ def build_teacher(
 ):
     """The teacher of the settings, and its state dict (for `hash_weights`).
 
-    Raises: TeacherError if weights are unreadable or for another number of classes;
-        SettingsError for an unknown tap.
+    Raises: TeacherError if weights are unreadable or for another number of classes; SettingsError
+        for an unknown tap.
     """
     state = read_teacher_weights(config.arch, config.weights)
     with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
@@ -106,8 +102,9 @@ def build_teacher(
 
 
 def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
-    """torchvision's FCN with fresh weights; fcn_resnet50 has 35,322,218 parameters at 21 classes
-    with the aux head.
+    """torchvision's FCN with fresh weights.
+
+    fcn_resnet50 with its auxiliary head has 35,322,218 parameters at 21 classes.
     """
     return get_model(
         arch, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_head
@@ -153,7 +150,7 @@ def load_weights(
 
 
 def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
-    """Raises SettingsError if a tap is no part of the backbone."""
+    """Raises SettingsError if a tap is not a part of the backbone."""
     known = [
         name for name in dict(model.backbone.items()) if name.startswith("layer")
     ]  # bn1's output is overwritten in place

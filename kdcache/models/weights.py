@@ -1,8 +1,7 @@
-"""Weights as files and as an identity: reads state dicts without running code, hashes what they
-say.
+"""Weights as files and as an identity: reads state dicts without running code, and hashes them.
 
-Knows no architecture, so that phase two can compare a teacher's weights without building the
-teacher.
+It knows no architecture, so that phase two can compare the weights of a teacher without building
+the teacher.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
 
     Args:
         arch: torchvision model name.
-        weights: torchvision weights name (downloaded, checked by sha256 prefix) or a checkpoint's
-            path.
+        weights: torchvision weights name (downloaded, checked by sha256 prefix) or path of a
+            checkpoint.
 
     Raises: TeacherError if the file is missing, damaged, holds code, or cannot be downloaded.
     """
@@ -39,23 +38,25 @@ def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
     state = (
         download_weights(enum) if enum else read_state_dict(Path(weights), field="teacher.weights")
     )
-    return {name: value.float() if value.is_floating_point() else value for name, value in sorted(state.items())
-            if not name.startswith(AUX_PREFIX)}  # fmt: skip
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in sorted(state.items())
+        if not name.startswith(AUX_PREFIX)
+    }
 
 
 def find_teacher_file(arch: str, weights: str) -> Path | None:
-    """The local file behind `weights`, or None where it is not on this machine."""
+    """The local file behind `weights`, or None if it is not on this machine."""
     enum = find_weights_enum(arch, weights)
     path = _download_path(enum) if enum else Path(weights)
     return path if path.is_file() else None
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
-    """sha256 (hex) over names, shapes and float32 values of a state dict without its auxiliary
-    head.
+    """The sha256 (hex) over names, shapes and float32 values, without the auxiliary head.
 
-    Two files with equal weights hash equally, whatever their container; BatchNorm's step counters
-    do not count.
+    Files with equal weights hash equally, whatever their container. The step counters of BatchNorm
+    are not hashed.
     """
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -68,16 +69,17 @@ def hash_weights(state: dict[str, Tensor]) -> str:
 
 
 def find_weights_enum(arch: str, weights: str) -> WeightsEnum | None:
-    """The torchvision weights of that name for `arch`, or None where `weights` is a path."""
+    """The torchvision weights of that name for `arch`, or None if `weights` is a path."""
     return get_model_weights(arch).__members__.get(weights)
 
 
 def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
-    """torchvision weights from its cache folder or the network, sha256 prefix checked. Raises
-    TeacherError.
+    """torchvision weights from its cache folder or the network, checked by sha256 prefix.
 
-    A file that lies there already, put there by hand perhaps, is checked, too; code in it is never
+    A file that is already there, perhaps put there by hand, is also checked; code in it is never
     run.
+
+    Raises: TeacherError if they cannot be downloaded or read.
     """
     path = _download_path(enum)
     if not path.is_file():
@@ -87,11 +89,17 @@ def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors: a bare state dict, or one under model_state_dict or state_dict. Never
-    runs code in it.
+    """The tensors of a checkpoint: a state dict, or one under model_state_dict or state_dict.
+
+    Code in it is never run.
+
+    Raises: TeacherError if the file is missing, damaged, or holds something else.
     """
     if not path.is_file():
-        cure = f"set {field} to a checkpoint or to a torchvision weights name; `make demo` needs no network"
+        cure = (
+            f"set {field} to a checkpoint or to a torchvision weights name; "
+            "`make demo` needs no network"
+        )
         raise WeightsAbsentError(
             describe(
                 path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure
@@ -117,9 +125,8 @@ def _load_tensors(path: Path, *, field: str) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+    # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
+    except Exception as error:
         reason = one_line(error)
         cure = "write it with torch.save or fetch it again"
         raise TeacherError(
@@ -133,7 +140,10 @@ def _download(enum: WeightsEnum, path: Path) -> None:
         torch.hub.download_url_to_file(enum.url, str(path), hash_prefix=_hash_prefix(path))
     except (URLError, OSError, RuntimeError) as error:
         reason = one_line(getattr(error, "reason", error))
-        cure = f"fetch it from {enum.url} and put it there by hand ({reason}); `make demo` needs no network"
+        cure = (
+            f"fetch it from {enum.url} and put it there by hand ({reason}); "
+            "`make demo` needs no network"
+        )
         field, expected = f"weights {enum.name}", Phrase("a file")
         raise WeightsAbsentError(
             describe(path, field=field, found=Phrase("unreachable"), expected=expected, cure=cure)

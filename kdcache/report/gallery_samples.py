@@ -127,7 +127,7 @@ def view_samples(exhibit: Exhibit, *, progress: Progress) -> Iterator[dict]:
 
 
 def format_error(error: float | None) -> str:
-    """As a person reads it. Args: error: 0 to 1, or None."""
+    """The teacher's error, 0 to 1, in words; None if no pixel has a label."""
     return "no labelled pixel" if error is None else f"teacher error {100 * error:.1f} %"
 
 

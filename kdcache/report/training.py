@@ -25,6 +25,7 @@ class PrintedRun(TrainingEvents):
         self.said = say
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        """Print the block of the last epoch."""
         self.said(format_epoch(history[-1], config, best_miou=_find_best(history)))
 
 
@@ -35,10 +36,12 @@ class PrintedGrid(TrainingEvents):
         self.said = say
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
+        """Print the line of the last epoch, with the name of its run."""
         best_miou = _find_best(history)
         self.said(format_epoch_line(history[-1], config, name=folder.name, best_miou=best_miou))
 
     def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
+        """Write the report if the run is new or changed, or has none."""
         if is_changed or not (run.folder / REPORT).is_file():
             _report_run(run, data)
 
