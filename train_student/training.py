@@ -19,7 +19,7 @@ from kdcache.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from kdcache.training.grid import Grid
-    from kdcache.training.grid_runs import Failure
+    from kdcache.training.grid_runs import UnfinishedRun
     from kdcache.training.processes import Alone
 
 PROG = "python -m train_student"
@@ -34,7 +34,8 @@ def train(argv: list[str], commands: Mapping[str, Command]) -> int | None:
     args = build_parser(commands).parse_args(argv)
     grid = read_grid_of(args)
     if find_worker().count == 1:  # wrong settings are refused before torch is imported
-        _read(args)
+        # a grid may vary what its base lacks: its points are checked before anything is trained
+        _read(args) if grid is None else read_given(args)
     from kdcache.training.processes import join_processes
 
     with join_processes() as processes:
@@ -159,7 +160,7 @@ def _compare(finished: list) -> None:
         print(format_comparison(compare_runs(finished)))
 
 
-def _conclude(failures: list[Failure], total: int) -> int:
+def _conclude(failures: list[UnfinishedRun], total: int) -> int:
     """Say how many runs are finished. Raises KdcacheError if some have failed."""
     failed = [failure for failure in failures if not failure.elsewhere]
     elsewhere, finished = len(failures) - len(failed), total - len(failures)

@@ -10,7 +10,7 @@ import yaml
 from kdcache import durable
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.parser import drop_unknown, make_config, unflatten
 from kdcache.config.typed import check_values
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.errors import SettingsError, TrainingError, one_line
@@ -42,7 +42,7 @@ def read_run_settings(folder: Path) -> dict:
     path = folder / SETTINGS
     values = drop_unknown(read_settings_file(path))
     try:
-        check_values(values)
+        values = unflatten(check_values(values))
         make_config(values)
     except SettingsError as error:
         reason = one_line(error)

@@ -132,10 +132,12 @@ def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, caps
     lost.put(b"what a killed run left")
     foreign = bucket.object("notes.txt")
     foreign.put(b"mine")
+    dead = bucket.object("leases/documents")
+    dead.put(b"of a dead process")
     assert cache_teacher(["gc", str(bucket), "--dry-run"]) == 0 and lost.exists()
     assert cache_teacher(["gc", str(bucket)]) == 0
-    assert not lost.exists() and foreign.exists()
-    assert "1 files, 0.0 MB removed" in capsys.readouterr().out
+    assert not lost.exists() and not dead.exists() and foreign.exists()
+    assert "2 files, 0.0 MB removed" in capsys.readouterr().out
     build_cache(config)
     assert not verify_cache(bucket, data=True).damage
 

@@ -150,6 +150,12 @@ def test_a_point_that_cannot_be_is_refused_before_the_first_run(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_grid_may_vary_what_the_settings_beside_it_lack(start, tmp_path, capsys):
+    (tmp_path / "base.yaml").write_text("loss: {alpha: 0, beta: 0, gamma: 0}")
+    words = ("--config", str(tmp_path / "base.yaml"), "--seeds", "0", "--dry-run")
+    assert start(*words, "--grid", "loss.gamma=0.3") == 0, capsys.readouterr().err
+
+
 def test_the_folder_of_a_run_is_not_taken_for_a_folder_of_runs(start, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "config.yaml").write_text("train: {}\n")

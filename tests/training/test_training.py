@@ -26,6 +26,7 @@ from kdcache.training.distill import distill
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import evaluate
 from kdcache.training.run import open_data
+from kdcache.training.run_folder import read_run_settings
 from kdcache.training.settings import resolve_config
 from tests.support.events import StopAfter
 
@@ -364,3 +365,8 @@ def test_a_student_learns_from_layer4_at_stride_8(given, tmp_path):
     assert resolve_config(config.cache.path, manifest, same).teacher.layers.high == "layer4"
     with pytest.raises(CacheMismatchError, match="teacher.high_stride is 8, expected 16"):
         resolve_config(config.cache.path, manifest, merge(same, {"teacher": {"high_stride": 16}}))
+
+
+def test_settings_of_a_run_are_typed_when_they_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {lr: '1e-3', epochs: '3'}")
+    assert read_run_settings(tmp_path) == {"train": {"lr": 0.001, "epochs": 3}}
