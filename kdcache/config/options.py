@@ -92,7 +92,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if first in (action.metavar, action.dest, *action.option_strings):
                 wanted = " or ".join(action.choices or []) or (action.help or "").partition(";")[0]
-                return f"{first} is missing, expected {wanted}" if wanted else f"{first} is missing"
+                if wanted:
+                    return f"{first} is missing, expected {wanted}"
         return f"{names} is missing"
 
     def format_help(self) -> str:

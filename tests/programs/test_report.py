@@ -192,7 +192,7 @@ def test_another_cache_is_refused(run, quick_data, quick_teacher, capsys):
         ),
         (
             lambda run: (run.folder / SETTINGS).write_text("train: {epochs: [x]}"),
-            ["train.epochs is", "expected int"],
+            ["train.epochs is", "expected a whole number"],
         ),
         (
             lambda run: (run.folder / RESULT).unlink(),
