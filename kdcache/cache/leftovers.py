@@ -17,7 +17,7 @@ from kdcache.cache.lifecycle import SCORE
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record, list_records
 from kdcache.storage import Storage, open_storage
-from kdcache.storage.base import DOCUMENTS, LEASES, PROBE
+from kdcache.storage.base import LEASES
 from kdcache.storage.lock import Lease
 
 
@@ -80,11 +80,11 @@ def _collect_group(
 
 
 def _find_leases(storage: Storage, groups: set[str]) -> set[str]:
-    """Names of leases of groups, documents, the score and probes; a file of another name is not ours."""
+    """Names of leases that kdcache takes; a file of another name is not ours."""
     return {
         name
         for name in storage.list_names(LEASES)
-        if name in groups or name in (SCORE, DOCUMENTS) or name.startswith(PROBE)
+        if name in groups or name == SCORE or name.startswith(storage.own_leases)
     }
 
 

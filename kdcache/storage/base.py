@@ -20,7 +20,6 @@ from kdcache.errors import CacheCorruptError, CacheError
 from kdcache.storage.lock import Lease
 
 LEASES = "leases"  # the folder of leases, beside the splits
-DOCUMENTS = "documents"  # the lease that locks documents where there are no file locks
 PROBE = "probe-"  # prefix of objects that are put there only to find out what a bucket can do
 REMOTE_THREADS = 16  # at once: each waits for the object store most of the time
 MAX_DOCUMENT_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample
@@ -67,6 +66,7 @@ class Storage(ABC):
 
     is_remote = False  # whether each reading is a request to another machine
     is_single_file = False  # whether all samples are in one file
+    own_leases: tuple[str, ...] = ()  # how names of leases begin that only this storage takes
 
     @property
     @abstractmethod

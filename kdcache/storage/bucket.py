@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 
 from kdcache.errors import CacheError
 from kdcache.storage import bucket_lease
-from kdcache.storage.base import DOCUMENTS, LEASES, PROBE, ShardFile, Storage
+from kdcache.storage.base import LEASES, PROBE, ShardFile, Storage
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag, ask
 from kdcache.storage.bucket_lease import ObjectLease, is_alive, put_own, take_object_lease
 from kdcache.storage.lock import FolderInUseError, Lease, LeaseLostError
 
+DOCUMENTS = "documents"  # name of the lease that locks documents
 FEW = 20  # from so many sizes on, one listing replaces a request for each
 log = logging.getLogger("kdcache")
 
@@ -34,6 +35,7 @@ class Bucket(Storage):
     """A cache whose objects have keys below `prefix` in `bucket`, which is "s3://NAME"."""
 
     is_remote = True
+    own_leases = (DOCUMENTS, PROBE)
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix

@@ -44,7 +44,12 @@ def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(
     for path in litter:
         path.parent.mkdir(exist_ok=True)
         path.write_text("torn")
-    kept = [root / "notes.txt", root / "train/low/c/0/0/0/0/0.bak"]
+    kept = [
+        root / "notes.txt",
+        root / "train/low/c/0/0/0/0/0.bak",
+        root / "leases/probe-mine",
+        root / "leases/documents",
+    ]
     for path in kept:
         path.write_text("mine")
     assert {Path(leftover.path) for leftover in collect_leftovers(root, dry_run=True)} == set(

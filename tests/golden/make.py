@@ -20,11 +20,12 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from kdcache.cache.layout import FORMAT_VERSION, LEASES  # noqa: E402
+from kdcache.cache.layout import FORMAT_VERSION  # noqa: E402
 from kdcache.cache.manifest import read_manifest  # noqa: E402
 from kdcache.cache.reader import open_split  # noqa: E402
 from kdcache.config.parser import make_config, merge  # noqa: E402
 from kdcache.precompute.build import build_cache  # noqa: E402
+from kdcache.storage.base import LEASES  # noqa: E402
 from kdcache.storage.lock import LOCK  # noqa: E402
 from tests.support.quick import quick_given, use_quick_teacher, write_quick_data  # noqa: E402
 

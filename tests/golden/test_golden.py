@@ -4,6 +4,8 @@ others' Zarr readers.
 
 import hashlib
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +137,9 @@ def test_the_golden_cache_of_version_3_has_one_of_each_encoding():
     np.testing.assert_allclose(low[1, 2], reader.decode("low", 1, 2), rtol=1e-5, atol=1e-6)
     mid = read_with_zarr(root, "train", "mid")[0, 1] * scale[0, 1][:, None, None]
     np.testing.assert_allclose(mid, reader.decode("mid", 0, 1), rtol=1e-6)
+
+
+def test_the_maker_of_golden_caches_finds_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    make = runpy.run_path(str(Path(__file__).with_name("make.py")))
+    assert callable(make["build_golden"])
