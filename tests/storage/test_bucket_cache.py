@@ -121,7 +121,8 @@ def test_damage_in_a_bucket_is_found_refused_and_repaired(quick_data, bucket):
     check_one_line(error, str(path), "view 1", "its checksum differs", f"repair {bucket}")
 
 
-def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, capsys):
+def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, capsys, monkeypatch):
+    monkeypatch.setattr("kdcache.storage.bucket_lease.LOST_S", 0.2)  # of a dead lease, not 90 s
     quick.build_quick(quick_data, bucket, views=1)
     layout = read_manifest(bucket).layouts["train"]
     config = make_config(quick.quick_given(quick_data, bucket))
