@@ -39,7 +39,6 @@ NOT_YET = {
     "lines",
     "median function",
     "90th percentile function",
-    "lines over 100 columns",
     "public names without a docstring",
     "files from JPEG to disk",
     "files from disk to loss",
