@@ -7,6 +7,7 @@ from kdcache.config.options import read_given
 from kdcache.progress import Console
 
 PROG = "python -m cache_teacher"
+CHANGEABLE = "the cache: a folder or s3://BUCKET/KEY"
 
 
 def repair(argv: list[str]) -> None:
@@ -16,6 +17,7 @@ def repair(argv: list[str]) -> None:
         "Recompute exactly the damaged or missing shard groups of the cache at PATH, with the data "
         "set and teacher it was built with; settings say where these are now.",
         example=f"{PROG} repair caches/demo --dry-run",
+        place=CHANGEABLE,
         settings=True,
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -35,6 +37,7 @@ def gc(argv: list[str]) -> None:
         "Remove what killed runs left: unfinished files, shards without commit record, dead "
         "leases.",
         example=f"{PROG} gc caches/demo --dry-run",
+        place=CHANGEABLE,
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     args = parser.parse_args(argv)
@@ -82,6 +85,7 @@ def import_cache(argv: list[str]) -> None:
         "Make the cache in the file PATH, which export has written, a folder again, byte for byte. "
         "Started again after a stop, it goes on.",
         example=f"{PROG} import demo.h5 caches/again",
+        place="the packed file",
     )
     parser.add_argument("out", type=read_new_path, metavar="OUT", help="the new folder")
     args = parser.parse_args(argv)

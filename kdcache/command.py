@@ -57,16 +57,23 @@ def list_commands(commands: Mapping[str, Command]) -> str:
 
 
 def build_cache_parser(
-    prog: str, description: str, *, example: str, settings: bool = False, json: bool = False
+    prog: str,
+    description: str,
+    *,
+    example: str,
+    place: str = "the cache: a folder, s3://BUCKET/KEY or a packed file",
+    settings: bool = False,
+    json: bool = False,
 ) -> Parser:
-    """The parser of a command on the cache at PATH."""
+    """The parser of a command on the cache at PATH.
+
+    Args:
+        place: what PATH can be, for --help.
+    """
     parser = Parser(
         prog=prog, description=description, epilog=f"for example: {example}", settings=settings
     )
-    parser.add_argument(
-        "path", type=_read_storage, metavar="PATH",
-        help="the cache: a folder, s3://BUCKET/KEY or a packed file",
-    )  # fmt: skip
+    parser.add_argument("path", type=_read_storage, metavar="PATH", help=place)
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     return parser

@@ -85,10 +85,9 @@ def read_grid_of(args: argparse.Namespace) -> Grid | None:
     grid = read_grid(args.grid or [], ",".join(args.seeds) if args.seeds else None)
     varied = {**grid.values, "train.seed": ()}
     for name in (name for name in find_words(args) if name in varied):
-        option = "--seeds" if name == "train.seed" else "--grid"
-        raise SettingsError(
-            f"--{name} is given beside {option}, expected one of them; leave one out"
-        )
+        if name == "train.seed":
+            raise SettingsError("--train.seed is given beside a grid, expected --seeds; write that")
+        raise SettingsError(f"--{name} is given beside --grid, expected one of them; leave one out")
     return grid
 
 

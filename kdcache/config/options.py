@@ -110,7 +110,8 @@ class Parser(argparse.ArgumentParser):
     def _add_settings(self) -> None:
         self.add_argument(
             "--config", action="append", default=[], metavar="FILE", type=Path,
-            help="YAML file of settings, in sections as below; options win over it",
+            help="YAML file of settings, in sections as below; may be repeated: later files win, "
+            "and options win over files",
         )  # fmt: skip
         groups = {part.name: self.add_argument_group(part.name) for part in fields(Config)}
         for name, kind in setting_types().items():

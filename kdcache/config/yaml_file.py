@@ -18,11 +18,8 @@ SECTIONS = {
 _CURE = "mend it; configs/voc2012.yaml shows every setting"
 
 
-class PlainLoader(yaml.SafeLoader):
-    """YAML without dates, with 1e-3 as a number, and without what hides a mistake or has no bound.
-
-    An alias can be expanded without end; of a name given twice the first value would be lost.
-    """
+class OnceLoader(yaml.SafeLoader):
+    """YAML without aliases, which can expand without end, and without a name given twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         """Refuse aliases; else like PyYAML."""
@@ -42,6 +39,10 @@ class PlainLoader(yaml.SafeLoader):
                 )
             names.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+class PlainLoader(OnceLoader):
+    """Like `OnceLoader`, without dates, and with 1e-3 as a number."""
 
 
 PlainLoader.yaml_implicit_resolvers = {
@@ -100,10 +101,15 @@ def _parse(path: Path, text: str) -> object:
     try:
         return yaml.load(text, PlainLoader)
     except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
-        raise _refuse(path, line, one_line(error.problem), "plain YAML") from None
+        raise _refuse(path, *find_mistake(error), "plain YAML") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise _refuse(path, "content", one_line(error), "plain YAML") from None
+
+
+def find_mistake(error: yaml.MarkedYAMLError) -> tuple[str, str]:
+    """The line of a mistake in YAML, e.g. "line 2", and what is wrong there."""
+    line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
+    return line, one_line(error.problem)
 
 
 def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:

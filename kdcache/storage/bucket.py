@@ -106,11 +106,15 @@ class Bucket(Storage):
         for key in keys:
             places["/".join(key.split("/")[:4])].append(key)
         for place, wanted in places.items():
-            if len(wanted) < FEW:
-                there = {key: self.object(key).size() for key in wanted if self.exists(key)}
-            else:
-                there = self.walk(place)
+            there = self._measure(wanted) if len(wanted) < FEW else self.walk(place)
             sizes |= {key: there[key] for key in wanted if key in there}
+        return sizes
+
+    def _measure(self, keys: list[str]) -> dict[str, int]:
+        sizes = {}
+        for key in keys:
+            with suppress(FileNotFoundError):
+                sizes[key] = self.object(key).size()
         return sizes
 
     def read_bytes(self, key: str) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from kdcache.config.parser import flatten
+from kdcache.config.yaml_file import OnceLoader, find_mistake
 from kdcache.errors import Phrase, SettingsError, describe, one_line
 
 # settings that can vary with one cache
@@ -81,13 +82,14 @@ def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
     if path.suffix not in (".yaml", ".yml"):
         raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
     try:
-        content = flatten(dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        content = flatten(dict(yaml.load(path.read_text(encoding="utf-8"), OnceLoader)))
     except OSError as error:
         raise _refuse(
             str(path), f"unreadable ({error.strerror})", "a YAML file that is there"
         ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = one_line(error)
+        marked = isinstance(error, yaml.MarkedYAMLError)
+        reason = " is ".join(find_mistake(error)) if marked else one_line(error)
         raise _refuse(
             str(path), f"no grid ({reason})", "lists of values by name, as in `loss.beta: [0, 0.5]`"
         ) from None

@@ -1,7 +1,7 @@
 """How much a test tries: `make test` meets every kind of thing, `make nightly` every single one.
 
 A test that takes `effort` runs twice: as "quick" in `make test`, as "full" in `make nightly`. Each
-    is a hypothesis profile, too.
+is a hypothesis profile, too.
 """
 
 from __future__ import annotations

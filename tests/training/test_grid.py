@@ -266,6 +266,22 @@ def test_a_grid_over_runs_of_other_settings_is_refused_before_anything_is_traine
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("loss.beta: [0]\nloss.beta: [1]", "line 2 is loss.beta twice"),
+        ("loss.beta: &same [0]\nloss.gamma: *same", "line 2 is an alias"),
+        ("loss.beta: [0]\n\tloss.gamma: [1]", "line 2 is "),
+    ],
+)
+def test_what_would_hide_a_mistake_in_a_grid_file_is_refused(tmp_path, text, reason):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        read_grid([str(path)], None)
+    check_one_line(error, str(path), reason)
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "loss.beta: [0", "x" * 9, "\xff"])
 def test_a_file_that_is_no_grid_says_what_one_is(tmp_path, text):
     path = tmp_path / "grid.yaml"
