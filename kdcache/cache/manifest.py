@@ -28,7 +28,8 @@ from kdcache.cache.layout import (
 )
 from kdcache.cache.records import read_json, read_sealed, seal
 from kdcache.config import LEVELS
-from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.parser import make_config
+from kdcache.config.typed import read_stored
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,
@@ -216,8 +217,8 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
     for score in ("teacher_miou", "teacher_train_miou"):
         if not isinstance(information.get(score), float | None):
             raise TypeError(f"{score} is no number")
-    with suppress(SettingsError):  # a value that is out of our range concerns those who use it
-        make_config(drop_unknown(information["settings"]))
+    with suppress(SettingsError):  # a value that we cannot use concerns those who use it
+        make_config(read_stored(information["settings"]))
 
 
 def _read_layout(split: str, stored: dict) -> SplitLayout:

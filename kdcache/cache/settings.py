@@ -11,7 +11,8 @@ from kdcache.cache.identity import build_identity
 from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
-from kdcache.config.parser import drop_unknown, make_config
+from kdcache.config.parser import make_config
+from kdcache.config.typed import read_stored
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
 from kdcache.machine.versions import describe_machine
@@ -26,8 +27,11 @@ VAL_VIEW_RULE = {"scheme": "pad"}  # validation images are padded, and shrunk if
 
 
 def read_settings(manifest: Manifest) -> dict:
-    """The settings a cache was built with, section by section, without those unknown here."""
-    return drop_unknown(manifest.information["settings"])
+    """The settings a cache was built with, section by section, without those unknown here.
+
+    Raises: SettingsError for a value of another type.
+    """
+    return read_stored(manifest.information["settings"])
 
 
 def read_config(manifest: Manifest, *given: dict) -> Config:

@@ -14,7 +14,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from kdcache.config import Config
-from kdcache.config.parser import unflatten
+from kdcache.config.parser import drop_unknown, unflatten
 from kdcache.config.yaml_file import PlainLoader, read_settings_file
 from kdcache.errors import SettingsError
 
@@ -38,6 +38,14 @@ def setting_types(section: type = Config, prefix: str = "") -> dict[str, object]
 def read_settings(path: Path) -> dict:
     """The settings of a YAML file as a nested dict, checked. Raises SettingsError."""
     return unflatten(check_values(read_settings_file(path)))
+
+
+def read_stored(values: Mapping) -> dict:
+    """Settings as a cache or a run has stored them, each in its type, without names unknown here.
+
+    Raises: SettingsError for a value of another type.
+    """
+    return unflatten(check_values(drop_unknown(values)))
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:

@@ -10,7 +10,8 @@ from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, scan_split
 from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.config.parser import drop_unknown, flatten, make_config
+from kdcache.cache.settings import read_config
+from kdcache.config.parser import flatten
 from kdcache.errors import CacheError
 from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
@@ -64,7 +65,7 @@ def write_gallery(
     root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
     layout = manifest.layouts[split]
-    names = make_config(drop_unknown(manifest.information["settings"])).dataset.names
+    names = read_config(manifest).dataset.names
     reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
     scan = scan_split(reader, num_classes=len(names), at_least=num_samples, progress=progress)
     exhibit = open_exhibit(reader, scan.choose(num_samples), progress=progress)

@@ -10,8 +10,8 @@ import yaml
 from kdcache import durable
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.parser import drop_unknown, make_config, unflatten
-from kdcache.config.typed import check_values
+from kdcache.config.parser import make_config
+from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.errors import SettingsError, TrainingError, one_line
 
@@ -40,9 +40,9 @@ def read_run_settings(folder: Path) -> dict:
     Raises: SettingsError if the file is missing, damaged, or holds values that are not allowed.
     """
     path = folder / SETTINGS
-    values = drop_unknown(read_settings_file(path))
+    stored = read_settings_file(path)
     try:
-        values = unflatten(check_values(values))
+        values = read_stored(stored)
         make_config(values)
     except SettingsError as error:
         reason = one_line(error)

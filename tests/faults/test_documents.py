@@ -9,10 +9,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,10 +23,12 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import seal as seal_document
 from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import verify_cache
+from kdcache.config.typed import setting_types
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.findings import describe_findings, format_findings
 from kdcache.storage import open_storage
+from kdcache.training.run_folder import read_run_settings
 from kdcache.training.settings import resolve_config
 from tests.support.effort import FULL, get_settings, quick_and_full
 from tests.support.helpers import check_one_line
@@ -204,6 +208,28 @@ def test_bytes_that_are_no_document_are_a_typed_error(root, truth, name, effort)
     change()
     path.write_bytes(whole)
     assert check_all(root, truth) == set()
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x\ny", None, True, -1, 1e300, [], [[]], {}, {"a": 1}], ids=repr
+)
+def test_a_stored_setting_of_any_kind_is_read_or_a_typed_error(root, tmp_path, value):
+    document = read_unsealed(root / SEALED[0])
+    settings, refused = document["information"]["settings"], set()
+    for name in setting_types():
+        *sections, last = name.split(".")
+        changed = deepcopy(settings)
+        reduce(getitem, sections, changed)[last] = value
+        document["information"]["settings"] = changed
+        (root / SEALED[0]).write_bytes(seal_document(document))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(changed))
+        for read in (partial(_read_settings, root), partial(read_run_settings, tmp_path)):
+            try:
+                read()
+            except KdcacheError as error:
+                check_one_line(error)
+                refused.add(name)
+    assert "dataset.size" in refused
 
 
 STRANGE = {
