@@ -12,8 +12,9 @@ from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
 from kdcache.models.fit import fit_teacher
 from kdcache.precompute.build import build_cache
-from kdcache.training.batches import BatchReader, plan_epoch
+from kdcache.training.batches import BatchReader
 from kdcache.training.distill import distill
+from kdcache.training.order import plan_epoch
 from tests.support import together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

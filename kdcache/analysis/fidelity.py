@@ -22,8 +22,9 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError, one_line
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
-from kdcache.training.batches import Batch, split_batches
+from kdcache.training.batches import Batch
 from kdcache.training.loop import Learner
+from kdcache.training.order import split_batches
 
 log = logging.getLogger("kdcache")
 FEW_SAMPLES = 8  # compared at the end of phase one

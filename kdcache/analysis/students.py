@@ -28,10 +28,11 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.progress import Progress
 from kdcache.storage import Storage
-from kdcache.training.batches import BatchReader, plan_epoch
+from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import BEST, read_checkpoint
 from kdcache.training.learner import build_learner, find_teacher_channels
 from kdcache.training.loop import Learner, train_step
+from kdcache.training.order import plan_epoch
 from kdcache.training.run_identity import find_identity
 from kdcache.training.settings import check_given
 from kdcache.training.targets import Targets, open_targets

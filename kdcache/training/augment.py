@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kdcache.config import STRIDE, Config
-from kdcache.training.batches import Batch, raw_words
+from kdcache.training.batches import Batch
+from kdcache.training.order import raw_words
 
 # image is BHWC and label BHW; teacher outputs are BCHW. The scales of int8 arrays are BC: no rows
 ROWS_AXIS = {"image": 1, "label": 1}

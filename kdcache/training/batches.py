@@ -1,15 +1,12 @@
-"""Plan the batches of an epoch, and read them ahead into buffers. B: batch size."""
+"""Read batches ahead into buffers. B: batch size."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +14,8 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.machine.memory import count_own_cores
+from kdcache.training.order import SampleView
 from kdcache.training.residency import Kind, ResidentSamples
-
-SampleView = tuple[int, int]
-"""Indices of a view and of a sample."""
 
 
 @dataclass(frozen=True)
@@ -34,61 +29,9 @@ class Batch:
     sample_ids: list[str]
 
 
-def plan_epoch(
-    *,
-    num_samples: int,
-    num_views: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    views: Literal["cycle", "random"] = "cycle",
-) -> list[list[SampleView]]:
-    """The batches of one epoch, a pure function of its arguments: each sample once, in one view.
-
-    A last batch of one sample, which BatchNorm cannot normalise, joins the batch before it.
-
-    Args:
-        epoch: from 0.
-        views: with "cycle" each sample shows each view once in `num_views` epochs; with "random"
-            the view of each sample and epoch is drawn independently.
-    """
-    order = np.argsort(raw_words(f"order/{seed}/{epoch}", num_samples), kind="stable")
-    if views == "random":
-        shown = raw_words(f"views/{seed}/{epoch}", num_samples) % np.uint64(num_views)
-    else:
-        shown = (
-            raw_words(f"views/{seed}", num_samples) % np.uint64(num_views) + np.uint64(epoch)
-        ) % np.uint64(num_views)
-    return split_batches(
-        [(int(shown[sample]), int(sample)) for sample in order], batch_size, join_single=True
-    )
-
-
-def split_batches(
-    places: list[SampleView], batch_size: int, *, join_single: bool = False
-) -> list[list[SampleView]]:
-    """Cut (view, sample) pairs into batches, in order; the last may be short.
-
-    Args:
-        join_single: add a last batch of one sample to the batch before it.
-    """
-    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    if join_single and len(batches) > 1 and len(batches[-1]) == 1:
-        last = batches.pop()
-        batches[-1] = batches[-1] + last
-    return batches
-
-
 def count_read_threads() -> int:
     """Reading threads of this process, 2 to 8: two saturate the memory of a small machine."""
     return max(2, min(8, count_own_cores() // 2))
-
-
-def find_smallest_batch(num_samples: int, batch_size: int) -> int:
-    """Number of samples in the smallest batch of an epoch."""
-    return min(
-        len(batch) for batch in split_batches([(0, 0)] * num_samples, batch_size, join_single=True)
-    )
 
 
 class BatchReader:
@@ -224,13 +167,3 @@ def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Te
         )
         for spec in specs
     }
-
-
-def raw_words(purpose: str, count: int) -> np.ndarray:
-    """Counter-based random words, uint64 [count], the same in every NumPy version.
-
-    Args:
-        purpose: names the draw; each purpose is used for one draw only.
-    """
-    digest = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
-    return np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(count)

@@ -16,8 +16,9 @@ from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Bar, Progress
-from kdcache.training.batches import Batch, BatchReader, plan_epoch, split_batches
+from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.learner import Learner, explain_failures
+from kdcache.training.order import plan_epoch, split_batches
 from kdcache.training.processes import Alone
 from kdcache.training.targets import Targets
 

@@ -26,7 +26,7 @@ from kdcache.errors import (
 )
 from kdcache.machine.devices import find_gpu
 from kdcache.machine.workers import find_worker
-from kdcache.training.batches import raw_words
+from kdcache.training.order import raw_words
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

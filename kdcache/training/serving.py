@@ -23,8 +23,9 @@ from kdcache.losses.target import Target
 from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
 from kdcache.storage import Storage, open_storage
-from kdcache.training.batches import BatchReader, plan_epoch, split_batches
+from kdcache.training.batches import BatchReader
 from kdcache.training.learner import find_teacher_channels
+from kdcache.training.order import plan_epoch, split_batches
 from kdcache.training.residency import choose_residency, find_need
 from kdcache.training.targets import Targets, open_targets
 

@@ -21,7 +21,7 @@ from kdcache.config.parser import flatten, make_config, merge
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.storage import Storage
-from kdcache.training.batches import find_smallest_batch
+from kdcache.training.order import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
 # a cache written by an older version may lack some of these

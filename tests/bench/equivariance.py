@@ -31,8 +31,9 @@ from kdcache.config import STRIDE
 from kdcache.config.checks import as_hw
 from kdcache.progress import Silent
 from kdcache.training.augment import Augmentation
-from kdcache.training.batches import Batch, split_batches
+from kdcache.training.batches import Batch
 from kdcache.training.loop import Learner
+from kdcache.training.order import split_batches
 
 BORDER_PX = (
     32  # at each side of a crop, where the teacher misses most of what it saw in the whole view

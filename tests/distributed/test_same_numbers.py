@@ -10,7 +10,7 @@ from torch import nn
 from kdcache.config.parser import merge
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.models.student import BATCHNORM_MOMENTUM, LightweightSegmentationModel
-from kdcache.training.batches import plan_epoch
+from kdcache.training.order import plan_epoch
 from kdcache.training.processes import Alone, Processes
 from tests.support import together
 from tests.support.together import NUM_TRAIN, NUM_VAL, make_many

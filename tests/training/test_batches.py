@@ -16,7 +16,8 @@ import zarr
 
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.errors import CacheCorruptError
-from kdcache.training.batches import Batch, BatchReader, plan_epoch, split_batches
+from kdcache.training.batches import Batch, BatchReader
+from kdcache.training.order import plan_epoch, split_batches
 
 NUM_TRAIN, NUM_VAL, NUM_VIEWS = 10, 5, 2  # of the data set and settings in conftest.py
 ARRAYS = ["image", "label", "logits", "low", "mid", "high"]

@@ -22,7 +22,8 @@ from kdcache.errors import CacheCorruptError, SettingsError
 from kdcache.machine import memory
 from kdcache.storage.local import PlainFile
 from kdcache.training import residency
-from kdcache.training.batches import BatchReader, plan_epoch
+from kdcache.training.batches import BatchReader
+from kdcache.training.order import plan_epoch
 from kdcache.training.residency import (
     Need,
     ResidentSamples,
