@@ -70,7 +70,7 @@ def find_files() -> list[Path]:
 
 
 def count_lines() -> dict[str, int]:
-    """Files and lines of the library, without `__init__.py`; over all packages, what is too long."""
+    """Files and lines of the library, without `__init__.py`; over all packages, what is long."""
     files = [path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"]
     texts = [path.read_text(encoding="utf-8").splitlines() for path in find_files()]
     return {
@@ -110,7 +110,7 @@ def name_module(path: Path) -> str:
 
 
 def find_room(name: str) -> str:
-    """`kdcache/cache` for `kdcache.cache.reader`; a file on the ground floor is a room of its own."""
+    """`kdcache/cache` for `kdcache.cache.reader`; a file on the ground floor is its own room."""
     return "/".join(name.split(".")[: 2 if name.startswith("kdcache.") else 1])
 
 

@@ -106,14 +106,20 @@ def real_teacher_file(tmp_path_factory) -> Path:
 def base_given(voc_root, teacher_file) -> dict:
     """Settings of a run that takes seconds."""
     return {
-        "dataset": {"root": str(voc_root), "num_classes": NUM_CLASSES, "class_names": list(CLASS_NAMES), "size": 32,
-                    "val_size": SIZE_PX, "download": False},
+        "dataset": {
+            "root": str(voc_root),
+            "num_classes": NUM_CLASSES,
+            "class_names": list(CLASS_NAMES),
+            "size": 32,
+            "val_size": SIZE_PX,
+            "download": False,
+        },
         "augment": {"views": 2},
         "teacher": {"weights": str(teacher_file), "batch_size": 4, "device": "cpu"},
         "cache": {"shard_samples": 4},
         "student": {"pretrained": False, "aspp_channels": 16},
         "train": {"epochs": 2, "batch_size": 4, "device": "cpu"},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

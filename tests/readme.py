@@ -28,14 +28,18 @@ from tests.support.s3_server import CREDENTIALS, make_bucket, serve_s3
 ROOT = Path(__file__).resolve().parents[1]
 NOT_RUN = {
     "pip install": "installs packages",
-    "tests/integrity": "asks what a teacher knows; this one has random weights (make test runs it on a cache of its own)",
+    "tests/integrity": "asks what a teacher knows; this one has random weights (make test runs it "
+    "on a cache of its own)",
     "export AWS_PROFILE": "names an account; here the keys are in the environment",
     "#!/bin/bash": "needs a SLURM cluster",
     "COCO_WITH_VOC_LABELS_V1": "downloads weights",
     "python -m cache_teacher$": "downloads VOC 2012, 2 GB",
     "python -m train_student$": "needs the cache of VOC 2012",
 }
-PHASES = "python -m cache_teacher --config configs/demo.yaml && python -m train_student --config configs/demo.yaml --run.resume"
+PHASES = (
+    "python -m cache_teacher --config configs/demo.yaml && "
+    "python -m train_student --config configs/demo.yaml --run.resume"
+)
 INSTEAD = {
     "make demo": PHASES,
     "s3://BUCKET": "s3://bucket",

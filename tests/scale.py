@@ -114,7 +114,8 @@ def render_costs(caches: list[Cache], options: argparse.Namespace) -> list[str]:
         cells = [
             f"{cache.name}, `{cache.encoding}`",
             format_bytes(cache.sample_bytes),
-            f"{format_bytes(cache.size_bytes)}, {format_money(cache.size_bytes / 1e9 * DOLLARS_PER_GB_MONTH)}",
+            f"{format_bytes(cache.size_bytes)}, "
+            f"{format_money(cache.size_bytes / 1e9 * DOLLARS_PER_GB_MONTH)}",
             f"{asking_s / 3600:.2f} GPU-hours, {format_money(asking_s / 3600 * options.per_hour)}",
             f"{cache.num_puts:,}, {format_money(cache.num_puts * DOLLARS_PER_PUT)}",
             f"{cache.num_gets:,}, {format_money(cache.num_gets * DOLLARS_PER_GET)}",
@@ -137,7 +138,8 @@ def render_times(caches: list[Cache], options: argparse.Namespace) -> list[str]:
             )
             facts = spread(cache.work(options.rate), fleet)
             cells.append(
-                f"{format_time(facts['time_s'])}, {format_money(facts['cost'])}, {NAMES[facts['bottleneck']]}"
+                f"{format_time(facts['time_s'])}, {format_money(facts['cost'])}, "
+                f"{NAMES[facts['bottleneck']]}"
             )
         rows.append(f"| {' | '.join(cells)} |")
     return rows

@@ -82,10 +82,17 @@ def test_only_seeds_that_both_have_are_paired(runs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"settings": {"train.epochs": 60}}, {"settings": {"train.precision": "bfloat16"}}, {"settings": {"train.crop": [32, 32]}},
-     {"settings": {"student.arch": "mine.py:Net"}}, {"processes": [2]}, {"device_type": "cuda"}, {"pictures_identity": "d" * 64}],
+    [
+        {"settings": {"train.epochs": 60}},
+        {"settings": {"train.precision": "bfloat16"}},
+        {"settings": {"train.crop": [32, 32]}},
+        {"settings": {"student.arch": "mine.py:Net"}},
+        {"processes": [2]},
+        {"device_type": "cuda"},
+        {"pictures_identity": "d" * 64},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_baseline_with_other_settings_is_none(runs, changes, capsys):
     write_baseline(runs / "b", 0.5)
     write_run(runs / "s", 0.6, **changes)
@@ -168,15 +175,26 @@ def test_a_seed_twice_counts_once_and_is_named(runs):
 
 @pytest.mark.parametrize(
     ("contents", "reason"),
-    [('{"miou": 0.', "result is unreadable"), ("[]", "result is unreadable"), ("\xff", "result is unreadable"),
-     ({"miou": None}, "result is unreadable"), ({"miou": float("nan")}, "nan is no share"), ({"miou": 51.2}, "51.2 is no share"),
-     ({"per_class_iou": [0.5]}, "result is unreadable"), ({"per_class_iou": {"sky": "x"}}, "result is unreadable"),
-     ({"last_miou": None}, "result is unreadable"), ({"hyperparameters": {}}, "is missing"), ({"processes": 3}, "unreadable"),
-     ({"hyperparameters": {"loss.beta": 0.0}}, "is missing"), ({"validation_identity": 5}, "unreadable"),
-     ({"pictures_identity": 5}, "5 is no hash"), ({"best_epoch": float("inf")}, "unreadable"),
-     (None, "run is not finished (it has no result.json)")],
+    [
+        ('{"miou": 0.', "result is unreadable"),
+        ("[]", "result is unreadable"),
+        ("\xff", "result is unreadable"),
+        ({"miou": None}, "result is unreadable"),
+        ({"miou": float("nan")}, "nan is no share"),
+        ({"miou": 51.2}, "51.2 is no share"),
+        ({"per_class_iou": [0.5]}, "result is unreadable"),
+        ({"per_class_iou": {"sky": "x"}}, "result is unreadable"),
+        ({"last_miou": None}, "result is unreadable"),
+        ({"hyperparameters": {}}, "is missing"),
+        ({"processes": 3}, "unreadable"),
+        ({"hyperparameters": {"loss.beta": 0.0}}, "is missing"),
+        ({"validation_identity": 5}, "unreadable"),
+        ({"pictures_identity": 5}, "5 is no hash"),
+        ({"best_epoch": float("inf")}, "unreadable"),
+        (None, "run is not finished (it has no result.json)"),
+    ],
     ids=range(16),
-)  # fmt: skip
+)
 def test_what_is_damaged_or_unfinished_is_one_line_and_the_rest_is_compared(
     runs, contents, reason, capsys
 ):
@@ -227,10 +245,8 @@ def test_other_validation_data_is_refused(runs, capsys):
     write_three_seeds(runs)
     write_run(runs / "z", 0.9, validation_identity="f" * 64)
     line = refuse(capsys, runs)
-    assert (
-        f"{runs / 'z'}: validation data is 'ffffffffffff', expected 'aaaaaaaaaaaa'; compare runs of the same"
-        in line
-    )
+    words = "validation data is 'ffffffffffff', expected 'aaaaaaaaaaaa'; compare runs of the same"
+    assert f"{runs / 'z'}: {words}" in line
 
 
 def test_runs_of_an_older_version_are_compared_with_their_like_alone(runs, capsys):

@@ -304,18 +304,27 @@ def test_the_command_tells_by_words_json_and_exit_code(cache, capsys, monkeypatc
     assert code == 1 and "BEYOND ITS LIMIT: kd gradient's cosine is" in out
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["--samples", "4"], "PATH is missing, expected the cache: a folder"),
-    (["x", "--samples", "0"], "--samples is '0', expected a whole number, 1 or more"),
-    (["x", "--samples"], "--samples has no value, expected N"),
-    (["x", "--seed=-1"], "--seed is '-1'"),
-    (["x", "--sample", "3"], "sample"),
-    (["nowhere"], "manifest.json is missing"),
-    (["CACHE", "--teacher.weights", "/nowhere.pth"], "/nowhere.pth"),
-    (["CACHE", "--run", "nowhere"], "nowhere: --run is no run, expected student_kd_best.pth; give the folder of a run"),
-    (["CACHE", "--cache.encoding", "compact"], "cache.encoding is"),
-    (["CACHE", "--augment.seed", "7"], "augment.seed is 0, expected 7; leave it out: the cache is compared as it is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--samples", "4"], "PATH is missing, expected the cache: a folder"),
+        (["x", "--samples", "0"], "--samples is '0', expected a whole number, 1 or more"),
+        (["x", "--samples"], "--samples has no value, expected N"),
+        (["x", "--seed=-1"], "--seed is '-1'"),
+        (["x", "--sample", "3"], "sample"),
+        (["nowhere"], "manifest.json is missing"),
+        (["CACHE", "--teacher.weights", "/nowhere.pth"], "/nowhere.pth"),
+        (
+            ["CACHE", "--run", "nowhere"],
+            "nowhere: --run is no run, expected student_kd_best.pth; give the folder of a run",
+        ),
+        (["CACHE", "--cache.encoding", "compact"], "cache.encoding is"),
+        (
+            ["CACHE", "--augment.seed", "7"],
+            "augment.seed is 0, expected 7; leave it out: the cache is compared as it is",
+        ),
+    ],
+)
 def test_what_cannot_be_measured_is_one_line_and_code_2(cache, capsys, argv, words):
     """1 would say that the cache is not faithful."""
     code, _, err = run(capsys, *(cache.cache.path if word == "CACHE" else word for word in argv))

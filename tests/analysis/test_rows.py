@@ -10,9 +10,21 @@ from kdcache.analysis.rows import estimate, find_coverage, find_quantile
 
 @pytest.mark.parametrize(
     ("freedom", "quantile"),
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (9, 2.2622), (10, 2.2281), (29, 2.0452), (30, 2.0423),
-     (60, 2.0003), (120, 1.9799), (1000, 1.9623)],
-)  # fmt: skip
+    [
+        (1, 12.7062),
+        (2, 4.3027),
+        (3, 3.1824),
+        (4, 2.7764),
+        (5, 2.5706),
+        (9, 2.2622),
+        (10, 2.2281),
+        (29, 2.0452),
+        (30, 2.0423),
+        (60, 2.0003),
+        (120, 1.9799),
+        (1000, 1.9623),
+    ],
+)
 def test_quantiles_are_those_of_printed_tables(freedom, quantile):
     assert find_quantile(freedom) == pytest.approx(quantile, abs=5e-5)
 

@@ -69,7 +69,7 @@ def make_batches(order: list[int], batch_size: int) -> list[list[tuple[int, int]
 
 
 def training_config(*, px: int, batch_size: int, labels_only: bool = False) -> Config:
-    """Default weights of the loss, or cross-entropy alone; the student starts from random weights."""
+    """Default weights of the loss, or cross-entropy alone; the student's weights are random."""
     given = {
         "dataset": {"size": px, "download": False},
         "student": {"pretrained": False},

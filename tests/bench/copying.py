@@ -1,4 +1,4 @@
-"""The limits and the clock: memory copies into batch slots by as many threads as BatchReader has."""
+"""The limits and the clock: memory copies into batch slots by as many threads as BatchReader."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def _measure(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
         for crop, view in zip(crop_hw, view_hw, strict=True)
     ):
         parser.error(
-            f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} and at most {view_hw}"
+            f"--crop is {crop_hw}, expected multiples of {STRIDE} above {2 * BORDER_PX} "
+            f"and at most {view_hw}"
         )
     cases = _make_cases(opened, make_students(opened, run=None, progress=Silent()), crop_hw)
     places = opened.choose_places(args.num_samples, 0)

@@ -26,94 +26,319 @@ class Spec:
 
 
 SPECS = (
-    Spec("read_ratio", "reading", "ratio", goal=0.90,
-         definition="random whole samples through BatchReader (check never, residency ram, warm page cache) over a pure memory "
-         "copy of as many bytes into slots of the same shapes by as many threads; median of the rounds' ratios"),
-    Spec("read_ratio_crc", "reading", "ratio", goal=0.50, definition="read_ratio with a checksum of every chunk (check always)"),
-    Spec("read_ratio_first_pass", "reading", "ratio",
-         definition="read_ratio of the first reading in a fresh reader (check first), slots warm"),
-    Spec("read_cold", "reading", "ratio",
-         definition="one pass of random batches by position (check never) over a plain sequential read of the same files, "
-         "both after fsync and posix_fadvise(DONTNEED) on each file; details have mapped reading, too"),
-    Spec("read_rate", "reading", "GB/s", definition="rate behind read_ratio; details have samples/s"),
-    Spec("read_vs_dataloader", "rivals", "times", goal=20,
-         definition="rate of BatchReader (check never) over torch DataLoader (2 workers, persistent, prefetch 2) on zarr-python, "
-         "the same store, order and batches"),
-    Spec("rivals", "rivals", "times",
-         definition="rate of BatchReader (check never) over the fastest library of the table; details have the table in GB/s"),
-    Spec("read_lz4", "coded", "times",
-         definition="rate of BatchReader (check never, residency ram) on a store coded by blosc-lz4 over the faster of "
-         "TensorStore and zarr-python on it; half of its numbers are zeros; details have GB/s and the share of raw bytes"),
+    Spec(
+        "read_ratio",
+        "reading",
+        "ratio",
+        goal=0.90,
+        definition="random whole samples through BatchReader (check never, residency ram, warm "
+        "page cache) over a pure memory "
+        "copy of as many bytes into slots of the same shapes by as many threads; median of the "
+        "rounds' ratios",
+    ),
+    Spec(
+        "read_ratio_crc",
+        "reading",
+        "ratio",
+        goal=0.50,
+        definition="read_ratio with a checksum of every chunk (check always)",
+    ),
+    Spec(
+        "read_ratio_first_pass",
+        "reading",
+        "ratio",
+        definition="read_ratio of the first reading in a fresh reader (check first), slots warm",
+    ),
+    Spec(
+        "read_cold",
+        "reading",
+        "ratio",
+        definition="one pass of random batches by position (check never) over a plain sequential "
+        "read of the same files, "
+        "both after fsync and posix_fadvise(DONTNEED) on each file; details have mapped reading, "
+        "too",
+    ),
+    Spec(
+        "read_rate", "reading", "GB/s", definition="rate behind read_ratio; details have samples/s"
+    ),
+    Spec(
+        "read_vs_dataloader",
+        "rivals",
+        "times",
+        goal=20,
+        definition="rate of BatchReader (check never) over torch DataLoader (2 workers, "
+        "persistent, prefetch 2) on zarr-python, "
+        "the same store, order and batches",
+    ),
+    Spec(
+        "rivals",
+        "rivals",
+        "times",
+        definition="rate of BatchReader (check never) over the fastest library of the table; "
+        "details have the table in GB/s",
+    ),
+    Spec(
+        "read_lz4",
+        "coded",
+        "times",
+        definition="rate of BatchReader (check never, residency ram) on a store coded by blosc-lz4 "
+        "over the faster of "
+        "TensorStore and zarr-python on it; half of its numbers are zeros; details have GB/s and "
+        "the share of raw bytes",
+    ),
     Spec("read_zstd", "coded", "times", definition="the same with blosc-zstd"),
-    Spec("staged_epoch", "staging", "ratio", goal=1.05, at_least=False,
-         definition="time of the second epoch from a bucket through cache.stage_dir over the second epoch from the cache in a "
-         "folder (check first, residency ram), fresh readers of both in each round, median of the rounds' ratios; a real S3 "
-         "server on this machine; details have the first epochs, that of the first round with the fetching"),
-    Spec("read_h5", "packing", "ratio", goal=0.80,
-         definition="read_ratio of the same cache packed into one HDF5 file; details have the rate over that of the folder"),
-    Spec("export_mb_s", "packing", "MB/s", goal=500,
-         definition="size of that file over the time to pack it from the page cache by two threads: chunks checked, file flushed "
-         "and all of it read back; details have unpacking, and the process's peak memory (VmHWM) with and before it"),
-    Spec("loss_pixels", "loss", "times",
-         definition="time of cross-entropy + divergence with their gradient as defined (kdcache.losses.terms, autograd) over "
-         "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds"),
-    Spec("loss_features", "loss", "times", definition="the same for the feature term of all levels"),
-    Spec("kd_tax", "training", "ratio", goal=1.15, gpu_goal=1.05, at_least=False,
-         definition="time a step with all three terms from the cache (residency ram, page cache warm) over time a step with "
-         "cross-entropy alone from tensors already on the device; same student, loss code and compile setting, alternating; of "
-         "each six steps (GPU: 20) the first waits for its batch"),
-    Spec("online_speedup", "training", "times", goal=3,
-         definition="time a step with the teacher in the loop over time a cached step, batch 8; on a CPU the goal is at "
-         "least 3 and 0.95 of the bound (teacher's forward + cached step) / cached step, on a GPU it is only reported"),
-    Spec("online_speedup_batch32", "training_batch32", "times", definition="online_speedup at batch 32 (GPU only)"),
-    Spec("train_rate", "training", "samples/s", definition="samples a second of the cached step; details have GB/s"),
-    Spec("gpu_busy", "gpu", "share", gpu_goal=0.95,
-         definition="share of phase two's wall time in which kernels run (torch.profiler, union of intervals, copies left "
-         "out), residency ram, page cache warm"),
-    Spec("registered_shards", "gpu", "ratio",
-         definition="random whole samples to the GPU: rate of one copy a chunk, straight from mapped shards that "
-         "cudaHostRegister has locked, over rate of BatchReader (check never, residency ram, pinned slots), the same batches, "
-         "both warm; details have the seconds of locking"),
-    Spec("phase_one_overlap", "phase_one", "ratio", goal=1.10, gpu_goal=1.15, at_least=False,
-         definition="wall time of phase one from its first batch to its last commit over the teacher's bare forward time for "
-         "the same images in the same batches, uint8 tensors ready in memory; details have number and size of samples"),
-    Spec("phase_one_rate", "phase_one", "samples/s", definition="samples a second of phase one, first batch to last commit"),
-    Spec("trust_cost", "phase_one", "ratio",
-         definition="time of that part of phase one over the same without flushes, reading back and hashes "
-         "(tests.bench.trust has the whole of it)"),
-    Spec("views_added", "phase_one", "ratio", goal=1.1, at_least=False,
-         definition="time a sample of adding as many views again to that cache, over time a sample of building it, first batch "
-         "to last commit; details have its training bytes afterwards over those before"),
-    Spec("phase_one_scaling", "scaling", "times", goal=1.85,
-         definition="time of phase one by one process over that by two, one thread each (OMP_NUM_THREADS=1; the goal is for two "
-         "cores), from when all have their plan to the last commit, new caches of the same samples in turn; median of ratios"),
-    Spec("verify_rate", "phase_one", "GB/s", definition="verify --data of that cache from the page cache"),
-    Spec("fidelity_loss_rel", "encodings", "share", goal=1e-5, at_least=False,
-         definition="relative change of the loss from cached float16 against live float32 answers, a student after 40 steps, the "
-         "larger of both terms; a real teacher's, as all of the encodings' figures (--real CONFIG)"),
-    Spec("fidelity_grad_cos", "encodings", "cosine", goal=0.999999,
-         definition="cosine of the gradients that the student receives from both, over all its parameters, dropout off; the "
-         "lowest of both terms and all batches of 8"),
-    Spec("half_kd_cos", "encodings", "cosine", goal=0.9999, definition="the same of the divergence, encoding half"),
-    Spec("half_feature_cos", "encodings", "cosine", goal=0.9999, definition="the same of the feature term, encoding half"),
-    Spec("compact_kd_cos", "encodings", "cosine", goal=0.9999, definition="the same of the divergence, encoding compact"),
-    Spec("compact_feature_cos", "encodings", "cosine", goal=0.995, definition="the same of the feature term, encoding compact"),
-    Spec("half_bytes", "encodings", "share", goal=0.55, at_least=False,
-         definition="bytes of a training sample of half over exact, everything included"),
-    Spec("compact_mb", "encodings", "MB", goal=1.6, at_least=False,
-         definition="megabytes of a compact 512x512 training sample, image, label, checksums, indices, commit records included; "
-         "by area where the settings have another size (details)"),
-    Spec("compact_step", "encodings", "ratio", goal=1.0, at_least=False,
-         definition="time of a training step on compact over one on exact, batch 8, residency disk, page cache warm"),
-    Spec("open_s", "opening", "s", goal=1.0, at_least=False,
-         definition="open_split of 10,000 samples x 8 views, 16 a shard group, page cache warm; median of 3 fresh readers"),
-    Spec("rss_growth", "growth", "ratio", goal=1.05, at_least=False,
-         definition="peak resident memory (VmHWM of a child process) at 10,000 samples of 32x32 over that at 1,000; the larger "
-         "ratio of both phases, one epoch each, residency disk"),
-    Spec("cost_growth", "growth", "ratio", goal=1.05, at_least=False,
-         definition="time a sample at 10,000 over that at 1,000 in the same children (median of ten windows behind the first "
-         "tenth, residency disk, each size's median run); the larger ratio of both phases"),
-)  # fmt: skip
+    Spec(
+        "staged_epoch",
+        "staging",
+        "ratio",
+        goal=1.05,
+        at_least=False,
+        definition="time of the second epoch from a bucket through cache.stage_dir over the second "
+        "epoch from the cache in a "
+        "folder (check first, residency ram), fresh readers of both in each round, median of the "
+        "rounds' ratios; a real S3 "
+        "server on this machine; details have the first epochs, that of the first round with the "
+        "fetching",
+    ),
+    Spec(
+        "read_h5",
+        "packing",
+        "ratio",
+        goal=0.80,
+        definition="read_ratio of the same cache packed into one HDF5 file; details have the rate "
+        "over that of the folder",
+    ),
+    Spec(
+        "export_mb_s",
+        "packing",
+        "MB/s",
+        goal=500,
+        definition="size of that file over the time to pack it from the page cache by two threads: "
+        "chunks checked, file flushed "
+        "and all of it read back; details have unpacking, and the process's peak memory (VmHWM) "
+        "with and before it",
+    ),
+    Spec(
+        "loss_pixels",
+        "loss",
+        "times",
+        definition="time of cross-entropy + divergence with their gradient as defined "
+        "(kdcache.losses.terms, autograd) over "
+        "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds",
+    ),
+    Spec(
+        "loss_features", "loss", "times", definition="the same for the feature term of all levels"
+    ),
+    Spec(
+        "kd_tax",
+        "training",
+        "ratio",
+        goal=1.15,
+        gpu_goal=1.05,
+        at_least=False,
+        definition="time a step with all three terms from the cache (residency ram, page cache "
+        "warm) over time a step with "
+        "cross-entropy alone from tensors already on the device; same student, loss code and "
+        "compile setting, alternating; of "
+        "each six steps (GPU: 20) the first waits for its batch",
+    ),
+    Spec(
+        "online_speedup",
+        "training",
+        "times",
+        goal=3,
+        definition="time a step with the teacher in the loop over time a cached step, batch 8; on "
+        "a CPU the goal is at "
+        "least 3 and 0.95 of the bound (teacher's forward + cached step) / cached step, on a GPU "
+        "it is only reported",
+    ),
+    Spec(
+        "online_speedup_batch32",
+        "training_batch32",
+        "times",
+        definition="online_speedup at batch 32 (GPU only)",
+    ),
+    Spec(
+        "train_rate",
+        "training",
+        "samples/s",
+        definition="samples a second of the cached step; details have GB/s",
+    ),
+    Spec(
+        "gpu_busy",
+        "gpu",
+        "share",
+        gpu_goal=0.95,
+        definition="share of phase two's wall time in which kernels run (torch.profiler, union of "
+        "intervals, copies left "
+        "out), residency ram, page cache warm",
+    ),
+    Spec(
+        "registered_shards",
+        "gpu",
+        "ratio",
+        definition="random whole samples to the GPU: rate of one copy a chunk, straight from "
+        "mapped shards that "
+        "cudaHostRegister has locked, over rate of BatchReader (check never, residency ram, pinned "
+        "slots), the same batches, "
+        "both warm; details have the seconds of locking",
+    ),
+    Spec(
+        "phase_one_overlap",
+        "phase_one",
+        "ratio",
+        goal=1.10,
+        gpu_goal=1.15,
+        at_least=False,
+        definition="wall time of phase one from its first batch to its last commit over the "
+        "teacher's bare forward time for "
+        "the same images in the same batches, uint8 tensors ready in memory; details have number "
+        "and size of samples",
+    ),
+    Spec(
+        "phase_one_rate",
+        "phase_one",
+        "samples/s",
+        definition="samples a second of phase one, first batch to last commit",
+    ),
+    Spec(
+        "trust_cost",
+        "phase_one",
+        "ratio",
+        definition="time of that part of phase one over the same without flushes, reading back and "
+        "hashes "
+        "(tests.bench.trust has the whole of it)",
+    ),
+    Spec(
+        "views_added",
+        "phase_one",
+        "ratio",
+        goal=1.1,
+        at_least=False,
+        definition="time a sample of adding as many views again to that cache, over time a sample "
+        "of building it, first batch "
+        "to last commit; details have its training bytes afterwards over those before",
+    ),
+    Spec(
+        "phase_one_scaling",
+        "scaling",
+        "times",
+        goal=1.85,
+        definition="time of phase one by one process over that by two, one thread each "
+        "(OMP_NUM_THREADS=1; the goal is for two "
+        "cores), from when all have their plan to the last commit, new caches of the same samples "
+        "in turn; median of ratios",
+    ),
+    Spec(
+        "verify_rate",
+        "phase_one",
+        "GB/s",
+        definition="verify --data of that cache from the page cache",
+    ),
+    Spec(
+        "fidelity_loss_rel",
+        "encodings",
+        "share",
+        goal=1e-5,
+        at_least=False,
+        definition="relative change of the loss from cached float16 against live float32 answers, "
+        "a student after 40 steps, the "
+        "larger of both terms; a real teacher's, as all of the encodings' figures (--real CONFIG)",
+    ),
+    Spec(
+        "fidelity_grad_cos",
+        "encodings",
+        "cosine",
+        goal=0.999999,
+        definition="cosine of the gradients that the student receives from both, over all its "
+        "parameters, dropout off; the "
+        "lowest of both terms and all batches of 8",
+    ),
+    Spec(
+        "half_kd_cos",
+        "encodings",
+        "cosine",
+        goal=0.9999,
+        definition="the same of the divergence, encoding half",
+    ),
+    Spec(
+        "half_feature_cos",
+        "encodings",
+        "cosine",
+        goal=0.9999,
+        definition="the same of the feature term, encoding half",
+    ),
+    Spec(
+        "compact_kd_cos",
+        "encodings",
+        "cosine",
+        goal=0.9999,
+        definition="the same of the divergence, encoding compact",
+    ),
+    Spec(
+        "compact_feature_cos",
+        "encodings",
+        "cosine",
+        goal=0.995,
+        definition="the same of the feature term, encoding compact",
+    ),
+    Spec(
+        "half_bytes",
+        "encodings",
+        "share",
+        goal=0.55,
+        at_least=False,
+        definition="bytes of a training sample of half over exact, everything included",
+    ),
+    Spec(
+        "compact_mb",
+        "encodings",
+        "MB",
+        goal=1.6,
+        at_least=False,
+        definition="megabytes of a compact 512x512 training sample, image, label, checksums, "
+        "indices, commit records included; "
+        "by area where the settings have another size (details)",
+    ),
+    Spec(
+        "compact_step",
+        "encodings",
+        "ratio",
+        goal=1.0,
+        at_least=False,
+        definition="time of a training step on compact over one on exact, batch 8, residency disk, "
+        "page cache warm",
+    ),
+    Spec(
+        "open_s",
+        "opening",
+        "s",
+        goal=1.0,
+        at_least=False,
+        definition="open_split of 10,000 samples x 8 views, 16 a shard group, page cache warm; "
+        "median of 3 fresh readers",
+    ),
+    Spec(
+        "rss_growth",
+        "growth",
+        "ratio",
+        goal=1.05,
+        at_least=False,
+        definition="peak resident memory (VmHWM of a child process) at 10,000 samples of 32x32 "
+        "over that at 1,000; the larger "
+        "ratio of both phases, one epoch each, residency disk",
+    ),
+    Spec(
+        "cost_growth",
+        "growth",
+        "ratio",
+        goal=1.05,
+        at_least=False,
+        definition="time a sample at 10,000 over that at 1,000 in the same children (median of ten "
+        "windows behind the first "
+        "tenth, residency disk, each size's median run); the larger ratio of both phases",
+    ),
+)
 
 
 @dataclass

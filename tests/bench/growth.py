@@ -18,7 +18,10 @@ from tests.bench.sizes import Bench
 
 PX, NUM_VAL = 32, 32
 PHASES = ("phase_one", "phase_two")
-STAND_IN = "the teacher is a stand-in of as many channels: FCN-ResNet50 would take minutes here, and hide what the rest costs"
+STAND_IN = (
+    "the teacher is a stand-in of as many channels: FCN-ResNet50 would take minutes here, "
+    "and hide what the rest costs"
+)
 
 
 def measure(bench: Bench) -> list[Figure]:

@@ -79,11 +79,17 @@ def main(phase: str, data: str, name: str, folder: str) -> None:
     """Run and print."""
     watch, cache = Watch(), Path(folder) / "cache"
     given = {
-        "dataset": {"root": data, "train_split": name, "val_split": "few", "num_classes": NUM_CLASSES, "size": PX,
-                    "download": False},
+        "dataset": {
+            "root": data,
+            "train_split": name,
+            "val_split": "few",
+            "num_classes": NUM_CLASSES,
+            "size": PX,
+            "download": False,
+        },
         "augment": {"views": 1},
         "cache": {"path": str(cache)},
-    }  # fmt: skip
+    }
     began_s = time.perf_counter()
     if phase == "phase_one":
         build.build_teacher = lambda config, *, num_classes, levels, device: (

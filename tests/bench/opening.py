@@ -26,6 +26,12 @@ def measure(bench: Bench) -> list[Figure]:
     times_s = [time_s(lambda: adapter.open_train(root, check="first")) for _ in range(3)]
     num_bytes = sum(path.stat().st_size for path in root.rglob("*.json"))
     return [
-        make_figure("open_s", statistics.median(times_s), runs={"seconds": times_s}, documents_mb=num_bytes / 1e6,
-                    num_samples=sizes.open_samples, num_views=sizes.open_views)
-    ]  # fmt: skip
+        make_figure(
+            "open_s",
+            statistics.median(times_s),
+            runs={"seconds": times_s},
+            documents_mb=num_bytes / 1e6,
+            num_samples=sizes.open_samples,
+            num_views=sizes.open_views,
+        )
+    ]

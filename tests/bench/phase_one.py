@@ -72,11 +72,21 @@ def _make_figures(
     }
     two = ("phase_one", "forward"), ("phase_one", "without_protocol")
     return [
-        make_figure("phase_one_overlap", overlap, gpu=bench.gpu, runs={name: runs[name] for name in two[0]}, **facts),
+        make_figure(
+            "phase_one_overlap",
+            overlap,
+            gpu=bench.gpu,
+            runs={name: runs[name] for name in two[0]},
+            **facts,
+        ),
         make_figure("phase_one_rate", num_samples / phase_one_s, **facts),
-        make_figure("trust_cost", median_ratio(*(runs[name] for name in two[1])), runs={name: runs[name] for name in two[1]}),
+        make_figure(
+            "trust_cost",
+            median_ratio(*(runs[name] for name in two[1])),
+            runs={name: runs[name] for name in two[1]},
+        ),
         make_figure("verify_rate", statistics.median(rates), runs={"gb_s": rates}),
-    ]  # fmt: skip
+    ]
 
 
 def _make_added(bench: Bench, runs: dict[str, list[float]], *, grown: float) -> Figure:
@@ -111,12 +121,17 @@ def prepare_build(bench: Bench, build: BuildSizes, *, batch_size: int) -> dict:
     )
     shutil.rmtree(bench.folder / "built", ignore_errors=True)
     return {
-        "dataset": {"root": str(data), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
-                    "size": build.px, "download": False},
+        "dataset": {
+            "root": str(data),
+            "num_classes": len(CLASS_NAMES),
+            "class_names": list(CLASS_NAMES),
+            "size": build.px,
+            "download": False,
+        },
         "augment": {"views": build.views},
         "teacher": {"weights": str(weights), "batch_size": batch_size},
         "cache": {"path": str(bench.folder / "built"), "shard_samples": batch_size},
-    }  # fmt: skip
+    }
 
 
 def _make_bare(bench: Bench, config: Config) -> tuple[Teacher, list[Tensor]]:

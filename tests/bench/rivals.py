@@ -43,11 +43,22 @@ def measure(bench: Bench) -> list[Figure]:
     loader = "DataLoader on zarr-python, 2 workers"
     sample_bytes = sum(array[0].nbytes for array in source.values())
     return [
-        make_figure("read_vs_dataloader", median_ratio(runs["kdcache"], runs[loader]),
-                    runs={name: runs[name] for name in ("kdcache", loader)}),
-        make_figure("rivals", median_ratio(runs["kdcache"], runs[best]), runs=runs, gb_s=rates, fastest_library=best,
-                    sample_mb=sample_bytes / 1e6, batch_size=sizes.batch_size, page_cache="warm"),
-    ]  # fmt: skip
+        make_figure(
+            "read_vs_dataloader",
+            median_ratio(runs["kdcache"], runs[loader]),
+            runs={name: runs[name] for name in ("kdcache", loader)},
+        ),
+        make_figure(
+            "rivals",
+            median_ratio(runs["kdcache"], runs[best]),
+            runs=runs,
+            gb_s=rates,
+            fastest_library=best,
+            sample_mb=sample_bytes / 1e6,
+            batch_size=sizes.batch_size,
+            page_cache="warm",
+        ),
+    ]
 
 
 def _alternate(bench: Bench, root: Path, source: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -141,8 +152,12 @@ def read_by_tensorstore(
     https://google.github.io/tensorstore/context.html and .../kvstore/file/index.html name the
     settings.
     """
-    context = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": count_read_threads()},
-               "file_io_concurrency": {"limit": count_read_threads()}, **options}  # fmt: skip
+    context = {
+        "cache_pool": {"total_bytes_limit": 0},
+        "data_copy_concurrency": {"limit": count_read_threads()},
+        "file_io_concurrency": {"limit": count_read_threads()},
+        **options,
+    }
     arrays = {
         name: _open_tensorstore(root / "train" / name, context) for name in adapter.ALL_ARRAYS
     }
@@ -163,8 +178,13 @@ def read_by_tensorstore(
 
 
 def _open_tensorstore(path: Path, context: dict) -> tensorstore.TensorStore:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}, "context": context,
-            "recheck_cached_data": False, "recheck_cached_metadata": False}  # fmt: skip
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "context": context,
+        "recheck_cached_data": False,
+        "recheck_cached_metadata": False,
+    }
     return tensorstore.open(spec, open=True, read=True).result()
 
 

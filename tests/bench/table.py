@@ -44,7 +44,8 @@ def _render_head(document: dict) -> str:
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {gpu}"
     what = ", ".join(f"{name} {number}" for name, number in versions.items())
     quick = " **Quick run: the numbers mean nothing.**" if document["quick"] else ""
-    return f"Measured {document['date']} on {where}, in {sum(document['elapsed_s'].values()):.0f} s ({what}).{quick}"
+    elapsed_s = sum(document["elapsed_s"].values())
+    return f"Measured {document['date']} on {where}, in {elapsed_s:.0f} s ({what}).{quick}"
 
 
 def _render_figures(figures: dict[str, dict]) -> str:

@@ -1,4 +1,4 @@
-"""The table of what flips and crops miss: of every cache, and in one line where it cannot be made."""
+"""The table of what flips and crops miss: of every cache, and in one line if it cannot be made."""
 
 import pytest
 

@@ -109,12 +109,21 @@ def main(argv: list[str]) -> None:
         data = [measure_verify(config.cache.path, data=True) for _ in range(REPEATS)]
     rates = [num_bytes / time_s / 1e9 for time_s, num_bytes in data]
     figures = {
-        "date": str(date.today()), "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "samples": NUM_TRAIN * config.augment.views + NUM_VAL,
-        "cache_mb": size_bytes / 1e6, "phase_one_s": statistics.median(on), "without_protocol_s": statistics.median(off),
-        "protocol_cost": statistics.median(on) / statistics.median(off) - 1, "all_on_s": on, "all_off_s": off,
-        "verify_structure_s": statistics.median(structure), "verify_data_gb_s": statistics.median(rates),
-    }  # fmt: skip
+        "date": str(date.today()),
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "samples": NUM_TRAIN * config.augment.views + NUM_VAL,
+        "cache_mb": size_bytes / 1e6,
+        "phase_one_s": statistics.median(on),
+        "without_protocol_s": statistics.median(off),
+        "protocol_cost": statistics.median(on) / statistics.median(off) - 1,
+        "all_on_s": on,
+        "all_off_s": off,
+        "verify_structure_s": statistics.median(structure),
+        "verify_data_gb_s": statistics.median(rates),
+    }
     Path("build").mkdir(exist_ok=True)
     Path("build/trust.json").write_text(json.dumps(figures, indent=1))
     for name, value in figures.items():

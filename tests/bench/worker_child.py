@@ -255,7 +255,7 @@ def _simulated(record: Record, fate: Fate, clock: Clock) -> Iterator[None]:
 
 
 def _step(name: str, original: Callable, record: Record, fate: Fate, *args: object) -> None:
-    """A step on the disk, or death before it; where a file was to be written, half of it is there."""
+    """A step on the disk, or death before it; of a file to be written, half is there."""
     if fate.due == 0:
         if name == "write_file":
             data = b"".join(bytes(part) for part in args[1])

@@ -117,10 +117,15 @@ def test_coded_shards_and_metadata_are_what_zarr_would_have_written(roots, tmp_p
     layout, spec = reader.layout, reader.layout.array("low")
     with zarr.config.set({"array.write_empty_chunks": True}):
         theirs = zarr.create_array(
-            tmp_path / "theirs", shape=(2, 3, *spec.item_shape), dtype=spec.dtype, chunks=(1, 1, *spec.item_shape),
-            shards=(1, layout.shard_samples, *spec.item_shape), fill_value=0, compressors=[THEIRS[name], Crc32cCodec()],
+            tmp_path / "theirs",
+            shape=(2, 3, *spec.item_shape),
+            dtype=spec.dtype,
+            chunks=(1, 1, *spec.item_shape),
+            shards=(1, layout.shard_samples, *spec.item_shape),
+            fill_value=0,
+            compressors=[THEIRS[name], Crc32cCodec()],
             dimension_names=["view", "sample", None, None, None],
-        )  # fmt: skip
+        )
         for view in range(2):
             theirs[view] = np.stack([reader.read("low", view, sample) for sample in range(3)])
     for group in layout.groups():

@@ -195,13 +195,19 @@ def test_training_refuses_another_encoding_than_the_caches(roots):
             resolve_config(roots["compact"], manifest, {"cache": given_})
 
 
-@pytest.mark.parametrize(("cache", "words"), [
-    ({"encoding": "lowrnk"}, "cache.encoding is 'lowrnk', expected float16, int8, lowrank"),
-    ({"encoding": {"lw": "int8"}}, "cache.encoding is"),
-    ({"encoding": {"logits": "lowrank"}}, "float16 or int8 for logits"),
-    ({"encoding": "compact", "rank": {"low": 5}}, "cache.rank.low is 5, expected 1 to 4, the channels of low"),
-    ({"rank": {"high": 0}}, "cache.rank.high is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cache", "words"),
+    [
+        ({"encoding": "lowrnk"}, "cache.encoding is 'lowrnk', expected float16, int8, lowrank"),
+        ({"encoding": {"lw": "int8"}}, "cache.encoding is"),
+        ({"encoding": {"logits": "lowrank"}}, "float16 or int8 for logits"),
+        (
+            {"encoding": "compact", "rank": {"low": 5}},
+            "cache.rank.low is 5, expected 1 to 4, the channels of low",
+        ),
+        ({"rank": {"high": 0}}, "cache.rank.high is 0"),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused_in_one_line(quick_data, tmp_path, cache, words):
     with pytest.raises(SettingsError) as error:
         build_cache(

@@ -188,10 +188,15 @@ def test_shards_and_metadata_are_what_zarr_would_have_written(cache, tmp_path, n
     layout, spec = reader.layout, reader.layout.array(name)
     with zarr.config.set({"array.write_empty_chunks": True}):
         theirs = zarr.create_array(
-            tmp_path / "theirs", shape=(layout.num_views, layout.num_samples, *spec.item_shape), dtype=spec.dtype,
-            chunks=(1, 1, *spec.item_shape), shards=(1, layout.shard_samples, *spec.item_shape), fill_value=0,
-            compressors=[Crc32cCodec()], dimension_names=["view", "sample", *(None for _ in spec.item_shape)],
-        )  # fmt: skip
+            tmp_path / "theirs",
+            shape=(layout.num_views, layout.num_samples, *spec.item_shape),
+            dtype=spec.dtype,
+            chunks=(1, 1, *spec.item_shape),
+            shards=(1, layout.shard_samples, *spec.item_shape),
+            fill_value=0,
+            compressors=[Crc32cCodec()],
+            dimension_names=["view", "sample", *(None for _ in spec.item_shape)],
+        )
         for view in range(layout.num_views):
             theirs[view] = np.stack(
                 [reader.read(name, view, sample) for sample in range(layout.num_samples)]

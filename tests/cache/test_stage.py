@@ -154,8 +154,21 @@ def test_a_stage_that_cannot_be_written_is_refused(root, tmp_path):
 def test_training_from_a_stage_has_the_losses_of_the_cache(root, tmp_path):
     losses = {}
     for name, more in (("plain", []), ("staged", ["--cache.stage_dir", str(tmp_path / "stage")])):
-        given = ["--cache.path", str(root), "--train.epochs", "2", "--train.batch_size", "2", "--student.pretrained", "false",
-                 "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run"), *more]  # fmt: skip
+        given = [
+            "--cache.path",
+            str(root),
+            "--train.epochs",
+            "2",
+            "--train.batch_size",
+            "2",
+            "--student.pretrained",
+            "false",
+            "--student.aspp_channels",
+            "16",
+            "--run.dir",
+            str(tmp_path / name / "run"),
+            *more,
+        ]
         assert train_student([*given, "--train.device", "cpu", "--run.baseline", "false"]) == 0
         lines = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
         losses[name] = [json.loads(line)["total"] for line in lines]

@@ -151,7 +151,10 @@ def test_a_later_file_wins(read, tmp_path: Path):
 
 
 def test_values_keep_their_types(read):
-    text = "dataset:\n  size: [96, 80]\n  root: some/where\n  class_names: [a, b]\n  num_classes: 2\ncache:\n  levels: []\n"
+    text = (
+        "dataset:\n  size: [96, 80]\n  root: some/where\n  class_names: [a, b]\n  num_classes: 2\n"
+        "cache:\n  levels: []\n"
+    )
     config = make_config(
         read("--dataset.val_size", "112", "--student.pretrained", "false", text=text)
     )
@@ -261,15 +264,38 @@ def test_null_where_a_value_is_needed_is_refused(refused, name: str):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("dataset.num_classes", 1), ("dataset.num_classes", 255), ("dataset.ignore_index", 256), ("dataset.ignore_index", -1),
-        ("augment.seed", -1), ("augment.seed", 2**63), ("augment.views", 0), ("augment.scale_min", 0), ("augment.scale_min", 3),
-        ("augment.scale_max", 0.2), ("augment.flip", 1.5), ("augment.flip", -0.1), ("augment.color_jitter", 1),
-        ("teacher.batch_size", 0), ("fit.epochs", 0), ("fit.batch_size", 1), ("fit.lr", 0), ("cache.shard_samples", 0),
-        ("student.aspp_channels", 7), ("loss.alpha", -1), ("loss.beta", -0.5), ("loss.gamma", ".nan"), ("loss.beta", ".inf"),
-        ("loss.temperature", 0), ("loss.temperature", ".inf"), ("train.epochs", 0), ("train.batch_size", 1), ("train.lr", -1),
-        ("train.lr", ".nan"), ("train.seed", -1),
+        ("dataset.num_classes", 1),
+        ("dataset.num_classes", 255),
+        ("dataset.ignore_index", 256),
+        ("dataset.ignore_index", -1),
+        ("augment.seed", -1),
+        ("augment.seed", 2**63),
+        ("augment.views", 0),
+        ("augment.scale_min", 0),
+        ("augment.scale_min", 3),
+        ("augment.scale_max", 0.2),
+        ("augment.flip", 1.5),
+        ("augment.flip", -0.1),
+        ("augment.color_jitter", 1),
+        ("teacher.batch_size", 0),
+        ("fit.epochs", 0),
+        ("fit.batch_size", 1),
+        ("fit.lr", 0),
+        ("cache.shard_samples", 0),
+        ("student.aspp_channels", 7),
+        ("loss.alpha", -1),
+        ("loss.beta", -0.5),
+        ("loss.gamma", ".nan"),
+        ("loss.beta", ".inf"),
+        ("loss.temperature", 0),
+        ("loss.temperature", ".inf"),
+        ("train.epochs", 0),
+        ("train.batch_size", 1),
+        ("train.lr", -1),
+        ("train.lr", ".nan"),
+        ("train.seed", -1),
     ],
-)  # fmt: skip
+)
 def test_value_out_of_range_is_refused(refused, name: str, value: object):
     section, key = name.split(".")
     refused(
@@ -355,7 +381,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
         ("loss: {}\nloss: {}\n", "line 2 is loss twice"),
         (
             "dataset: data/cv\n",
-            "dataset is 'data/cv', expected a section of names, as in `dataset:` and below it `root: ...`",
+            "dataset is 'data/cv', expected a section of names, as in `dataset:` and below it "
+            "`root: ...`",
         ),
         ("a: &a [*a]\n", "line 1 is an alias"),
         (BOMB, "line 2 is an alias"),

@@ -41,7 +41,9 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def read_tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def colour_classifier_accuracy(root: Path) -> float:
@@ -170,7 +172,9 @@ def test_colour_classifier_would_catch_a_colour_coded_set(small_set: Path) -> No
     write_sample_set(small_set, num_train=20, num_val=20)
     for path in (voc_folder(small_set) / "SegmentationClass").iterdir():
         with Image.open(path) as label:
-            label.convert("RGB").save(voc_folder(small_set) / "JPEGImages" / f"{path.stem}.jpg", quality=92)
+            label.convert("RGB").save(
+                voc_folder(small_set) / "JPEGImages" / f"{path.stem}.jpg", quality=92
+            )
     assert colour_classifier_accuracy(small_set) > 0.8
 
 
@@ -183,13 +187,16 @@ def test_foreign_files_survive(small_set: Path) -> None:
 
 def test_list_of_another_data_set_is_refused(small_set: Path) -> None:
     (voc_folder(small_set) / "ImageSets" / "Segmentation" / "train.txt").write_text("2007_000032\n")
-    with pytest.raises(ValueError, match=r"train\.txt: first id is '2007_000032', expected 'sample_\.\.\.'"):
+    with pytest.raises(
+        ValueError, match=r"train\.txt: first id is '2007_000032', expected 'sample_\.\.\.'"
+    ):
         write_sample_set(small_set, num_train=4, num_val=2)
     assert read_ids(small_set, "train") == ["2007_000032"]
 
 
 @pytest.mark.parametrize(
-    ("setting", "found"), [("num_train", 0), ("num_val", -1), ("size_px", 47), ("seed", -1), ("seed", 2**64)]
+    ("setting", "found"),
+    [("num_train", 0), ("num_val", -1), ("size_px", 47), ("seed", -1), ("seed", 2**64)],
 )
 def test_argument_out_of_range_is_refused(tmp_path: Path, setting: str, found: int) -> None:
     with pytest.raises(ValueError, match=f"sample set: {setting} is {found}, expected"):

@@ -13,7 +13,14 @@ from kdcache.data.views import MEAN_RGB, SCHEME, VOID, ViewParameters, apply, dr
 
 # class -> the colour its pixels are painted in; void is white
 COLOURS = np.full((256, 3), 255, np.uint8)
-COLOURS[:6] = [(10, 10, 10), (230, 20, 20), (20, 220, 30), (25, 30, 235), (220, 210, 20), (30, 200, 210)]
+COLOURS[:6] = [
+    (10, 10, 10),
+    (230, 20, 20),
+    (20, 220, 30),
+    (25, 30, 235),
+    (220, 210, 20),
+    (30, 200, 210),
+]
 
 
 def draw_view(
@@ -23,9 +30,13 @@ def draw_view(
     return draw(config or AugmentConfig(), sample_id=sample_id, view=view, **sizes)
 
 
-def paint(*, hw: tuple[int, int] = (60, 72), cell_px: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def paint(
+    *, hw: tuple[int, int] = (60, 72), cell_px: int = 12, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """An image that shows its label: square cells of a class each, some void."""
-    cells = np.random.default_rng(seed).choice([0, 1, 2, 3, 4, 5, VOID], (hw[0] // cell_px, hw[1] // cell_px))
+    cells = np.random.default_rng(seed).choice(
+        [0, 1, 2, 3, 4, 5, VOID], (hw[0] // cell_px, hw[1] // cell_px)
+    )
     label = np.kron(cells, np.ones((cell_px, cell_px), int)).astype(np.uint8)
     return COLOURS[label], label
 
@@ -46,8 +57,7 @@ NO_JITTER = AugmentConfig(color_jitter=0.0)
 
 
 def test_draw_is_pinned():
-    """Whoever changes the draw must give SCHEME a new name: caches built before hold other views.
-    """
+    """Who changes the draw must give SCHEME a new name: caches built before hold other views."""
     view = draw_view(AugmentConfig(seed=3), view=1, image_hw=(281, 500), size_hw=(128, 128))
     assert view == ViewParameters(
         resized_hw=(330, 587),
@@ -94,7 +104,11 @@ def test_draw_neither_uses_nor_moves_numpys_hidden_generator():
 )
 def test_views_samples_and_seeds_differ(other: ViewParameters):
     same = draw_view()
-    assert (other.brightness, other.contrast, other.saturation) != (same.brightness, same.contrast, same.saturation)
+    assert (other.brightness, other.contrast, other.saturation) != (
+        same.brightness,
+        same.contrast,
+        same.saturation,
+    )
     assert other.resized_hw != same.resized_hw
 
 
@@ -115,7 +129,9 @@ def test_scale_stays_in_its_range_and_fills_it():
 
 
 def test_equal_scale_limits_fix_the_size():
-    assert draw_view(AugmentConfig(scale_min=0.5, scale_max=0.5), image_hw=(100, 60)).resized_hw == (50, 30)
+    assert draw_view(
+        AugmentConfig(scale_min=0.5, scale_max=0.5), image_hw=(100, 60)
+    ).resized_hw == (50, 30)
 
 
 def test_crop_boxes_are_integers_inside_the_resized_image():
@@ -136,12 +152,17 @@ def test_crop_boxes_are_integers_inside_the_resized_image():
 
 def test_every_crop_position_occurs():
     config = AugmentConfig(scale_min=1, scale_max=1)
-    found = {draw_view(config, sample_id=f"s{n}", image_hw=(18, 17), size_hw=(16, 16)).crop_tl for n in range(200)}
+    found = {
+        draw_view(config, sample_id=f"s{n}", image_hw=(18, 17), size_hw=(16, 16)).crop_tl
+        for n in range(200)
+    }
     assert found == {(top, left) for top in range(3) for left in range(2)}
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, {False}), (1.0, {True})])
-def test_flip_of_probability_zero_or_one_is_never_or_always(probability: float, expected: set[bool]):
+def test_flip_of_probability_zero_or_one_is_never_or_always(
+    probability: float, expected: set[bool]
+):
     assert {draw_view(AugmentConfig(flip=probability), view=v).flip for v in range(100)} == expected
 
 
@@ -167,7 +188,9 @@ def test_image_and_label_stay_aligned(size_hw: tuple[int, int]):
     image, label = paint()
     seen = set()
     for number in range(24):
-        view = draw(NO_JITTER, sample_id="painted", view=number, image_hw=label.shape, size_hw=size_hw)
+        view = draw(
+            NO_JITTER, sample_id="painted", view=number, image_hw=label.shape, size_hw=size_hw
+        )
         view_image, view_label = apply(view, image, label)
         _, _, height, width = view.image_box
         inside = np.zeros(size_hw, bool)
@@ -182,7 +205,9 @@ def test_image_and_label_stay_aligned(size_hw: tuple[int, int]):
 def test_alignment_test_would_notice_an_image_that_is_flipped_alone():
     image, label = paint()
     view = draw_view(
-        AugmentConfig(color_jitter=0, flip=1, scale_min=1, scale_max=1), image_hw=label.shape, size_hw=(48, 64)
+        AugmentConfig(color_jitter=0, flip=1, scale_min=1, scale_max=1),
+        image_hw=label.shape,
+        size_hw=(48, 64),
     )
     view_image, view_label = apply(view, image, label)
     inside = inner_pixels(view_label)
@@ -192,7 +217,13 @@ def test_alignment_test_would_notice_an_image_that_is_flipped_alone():
 def test_view_at_scale_one_is_the_crop_itself():
     image, label = paint(hw=(60, 72))
     view = ViewParameters(
-        resized_hw=(60, 72), crop_tl=(7, 20), size_hw=(32, 48), flip=False, brightness=1.0, contrast=1.0, saturation=1.0
+        resized_hw=(60, 72),
+        crop_tl=(7, 20),
+        size_hw=(32, 48),
+        flip=False,
+        brightness=1.0,
+        contrast=1.0,
+        saturation=1.0,
     )
     view_image, view_label = apply(view, image, label)
     np.testing.assert_array_equal(view_image, image[7:39, 20:68])
@@ -202,7 +233,13 @@ def test_view_at_scale_one_is_the_crop_itself():
 def test_flip_mirrors_the_crop_and_keeps_padding_at_right_and_bottom():
     image, label = paint(hw=(24, 36))
     view = ViewParameters(
-        resized_hw=(24, 36), crop_tl=(0, 0), size_hw=(32, 48), flip=True, brightness=1.0, contrast=1.0, saturation=1.0
+        resized_hw=(24, 36),
+        crop_tl=(0, 0),
+        size_hw=(32, 48),
+        flip=True,
+        brightness=1.0,
+        contrast=1.0,
+        saturation=1.0,
     )
     view_image, view_label = apply(view, image, label)
     np.testing.assert_array_equal(view_image[:24, :36], image[:, ::-1])
@@ -212,7 +249,11 @@ def test_flip_mirrors_the_crop_and_keeps_padding_at_right_and_bottom():
 def test_padding_is_void_and_mean_colour_whatever_the_jitter():
     image, label = paint()
     view = draw(
-        AugmentConfig(color_jitter=0.9, scale_max=0.6), sample_id="p", view=0, image_hw=label.shape, size_hw=(64, 80)
+        AugmentConfig(color_jitter=0.9, scale_max=0.6),
+        sample_id="p",
+        view=0,
+        image_hw=label.shape,
+        size_hw=(64, 80),
     )
     view_image, view_label = apply(view, image, label)
     _, _, height, width = view.image_box
@@ -236,7 +277,9 @@ def test_labels_are_never_mixed_into_new_classes():
 
 def test_void_is_kept_as_255():
     image, label = paint()
-    view = draw_view(AugmentConfig(scale_min=1, scale_max=1, flip=0), image_hw=label.shape, size_hw=(48, 64))
+    view = draw_view(
+        AugmentConfig(scale_min=1, scale_max=1, flip=0), image_hw=label.shape, size_hw=(48, 64)
+    )
     top, left = view.crop_tl
     _, view_label = apply(view, image, label)
     np.testing.assert_array_equal(view_label == 255, label[top : top + 48, left : left + 64] == 255)
@@ -257,7 +300,11 @@ def test_jitter_changes_the_image_and_not_the_label():
     image, label = paint()
     plain = draw_view(NO_JITTER, image_hw=label.shape, size_hw=(48, 48))
     coloured = draw_view(AugmentConfig(color_jitter=0.5), image_hw=label.shape, size_hw=(48, 48))
-    assert (plain.resized_hw, plain.crop_tl, plain.flip) == (coloured.resized_hw, coloured.crop_tl, coloured.flip)
+    assert (plain.resized_hw, plain.crop_tl, plain.flip) == (
+        coloured.resized_hw,
+        coloured.crop_tl,
+        coloured.flip,
+    )
     np.testing.assert_array_equal(apply(plain, image, label)[1], apply(coloured, image, label)[1])
     assert not np.array_equal(apply(plain, image, label)[0], apply(coloured, image, label)[0])
 
@@ -265,7 +312,13 @@ def test_jitter_changes_the_image_and_not_the_label():
 def test_brightness_multiplies_the_image():
     image, label = np.full((20, 20, 3), 100, np.uint8), np.zeros((20, 20), np.uint8)
     view = ViewParameters(
-        resized_hw=(20, 20), crop_tl=(0, 0), size_hw=(16, 16), flip=False, brightness=1.2, contrast=1.0, saturation=1.0
+        resized_hw=(20, 20),
+        crop_tl=(0, 0),
+        size_hw=(16, 16),
+        flip=False,
+        brightness=1.2,
+        contrast=1.0,
+        saturation=1.0,
     )
     assert set(np.unique(apply(view, image, label)[0])) == {120}
 
@@ -276,7 +329,10 @@ def test_brightness_multiplies_the_image():
 @pytest.mark.parametrize("hw", [(48, 64), (47, 64), (48, 1), (30, 41)])
 def test_validation_image_that_fits_is_padded_without_resampling(hw: tuple[int, int]):
     generator = np.random.default_rng(0)
-    image, label = generator.integers(0, 256, (*hw, 3), np.uint8), generator.integers(0, 6, hw).astype(np.uint8)
+    image, label = (
+        generator.integers(0, 256, (*hw, 3), np.uint8),
+        generator.integers(0, 6, hw).astype(np.uint8),
+    )
     padded_image, padded_label, inside_hw = fit_inside(image, label, size_hw=(48, 64))
     assert (padded_image.shape, padded_label.shape, inside_hw) == ((48, 64, 3), (48, 64), hw)
     np.testing.assert_array_equal(padded_image[: hw[0], : hw[1]], image)
@@ -286,15 +342,25 @@ def test_validation_image_that_fits_is_padded_without_resampling(hw: tuple[int, 
     assert (padded_label[outside] == 255).all() and (padded_image[outside] == MEAN_RGB).all()
 
 
-@pytest.mark.parametrize(("hw", "inside_hw"), [((96, 60), (48, 30)), ((48, 128), (24, 64)), ((96, 256), (24, 64))])
-def test_larger_validation_image_shrinks_with_its_label(hw: tuple[int, int], inside_hw: tuple[int, int]):
+@pytest.mark.parametrize(
+    ("hw", "inside_hw"), [((96, 60), (48, 30)), ((48, 128), (24, 64)), ((96, 256), (24, 64))]
+)
+def test_larger_validation_image_shrinks_with_its_label(
+    hw: tuple[int, int], inside_hw: tuple[int, int]
+):
     image, label = paint(hw=hw, cell_px=math.gcd(*hw))
     padded_image, padded_label, found_hw = fit_inside(image, label, size_hw=(48, 64))
     assert found_hw == inside_hw
     inside = inner_pixels(padded_label[: inside_hw[0], : inside_hw[1]], reach_px=1)
     pixels = padded_image[: inside_hw[0], : inside_hw[1]][inside].astype(int)
-    assert inside.any() and np.abs(pixels - COLOURS[padded_label[: inside_hw[0], : inside_hw[1]][inside]]).max() <= 6
-    assert (padded_label[inside_hw[0] :] == 255).all() and (padded_label[:, inside_hw[1] :] == 255).all()
+    assert (
+        inside.any()
+        and np.abs(pixels - COLOURS[padded_label[: inside_hw[0], : inside_hw[1]][inside]]).max()
+        <= 6
+    )
+    assert (padded_label[inside_hw[0] :] == 255).all() and (
+        padded_label[:, inside_hw[1] :] == 255
+    ).all()
 
 
 @pytest.mark.parametrize("side_px", [49, 98, 103, 107])

@@ -9,13 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.helpers import ARCHIVE, point_torchvision_at, NOBODY_LISTENS, check_one_line, save_label, serve, write_list, write_sample, write_voc
 from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
 from kdcache.config import DatasetConfig
-from kdcache.data.voc import VOC_ARCHIVE, VOC_DIR, download_voc, find_samples, read_sample, read_split
+from kdcache.data.voc import (
+    VOC_ARCHIVE,
+    VOC_DIR,
+    download_voc,
+    find_samples,
+    read_sample,
+    read_split,
+)
 from kdcache.errors import DataError
+from tests.support.helpers import (
+    ARCHIVE,
+    NOBODY_LISTENS,
+    check_one_line,
+    point_torchvision_at,
+    save_label,
+    serve,
+    write_list,
+    write_sample,
+    write_voc,
+)
 
 IDS = ["2007_000027", "2007_000032", "b-3.x"]
 
@@ -61,13 +78,20 @@ def test_samples_come_in_the_order_of_the_list(root: Path):
     write_list(root / VOC_DIR, "train", IDS[::-1])
     samples = find_samples(config_for(root), "train")
     assert [sample.id for sample in samples] == IDS[::-1]
-    assert samples[0].image_path == image_file(root, IDS[2]) and samples[0].label_path == label_file(root, IDS[2])
+    assert samples[0].image_path == image_file(root, IDS[2]) and samples[
+        0
+    ].label_path == label_file(root, IDS[2])
 
 
 def test_sample_is_the_decoded_files(root: Path):
     sample = find_samples(config_for(root), "train")[0]
     image, label = read_sample(config_for(root), sample)
-    assert (image.shape, image.dtype, label.shape, label.dtype) == ((20, 24, 3), np.uint8, (20, 24), np.uint8)
+    assert (image.shape, image.dtype, label.shape, label.dtype) == (
+        (20, 24, 3),
+        np.uint8,
+        (20, 24),
+        np.uint8,
+    )
     np.testing.assert_array_equal(image, read_pixels(sample.image_path))
     np.testing.assert_array_equal(label, read_pixels(sample.label_path))
     assert (label[:2] == 255).all() and set(np.unique(label)) == {0, 1, 2, 255}
@@ -83,7 +107,9 @@ def test_every_checked_sample_is_reported(root: Path):
 def test_trainaug_reads_the_augmented_labels(root: Path):
     write_list(root / VOC_DIR, "trainaug", IDS[:2])
     for sample_id in IDS[:2]:
-        save_label(label_file(root, sample_id, "SegmentationClassAug"), np.full((20, 24), 2, np.uint8))
+        save_label(
+            label_file(root, sample_id, "SegmentationClassAug"), np.full((20, 24), 2, np.uint8)
+        )
     config = config_for(root)
     split = read_split(config, "trainaug")
     assert {sample.label_path.parent.name for sample in split.samples} == {"SegmentationClassAug"}
@@ -206,7 +232,9 @@ def test_duplicate_ids_are_refused(root: Path):
     check_refused(root, "train.txt: list is 4 ids, 3 different", "all different")
 
 
-@pytest.mark.parametrize("bad", ["../x", "/etc/x", "a/b", "..", ".hidden", "a\\b", "x\0y", "~root/x:y"])
+@pytest.mark.parametrize(
+    "bad", ["../x", "/etc/x", "a/b", "..", ".hidden", "a\\b", "x\0y", "~root/x:y"]
+)
 def test_id_that_could_leave_its_folder_is_refused(root: Path, bad: str):
     write_list(root / VOC_DIR, "train", [*IDS, bad])
     check_refused(root, f"train.txt: sample id is {bad!r}", "expected letters")
@@ -255,7 +283,9 @@ def test_image_and_label_of_different_size_are_refused(root: Path):
 def test_truncated_file_is_refused(root: Path, find, share: float):
     data = find(root, IDS[1]).read_bytes()
     find(root, IDS[1]).write_bytes(data[: int(share * len(data))])
-    check_refused(root, f"{find(root, IDS[1]).name}: image is unreadable or truncated", "restore the file")
+    check_refused(
+        root, f"{find(root, IDS[1]).name}: image is unreadable or truncated", "restore the file"
+    )
 
 
 @pytest.mark.parametrize("find", [image_file, label_file])
@@ -264,7 +294,9 @@ def test_file_that_is_no_picture_is_refused(root: Path, find):
     check_refused(root, f"{find(root, IDS[1]).name}: image is unreadable")
 
 
-@pytest.mark.parametrize(("mode", "shown"), [("RGB", "'RGB'"), ("RGBA", "'RGBA'"), ("1", "'1'"), ("I;16", "'I;16'")])
+@pytest.mark.parametrize(
+    ("mode", "shown"), [("RGB", "'RGB'"), ("RGBA", "'RGBA'"), ("1", "'1'"), ("I;16", "'I;16'")]
+)
 def test_label_that_is_not_eight_bit_classes_is_refused(root: Path, mode: str, shown: str):
     Image.new(mode, (24, 20)).save(label_file(root, IDS[0]))
     check_refused(root, f"{IDS[0]}.png: mode is {shown}", "'P' or 'L'", "8-bit palette")
@@ -296,7 +328,9 @@ def archive(root: Path, tmp_path: Path) -> Path:
     return tmp_path / "served" / ARCHIVE
 
 
-def test_absent_data_set_is_downloaded_and_unpacked(root: Path, archive: Path, tmp_path: Path, monkeypatch):
+def test_absent_data_set_is_downloaded_and_unpacked(
+    root: Path, archive: Path, tmp_path: Path, monkeypatch
+):
     config = config_for(tmp_path / "new" / "voc", download=True)
     with serve(archive.parent, monkeypatch) as url:
         point_torchvision_at(monkeypatch, url, hashlib.md5(archive.read_bytes()).hexdigest())
@@ -311,7 +345,13 @@ def test_download_with_a_wrong_md5_is_refused(archive: Path, tmp_path: Path, mon
         with pytest.raises(DataError) as error:
             download_voc(config)
     check_one_line(
-        error, "folder is missing", "the download failed", "corrupted", VOC_ARCHIVE, str(config.root), "`make demo`"
+        error,
+        "folder is missing",
+        "the download failed",
+        "corrupted",
+        VOC_ARCHIVE,
+        str(config.root),
+        "`make demo`",
     )
     assert not (config.root / VOC_DIR).exists()
 
@@ -331,10 +371,14 @@ def test_unreachable_server_is_one_line_with_the_way_by_hand(tmp_path: Path, mon
     point_torchvision_at(monkeypatch, NOBODY_LISTENS, "0" * 32)
     with pytest.raises(DataError) as error:
         download_voc(config_for(tmp_path / "new", download=True))
-    check_one_line(error, "the download failed", "refused", VOC_ARCHIVE, "by hand", str(tmp_path / "new"))
+    check_one_line(
+        error, "the download failed", "refused", VOC_ARCHIVE, "by hand", str(tmp_path / "new")
+    )
 
 
-def test_archive_put_there_by_hand_is_unpacked_without_network(root: Path, archive: Path, tmp_path: Path, monkeypatch):
+def test_archive_put_there_by_hand_is_unpacked_without_network(
+    root: Path, archive: Path, tmp_path: Path, monkeypatch
+):
     """What the message of a failed download tells people to do."""
     point_torchvision_at(monkeypatch, NOBODY_LISTENS, hashlib.md5(archive.read_bytes()).hexdigest())
     config = config_for(tmp_path / "new", download=True)
@@ -352,6 +396,8 @@ def test_nothing_is_downloaded_where_the_data_set_is_there_or_unwanted(
         raise AssertionError("a download was started")
 
     monkeypatch.setattr(torchvision_voc, "download_and_extract_archive", refuse)
-    download_voc(config_for(root, download=True) if there else config_for(tmp_path / "new", download=False))
+    download_voc(
+        config_for(root, download=True) if there else config_for(tmp_path / "new", download=False)
+    )
     with pytest.raises(AssertionError, match="a download was started"):
         download_voc(config_for(tmp_path / "new", download=True))

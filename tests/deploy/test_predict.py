@@ -95,9 +95,19 @@ def test_masks_are_as_large_as_the_images_and_overlays_half_colour(run, folder, 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("a.png", "RGBA"), ("a.png", "LA"), ("a.jpg", "CMYK"), ("a.jpg", "L"), ("a.png", "1"), ("a.png", "P"), ("a.gif", "P"),
-     ("a.tif", "YCbCr"), ("a.webp", "RGB"), ("a.bmp", "RGB")],
-)  # fmt: skip
+    [
+        ("a.png", "RGBA"),
+        ("a.png", "LA"),
+        ("a.jpg", "CMYK"),
+        ("a.jpg", "L"),
+        ("a.png", "1"),
+        ("a.png", "P"),
+        ("a.gif", "P"),
+        ("a.tif", "YCbCr"),
+        ("a.webp", "RGB"),
+        ("a.bmp", "RGB"),
+    ],
+)
 def test_eight_bit_images_of_any_kind_become_rgb(folder, name, mode):
     drawn = Image.linear_gradient("L").resize((56, 40)).convert("RGB")
     (drawn.quantize(64) if mode == "P" else drawn.convert(mode)).save(folder / name)
@@ -142,10 +152,14 @@ def write_bad(folder: Path) -> dict[str, str]:
     Image.fromarray(np.zeros((40, 50), np.float32)).save(folder / "float.tif")
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
     return {
-        "cut.png": "truncated", "spoilt.png": "unreadable", "text.jpg": "cannot identify image file)", "empty.jpg": "cannot",
-        "deep.png": "mode is 'I;16', expected 8 bits a channel", "float.tif": "mode is 'F'",
+        "cut.png": "truncated",
+        "spoilt.png": "unreadable",
+        "text.jpg": "cannot identify image file)",
+        "empty.jpg": "cannot",
+        "deep.png": "mode is 'I;16', expected 8 bits a channel",
+        "float.tif": "mode is 'F'",
         "huge.png": "size is too large, expected 89478485 pixels at most",
-    }  # fmt: skip
+    }
 
 
 def test_what_cannot_be_read_is_a_line_each_and_the_rest_is_done(run, folder, tmp_path, capsys):

@@ -72,14 +72,16 @@ def test_processes_that_cannot_meet_are_told_in_one_line(monkeypatch):
             13,
             4,
             CPU,
-            "is 5, expected 8 samples or more for 4 processes; set train.batch_size 12 or start fewer",
+            "is 5, expected 8 samples or more for 4 processes; set train.batch_size 12 or start "
+            "fewer",
         ),
         (
             2,
             13,
             2,
             CPU,
-            "is 2, expected 4 samples or more for 2 processes; set train.batch_size 4 or start fewer",
+            "is 2, expected 4 samples or more for 2 processes; set train.batch_size 4 or start "
+            "fewer",
         ),
         (8, 7, 4, CPU, "is 7, expected 8 samples or more for 4 processes; start fewer processes"),
         (8, 13, 6, torch.device("cuda"), "is 5, expected 6 samples or more for 6 processes"),

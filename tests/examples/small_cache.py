@@ -29,7 +29,7 @@ SIZE_PX = 48
 
 @contextmanager
 def small_cache() -> Iterator[Cache]:
-    """16 training images in one view, 8 for validation, 8 classes; its folder goes away afterwards."""
+    """16 training images in one view, 8 for validation, 8 classes; its folder goes away with it."""
     torch.set_num_threads(1)  # tiny tensors gain nothing from more
     torch.manual_seed(0)
     logging.getLogger("kdcache").setLevel(

@@ -21,7 +21,8 @@ SAID = {
         rf"after 20 steps: {NUMBER}",
     ],
     "feature_distillation": [
-        rf"low    256 -> 16 channels, 1 - cosine {NUMBER} at first \(textbook {NUMBER}\), {NUMBER} after 20 steps",
+        rf"low    256 -> 16 channels, 1 - cosine {NUMBER} at first \(textbook {NUMBER}\), "
+        rf"{NUMBER} after 20 steps",
         rf"mean over levels: {NUMBER} -> {NUMBER}",
     ],
     "mini_training_loop": [
@@ -31,7 +32,8 @@ SAID = {
     "gradient_flow": [
         rf"labels    backbone {NUMBER}  ASPP {NUMBER}  classifier {NUMBER}  projections none",
         rf"features  backbone {NUMBER}  ASPP none  classifier none  projections {NUMBER}",
-        r"T = 8: gradient by scores \S+ with T\^2, \S+ without; of scores 20 times larger, a 20th of it: \S+",
+        r"T = 8: gradient by scores \S+ with T\^2, \S+ without; of scores 20 times larger, a 20th "
+        r"of it: \S+",
     ],
 }
 

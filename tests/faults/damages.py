@@ -107,5 +107,12 @@ def damage_metadata(root: Path, random: Random) -> set[str]:
 
 
 FAULTS: list[Callable[[Path, Random], set[str]]] = [
-    flip_bit, truncate, lose_shard, lose_record, damage_record, swap_views, lose_folder, damage_metadata,
-]  # fmt: skip
+    flip_bit,
+    truncate,
+    lose_shard,
+    lose_record,
+    damage_record,
+    swap_views,
+    lose_folder,
+    damage_metadata,
+]

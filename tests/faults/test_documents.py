@@ -38,9 +38,42 @@ MOST_S, MOST_BYTES = 10.0, 1 << 30
 SEALED = ("manifest.json", "commits/train-v0001-g00000.json", "commits/val-v0000-g00000.json")
 OPEN = ("zarr.json", "train/zarr.json", "train/mid/zarr.json")
 
-EXTREME = [None, True, False, 0, 1, -1, 2, 3, 4, 10_000, 65_536, 2**31, 2**63, 10**300, -(10**300), 0.0, 1.5, -0.0, 1e308,
-           "", "0", "x\ny", "\x00", "\ud800", "../../x", "a" * 10_000, "0" * 64, [], {}, [0], [[]], [None] * 1000, {"": {}},
-           {"a\nb": "\r\n"}]  # fmt: skip
+EXTREME = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    4,
+    10_000,
+    65_536,
+    2**31,
+    2**63,
+    10**300,
+    -(10**300),
+    0.0,
+    1.5,
+    -0.0,
+    1e308,
+    "",
+    "0",
+    "x\ny",
+    "\x00",
+    "\ud800",
+    "../../x",
+    "a" * 10_000,
+    "0" * 64,
+    [],
+    {},
+    [0],
+    [[]],
+    [None] * 1000,
+    {"": {}},
+    {"a\nb": "\r\n"},
+]
 VALUES = st.sampled_from(EXTREME) | st.recursive(
     st.none()
     | st.booleans()
@@ -237,7 +270,8 @@ STRANGE = {
     "nan": b'{"format": NaN, "format_version": -Infinity}',
     "long_number": b'{"format_version": ' + b"9" * 100_000 + b"}",
     "long_fraction": b'{"format_version": 1e999999999}',
-    "twice": b'{"format": "kdcache", "format_version": 1, "format_version": 2, "zarr_format": 2, "zarr_format": 3}',
+    "twice": b'{"format": "kdcache", "format_version": 1, "format_version": 2, "zarr_format": 2, '
+    b'"zarr_format": 3}',
     "lists_in_lists": b"[" * 200_000 + b"]" * 200_000,
     "objects_in_objects": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
     "never_closed": b'{"a":' * 200_000,
@@ -246,7 +280,8 @@ STRANGE = {
     "marked": b'\xef\xbb\xbf{"format": "kdcache"}',
     "zeros": bytes(10_000),
     "group_with_shape": b'{"zarr_format": 3, "node_type": "group", "attributes": {}, "shape": [2]}',
-    "group_with_null": b'{"zarr_format": 3, "node_type": "group", "attributes": [], "shape": [], "codecs": null}',
+    "group_with_null": b'{"zarr_format": 3, "node_type": "group", "attributes": [], "shape": [], '
+    b'"codecs": null}',
 }
 
 
@@ -305,8 +340,15 @@ def test_documents_that_agree_on_a_size_that_no_file_has_are_a_typed_error(root,
     }  # of the manifest: too much for a sample
 
 
-@pytest.mark.parametrize("counts", [{"num_samples": 2**31}, {"num_samples": 2**31, "shard_samples": 1}, {"num_views": 10_000},
-                                    {"num_samples": 2_000_001}])  # fmt: skip
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"num_samples": 2**31},
+        {"num_samples": 2**31, "shard_samples": 1},
+        {"num_views": 10_000},
+        {"num_samples": 2_000_001},
+    ],
+)
 def test_counts_beyond_all_files_are_a_typed_error(root, truth, counts):
     document = read_unsealed(root / "manifest.json")
     document["splits"]["train"].update(counts)

@@ -194,9 +194,8 @@ class CacheMachine(RuleBasedStateMachine):
                         reader.layout.group(view, sample // quick.SHARD),
                         sample % quick.SHARD,
                     )
-                    shard = self.whole[
-                        f"{split}/{spec.name}/c/{view}/{group.index}/{'/'.join('0' for _ in spec.item_shape)}"
-                    ]
+                    inside = "/".join("0" for _ in spec.item_shape)
+                    shard = self.whole[f"{split}/{spec.name}/c/{view}/{group.index}/{inside}"]
                     start = row * (spec.item_bytes + 4)
                     assert (
                         reader.read(spec.name, view, sample).tobytes()
@@ -230,8 +229,14 @@ def test_any_order_of_build_grow_kill_damage_gc_repair_verify_and_read(
         {1: one_view, 2: whole},
         [],
     )
-    checks = settings(max_examples=steps // 20, stateful_step_count=25, deadline=None, derandomize=True, database=None,
-                      suppress_health_check=list(HealthCheck))  # fmt: skip
+    checks = settings(
+        max_examples=steps // 20,
+        stateful_step_count=25,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     run_state_machine_as_test(CacheMachine, settings=checks)
     assert len(CacheMachine.steps) >= steps
     kinds = {"build", "grow", "killed", "damaged", "gc", "repair", "read"}

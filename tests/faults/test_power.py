@@ -80,7 +80,7 @@ def test_after_a_power_loss_at_any_step_every_committed_group_verifies(quick_dat
 
 
 def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, effort):
-    """At every tenth of these steps: the image is built to its end, outside of the ledger's sight."""
+    """At every tenth of these steps: the image is built to its end, unseen by the ledger."""
     images = []
 
     def keep(image) -> None:

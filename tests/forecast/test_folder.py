@@ -92,8 +92,10 @@ def test_the_folder_of_a_living_plan_stays(caches):
 
 def test_the_folder_of_a_dead_process_is_not_held(caches):
     code = (
-        "import os, sys; from pathlib import Path; from kdcache.forecast.folder import make_folder\n"
-        "with make_folder(Path(sys.argv[1])) as made: (made / 'cache').mkdir(); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from kdcache.forecast.folder import "
+        "make_folder\n"
+        "with make_folder(Path(sys.argv[1])) as made: (made / 'cache').mkdir(); "
+        "os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(caches / "one")], cwd=ROOT)
     (left,) = caches.iterdir()

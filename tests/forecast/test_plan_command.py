@@ -1,4 +1,4 @@
-"""`python -m cache_teacher plan`: what a person reads, what a script gets, and errors of one line."""
+"""`python -m cache_teacher plan`: what a person reads, what a script gets, errors of one line."""
 
 import json
 

@@ -14,8 +14,11 @@ import numpy as np
 
 from tests.integrity.scenes import Scenes, share
 
-LEAST_MARGIN = 0.25  # of the way from another sample's label (0) to being always right (1); mixed-up answers are at 0
-ALIKE = 0.005  # share of pixels; frames of a film, and views without augmentation, fit each other's labels as well as their own
+# Of the way from another sample's label (0) to being always right (1); mixed-up answers are at 0.
+LEAST_MARGIN = 0.25
+# Share of pixels: frames of a film, and views without augmentation, fit each other's labels as well
+# as their own.
+ALIKE = 0.005
 LEAST_MIRROR_MARGIN = 0.1
 EXCHANGED = (
     0.4  # two shares of pixels together; true answers are below 0, exchanged ones at 0.5 and more
@@ -48,8 +51,8 @@ def find_answers_of_others(scenes: Scenes) -> list[str]:
             np.nanmean(shares[~np.eye(len(shares), dtype=bool)]),
         )
         if own < other - ALIKE:
-            what = f"answers agree with their labels in {own:.3f}, with their neighbours' in {other:.3f}"
-            found.append(f"{name}: {what}")
+            what = f"answers agree with their labels in {own:.3f}"
+            found.append(f"{name}: {what}, with their neighbours' in {other:.3f}")
     return found
 
 
@@ -65,7 +68,7 @@ def find_exchanged_answers(scenes: Scenes) -> list[str]:
 
 
 def find_answers_of_other_views(scenes: Scenes) -> list[str]:
-    """Views whose answers fit the labels of another view of the same samples better than their own."""
+    """Views whose answers fit another view's labels of the same samples better than their own."""
     found = []
     for v, view in enumerate(scenes.views):
         own = share(scenes.prediction_VNHW[v], scenes.label_VNHW[v])
@@ -74,7 +77,8 @@ def find_answers_of_other_views(scenes: Scenes) -> list[str]:
             if other > own + ALIKE:
                 where = f"{scenes.split} view {view}"
                 found.append(
-                    f"{where}: answers agree with its labels in {own:.3f}, with view {other_view}'s in {other:.3f}"
+                    f"{where}: answers agree with its labels in {own:.3f}, "
+                    f"with view {other_view}'s in {other:.3f}"
                 )
     return found
 
@@ -91,7 +95,8 @@ def find_exchanged_classes(scenes: Scenes, *, num_classes: int) -> list[str]:
     judged = num_scenes >= LEAST_SCENES
     suspects = np.argwhere(np.triu(gain_KK > DISORDERED) & judged[:, None] & judged[None])
     return [
-        f"{scenes.split}: classes {a} and {b} look exchanged: {a} is called {b} in {rates_KK[a, b]:.3f} of its pixels, "
+        f"{scenes.split}: classes {a} and {b} look exchanged: "
+        f"{a} is called {b} in {rates_KK[a, b]:.3f} of its pixels, "
         f"{b} is called {a} in {rates_KK[b, a]:.3f}"
         for a, b in suspects
     ]
@@ -114,7 +119,8 @@ def find_displaced_labels(scenes: Scenes) -> list[str]:
         if own - other < LEAST_MIRROR_MARGIN * (1 - other):
             where = f"{scenes.split}, {'flipped' if flip else 'unflipped'} samples"
             found.append(
-                f"{where}: answers agree with their labels in {own:.3f}, with mirrored ones in {other:.3f}"
+                f"{where}: answers agree with their labels in {own:.3f}, "
+                f"with mirrored ones in {other:.3f}"
             )
     for down, right in ((SHIFT_PX, 0), (-SHIFT_PX, 0), (0, SHIFT_PX), (0, -SHIFT_PX)):
         here, there = _window(down, right), _window(-down, -right)

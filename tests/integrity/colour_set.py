@@ -49,7 +49,7 @@ class ColourTeacher(QuickTeacher):
 
 
 def write_colour_set(root: Path) -> Path:
-    """The data set in VOC layout: rectangles of three colours on grey, a void patch in each label."""
+    """A data set in VOC layout: rectangles of three colours on grey, a void patch in each label."""
     base, rng = root / VOC, Generator(Philox(5))
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / folder).mkdir(parents=True)
@@ -104,9 +104,14 @@ def _make_teacher(config: object, *, num_classes: int, levels: list[str], device
 
 def _settings(data_root: Path, cache_root: Path) -> dict:
     return {
-        "dataset": {"root": str(data_root), "num_classes": NUM_CLASSES, "size": SIZE_HW, "val_size": VAL_HW,
-                    "download": False},
+        "dataset": {
+            "root": str(data_root),
+            "num_classes": NUM_CLASSES,
+            "size": SIZE_HW,
+            "val_size": VAL_HW,
+            "download": False,
+        },
         "augment": {"views": NUM_VIEWS, "scale_min": 0.8, "scale_max": 1.25},
         "teacher": {"device": "cpu", "batch_size": 4},
         "cache": {"path": str(cache_root), "shard_samples": SHARD},
-    }  # fmt: skip
+    }

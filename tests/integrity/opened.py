@@ -16,7 +16,7 @@ from kdcache.cache.records import CommitRecord
 
 @dataclass(frozen=True, repr=False)
 class Opened:
-    """A cache and the seed of what is drawn from it; splits without a complete view have no reader."""
+    """A cache and the seed of what is drawn from it; a split without a whole view has no reader."""
 
     root: Path
     manifest: Manifest

@@ -54,7 +54,8 @@ def _compare(
         )
         if num_px:
             found.append(
-                f"{where}: {name} differs in {num_px} pixels from the one drawn again{_note_versions(opened)}"
+                f"{where}: {name} differs in {num_px} pixels from the one drawn again"
+                f"{_note_versions(opened)}"
             )
     return found
 

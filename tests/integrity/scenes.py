@@ -48,7 +48,8 @@ class Scenes:
     def _cross(self) -> Iterator[tuple[str, slice, np.ndarray]]:
         for v, view in enumerate(self.views):
             for run in self.runs:
-                name = f"{self.split} view {view} samples {self.samples[run.start]} to {self.samples[run.stop - 1]}"
+                first, last = self.samples[run.start], self.samples[run.stop - 1]
+                name = f"{self.split} view {view} samples {first} to {last}"
                 predictions, labels = self.prediction_VNHW[v, run], self.label_VNHW[v, run]
                 if (labels != VOID).any():
                     yield (

@@ -17,9 +17,8 @@ def find_unknown_labels(opened: Opened, split: str, *, count: int) -> list[str]:
         unknown = [int(value) for value in values if value >= opened.num_classes and value != VOID]
         if unknown:
             most = opened.num_classes - 1
-            found.append(
-                f"{opened.name(split, view, sample)}: labels {unknown}, expected 0 to {most} or {VOID}"
-            )
+            name = opened.name(split, view, sample)
+            found.append(f"{name}: labels {unknown}, expected 0 to {most} or {VOID}")
     return found
 
 
@@ -42,15 +41,12 @@ def find_bad_padding(opened: Opened, split: str, *, count: int) -> list[str]:
     reader, found = opened.readers[split], []
     for view, sample in opened.draw_places(split, count=count):
         record, row = opened.find_record(split, view, sample)
+        name = opened.name(split, view, sample)
         top, left, bottom, right = record.views[row]["image_box"]
         outside = np.ones(reader.layout.array("label").item_shape, bool)
         outside[top:bottom, left:right] = False
         if not (reader.read("label", view, sample)[outside] == VOID).all():
-            found.append(
-                f"{opened.name(split, view, sample)}: label has classes outside of {[top, left, bottom, right]}"
-            )
+            found.append(f"{name}: label has classes outside of {[top, left, bottom, right]}")
         if not (reader.read("image", view, sample)[outside] == MEAN_RGB).all():
-            found.append(
-                f"{opened.name(split, view, sample)}: image goes on outside of {[top, left, bottom, right]}"
-            )
+            found.append(f"{name}: image goes on outside of {[top, left, bottom, right]}")
     return found

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a cache's files and commit records beyond what `verify_cache` looks for."""
+"""What is wrong with a cache's files and commit records beyond what `verify_cache` looks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is stored can be what a data set and a teacher gave, and is what the data set gives again."""
+"""What is stored can be what a data set and a teacher gave, and is what the set gives again."""
 
 import pytest
 

@@ -62,7 +62,7 @@ def make_case(
     grid=(6, 5),
     target=(6, 5),
 ):
-    """Arguments of the loss, leaves with gradients; the answers in float16 as the cache has them."""
+    """Arguments of the loss, leaves with gradients; answers in float16 as the cache has them."""
     logits = randn(num, classes, *coarse, scale=3).requires_grad_()
     taps = {
         "low": randn(num, 4, *grid, seed=1)
@@ -70,9 +70,13 @@ def make_case(
         .requires_grad_()
     }
     label = make_label(num, *hw, num_classes=classes)
-    return logits, taps, label, randn(num, classes, *answer, seed=2, scale=5).half(), {
-        "low": randn(num, 7, *target, seed=4).half()
-    }  # fmt: skip
+    return (
+        logits,
+        taps,
+        label,
+        randn(num, classes, *answer, seed=2, scale=5).half(),
+        {"low": randn(num, 7, *target, seed=4).half()},
+    )
 
 
 def make_loss(**changes: float) -> KnowledgeDistillationLoss:
@@ -112,13 +116,22 @@ def test_value_and_gradients_are_those_of_the_definitions(
     "grids",
     [
         {"coarse": (24, 20)},  # a student that gives scores at full size
-        {"coarse": (24, 5)}, {"coarse": (6, 20)}, {"coarse": (5, 3)}, {"coarse": (1, 1)},
-        {"answer": (24, 20)}, {"answer": (1, 1)}, {"answer": (7, 11)},
-        {"target": (3, 2)}, {"target": (12, 9)},
-        {"num": 1}, {"classes": 2}, {"hw": (1, 1), "coarse": (1, 1)}, {"hw": (13, 31), "coarse": (4, 8)},
+        {"coarse": (24, 5)},
+        {"coarse": (6, 20)},
+        {"coarse": (5, 3)},
+        {"coarse": (1, 1)},
+        {"answer": (24, 20)},
+        {"answer": (1, 1)},
+        {"answer": (7, 11)},
+        {"target": (3, 2)},
+        {"target": (12, 9)},
+        {"num": 1},
+        {"classes": 2},
+        {"hw": (1, 1), "coarse": (1, 1)},
+        {"hw": (13, 31), "coarse": (4, 8)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_any_grids(grids: dict):
     check_equal(make_case(**grids), make_loss())
 

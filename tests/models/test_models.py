@@ -174,7 +174,7 @@ def teacher(teacher_file: Path) -> Teacher:
 
 
 def check_close(found: Tensor, expected: Tensor, *, tolerance: float = 1e-4) -> None:
-    """Equal to `tolerance` of the largest value: an untrained network's features are of any size."""
+    """Equal to `tolerance` of the largest value: untrained features are of any size."""
     assert found.shape == expected.shape
     assert (found - expected).abs().max().item() <= tolerance * max(
         1.0, expected.abs().max().item()
@@ -287,9 +287,11 @@ def test_answer_to_an_image_does_not_depend_on_its_batch(teacher: Teacher):
 
 def test_bfloat16_is_near_float32_and_kept_as_float32(teacher_file: Path, teacher: Teacher):
     model = build_teacher(
-        TeacherConfig(weights=str(teacher_file), precision="bfloat16"), num_classes=NUM_CLASSES, levels=[],
+        TeacherConfig(weights=str(teacher_file), precision="bfloat16"),
+        num_classes=NUM_CLASSES,
+        levels=[],
         device=torch.device("cpu"),
-    )[0]  # fmt: skip
+    )[0]
     exact, rounded = teacher(make_images(1))["logits"], model(make_images(1))["logits"]
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)

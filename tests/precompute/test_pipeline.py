@@ -89,7 +89,7 @@ def committed(job) -> set[str]:
 
 
 def replace_teacher(job, answer) -> None:
-    """`answer(true, call)` instead of the stand-in's group, `call` from 0; a call is a group here."""
+    """`answer(true, call)` instead of the stand-in's group, `call` from 0; a call is a group."""
     calls, original = iter(range(10**6)), quick.QuickTeacher.__call__
     kind = type(
         "Changed",
@@ -246,8 +246,10 @@ def lose_lease(job, monkeypatch):
 
 @pytest.mark.parametrize("writers", [1, 2])
 @pytest.mark.parametrize(
-    "fail", [fail_drawing, fail_asking, interrupt, overflow, fill_disk, break_writer, lose_lease], ids=lambda f: f.__name__
-)  # fmt: skip
+    "fail",
+    [fail_drawing, fail_asking, interrupt, overflow, fill_disk, break_writer, lose_lease],
+    ids=lambda f: f.__name__,
+)
 def test_an_error_leaves_no_commit_of_its_group_no_lease_and_no_thread(
     job, monkeypatch, tmp_path, fail, writers
 ):
@@ -339,10 +341,8 @@ def test_a_value_that_float16_cannot_hold_is_named_by_sample_and_level(job, valu
     with pytest.raises(TeacherError) as error:
         write_all(job)
     sample = job.splits["train"].samples[1].id
-    check_one_line(
-        error,
-        f"sample '{sample}': teacher's mid reaches {abs(value):g}, expected finite values up to 65504",
-    )
+    words = f"teacher's mid reaches {abs(value):g}, expected finite values up to 65504"
+    check_one_line(error, f"sample '{sample}': {words}")
 
 
 def test_batches_never_cross_a_shard_group(job):

@@ -252,7 +252,10 @@ def test_a_cluster_without_room_for_any_actor_is_said(trap, config, monkeypatch)
 
     with hear(stop), pytest.raises(InterruptedError) as error:
         build_with_ray(replace(config, teacher=replace(config.teacher, device="cuda")))
-    words = "each of 1 takes 1 GPU of one machine; the largest machine of the cluster has 0, and 0 are free in all"
+    words = (
+        "each of 1 takes 1 GPU of one machine; the largest machine of the cluster has 0, "
+        "and 0 are free in all"
+    )
     check_one_line(error, "no worker has begun in 0.5 s: ", words)
 
 

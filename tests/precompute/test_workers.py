@@ -51,15 +51,26 @@ def _alone(monkeypatch):
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Worker(1, 2, 1, 2)),
         ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_LOCALID": "1"}, Worker(1, 2, 1, 2)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, Worker(3, 4)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "2"}, Worker(3, 8, 1, 2)),
+        (
+            {
+                "SLURM_PROCID": "3",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "1",
+                "SLURM_NTASKS_PER_NODE": "2",
+            },
+            Worker(3, 8, 1, 2),
+        ),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Worker(3, 8, 1, 2)),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(1, 3)),
-        ({**ARRAY, "SLURM_ARRAY_TASK_ID": "20", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Worker(5, 6)),
+        (
+            {**ARRAY, "SLURM_ARRAY_TASK_ID": "20", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+            Worker(5, 6),
+        ),
         ({"SLURM_ARRAY_TASK_ID": "7"}, Worker(0, 1)),
         # torchrun within a job
         ({**TORCHRUN, **ARRAY, "SLURM_ARRAY_TASK_ID": "15"}, Worker(5, 8, 1, 4)),
     ],
-)  # fmt: skip
+)
 def test_a_worker_knows_its_place(environment, worker):
     assert find_worker(environment) == worker
 

@@ -57,7 +57,8 @@ import sys, torchvision.models.segmentation.fcn as fcn
 def refuse(*a, **k): raise AssertionError("an FCN was built")
 fcn.FCN.__init__ = refuse
 from train_student.cli import main
-assert main(["--config", {str(config_file)!r}, "--run.baseline", "false", "--train.epochs", "1"]) == 0
+words = ["--config", {str(config_file)!r}, "--run.baseline", "false", "--train.epochs", "1"]
+assert main(words) == 0
 assert "kdcache.models.teacher" not in sys.modules
 """
     done = subprocess.run(

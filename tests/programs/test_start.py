@@ -13,8 +13,18 @@ from pathlib import Path
 import pytest
 
 HEAVY = (
-    "torch", "torchvision", "boto3", "botocore", "obstore", "ray", "onnx", "h5py", "zarr", "jinja2", "jsonargparse",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "boto3",
+    "botocore",
+    "obstore",
+    "ray",
+    "onnx",
+    "h5py",
+    "zarr",
+    "jinja2",
+    "jsonargparse",
+)
 MOST_MB = 150
 
 # Each command runs in a fork of a process that has imported nothing, which is as good as a new
@@ -42,7 +52,7 @@ RUN_COMMANDS = ("report", "compare", "export", "predict")
 
 
 def start(program: str, commands: list[list[str]]) -> list[tuple[list[str], int, list[str], float]]:
-    """Each command's words, exit code, heavy modules that it has imported, and peak memory in MB."""
+    """Each command's words, exit code, heavy modules that it has imported, peak memory in MB."""
     words = [sys.executable, "-c", CHILD, program, json.dumps(commands), json.dumps(HEAVY)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -34,7 +34,7 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_commands_parse(command, tmp_path, monkeypatch):
-    """Each by the parser of its own command; settings are in their ranges, at each point of a grid."""
+    """Each by the parser of its own command; settings are in range, at each point of a grid."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)

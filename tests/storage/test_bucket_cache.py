@@ -89,8 +89,20 @@ def test_both_programs_and_the_commands_take_a_bucket(quick_data, bucket, local,
     assert cache_teacher(["info", str(bucket), "--watch", "0.1"]) == 0
     runs = {}
     for name, root in (("far", bucket), ("near", local.cache.path)):
-        given = ["--cache.path", str(root), "--train.epochs", "1", "--train.batch_size", "2", "--student.pretrained",
-                 "false", "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run")]  # fmt: skip
+        given = [
+            "--cache.path",
+            str(root),
+            "--train.epochs",
+            "1",
+            "--train.batch_size",
+            "2",
+            "--student.pretrained",
+            "false",
+            "--student.aspp_channels",
+            "16",
+            "--run.dir",
+            str(tmp_path / name / "run"),
+        ]
         assert train_student([*given, "--train.device", "cpu"]) == 0
         runs[name] = json.loads((tmp_path / name / "run" / "metrics.jsonl").read_text())
     assert {key: runs["far"][key] for key in ("total", "miou")} == {
@@ -183,7 +195,10 @@ def test_addresses_of_another_kind_are_refused(address, words):
 def test_a_bucket_that_is_not_there_is_one_line(quick_data, bucket, capsys):
     address = "s3://bucket-of-nobody/cache"
     assert cache_teacher(["info", address]) == 1
-    line = "s3://bucket-of-nobody: manifest cannot be looked for (bucket is not there: make it, or mend its name); mend that"
+    line = (
+        "s3://bucket-of-nobody: manifest cannot be looked for "
+        "(bucket is not there: make it, or mend its name); mend that"
+    )
     assert line in capsys.readouterr().err
     with pytest.raises(CacheError) as error:
         quick.build_quick(quick_data, open_storage(address))

@@ -58,8 +58,20 @@ def test_training_through_faults_has_the_losses_of_the_folder(
     quick.build_quick(quick_data, bucket)
     losses = []
     for name, root in (("far", bucket), ("near", local)):
-        given = ["--cache.path", str(root), "--train.epochs", "4", "--train.batch_size", "2", "--student.pretrained",
-                 "false", "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run")]  # fmt: skip
+        given = [
+            "--cache.path",
+            str(root),
+            "--train.epochs",
+            "4",
+            "--train.batch_size",
+            "2",
+            "--student.pretrained",
+            "false",
+            "--student.aspp_channels",
+            "16",
+            "--run.dir",
+            str(tmp_path / name / "run"),
+        ]
         assert train_student([*given, "--train.device", "cpu", "--run.baseline", "false"]) == 0
         lines = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
         losses.append([(entry["total"], entry["miou"]) for entry in map(json.loads, lines)])

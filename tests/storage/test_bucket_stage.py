@@ -37,8 +37,21 @@ def test_a_staged_run_maps_its_copies(quick_data, bucket, tmp_path, capsys):
     quick.build_quick(quick_data, bucket)
     runs = {}
     for name, more in (("far", []), ("staged", ["--cache.stage_dir", str(tmp_path / "stage")])):
-        given = ["--cache.path", str(bucket), "--train.epochs", "2", "--train.batch_size", "2", "--student.pretrained", "false",
-                 "--student.aspp_channels", "16", "--run.dir", str(tmp_path / name / "run"), *more]  # fmt: skip
+        given = [
+            "--cache.path",
+            str(bucket),
+            "--train.epochs",
+            "2",
+            "--train.batch_size",
+            "2",
+            "--student.pretrained",
+            "false",
+            "--student.aspp_channels",
+            "16",
+            "--run.dir",
+            str(tmp_path / name / "run"),
+            *more,
+        ]
         assert train_student([*given, "--train.device", "cpu", "--run.baseline", "false"]) == 0
         lines = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
         runs[name] = [json.loads(line)["total"] for line in lines], capsys.readouterr().out

@@ -163,8 +163,22 @@ def test_both_programs_and_the_commands_take_a_packed_cache(root, tmp_path, caps
     runs = {}
     for place in (root, packed):
         run = tmp_path / place.name / "run" if place != packed else tmp_path / "packed" / "run"
-        given = ["--cache.path", str(place), "--train.epochs", "1", "--train.batch_size", "2", "--student.pretrained",
-                 "false", "--student.aspp_channels", "16", "--run.dir", str(run), "--train.device", "cpu"]  # fmt: skip
+        given = [
+            "--cache.path",
+            str(place),
+            "--train.epochs",
+            "1",
+            "--train.batch_size",
+            "2",
+            "--student.pretrained",
+            "false",
+            "--student.aspp_channels",
+            "16",
+            "--run.dir",
+            str(run),
+            "--train.device",
+            "cpu",
+        ]
         assert train_student(given) == 0
         runs[place] = json.loads((run / "metrics.jsonl").read_text())
         assert str(place) in (run / "config.yaml").read_text()
@@ -247,9 +261,26 @@ def test_shard_files_are_read_from_it_as_if_they_were_there(roots, files, kind):
 
 
 def test_a_stage_keeps_copies_of_shard_files_of_a_packed_cache(file, tmp_path, capsys):
-    given = ["--cache.path", str(file), "--train.epochs", "1", "--train.batch_size", "2", "--student.pretrained", "false",
-             "--student.aspp_channels", "16", "--run.dir", str(tmp_path / "run"), "--run.baseline", "false",
-             "--train.device", "cpu", "--cache.stage_dir", str(tmp_path / "stage")]  # fmt: skip
+    given = [
+        "--cache.path",
+        str(file),
+        "--train.epochs",
+        "1",
+        "--train.batch_size",
+        "2",
+        "--student.pretrained",
+        "false",
+        "--student.aspp_channels",
+        "16",
+        "--run.dir",
+        str(tmp_path / "run"),
+        "--run.baseline",
+        "false",
+        "--train.device",
+        "cpu",
+        "--cache.stage_dir",
+        str(tmp_path / "stage"),
+    ]
     assert train_student(given) == 0
     assert len([path for path in (tmp_path / "stage").rglob("*") if path.is_file()]) > 4
 

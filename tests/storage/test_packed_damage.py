@@ -177,8 +177,10 @@ def test_documents_that_say_another_grid_than_the_arrays_are_refused(file, roots
 
 def test_building_repairing_and_tidying_are_refused(file, quick_data, capsys, tmp_path):
     before = file.read_bytes()
-    words = {file: ("cache is one file, expected a folder", "export that anew"),
-             tmp_path / "new.h5": ("expected a folder to build in; build there", "export` packs it")}  # fmt: skip
+    words = {
+        file: ("cache is one file, expected a folder", "export that anew"),
+        tmp_path / "new.h5": ("expected a folder to build in; build there", "export` packs it"),
+    }
     for path, parts in words.items():
         with pytest.raises(CacheError) as error:
             build_cache(make_config(quick.quick_given(quick_data, path)))

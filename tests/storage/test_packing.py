@@ -297,8 +297,12 @@ def test_import_refuses_a_folder_that_is_in_use(file, root, tmp_path, capsys):
 
 
 def test_import_refuses_what_is_not_packed(root, tmp_path, capsys):
-    places = [(root, "a folder or bucket"), ("s3://b/x", "a folder or bucket"), (tmp_path / "no", "missing"),
-              (tmp_path / "no.h5", "missing")]  # fmt: skip
+    places = [
+        (root, "a folder or bucket"),
+        ("s3://b/x", "a folder or bucket"),
+        (tmp_path / "no", "missing"),
+        (tmp_path / "no.h5", "missing"),
+    ]
     for place, found in places:
         words = f"{place}: it is {found}, expected a packed cache; give the file"
         check_refused(["import", str(place), str(tmp_path / "back")], capsys, words)

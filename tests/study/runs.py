@@ -76,7 +76,7 @@ def build_caches(study: Study, *, progress: Progress, say: Say) -> None:
 
 
 def run_study(study: Study, *, progress: Progress, say: Say) -> None:
-    """Every run, seed by seed; finished ones are left, interrupted ones go on. Raises KdcacheError."""
+    """Every run, by seed; finished ones are left, interrupted ones go on. Raises KdcacheError."""
     for seed in study.seeds:
         for arm, views in study.rows:
             folder = study.folder / "runs" / f"{arm}-views{views}-seed{seed}"

@@ -39,7 +39,8 @@ def _format_differences(row: Row, exact: Row) -> str:
     ]
     if not points:
         return "-"
-    return f"{_format_spread(points, digits=2, sign='+')} ({', '.join(f'{value:+.2f}' for value in points)})"
+    single = ", ".join(f"{value:+.2f}" for value in points)
+    return f"{_format_spread(points, digits=2, sign='+')} ({single})"
 
 
 def _format_spread(values: list[float], *, digits: int, sign: str = "") -> str:

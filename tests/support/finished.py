@@ -8,12 +8,26 @@ from pathlib import Path
 import yaml
 
 HYPERPARAMETERS = {
-    "student.arch": "mobilenetv3_small", "student.pretrained": False, "student.aspp_channels": 96, "student.options": {},
-    "loss.alpha": 1.0, "loss.beta": 0.5, "loss.gamma": 0.3, "loss.temperature": 4.0,
-    "train.epochs": 30, "train.batch_size": 8, "train.lr": 0.001, "train.seed": 0, "train.views": "cycle", "train.flip": 0.0,
-    "train.crop": None, "train.precision": "float32", "train.compile": "off", "augment.views": 4,
+    "student.arch": "mobilenetv3_small",
+    "student.pretrained": False,
+    "student.aspp_channels": 96,
+    "student.options": {},
+    "loss.alpha": 1.0,
+    "loss.beta": 0.5,
+    "loss.gamma": 0.3,
+    "loss.temperature": 4.0,
+    "train.epochs": 30,
+    "train.batch_size": 8,
+    "train.lr": 0.001,
+    "train.seed": 0,
+    "train.views": "cycle",
+    "train.flip": 0.0,
+    "train.crop": None,
+    "train.precision": "float32",
+    "train.compile": "off",
+    "augment.views": 4,
     "cache.levels": ["low", "mid", "high"],
-}  # fmt: skip
+}
 LABELS_ONLY = {"loss.beta": 0.0, "loss.gamma": 0.0, "cache.levels": []}
 CACHE, PICTURES, VALIDATION = "c" * 64, "b" * 64, "a" * 64
 OLDER = (
@@ -24,8 +38,18 @@ OLDER = (
 )  # what result.json did not say before
 
 
-def write_run(folder: Path, miou: float, *, last: float | None = None, ious: dict | None = None, seed: int = 0,
-              settings: dict | None = None, older: bool = False, epoch_s: float = 10.0, **result: object) -> Path:  # fmt: skip
+def write_run(
+    folder: Path,
+    miou: float,
+    *,
+    last: float | None = None,
+    ious: dict | None = None,
+    seed: int = 0,
+    settings: dict | None = None,
+    older: bool = False,
+    epoch_s: float = 10.0,
+    **result: object,
+) -> Path:
     """A folder with config.yaml, metrics.jsonl and result.json.
 
     Args:

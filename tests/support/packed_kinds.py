@@ -24,7 +24,7 @@ KINDS = {
 
 
 def build(data: Path, root: Path, *, views: int = quick.NUM_VIEWS, **cache: object) -> Path:
-    """A quick cache with these settings of its section `cache`; the quick teacher must be in use."""
+    """A quick cache with these settings of its section `cache`; the quick teacher must be set."""
     build_cache(make_config(quick.quick_given(data, root, views=views), {"cache": cache}))
     return root
 

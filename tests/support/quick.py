@@ -74,14 +74,20 @@ def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) ->
     second one short.
     """
     return {
-        "dataset": {"root": str(data_root), "num_classes": len(CLASS_NAMES), "class_names": list(CLASS_NAMES),
-                    "size": 32, "val_size": 48, "download": False},
+        "dataset": {
+            "root": str(data_root),
+            "num_classes": len(CLASS_NAMES),
+            "class_names": list(CLASS_NAMES),
+            "size": 32,
+            "val_size": 48,
+            "download": False,
+        },
         "augment": {"views": views},
         "teacher": {"device": "cpu", "batch_size": 2},
         "cache": {"path": str(cache_root), "shard_samples": SHARD},
         "student": {"pretrained": False, "aspp_channels": 16},
         "train": {"epochs": 2, "batch_size": 2, "device": "cpu"},
-    }  # fmt: skip
+    }
 
 
 def build_quick(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> Config:

@@ -50,7 +50,7 @@ def find_damaged_files(root: Path, *, data: bool = False) -> set[str]:
 
 
 def find_reading_errors(root: Path, truth: dict[str, dict[tuple, bytes]]) -> list[str]:
-    """Read both splits: the message of each that cannot be read; the others' numbers must be right."""
+    """Read both splits: the message of each that cannot be read; other numbers must be right."""
     messages = []
     for split in SPLITS:
         try:

@@ -271,8 +271,10 @@ def test_off_is_what_it_was_bit_for_bit(quick_root, tmp_path):
     train(quick_root, tmp_path / "whole", crop=32, flip=0.0)
     assert read_losses(tmp_path / "plain") == read_losses(tmp_path / "whole")
     batch, got = Batch({}, ["a"]), []
-    learner = learning.build_learner(make_config({"student": {"pretrained": False}, "train": {"device": "cpu"}}),
-                                teacher_channels=quick.CHANNELS)  # fmt: skip
+    learner = learning.build_learner(
+        make_config({"student": {"pretrained": False}, "train": {"device": "cpu"}}),
+        teacher_channels=quick.CHANNELS,
+    )
     reader = type("Reader", (), {"read": lambda self, batches: iter([batch])})()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -288,8 +290,22 @@ def test_off_is_what_it_was_bit_for_bit(quick_root, tmp_path):
 def test_the_student_is_trained_on_crops_and_validated_on_whole_images(quick_root, tmp_path, seen):
     result = train(quick_root, tmp_path / "run", epochs=3, flip=0.5, crop=[16, 32]).student
     shapes = [{name: tuple(values.shape[1:]) for name, values in batch.items()} for batch in seen]
-    assert shapes == [{"image": (16, 32, 3), "label": (16, 32), "logits": (8, 2, 4), "logits_scale": (8,), "low": (4, 4, 8),
-                       "low_scale": (4,), "mid": (4, 2, 4), "high": (8, 1, 2)}] * 3  # fmt: skip
+    assert (
+        shapes
+        == [
+            {
+                "image": (16, 32, 3),
+                "label": (16, 32),
+                "logits": (8, 2, 4),
+                "logits_scale": (8,),
+                "low": (4, 4, 8),
+                "low_scale": (4,),
+                "mid": (4, 2, 4),
+                "high": (8, 1, 2),
+            }
+        ]
+        * 3
+    )
     assert (
         result["hyperparameters"]["train.crop"] == [16, 32]
         and result["hyperparameters"]["train.flip"] == 0.5
@@ -376,8 +392,12 @@ def test_fewer_views_than_cached_are_trained_with_and_no_other_is_read(quick_roo
         shutil.rmtree(root / "train" / array / "c" / "1")
     results = []
     for views in ("cycle", "random"):
-        given = {"augment": {"views": 1}, "student": {"pretrained": False}, "run": {"dir": str(tmp_path / views)},
-                 "train": {"epochs": 3, "batch_size": 2, "device": "cpu", "views": views}}  # fmt: skip
+        given = {
+            "augment": {"views": 1},
+            "student": {"pretrained": False},
+            "run": {"dir": str(tmp_path / views)},
+            "train": {"epochs": 3, "batch_size": 2, "device": "cpu", "views": views},
+        }
         given["run"]["baseline"] = False
         results.append(distill(given, root=root).student)
     assert [result["hyperparameters"]["augment.views"] for result in results] == [1, 1]

@@ -92,8 +92,12 @@ def test_random_views_are_drawn_anew_for_each_sample_and_epoch():
     """Each view of each sample about as often, and what a sample shows says nothing of its next
     epoch or of its neighbour.
     """
-    shown = np.array([[view for view, _ in sorted(flat(plan(views="random", epoch=e)), key=lambda p: p[1])]
-                      for e in range(300)])  # fmt: skip
+    shown = np.array(
+        [
+            [view for view, _ in sorted(flat(plan(views="random", epoch=e)), key=lambda p: p[1])]
+            for e in range(300)
+        ]
+    )
     counts = np.stack([np.bincount(column, minlength=3) for column in shown.T])
     assert counts.min() > 65 and counts.max() < 140
     pairs = 3 * shown[:-1] + shown[1:], 3 * shown[:, :-1] + shown[:, 1:]

@@ -55,8 +55,15 @@ def make_batch(num: int) -> Batch:
 
 @pytest.mark.parametrize(
     ("setting", "device", "on"),
-    [("auto", CPU, False), ("on", CPU, True), ("off", CPU, False), ("auto", GPU, True), ("on", GPU, True), ("off", GPU, False)],
-)  # fmt: skip
+    [
+        ("auto", CPU, False),
+        ("on", CPU, True),
+        ("off", CPU, False),
+        ("auto", GPU, True),
+        ("on", GPU, True),
+        ("off", GPU, False),
+    ],
+)
 def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
     monkeypatch.setattr(arithmetic.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)

@@ -71,12 +71,15 @@ def test_a_grid_is_every_combination_of_its_values():
 def test_a_grid_may_stand_in_a_file(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "loss: {beta: [0, 0.5]}\ncache.levels: [[low], [low, high]]\nstudent.arch: [a.b:c]\nseeds: [4, 5]\n"
+        "loss: {beta: [0, 0.5]}\ncache.levels: [[low], [low, high]]\nstudent.arch: [a.b:c]\nseeds: "
+        "[4, 5]\n"
     )
     grid = read_grid([str(path)], None)
     assert dict(grid.values) == {
-        "loss.beta": ("0", "0.5"), "cache.levels": ('["low"]', '["low", "high"]'), "student.arch": ("a.b:c",)
-    }  # fmt: skip
+        "loss.beta": ("0", "0.5"),
+        "cache.levels": ('["low"]', '["low", "high"]'),
+        "student.arch": ("a.b:c",),
+    }
     assert grid.seeds == (4, 5) and read_grid([str(path)], "7").seeds == (7,)
 
 
@@ -129,13 +132,15 @@ def test_names_of_runs_are_plain_words():
         ("--grid loss.alpha=0 loss.beta=1,0 loss.gamma=0", "loss.alpha is 0.0"),
         (
             "--grid loss.beta=0.5,0.50",
-            "loss.beta=0.50,seed=0 is the same as loss.beta=0.5,seed=0, expected different settings",
+            "loss.beta=0.50,seed=0 is the same as loss.beta=0.5,seed=0, expected different "
+            "settings",
         ),
         ("--grid", "--grid has no value, expected NAME=VALUE,..."),
         ("--dry-run", "--dry-run is given alone, expected a grid to list"),
         (
             "--grid none.yaml",
-            "none.yaml is unreadable (No such file or directory), expected a YAML file that is there",
+            "none.yaml is unreadable (No such file or directory), expected a YAML file that is "
+            "there",
         ),
         ("--seeds", "--seeds has no value, expected N,..."),
         ("--grid student.arch=absent:student", "student.arch absent:student is no such function"),
@@ -260,8 +265,8 @@ def test_a_grid_over_runs_of_other_settings_is_refused_before_anything_is_traine
     assert start("--grid", "loss.beta=0.5", "--seeds", "0", "--train.epochs", "2", "--dry-run") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert (
-        "train.epochs is 1, expected 2; resume with the settings of the run, or choose another run.dir"
-        in line
+        "train.epochs is 1, expected 2; resume with the settings of the run, or choose another "
+        "run.dir" in line
     )
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
 

@@ -118,7 +118,8 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(train, monkeypatc
     assert len(read_history(folder)) == 2 and (folder / "result.json").is_file()
     said = [message for message in caplog.messages if "TensorBoard" in message]
     assert said == [
-        "TensorBoard: not possible here (no route to host); the run goes on without, metrics.jsonl has all numbers"
+        "TensorBoard: not possible here (no route to host); the run goes on without, metrics.jsonl "
+        "has all numbers"
     ]
 
 

@@ -225,11 +225,30 @@ def test_baseline_and_student_start_equal_and_see_the_same_batches(
 def test_checkpoints_hold_what_is_promised_without_code(cache, given, tmp_path):
     result = train(given, {"train": {"epochs": 1}}).student
     state = torch.load(tmp_path / "runs" / "kd" / "student_kd_best.pth", weights_only=True)
-    for name in ("model_state_dict", "alignment_state_dict", "optimizer_state_dict", "scheduler_state_dict", "random_state",
-                 "miou", "baseline_miou", "hyperparameters", "cache_identity"):  # fmt: skip
+    for name in (
+        "model_state_dict",
+        "alignment_state_dict",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "random_state",
+        "miou",
+        "baseline_miou",
+        "hyperparameters",
+        "cache_identity",
+    ):
         assert name in state
-    for name in ("miou", "baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou",
-                 "params", "epochs", "seconds", "cache_identity"):  # fmt: skip
+    for name in (
+        "miou",
+        "baseline_miou",
+        "teacher_miou",
+        "improvement_points",
+        "improvement_percent",
+        "per_class_iou",
+        "params",
+        "epochs",
+        "seconds",
+        "cache_identity",
+    ):
         assert name in result
     assert (result["device_type"], result["processes"]) == ("cpu", [1])
     assert result["teacher_miou"] == read_manifest(cache.cache.path).information["teacher_miou"]
@@ -289,7 +308,8 @@ def test_a_cache_that_lost_a_record_is_refused(cache, given):
     (cache.cache.path / "commits" / "train-v0001-g00001.json").unlink()
     with pytest.raises(
         CacheIncompleteError,
-        match="lost shard groups, 5 of 6 shard groups of train.*run `python -m cache_teacher repair",
+        match="lost shard groups, 5 of 6 shard groups of train.*run `python -m cache_teacher "
+        "repair",
     ):
         train(given)
     train(given, {"augment": {"views": 1}, "train": {"epochs": 1}, "run": {"baseline": False}})
