@@ -34,6 +34,9 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
 def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
     """IoU of each class, 0 to 1; None for a class in neither labels nor predictions.
 
+    Args:
+        confusion_KK: counts, as `count_confusion` gives them.
+
     >>> prediction, label = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
     >>> compute_iou_per_class(count_confusion(prediction, label, num_classes=3))
     [0.5, 0.5, None]
@@ -45,6 +48,9 @@ def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
 
 def compute_miou(confusion_KK: Tensor) -> float:
     """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 if none does.
+
+    Args:
+        confusion_KK: counts, as `count_confusion` gives them.
 
     >>> prediction, label = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
     >>> compute_miou(count_confusion(prediction, label, num_classes=3))  # class 2 does not count

@@ -138,10 +138,14 @@ class CacheReader(SplitIndex):
                 ) from None
 
     def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
-        """Read a chunk as it is stored, coded or not, uint8 [size].
+        """Read a chunk as it is stored, coded or not.
 
-        It is in memory of this thread, and valid until the thread's next reading. Raises
-        CacheCorruptError.
+        Args:
+            array: its name. view, sample: from 0, in stored order.
+
+        Returns: uint8 [size], in memory of this thread, valid until the thread's next reading.
+
+        Raises: CacheCorruptError if the bytes are not those that were committed.
         """
         place = self.locate(array, view, sample)
         chunk = self._room.get(place.size_bytes)
@@ -200,9 +204,15 @@ class CacheReader(SplitIndex):
         return int(follower[0])
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
-        """Read one sample of one array into new memory, [*item_shape] of the array's dtype.
+        """Read one sample of one array into new memory.
 
-        Raises CacheCorruptError.
+        Args:
+            array: its name, such as "image", "label", "logits" or "low".
+            view, sample: from 0, in stored order.
+
+        Returns: [*item_shape] of the array's dtype.
+
+        Raises: CacheCorruptError if the bytes are not those that were committed.
         """
         spec = self._specs[array]
         self.locate(array, view, sample)  # refuses a wrong size before memory is allocated for it
@@ -211,10 +221,15 @@ class CacheReader(SplitIndex):
         return slot
 
     def decode(self, name: str, view: int, sample: int) -> np.ndarray:
-        """Read and decode logits or a level, float32 [C, H, W].
+        """Read and decode logits or a level.
 
-        A lowrank level gives only the direction of the features at each position: a vector of
-        length 1, less what the basis leaves out. Raises CacheCorruptError.
+        Args:
+            name: "logits" or a level. view, sample: from 0, in stored order.
+
+        Returns: float32 [C, H, W]. A lowrank level gives only the direction of the features at each
+            position: a vector of length 1, less what the basis leaves out.
+
+        Raises: CacheCorruptError if the bytes are not those that were committed.
         """
         import torch
 
@@ -235,7 +250,17 @@ def open_split(
     check: Check = "first",
     stage: Stage | None = None,
 ) -> CacheReader:
-    """Open "train" or "val" of the cache at an address; see `CacheReader`. Raises CacheError."""
+    """Open a split of the cache in a place.
+
+    Args:
+        place: a folder, a packed .h5 file, the address of a bucket, or its Storage.
+        split: "train" or "val".
+        num_views, check, stage: as for `CacheReader`.
+
+    Returns: its reader.
+
+    Raises: CacheError if there is no cache, or it is damaged or incomplete.
+    """
     storage = open_storage(place)
     manifest = read_manifest(storage)
     return CacheReader(storage, manifest, split, num_views=num_views, check=check, stage=stage)

@@ -30,6 +30,8 @@ class KnowledgeDistillationLoss(nn.Module):
         temperature: T > 0.
         channels: level -> (teacher channels, student channels); only used with gamma > 0.
 
+    Raises: ValueError if all weights are 0, or if gamma > 0 has no channels.
+
     >>> loss = KnowledgeDistillationLoss(alpha=1.0, beta=0.5, gamma=0.0, temperature=4.0)
     >>> scores, labels = torch.zeros(1, 2, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
     >>> loss(scores, {}, labels, teacher_NKHW=torch.zeros(1, 2, 2, 2)).means()  # ce is log 2

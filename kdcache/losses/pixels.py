@@ -88,6 +88,7 @@ def pixel_loss(
     Args:
         student_NKhw, teacher_NKhw: raw scores on grids of at most hw; None: no divergence.
         label_NHW: uint8 or int64 classes or VOID; None: no cross-entropy.
+        weights: factors of both sums, and the temperature.
         compute: `compute_band`, perhaps compiled.
 
     Returns: the weighted sum (differentiable once, by student_NKhw), and both unweighted sums, as
@@ -105,6 +106,7 @@ def compute_band(
     Args:
         student, teacher: float32 [R, N, K, W], the teacher's divided by T; both are overwritten.
         label: [R, N, 1, W].
+        weights: factors of both sums, and the temperature.
     """
     student -= student.amax(2, keepdim=True)
     ce = kd = None
@@ -186,7 +188,7 @@ class Upsampled:
         return (weights @ self.wide[used]).view(stop - start, self.num, self.classes, -1)
 
     def add_gradient(self, start: int, stop: int, gradient_RNKW: Tensor) -> None:
-        """Add the gradient of `band(start, stop)`."""
+        """Add the gradient of `band(start, stop)`, `gradient_RNKW`, to that of the whole."""
         if self.gradient_wide is None:
             self.gradient_wide = torch.zeros_like(self.wide)
         weights, used = self._weights(start, stop)

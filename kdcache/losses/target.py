@@ -47,5 +47,5 @@ class Target:
 
 
 def as_target(answer: Tensor | Target) -> Target:
-    """A plain tensor is a target without factors."""
+    """`answer` as a target: a plain tensor is one without factors."""
     return answer if isinstance(answer, Target) else Target(answer)

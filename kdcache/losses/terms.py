@@ -29,7 +29,7 @@ class Term:
 
     @property
     def mean(self) -> Tensor:
-        """sum / count; 0 if the count is 0."""
+        """sum / count, a float32 scalar; 0 if the count is 0."""
         return self.sum / self.count.clamp(min=1)
 
 
@@ -43,7 +43,7 @@ class LossTerms:
     feature: Mapping[str, Term] | None
 
     def means(self) -> dict[str, Tensor]:
-        """Mean of each term in use: ce, kd, feature (over levels); and the total."""
+        """Mean of each term in use, as float32 scalars: ce, kd, feature (over levels), total."""
         values = {"ce": self.ce, "kd": self.kd}
         means = {name: term.mean for name, term in values.items() if term is not None}
         if self.feature:
@@ -98,7 +98,7 @@ def feature_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Term:
 def count_positions(x_NCHW: Tensor, hw: tuple[int, int] | None = None) -> Tensor:
     """Images times positions of a grid `hw` (default: the tensor's own), as a float32 scalar.
 
-    It is created on the tensor's device: a copy from the host would wait for the GPU's queue.
+    It is created on the device of `x_NCHW`: a copy from the host would wait for the GPU's queue.
     """
     height, width = hw or x_NCHW.shape[-2:]
     return torch.full((), float(len(x_NCHW) * height * width), device=x_NCHW.device)

@@ -76,7 +76,7 @@ class LightweightSegmentationModel(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters, without buffers."""
+    """Number of trainable and frozen parameters of a model, without buffers."""
     return sum(p.numel() for p in model.parameters())
 
 

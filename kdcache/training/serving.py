@@ -178,7 +178,12 @@ class Cache:
 
 
 def open_cache(root: Storage | str | Path) -> Cache:
-    """Open a cache for your own training loop; see `Cache`.
+    """Open a cache for your own training loop.
+
+    Args:
+        root: a folder, a packed .h5 file or the address of a bucket.
+
+    Returns: the cache, with its splits `train` and `val` as batches.
 
     Raises: CacheError if there is no cache, or it is damaged or incomplete.
     """

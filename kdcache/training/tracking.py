@@ -42,7 +42,7 @@ class Tracker(Protocol):
         """Write everything that is still buffered."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in the run's folder: `tensorboard --logdir runs` finds them.
 
     Args:
@@ -65,7 +65,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class WandB:
+class WandB(Tracker):
     """A run of Weights & Biases, resumed under the same id.
 
     WANDB_MODE, WANDB_PROJECT and its other variables have their usual meaning.
@@ -94,7 +94,7 @@ class WandB:
         self.run.finish()
 
 
-class Guarded:
+class Guarded(Tracker):
     """A tracker that logs its first failure and is silent afterwards.
 
     Args:
