@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.analysis.rows import Row, build_rows
-from kdcache.analysis.runs import CACHE, TEACHING, Run, find_runs
+from kdcache.analysis.runs import CACHE, Run, find_runs
 from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.training.run_folder import TEACHING
 
 log = logging.getLogger("kdcache")
 
@@ -98,7 +99,8 @@ def name_rows(rows: list[Row]) -> list[Row]:
     for row in rows:
         names = [name for name in varied if name in row.facts]
         if row.uses_teacher:
-            row.name = ", ".join(format_fact(name, row) for name in names or TEACHING)
+            weights = [name for name in TEACHING if row.facts[name]]
+            row.name = ", ".join(format_fact(name, row) for name in names or weights)
         else:
             names = [name for name in names if name not in TEACHING]
             row.name = ", ".join(["baseline", *(format_fact(name, row) for name in names)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 from kdcache.analysis.runs import CACHE, Run, read_encoding
+from kdcache.training.run_folder import TEACHING
 
 Measure = Callable[[Run], float | None]
 CONFIDENCE = 0.95
@@ -189,6 +190,6 @@ def _find_baseline(row: Row, rows: list[Row]) -> Row | None:
 
 def _without_teacher(facts: dict) -> dict:
     """The facts of the baseline that `kdcache.training.distill.baseline_config` makes of a run."""
-    idle = {"loss.temperature", "cache.levels", CACHE}
+    idle = {"loss.temperature", "loss.pseudo_threshold", "cache.levels", CACHE}
     plain = {name: value for name, value in facts.items() if name not in idle}
-    return plain | {"loss.alpha": facts["loss.alpha"] or 1.0, "loss.beta": 0.0, "loss.gamma": 0.0}
+    return plain | {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)

@@ -14,12 +14,12 @@ from kdcache.training.run_folder import (
     METRICS,
     RESULT,
     SETTINGS,
+    TEACHING,
     read_result,
     read_run_settings,
 )
 
 SEED = "train.seed"
-TEACHING = ("loss.beta", "loss.gamma")
 CACHE, PICTURES = "cache", "images and labels"
 DEPTH = 2  # a folder of runs, or of folders of runs
 
@@ -130,6 +130,7 @@ def _keep_effective(facts: dict) -> dict:
     """The facts without settings of terms that have no weight: those are not computed."""
     idle = {"loss.temperature"} if not facts["loss.beta"] else set()
     idle |= {"cache.levels"} if not facts["loss.gamma"] else set()
+    idle |= {"loss.pseudo_threshold"} if not facts["loss.pseudo"] else set()
     return {name: value for name, value in facts.items() if name not in idle}
 
 

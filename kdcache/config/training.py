@@ -43,7 +43,10 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine)."""
+    """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
+
+    In images without a label, + pseudo CE with the teacher's class.
+    """
 
     alpha: float = 1.0
     """Weight of the cross-entropy with the labels, >= 0."""
@@ -53,18 +56,24 @@ class LossConfig:
     """Weight of the feature distance, >= 0; 0 reads no features."""
     temperature: float = 4.0
     """Softening T of both sides of the divergence, > 0."""
+    pseudo: float = 0.0
+    """Weight of the cross-entropy with the teacher's class in images without a label, >= 0."""
+    pseudo_threshold: float = 0.0
+    """Least softmax of the teacher's class in a pixel that counts for it, 0 to 1; 0 takes all."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma"):
+        for name in ("alpha", "beta", "gamma", "pseudo"):
             check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
         check_positive("loss.temperature", self.temperature)
-        if self.alpha == self.beta == self.gamma == 0:
-            raise refuse("loss.alpha", 0.0, "one of loss.alpha, loss.beta, loss.gamma above 0")
+        check_range("loss.pseudo_threshold", self.pseudo_threshold, 0, 1)
+        if self.alpha == self.beta == self.gamma == self.pseudo == 0:
+            weights = "loss.alpha, loss.beta, loss.gamma, loss.pseudo"
+            raise refuse("loss.alpha", 0.0, f"one of {weights} above 0")
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the student learns anything from the teacher; a baseline does not."""
-        return self.beta > 0 or self.gamma > 0
+        return self.beta > 0 or self.gamma > 0 or self.pseudo > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The weighted sum of the three terms, in one pass over pixels and one over features.
+"""The weighted sum of the terms, in one pass over pixels and one over features.
 
 Letters: N batch, K classes, H, W height and width.
 """
@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from kdcache.config import VOID
 from kdcache.losses.features import feature_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
-from kdcache.losses.target import Target
+from kdcache.losses.pseudo import count_pixels
+from kdcache.losses.target import PixelTargets, Target
 from kdcache.losses.terms import LossTerms, Term, count_positions
 
 
 class KnowledgeDistillationLoss(nn.Module):
     """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
+
+    With `pseudo` above 0 images without a label learn the teacher's class: + pseudo CE with it,
+    where the teacher's softmax (at T = 1) is at least `pseudo_threshold`.
 
     Teacher features are resized to the student's grid and projected to its channels by a 1x1
     convolution without bias, trained with the student. A term of weight 0 is not computed and needs
@@ -26,9 +30,10 @@ class KnowledgeDistillationLoss(nn.Module):
     second derivatives are not available.
 
     Args:
-        alpha, beta, gamma: weights >= 0.
+        alpha, beta, gamma, pseudo: weights >= 0.
         temperature: T > 0.
         channels: level -> (teacher channels, student channels); only used with gamma > 0.
+        pseudo_threshold: 0 to 1; with 0 all pixels of an image without a label count.
 
     Raises: ValueError if all weights are 0, or if gamma > 0 has no channels.
 
@@ -45,11 +50,15 @@ class KnowledgeDistillationLoss(nn.Module):
         gamma: float = 0.3,
         temperature: float = 4.0,
         channels: Mapping[str, tuple[int, int]] | None = None,
+        *,
+        pseudo: float = 0.0,
+        pseudo_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        if not (alpha or beta or gamma):
+        if not (alpha or beta or gamma or pseudo):
             raise ValueError(
-                "loss: alpha, beta and gamma are 0, expected one of them above 0; set alpha=1"
+                "loss: alpha, beta, gamma and pseudo are 0, expected one of them above 0; "
+                "set alpha=1"
             )
         if gamma and not channels:
             raise ValueError(
@@ -57,6 +66,7 @@ class KnowledgeDistillationLoss(nn.Module):
                 "with gamma > 0; set gamma=0"
             )
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
+        self.pseudo, self.pseudo_threshold = pseudo, pseudo_threshold
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict(
             {level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs}
@@ -73,6 +83,7 @@ class KnowledgeDistillationLoss(nn.Module):
         *,
         teacher_NKHW: Tensor | Target | None = None,
         teacher_features: Mapping[str, Tensor | Target] | None = None,
+        labelled_N: Tensor | None = None,
         hw: tuple[int, int] | None = None,
     ) -> LossTerms:
         """The total, which has a gradient, and each term, which has none.
@@ -83,8 +94,10 @@ class KnowledgeDistillationLoss(nn.Module):
         Args:
             student_NKHW, student_features: the student's outputs with return_features=True.
             label_NHW: classes or VOID; needed if alpha > 0.
-            teacher_NKHW: logits, as a tensor or as stored; needed if beta > 0.
+            teacher_NKHW: logits, as a tensor or as stored; needed if beta > 0 or pseudo > 0.
             teacher_features: level -> features, as tensors or as stored; needed if gamma > 0.
+            labelled_N: bool, on the device; images with a label (default: all). The label of the
+                others is VOID everywhere.
             hw: size at which logits are compared (default: of the label, else of student_NKHW).
 
         Raises: ValueError if a target is missing or its shape does not fit the student's.
@@ -92,7 +105,13 @@ class KnowledgeDistillationLoss(nn.Module):
         # autocast would compute the matrix products in half precision
         with torch.autocast(student_NKHW.device.type, enabled=False):
             return self._compute(
-                student_NKHW, student_features, label_NHW, teacher_NKHW, teacher_features, hw
+                student_NKHW,
+                student_features,
+                label_NHW,
+                teacher_NKHW,
+                teacher_features,
+                labelled_N,
+                hw,
             )
 
     def _compute(
@@ -102,27 +121,22 @@ class KnowledgeDistillationLoss(nn.Module):
         label_NHW: Tensor | None,
         teacher_NKHW: Tensor | Target | None,
         teacher_features: Mapping[str, Tensor | Target] | None,
+        labelled_N: Tensor | None,
         hw: tuple[int, int] | None,
     ) -> LossTerms:
         shape = student_NKHW if label_NHW is None else label_NHW
         hw = tuple(hw or shape.shape[-2:])
-        num, classes = student_NKHW.shape[:2]
-        if self.alpha:
-            _check_shape("label_NHW", label_NHW, (num, *hw))
-        if self.beta:
-            _check_shape("teacher_NKHW", teacher_NKHW, (num, classes, ...))
-            teacher_NKHW = (
-                teacher_NKHW.decode() if isinstance(teacher_NKHW, Target) else teacher_NKHW
-            )
+        pixels = self._choose_pixels(student_NKHW, label_NHW, teacher_NKHW, labelled_N, hw)
         for level, align in self.align.items():
-            _check_shape(level, teacher_features[level], (num, align.in_channels, ...))
-        counts = self._count(student_NKHW, student_features, label_NHW, hw)
+            expected = (len(student_NKHW), align.in_channels, ...)
+            _check_shape(level, teacher_features[level], expected)
+        counts = self._count(student_NKHW, pixels) | {
+            level: count_positions(student_features[level]) for level in self.align
+        }
         divisors = dict(
             zip(counts, self.add_up(torch.stack([*counts.values()])).clamp(min=1), strict=True)
         )
-        total, ce, kd = self._pixel_terms(
-            student_NKHW, label_NHW, teacher_NKHW, hw, counts, divisors
-        )
+        total, terms = self._pixel_terms(student_NKHW, pixels, counts, divisors)
         sums = {
             level: feature_loss(
                 student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1)
@@ -135,48 +149,64 @@ class KnowledgeDistillationLoss(nn.Module):
                 + self.gamma * torch.stack([sums[level] / divisors[level] for level in sums]).mean()
             )
         feature = {level: Term(sum_.detach(), counts[level]) for level, sum_ in sums.items()}
-        return LossTerms(total, ce, kd, feature or None)
+        return LossTerms(total, feature=feature or None, **terms)
 
-    def _count(
+    def _choose_pixels(
         self,
         student: Tensor,
-        features: Mapping[str, Tensor],
         label: Tensor | None,
+        teacher: Tensor | Target | None,
+        labelled: Tensor | None,
         hw: tuple[int, int],
-    ) -> dict[str, Tensor]:
-        """Number of positions of each term in use (ce, kd, levels), scalar float32 tensors."""
-        counts = {"ce": (label != VOID).sum().float()} if self.alpha else {}
-        counts |= {"kd": count_positions(student, hw)} if self.beta else {}
-        return counts | {level: count_positions(features[level]) for level in self.align}
+    ) -> PixelTargets:
+        """What the pixel terms in use compare with. Raises ValueError if it does not fit."""
+        num, classes = student.shape[:2]
+        if self.alpha:
+            _check_shape("label_NHW", label, (num, *hw))
+        if self.beta or self.pseudo:
+            _check_shape("teacher_NKHW", teacher, (num, classes, ...))
+            teacher = teacher.decode() if isinstance(teacher, Target) else teacher
+        if self.pseudo:
+            labelled = student.new_ones(num, dtype=bool) if labelled is None else labelled
+            _check_shape("labelled_N", labelled, (num,))
+        return PixelTargets(
+            hw,
+            label_NHW=label if self.alpha else None,
+            teacher_NKhw=teacher.detach() if self.beta or self.pseudo else None,
+            labelled_N=labelled if self.pseudo else None,
+        )
+
+    def _count(self, student: Tensor, targets: PixelTargets) -> dict[str, Tensor]:
+        """Number of pixels of each term in use (ce, pseudo, kd), scalar float32 tensors."""
+        counts = {"ce": (targets.label_NHW != VOID).sum().float()} if self.alpha else {}
+        if self.pseudo:
+            counts["pseudo"] = count_pixels(targets, threshold=self.pseudo_threshold)
+        return counts | ({"kd": count_positions(student, targets.hw)} if self.beta else {})
 
     def _pixel_terms(
         self,
         student: Tensor,
-        label: Tensor | None,
-        teacher: Tensor | None,
-        hw: tuple[int, int],
+        targets: PixelTargets,
         counts: Mapping[str, Tensor],
         divisors: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Term | None, Term | None]:
-        """alpha CE + beta T^2 KL, and both terms; None for a term of weight 0."""
-        if not (self.alpha or self.beta):
-            return student.new_zeros((), dtype=torch.float32), None, None
-        ce_weight = self.alpha / divisors["ce"] if self.alpha else 0.0
-        kd_weight = self.beta / divisors["kd"] if self.beta else 0.0
-        weights = PixelWeights(ce_weight, kd_weight, self.temperature)
-        total, ce, kd = pixel_loss(
-            student,
-            label_NHW=label if self.alpha else None,
-            teacher_NKhw=teacher if self.beta else None,
-            hw=hw,
-            weights=weights,
-            compute=self.compute_band,
+    ) -> tuple[Tensor, dict[str, Term | None]]:
+        """Their weighted sum, and the terms; None for a term of weight 0."""
+        chosen = {"ce": self.alpha, "pseudo": self.pseudo, "kd": self.beta}
+        if not any(chosen.values()):
+            return student.new_zeros((), dtype=torch.float32), dict.fromkeys(chosen)
+        factors = {
+            name: weight / divisors[name] if weight else None for name, weight in chosen.items()
+        }
+        weights = PixelWeights(
+            **factors, temperature=self.temperature, threshold=self.pseudo_threshold
         )
-        return (
-            total,
-            Term(ce, counts["ce"]) if self.alpha else None,
-            Term(kd, counts["kd"]) if self.beta else None,
+        total, *sums = pixel_loss(
+            student, targets=targets, weights=weights, compute=self.compute_band
         )
+        return total, {
+            name: Term(sum_, counts[name]) if chosen[name] else None
+            for name, sum_ in zip(chosen, sums, strict=True)
+        }
 
 
 def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:

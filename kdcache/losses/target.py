@@ -46,6 +46,22 @@ class Target:
         return weight_SC if self.basis_CR is None else weight_SC @ self.basis_CR
 
 
+@dataclass(frozen=True)
+class PixelTargets:
+    """What the student's scores are compared with at size `hw`; None if no term needs it.
+
+    Args:
+        label_NHW: uint8 or int64 classes or VOID.
+        teacher_NKhw: raw scores on a grid of at most hw, without a gradient.
+        labelled_N: bool, images with a label; the label of the others is VOID everywhere.
+    """
+
+    hw: tuple[int, int]
+    label_NHW: Tensor | None
+    teacher_NKhw: Tensor | None
+    labelled_N: Tensor | None
+
+
 def as_target(answer: Tensor | Target) -> Target:
     """`answer` as a target: a plain tensor is one without factors."""
     return answer if isinstance(answer, Target) else Target(answer)

@@ -1,4 +1,4 @@
-"""The three terms by definition, written for reading.
+"""The terms by definition, written for reading.
 
 Training computes the same numbers in fewer passes (`pixels`, `features`), and is tested against
 these. Every term is a sum and a count, so that processes and batches can be added up before the
@@ -41,10 +41,11 @@ class LossTerms:
     ce: Term | None
     kd: Term | None
     feature: Mapping[str, Term] | None
+    pseudo: Term | None = None
 
     def means(self) -> dict[str, Tensor]:
-        """Mean of each term in use, as float32 scalars: ce, kd, feature (over levels), total."""
-        values = {"ce": self.ce, "kd": self.kd}
+        """Mean of each term in use, as float32 scalars: ce, pseudo, kd, feature, total."""
+        values = {"ce": self.ce, "pseudo": self.pseudo, "kd": self.kd}
         means = {name: term.mean for name, term in values.items() if term is not None}
         if self.feature:
             means["feature"] = torch.stack([term.mean for term in self.feature.values()]).mean()
@@ -61,6 +62,27 @@ def cross_entropy(student_NKHW: Tensor, label_NHW: Tensor) -> Term:
     """
     total = F.cross_entropy(student_NKHW.float(), label_NHW, ignore_index=VOID, reduction="sum")
     return Term(total, (label_NHW != VOID).sum().float())
+
+
+def pseudo_cross_entropy(
+    student_NKHW: Tensor, teacher_NKHW: Tensor, *, labelled_N: Tensor, threshold: float = 0.0
+) -> Term:
+    """Cross-entropy with the teacher's class, summed over pixels of images without a label.
+
+    Lee 2013, "Pseudo-Label"; the threshold as in FixMatch, arXiv:2001.07685.
+
+    Args:
+        student_NKHW: raw scores, any float dtype.
+        teacher_NKHW: raw scores on any grid; upsampled to the student's as FCN does it.
+        labelled_N: bool, images with a label, which do not count.
+        threshold: least softmax (at T = 1) of the teacher's class in a pixel that counts, 0 to 1.
+
+    Returns: sum >= 0 and the number of pixels that count.
+    """
+    teacher = resize_to(teacher_NKHW.detach().float(), student_NKHW.shape[-2:])
+    confidence, classes = teacher.softmax(1).max(1)
+    counts = (confidence >= threshold) & ~labelled_N[:, None, None]
+    return cross_entropy(student_NKHW, torch.where(counts, classes, VOID))
 
 
 def kd_divergence(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: float) -> Term:

@@ -77,6 +77,7 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     """One epoch as a block of four lines: times, step, loss, mIoU."""
     weights = {
         "ce": ("CE", config.loss.alpha),
+        "pseudo": ("teacher's class", config.loss.pseudo),
         "kd": ("KD", config.loss.beta),
         "feature": ("feature", config.loss.gamma),
     }

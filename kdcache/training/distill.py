@@ -99,11 +99,10 @@ def find_baseline(
 def baseline_config(config: Config) -> Config:
     """Settings for training the same student on labels only.
 
-    Seed, data order and epochs stay. Temperature and levels have no effect then and become the
-    defaults, so that runs that differ in them share one baseline.
+    Seed, data order and epochs stay. Other settings of the loss and levels have no effect then and
+    become the defaults, so that runs that differ in them share one baseline.
     """
-    loss = replace(config.loss, alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
-    loss = replace(loss, temperature=LossConfig().temperature)
+    loss = LossConfig(alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
     return replace(config, loss=loss, cache=replace(config.cache, levels=[]))
 
 

@@ -70,7 +70,13 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     }
     terms = config.loss
     loss = KnowledgeDistillationLoss(
-        terms.alpha, terms.beta, terms.gamma, terms.temperature, channels
+        terms.alpha,
+        terms.beta,
+        terms.gamma,
+        terms.temperature,
+        channels,
+        pseudo=terms.pseudo,
+        pseudo_threshold=terms.pseudo_threshold,
     )
     torch.manual_seed(config.train.seed)  # again: a run without projections draws the same dropout
     student = student.to(device, memory_format=torch.channels_last)
@@ -103,7 +109,7 @@ def check_student(config: Config) -> None:
 def list_arrays(learner: Learner) -> list[str]:
     """The arrays that training reads; targets of terms of weight 0 are not touched."""
     loss = learner.loss
-    answers = [*(["logits"] if loss.beta else []), *loss.align]
+    answers = [*(["logits"] if loss.beta or loss.pseudo else []), *loss.align]
     arrays = [array for name in answers for array in learner.targets.list_arrays(name)]
     return ["image", *(["label"] if loss.alpha else []), *arrays]
 

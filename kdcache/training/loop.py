@@ -190,7 +190,7 @@ class TermTotals:
         return TermTotals(sums, counts)
 
     def means(self, loss: KnowledgeDistillationLoss) -> dict[str, float]:
-        """Means of ce, kd, feature (over its levels) and the total that `loss` weighs from them.
+        """Means of ce, pseudo, kd, feature (over its levels); their total as `loss` weighs them.
 
         Terms that are not in use are left out.
         """
@@ -198,10 +198,11 @@ class TermTotals:
             name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums
         }
         levels = [value for name, value in mean.items() if name.startswith("feature/")]
-        means = {name: mean[name] for name in ("ce", "kd") if name in mean}
+        means = {name: mean[name] for name in ("ce", "pseudo", "kd") if name in mean}
         if levels:
             means["feature"] = sum(levels) / len(levels)
-        weights = {"ce": loss.alpha, "kd": loss.beta, "feature": loss.gamma}
+        weights = {"ce": loss.alpha, "pseudo": loss.pseudo, "kd": loss.beta}
+        weights["feature"] = loss.gamma
         return {**means, "total": sum(weights[name] * value for name, value in means.items())}
 
 
@@ -230,7 +231,7 @@ def _autocast(learner: Learner) -> torch.autocast:
 
 
 def _name_terms(terms: LossTerms) -> dict[str, Term]:
-    named = {"ce": terms.ce, "kd": terms.kd}
+    named = {"ce": terms.ce, "pseudo": terms.pseudo, "kd": terms.kd}
     named |= {f"feature/{level}": term for level, term in (terms.feature or {}).items()}
     return {name: term for name, term in named.items() if term is not None}
 

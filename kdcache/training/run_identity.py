@@ -13,7 +13,7 @@ from kdcache.models.arch import hash_source
 from kdcache.storage.lock import LOCK
 from kdcache.training.arithmetic import choose_arithmetic, choose_compiling
 from kdcache.training.checkpoint import read_checkpoint
-from kdcache.training.run_folder import BEFORE, LAST, SETTINGS, is_finished, read_result
+from kdcache.training.run_folder import BEFORE, LAST, SETTINGS, TEACHING, is_finished, read_result
 
 _SAME = "resume with the settings of the run, or choose another run.dir"
 
@@ -52,7 +52,8 @@ def find_identity(manifest: Manifest, facts: dict) -> str:
     Args:
         facts: the hyperparameters of the run.
     """
-    taught = facts["loss.beta"] or facts["loss.gamma"]
+    facts = {**BEFORE, **facts}
+    taught = any(facts[name] for name in TEACHING)
     return manifest.identity_hash if taught else manifest.pictures_hash
 
 

@@ -294,6 +294,8 @@ def test_null_where_a_value_is_needed_is_refused(refused, name: str):
         ("train.lr", -1),
         ("train.lr", ".nan"),
         ("train.seed", -1),
+        ("loss.pseudo", -1),
+        ("loss.pseudo_threshold", 1.5),
     ],
 )
 def test_value_out_of_range_is_refused(refused, name: str, value: object):

@@ -16,6 +16,7 @@ from kdcache.losses import (
     features,
     kd_divergence,
     pixels,
+    pseudo_cross_entropy,
 )
 from kdcache.training.loop import TermTotals
 from tests.support.helpers import check_one_line
@@ -53,6 +54,21 @@ def reference_ce(scores: np.ndarray, label: np.ndarray) -> float:
     """Mean over pixels that are not 255, pixel by pixel."""
     logs = log_softmax(scores)
     costs = [-logs[n, label[n, y, x], y, x] for n, y, x in np.argwhere(label != 255)]
+    return float(np.mean(costs)) if costs else 0.0
+
+
+def reference_pseudo(
+    scores: np.ndarray, teacher: np.ndarray, labelled: np.ndarray, threshold: float
+) -> float:
+    """Mean of -log q at the teacher's class over the pixels of images without a label where its
+    share p is at least the threshold, pixel by pixel.
+    """
+    log_p, log_q = log_softmax(resize(teacher, scores.shape[2:])), log_softmax(scores)
+    costs = []
+    for n, y, x in np.ndindex(len(scores), *scores.shape[2:]):
+        best = log_p[n, :, y, x].argmax()
+        if not labelled[n] and np.exp(log_p[n, best, y, x]) >= threshold:
+            costs.append(-log_q[n, best, y, x])
     return float(np.mean(costs)) if costs else 0.0
 
 
@@ -158,6 +174,30 @@ def test_terms_of_half_precision_scores_are_computed_in_float32(dtype: torch.dty
     assert kd.mean.item() == pytest.approx(
         reference_kd(scores.float().numpy(), teacher.float().numpy(), 4), rel=1e-4
     )
+
+
+# --- the teacher's class in images without a label
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("labelled", [(True, False, False), (False,) * 3, (True,) * 3])
+def test_pseudo_cross_entropy_equals_the_reference(threshold: float, labelled: tuple):
+    scores, teacher = randn(3, 4, 7, 5, scale=3), randn(3, 4, 4, 3, seed=1, scale=3).half()
+    rows = torch.tensor(labelled)
+    term = pseudo_cross_entropy(scores, teacher, labelled_N=rows, threshold=threshold)
+    expected = reference_pseudo(scores.numpy(), teacher.numpy(), rows.numpy(), threshold)
+    assert term.mean.item() == pytest.approx(expected, rel=1e-5)
+    most = labelled.count(False) * 7 * 5
+    assert (
+        term.count.item() == most if threshold == 0 or most == 0 else 0 < term.count.item() < most
+    )
+
+
+def test_pseudo_cross_entropy_of_even_scores_is_log_k_and_a_sure_teacher_passes_any_threshold():
+    teacher = torch.tensor([1000.0, 0, 0, 0, 0]).reshape(1, 5, 1, 1)
+    rows = torch.tensor([False])
+    term = pseudo_cross_entropy(torch.zeros(1, 5, 2, 2), teacher, labelled_N=rows, threshold=1.0)
+    assert (term.count.item(), term.mean.item()) == (4, pytest.approx(math.log(5)))
 
 
 # --- divergence
@@ -398,4 +438,4 @@ def test_sums_and_counts_of_parts_add_up_to_those_of_the_whole():
 def test_a_loss_without_any_weight_is_refused():
     with pytest.raises(ValueError) as error:
         KnowledgeDistillationLoss(0.0, 0.0, 0.0)
-    check_one_line(error, "loss: alpha, beta and gamma are 0, expected one of them above 0")
+    check_one_line(error, "loss: alpha, beta, gamma and pseudo are 0, expected one of them above 0")

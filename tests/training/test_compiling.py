@@ -23,13 +23,14 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHANNELS = {"low": 5, "mid": 6, "high": 7}
 
 
-def make_learner(**train: str):
+def make_learner(loss: dict | None = None, **train: str):
     given = {
         "dataset": {"num_classes": 3, "size": 64},
         "student": {"pretrained": False, "aspp_channels": 8},
     }
     return build_learner(
-        make_config({**given, "train": {"device": "cpu", **train}}), teacher_channels=CHANNELS
+        make_config({**given, "loss": loss or {}, "train": {"device": "cpu", **train}}),
+        teacher_channels=CHANNELS,
     )
 
 
@@ -94,6 +95,7 @@ def test_a_compiled_step_is_a_plain_step(monkeypatch):
         compiling.torch, "compile", functools.partial(torch.compile, backend="eager")
     )
     check_steps_are_equal(rel=1e-6)
+    check_steps_are_equal(rel=1e-6, loss={"temperature": 1.0, "pseudo": 1.0})
 
 
 @pytest.mark.nightly
@@ -101,10 +103,11 @@ def test_a_step_compiled_to_machine_code_is_a_plain_step():
     if not choose_compiling("on", device=CPU)[0]:
         pytest.skip("no C++ compiler")
     check_steps_are_equal(rel=1e-4)
+    check_steps_are_equal(rel=1e-4, loss={"temperature": 1.0, "pseudo": 1.0})
 
 
-def check_steps_are_equal(*, rel: float) -> None:
-    plain, compiled = make_learner(), make_learner()
+def check_steps_are_equal(*, rel: float, loss: dict | None = None) -> None:
+    plain, compiled = make_learner(loss), make_learner(loss)
     for module in (*plain.student.modules(), *compiled.student.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # compiled code draws other masks from the same seed

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.config import LossConfig
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import (
     CacheCorruptError,
@@ -22,11 +25,12 @@ from kdcache.precompute.build import build_cache
 from kdcache.storage.lock import FolderInUseError, hold_folder
 from kdcache.training import loop
 from kdcache.training.batches import BatchReader
-from kdcache.training.distill import distill
-from kdcache.training.learner import build_learner
+from kdcache.training.distill import baseline_config, distill
+from kdcache.training.learner import build_learner, list_arrays
 from kdcache.training.loop import evaluate
 from kdcache.training.run import open_data
-from kdcache.training.run_folder import read_run_settings
+from kdcache.training.run_folder import BEFORE, read_run_settings
+from kdcache.training.run_identity import find_identity, hyperparameters
 from kdcache.training.settings import resolve_config
 from tests.support.events import StopAfter
 
@@ -98,6 +102,23 @@ def test_resuming_with_other_settings_is_refused(cache, given, tmp_path):
         TrainingError, match="loss.beta is 0.5, expected 0.9; resume with the settings of the run"
     ):
         train(run, {"run": {"resume": True}, "loss": {"beta": 0.9}})
+
+
+def test_the_teachers_class_needs_the_teacher_and_changes_no_baseline():
+    """A run of before records no such setting; its folder and its baseline are still found."""
+    manifest = SimpleNamespace(identity_hash="all", pictures_hash="pictures")
+    plain = make_config({"student": {"pretrained": False}, "train": {"device": "cpu"}})
+    taught = replace(plain, loss=LossConfig(beta=0, gamma=0, pseudo=1, pseudo_threshold=0.5))
+    assert taught.loss.uses_teacher and list_arrays(
+        build_learner(taught, teacher_channels=CHANNELS)
+    ) == ["image", "label", "logits"]
+    assert find_identity(manifest, hyperparameters(taught)) == "all"
+    baselines = [baseline_config(config) for config in (plain, taught)]
+    assert baselines[0] == baselines[1] and not baselines[0].loss.uses_teacher
+    facts = hyperparameters(baselines[0])
+    assert find_identity(manifest, facts) == "pictures"
+    older = {name: value for name, value in facts.items() if "pseudo" not in name}
+    assert find_identity(manifest, older) == "pictures" and {**BEFORE, **older} == facts
 
 
 @pytest.mark.parametrize(
