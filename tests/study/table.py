@@ -21,14 +21,14 @@ def render_table(rows: dict[tuple[str, int], Row]) -> str:
         "s/epoch",
         "cache MB",
     ]
-    lines = [_render_line(head), _render_line(["---"] * len(head))]
+    lines = [render_line(head), render_line(["---"] * len(head))]
     for (arm, views), row in rows.items():
         exact = rows.get(("exact", views))
-        cells = [arm, str(views), _format_spread(list(row.miou.values()), digits=4)]
+        cells = [arm, str(views), format_spread(list(row.miou.values()), digits=4)]
         cells += [f"{row.miou[seed]:.4f}" if seed in row.miou else "-" for seed in seeds]
         cells += [_format_differences(row, exact) if exact and exact is not row else "-"]
         cells += [f"{statistics.median(row.epoch_s):.1f}", _format_mb(row.cache_bytes)]
-        lines.append(_render_line(cells))
+        lines.append(render_line(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -40,10 +40,10 @@ def _format_differences(row: Row, exact: Row) -> str:
     if not points:
         return "-"
     single = ", ".join(f"{value:+.2f}" for value in points)
-    return f"{_format_spread(points, digits=2, sign='+')} ({single})"
+    return f"{format_spread(points, digits=2, sign='+')} ({single})"
 
 
-def _format_spread(values: list[float], *, digits: int, sign: str = "") -> str:
+def format_spread(values: list[float], *, digits: int, sign: str = "") -> str:
     """Mean and standard deviation; one seed has none."""
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
@@ -53,5 +53,5 @@ def _format_mb(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else f"{size_bytes / 1e6:.1f}"
 
 
-def _render_line(cells: list[str]) -> str:
+def render_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -41,7 +41,7 @@ def finished(settings_file, tmp_path_factory) -> Path:
 
 
 def study(settings_file: Path, folder: Path, *options: str) -> int:
-    return main(["--config", str(settings_file), "--out", str(folder), *options])
+    return main(["encodings", "--config", str(settings_file), "--out", str(folder), *options])
 
 
 def read_numbers(folder: Path) -> list[dict]:
@@ -290,12 +290,12 @@ def test_spread_and_differences_are_those_of_the_seeds():
     ],
 )
 def test_a_slip_of_the_pen_is_one_line(options, message, tmp_path, capsys):
-    assert main(["--config", "none.yaml", "--out", str(tmp_path), *options]) == 2
+    assert main(["encodings", "--config", "none.yaml", "--out", str(tmp_path), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("study: ") and message in line
+    assert line.startswith("study encodings: ") and message in line
 
 
 def test_a_missing_settings_file_is_one_line(tmp_path, capsys):
-    assert main(["--config", str(tmp_path / "none.yaml"), "--out", str(tmp_path)]) == 2
+    assert main(["encodings", "--config", str(tmp_path / "none.yaml"), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "settings file is missing" in line

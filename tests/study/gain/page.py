@@ -1,0 +1,66 @@
+"""The page of results: its tables and pictures are made from the recorded runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcache import durable
+from kdcache.config.options import Parser
+from tests.study.gain.picture import render_picture
+from tests.study.gain.plan import Study, read_study
+from tests.study.gain.results import RECORDED, read_lines
+from tests.study.gain.table import render_tables
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs/results.md"
+STUDIES = Path(__file__).parents[1]
+NOTHING = "No runs are recorded yet.\n"
+_TABLES = re.compile(r"(<!-- tables: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def run_page(argv: list[str]) -> None:
+    """Write docs/results.md again, its tables and pictures, from the recorded runs."""
+    Parser(prog="python -m tests.study page", description=run_page.__doc__).parse_args(argv)
+    write_page()
+
+
+def write_page() -> None:
+    """Replace tables and pictures; the text between them stays."""
+    lines = read_lines(RECORDED)
+    page = PAGE.read_text(encoding="utf-8")
+    durable.replace_file(PAGE, fill_page(page, lines).encode())
+    for path, picture in make_pictures(lines).items():
+        durable.replace_file(path, picture.encode())
+
+
+def fill_page(page: str, lines: Sequence[dict]) -> str:
+    """The page with today's tables between `<!-- tables: DATA HALF -->` and `<!-- end -->`."""
+
+    def fill(found: re.Match) -> str:
+        study, own = find_study(found[2]), choose_lines(lines, found[2], half=found[3])
+        return f"{found[1]}{render_tables(study, own) or NOTHING}{found[4]}"
+
+    return _TABLES.sub(fill, page)
+
+
+def make_pictures(lines: Sequence[dict]) -> dict[Path, str]:
+    """File -> SVG, for each data set with runs on the half `report`."""
+    pictures = {}
+    for name in sorted({line["data"] for line in lines}):
+        study, own = find_study(name), choose_lines(lines, name, half="report")
+        if any(line["budget"] == study.budgets[0] for line in own):
+            pictures[PAGE.with_name(f"results_{name}.svg")] = render_picture(study, own)
+    return pictures
+
+
+def choose_lines(lines: Sequence[dict], name: str, *, half: str) -> list[dict]:
+    """The runs of one data set on one half of val."""
+    return [line for line in lines if line["data"] == name and line["half"] == half]
+
+
+def find_study(name: str) -> Study:
+    """The study of a data set, among the files beside this folder."""
+    studies = (read_study(path) for path in sorted(STUDIES.glob("gain*.yaml")))
+    return next(study for study in studies if study.name == name)

@@ -1,0 +1,147 @@
+"""The file of a gain study: data set, arms, teachers, and what is trained in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.config.parser import make_config, merge, unflatten
+from kdcache.config.typed import check_values
+from kdcache.config.yaml_file import read_settings_file
+from kdcache.errors import Phrase, SettingsError, describe
+
+HALVES = ("choose", "report")
+"""Of val, by the order of its list: settings are chosen on the first, figures are of the second."""
+OF_UNLABELLED = ("train.unlabelled_share", "loss.pseudo", "loss.pseudo_threshold")
+_PARTS = {
+    "name": str, "lists": dict, "every": list, "settings": dict, "arms": dict, "baseline": str,
+    "teachers": dict, "budgets": list, "picture": list, "grids": dict, "step_s": float,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """Points of a grid: all combinations, with the seeds 0 to `seeds` - 1."""
+
+    every: list[int]
+    arms: list[str]
+    budgets: list[int]
+    teachers: list[str]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """A gain study.
+
+    Args:
+        name: of the data set.
+        lists: "train", "val", and "unlabelled" for images that nobody labelled.
+        every: k of "the labels of every k-th training image", largest first.
+        settings: of all arms, nested. arms: name -> settings of one, by dotted name.
+        baseline: the arm that the others are compared with.
+        teachers: name -> "knows", what it was fitted on, in words; "fit", settings if the study
+            fits it to the labels of each point.
+        budgets: steps, the first is that of the picture. picture: the arms that are drawn.
+        grids: half of val -> blocks, the most important first.
+        step_s: seconds of a step, a guess.
+    """
+
+    name: str
+    lists: dict[str, str]
+    every: list[int]
+    settings: dict
+    arms: dict[str, dict]
+    baseline: str
+    teachers: dict[str, dict]
+    budgets: list[int]
+    picture: list[str]
+    grids: dict[str, list[Block]]
+    step_s: float
+
+    def choose_arm(self, arm: str, *, unlabelled: bool) -> dict | None:
+        """The settings of an arm by dotted name, None if it learns nothing new there.
+
+        Without unlabelled images what speaks of them is left out.
+        """
+        settings = self.arms[arm]
+        if unlabelled:
+            return settings
+        rest = {name: value for name, value in settings.items() if name not in OF_UNLABELLED}
+        taught_nothing = self.uses_teacher(settings) and not self.uses_teacher(rest)
+        return None if taught_nothing else rest
+
+    def find_same(self, arm: str, *, unlabelled: bool) -> list[str]:
+        """The arms that are the same there, in the file's order, `arm` among them."""
+        settings = self.choose_arm(arm, unlabelled=unlabelled)
+        return [a for a in self.arms if self.choose_arm(a, unlabelled=unlabelled) == settings]
+
+    def uses_teacher(self, settings: Mapping[str, object]) -> bool:
+        """Whether an arm with these settings learns from the teacher."""
+        return make_config(self.settings, unflatten(settings)).loss.uses_teacher
+
+
+def read_study(path: Path) -> Study:
+    """The study of a file. Raises SettingsError for whatever it does not understand."""
+    given = read_settings_file(path)
+    _check_parts(path, given, _PARTS)
+    settings = unflatten(check_values(given["settings"]))
+    arms = {name: check_values(arm) for name, arm in given["arms"].items()}
+    study = Study(**{**given, "settings": settings, "arms": arms, "grids": {}})
+    grids = {
+        half: [_read_block(path, study, block) for block in given["grids"].get(half, [])]
+        for half in HALVES
+    }
+    for arm in arms.values():
+        study.uses_teacher(arm)  # ranges
+    for name in ("every", "budgets"):
+        _check_numbers(path, name, getattr(study, name))
+    _check_known(path, "picture", study.picture, arms)
+    _check_known(path, "baseline", [study.baseline], arms)
+    _check_known(path, "half of val", given["grids"], HALVES)
+    return Study(**{**vars(study), "grids": grids})
+
+
+def make_fit_settings(study: Study, teacher: str) -> dict | None:
+    """The settings that fit a teacher, nested; None if it is given as a file."""
+    fit = study.teachers[teacher].get("fit")
+    return None if fit is None else merge(study.settings, unflatten(check_values(fit)))
+
+
+def _read_block(path: Path, study: Study, given: dict) -> Block:
+    kinds = dict.fromkeys(("every", "arms", "budgets", "teachers"), list) | {"seeds": int}
+    _check_parts(path, given, kinds)
+    for name in ("every", "arms", "budgets", "teachers"):
+        _check_known(path, name, given[name], getattr(study, name))
+    _check_numbers(path, "seeds", [given["seeds"]])
+    return Block(**given)
+
+
+def _check_parts(path: Path, given: object, kinds: Mapping[str, type]) -> None:
+    """Raise SettingsError unless `given` has these names with values of these types."""
+    names = set(given) if isinstance(given, dict) else set()
+    for name in sorted(names ^ set(kinds)):
+        found = "there" if name in names else "missing"
+        raise _refuse(path, name, found, f"these names: {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if not isinstance(given[name], kind):
+            raise _refuse(path, name, repr(given[name])[:60], f"a {kind.__name__}")
+
+
+def _check_known(path: Path, field: str, found: object, known: object) -> None:
+    for name in found:
+        if name not in known:
+            raise _refuse(path, field, repr(name), f"one of {', '.join(map(str, known))}")
+
+
+def _check_numbers(path: Path, field: str, values: list) -> None:
+    for value in values:
+        if type(value) is not int or value < 1:
+            raise _refuse(path, field, repr(value), "whole numbers from 1")
+
+
+def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:
+    found, expected = Phrase(found), Phrase(expected)
+    cure = "mend the study's file; tests/study/gain.yaml is one"
+    return SettingsError(describe(path, field=field, found=found, expected=expected, cure=cure))

@@ -1,0 +1,89 @@
+"""Finished runs of a gain study as Markdown tables, one for each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kdcache.analysis.rows import Estimate, estimate
+from tests.study.gain.plan import Study
+from tests.study.table import format_spread, render_line
+
+Values = dict["Point", dict[int, float]]
+"""Point -> seed -> mIoU of the last epoch, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm at a number of labels. teacher: None if it has none."""
+
+    budget: int
+    labels: int
+    teacher: str | None
+    arm: str
+
+
+def find_values(lines: Iterable[dict]) -> Values:
+    """The values of each point; a run stands for each arm with its settings."""
+    values: Values = {}
+    for line in lines:
+        for arm in (line["arm"], *line["also"]):
+            point = Point(line["budget"], line["labels"], line["teacher"], arm)
+            values.setdefault(point, {})[line["seed"]] = line["last_miou"]
+    return values
+
+
+def render_tables(study: Study, lines: Sequence[dict]) -> str:
+    """A table for each budget with a finished run, with a heading."""
+    values = find_values(lines)
+    budgets = sorted({point.budget for point in values})
+    return "\n".join(_render_budget(study, values, budget) for budget in budgets)
+
+
+def find_baseline(study: Study, values: Values, point: Point, labels: int) -> dict[int, float]:
+    """The baseline's values with so many labels, in as many steps."""
+    return values.get(Point(point.budget, labels, None, study.baseline), {})
+
+
+def compare(own: dict[int, float], base: dict[int, float]) -> Estimate | None:
+    """The difference in points, seed by seed; None without a common seed."""
+    points = [100 * (own[seed] - base[seed]) for seed in sorted(own) if seed in base]
+    return estimate(points) if points else None
+
+
+def _render_budget(study: Study, values: Values, budget: int) -> str:
+    points = sorted((p for p in values if p.budget == budget), key=lambda p: _order(study, p))
+    most = max(point.labels for point in values)
+    head = ["labels", "teacher", "arm", "seeds", "mIoU", f"over {study.baseline}, points"]
+    head.append(f"over {study.baseline} with {most} labels")
+    rows = [head, ["---"] * len(head)]
+    rows += [_render_point(study, values, point, most) for point in points]
+    return "\n".join([f"{study.name}, {budget} steps:", "", *map(render_line, rows), ""])
+
+
+def _render_point(study: Study, values: Values, point: Point, most: int) -> list[str]:
+    own = values[point]
+    cells = [str(point.labels), point.teacher or "-", point.arm, str(len(own))]
+    cells.append(format_spread([own[seed] for seed in sorted(own)], digits=4))
+    for labels in (point.labels, most):
+        is_itself = point.arm == study.baseline and labels == point.labels
+        base = find_baseline(study, values, point, labels)
+        cells.append("-" if is_itself else _format(compare(own, base)))
+    return cells
+
+
+def _format(difference: Estimate | None) -> str:
+    """`+3.6 [+1.1, +6.2]`: the mean and its 95 % interval, bold if 0 is outside."""
+    if difference is None:
+        return "-"
+    mean = f"{difference.mean:+.1f}"
+    if difference.interval is None:
+        return f"{mean} (one seed)"
+    low, high = difference.interval
+    text = f"{mean} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if difference.excludes_zero else text
+
+
+def _order(study: Study, point: Point) -> tuple:
+    teachers = [None, *study.teachers]
+    return point.labels, teachers.index(point.teacher), list(study.arms).index(point.arm)

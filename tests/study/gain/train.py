@@ -1,0 +1,113 @@
+"""The runs of a gain study, one after the other; several processes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcache import durable
+from kdcache.cache.manifest import find_manifest
+from kdcache.config.parser import make_config, merge, unflatten
+from kdcache.errors import TrainingError
+from kdcache.precompute.build import build_cache
+from kdcache.progress import Progress, Say, format_time
+from kdcache.storage import open_storage
+from kdcache.storage.lock import FolderInUseError
+from kdcache.training.distill import distill
+from kdcache.training.run_folder import BEST, LAST, is_finished
+from tests.study.gain.jobs import Job, Place
+from tests.study.gain.plan import Study
+from tests.study.gain.points import Lists, make_data_set, make_data_settings
+from tests.study.gain.results import write_results
+from tests.study.gain.teachers import make_teacher
+
+SECTIONS = ("student", "loss", "train")  # of training; the rest comes from the cache
+
+
+def run_jobs(
+    study: Study,
+    jobs: Sequence[Job],
+    *,
+    place: Place,
+    lists: Lists,
+    every_job: Sequence[Job],
+    progress: Progress,
+    say: Say,
+) -> list[Job]:
+    """Train what is not finished; a run that another process trains is left to it.
+
+    Args:
+        every_job: of the whole grid; the results of those that are finished are written.
+
+    Returns: the runs that failed. Raises: KdcacheError that would end each of them.
+    """
+    failed, elsewhere = [], list(jobs)
+    while elsewhere:
+        left, elsewhere, num_trained = elsewhere, [], 0
+        for job in left:
+            if is_finished(place.run_folder(job)):
+                continue
+            try:
+                build_point(study, job, place=place, lists=lists, progress=progress, say=say)
+                train_job(study, job, place=place, say=say)
+                num_trained += 1
+            except FolderInUseError:
+                elsewhere.append(job)
+            except TrainingError as error:
+                say(f"{job.name}: {error}")
+                failed.append(job)
+            write_results(study, every_job, place=place)
+        if elsewhere and not num_trained:
+            say(f"{len(elsewhere)} runs are trained by other processes")
+            break
+    return failed
+
+
+def build_point(
+    study: Study, job: Job, *, place: Place, lists: Lists, progress: Progress, say: Say
+) -> None:
+    """The data set and the cache of a run, unless they are whole; several processes may do so."""
+    path = place.cache_path(job)
+    if _is_whole(path):
+        return
+    root = place.data_root(job.labels)
+    make_data_set(lists, root, every=job.every, half=place.half)
+    name = place.find_teacher(job)
+    weights = make_teacher(study, name, job, place=place, lists=lists, progress=progress, say=say)
+    ours = {
+        "teacher": {"weights": str(weights)},
+        "cache": {"path": str(path), "levels": []},
+    }
+    say(f"cache: {path}")
+    given = make_data_settings(study, lists, root, every=job.every)
+    build_cache(make_config(given, ours), progress=progress)
+
+
+def train_job(study: Study, job: Job, *, place: Place, say: Say) -> None:
+    """Train one run or go on with it; its checkpoints go once it is finished."""
+    folder = place.run_folder(job)
+    result = distill(
+        make_run_settings(study, job, folder), root=open_storage(place.cache_path(job))
+    )
+    for name in (BEST, LAST):
+        durable.remove(folder / name)
+    miou, took = result.student["last_miou"], format_time(result.student["seconds"])
+    say(f"{job.name}: mIoU {miou:.4f} on the half {place.half}, {took}")
+
+
+def make_run_settings(study: Study, job: Job, folder: Path) -> dict:
+    """The settings of one run, nested. Nothing is compiled, so that all arms round alike."""
+    given = {name: study.settings[name] for name in SECTIONS if name in study.settings}
+    ours = {
+        "train": {"seed": job.seed, "epochs": job.epochs, "compile": "off"},
+        "run": {"dir": str(folder), "resume": True, "baseline": False, "track": "none"},
+    }
+    return merge(merge(given, unflatten(job.settings)), ours)
+
+
+def _is_whole(path: Path) -> bool:
+    manifest = find_manifest(open_storage(path))
+    return manifest is not None and all(
+        manifest.complete_views[split] >= layout.num_views
+        for split, layout in manifest.layouts.items()
+    )

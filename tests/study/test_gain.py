@@ -1,0 +1,258 @@
+"""The gain study at a size of seconds: what is trained on what, and that it is trained once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdcache.cache.manifest import read_manifest
+from kdcache.config import DatasetConfig, TrainConfig
+from kdcache.config.parser import merge
+from kdcache.data.voc import VOC_DIR
+from kdcache.storage import open_storage
+from kdcache.training.loop import train_epoch
+from tests.study.__main__ import main
+
+EPOCH = "kdcache.training.loop.train_epoch"
+ROOT = Path(__file__).parents[2]
+
+READY = hasattr(TrainConfig, "unlabelled_share") and hasattr(DatasetConfig, "unlabelled")
+pytestmark = [
+    pytest.mark.xdist_group("study"),  # its caches are made once
+    pytest.mark.skipif(not READY, reason="unlabelled images are not there yet"),
+]
+
+STUDY = {
+    "name": "tiny",
+    "lists": {"train": "train", "val": "val"},
+    "every": [2, 1],
+    "arms": {
+        "labels": {"loss.beta": 0, "train.unlabelled_share": 0.5},
+        "kl": {"loss.beta": 1, "loss.temperature": 1, "train.unlabelled_share": 0.5},
+        "pseudo": {"loss.beta": 0, "loss.pseudo": 1, "train.unlabelled_share": 0.5},
+        "recipe": {"loss.beta": 1, "loss.temperature": 1, "loss.pseudo": 1,
+                   "train.unlabelled_share": 0.5},
+    },
+    "baseline": "labels",
+    "teachers": {
+        "all": {"knows": "fitted on all labels"},
+        "few": {"knows": "fitted on the same", "fit": {"fit": {"epochs": 1, "batch_size": 4}}},
+    },
+    "budgets": [3, 6],
+    "picture": ["labels", "recipe"],
+    "grids": {
+        "report": [
+            {"every": [2], "arms": ["labels", "recipe"], "budgets": [3], "teachers": ["all"],
+             "seeds": 2},
+            {"every": [1], "arms": ["labels", "kl", "pseudo", "recipe"], "budgets": [3],
+             "teachers": ["all", "few"], "seeds": 1},
+        ],
+        "choose": [
+            {"every": [2], "arms": ["kl"], "budgets": [3], "teachers": ["all"], "seeds": 1}
+        ],
+    },
+    "step_s": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study_file(base_given, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    kept = {name: base_given[name] for name in ("dataset", "augment", "student", "train")}
+    kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k not in ("root", "download")}
+    settings = merge(kept, {"loss": {"gamma": 0}, "teacher": {"batch_size": 4, "device": "cpu"}})
+    settings["train"] = {k: v for k, v in kept["train"].items() if k != "epochs"}
+    path.write_text(yaml.safe_dump({**STUDY, "settings": settings}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(study_file, voc_root, teacher_file) -> list[str]:
+    """Options that name study, data and teacher."""
+    return ["--config", str(study_file), "--root", str(voc_root), "--teacher", str(teacher_file)]
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory) -> Path:
+    """The runs with five labels of seed 0, of both arms. Read only."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert gain(words, out, "--labels", "5", "--seeds", "0") == 0
+    return out
+
+
+def gain(words: list[str], out: Path, *options: str) -> int:
+    return main(["gain", *words, "--out", str(out), *options])
+
+
+def read_results(out: Path, half: str = "report") -> list[dict]:
+    return [json.loads(line) for line in (out / half / "results.jsonl").read_text().splitlines()]
+
+
+def test_two_arms_differ_in_the_teacher_alone_and_have_equal_steps(finished):
+    labels, recipe = read_results(finished)
+    assert (labels["arm"], labels["teacher"]) == ("labels", None)
+    assert (recipe["arm"], recipe["teacher"]) == ("recipe", "all")
+    for line in (labels, recipe):
+        assert (line["labels"], line["budget"], line["steps"], line["seed"]) == (5, 3, 3, 0)
+        assert 0 <= line["last_miou"] <= line["best_miou"] <= 1 and line["seconds"] > 0
+        (state,) = [json.loads(path.read_text()) for path in find(finished, line, "result.json")]
+        assert line["last_miou"] == pytest.approx(state["last_miou"], abs=1e-5)
+        assert state["hyperparameters"]["train.unlabelled_share"] == 0.5
+        assert not find(finished, line, "*.pth")
+
+
+def find(out: Path, line: dict, pattern: str) -> list[Path]:
+    (folder,) = (out / "report/runs").glob(f"{line['arm']}-{line['labels']}labels-*")
+    return list(folder.glob(pattern))
+
+
+def test_a_point_sees_every_kth_label_and_no_image_of_val_without_one(finished, voc_root):
+    ids = (voc_root / VOC_DIR / "ImageSets/Segmentation/train.txt").read_text().split()
+    val = (voc_root / VOC_DIR / "ImageSets/Segmentation/val.txt").read_text().split()
+    base = finished / "report/data/5" / VOC_DIR
+    lists = {p.stem: p.read_text().split() for p in (base / "ImageSets/Segmentation").iterdir()}
+    assert lists == {"labelled": ids[::2], "others": ids[1::2], "val": val[3:]}
+    has_label = {path.stem for path in (base / "SegmentationClass").iterdir()}
+    assert has_label == {*ids[::2], *val[3:]}
+    (cache,) = (finished / "report/caches").iterdir()
+    layouts = read_manifest(open_storage(cache)).layouts
+    assert {name: layout.num_samples for name, layout in layouts.items()} == {
+        "train": 5,
+        "val": 2,
+        "unlabelled": 5,
+    }
+
+
+def test_finished_runs_and_whole_caches_are_left(words, finished, monkeypatch, capsys):
+    before = (finished / "report/results.jsonl").read_text()
+    monkeypatch.setattr(EPOCH, None)
+    monkeypatch.setattr("tests.study.gain.train.build_cache", None)
+    assert gain(words, finished, "--labels", "5", "--seeds", "0") == 0
+    assert (finished / "report/results.jsonl").read_text() == before
+    table = capsys.readouterr().out
+    assert gain(words, finished, "--table") == 0
+    assert capsys.readouterr().out == table and "| 5 | all | recipe | 1 |" in table
+
+
+def test_what_is_left_is_listed_the_most_important_first_and_once(words, finished, capsys):
+    assert gain(words, finished, "--dry-run") == 0
+    *runs, end = capsys.readouterr().out.splitlines()
+    assert [run.split()[-1] for run in runs] == [
+        "labels-5labels-3steps-seed1",
+        "recipe-5labels-all-3steps-seed1",
+        "labels-10labels-3steps-seed0",
+        "kl-10labels-all-3steps-seed0",  # recipe without unlabelled images
+        "kl-10labels-few-3steps-seed0",
+    ]
+    assert end.startswith("5 runs are left of 7, 2 are finished")
+    assert gain(words, finished, "--dry-run", "--only", "recipe", "--labels", "10") == 0
+    assert "2 runs are left of 2" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+def test_halves_of_val_have_nothing_in_common(words, finished, tmp_path, voc_root):
+    shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    assert gain(words, tmp_path / "out", "--half", "choose") == 0
+    (line,) = read_results(tmp_path / "out", "choose")
+    assert (line["half"], line["arm"]) == ("choose", "kl")
+    assert {line["half"] for line in read_results(tmp_path / "out")} == {"report"}
+    lists = [
+        tmp_path / "out" / half / "data/5" / VOC_DIR / "ImageSets/Segmentation/val.txt"
+        for half in ("choose", "report")
+    ]
+    val = (voc_root / VOC_DIR / "ImageSets/Segmentation/val.txt").read_text()
+    assert "".join(path.read_text() for path in lists) == val
+
+
+@pytest.mark.nightly
+def test_a_stopped_study_goes_on_after_its_last_epoch(words, tmp_path, monkeypatch, study_file):
+    given = yaml.safe_load(study_file.read_text())
+    given["grids"]["report"] = [{**given["grids"]["report"][0], "budgets": [6]}]
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    options = ("--only", "recipe", "--seeds", "0")
+    words = ["--config", str(tmp_path / "long.yaml"), *words[2:]]
+
+    def stop_in_second(*args, epoch: int, **more):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(*args, epoch=epoch, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EPOCH, stop_in_second)
+        assert gain(words, tmp_path / "out", *options) == 130
+    (folder,) = (tmp_path / "out/report/runs").iterdir()
+    first = (folder / "metrics.jsonl").read_text()
+    assert len(first.splitlines()) == 1 and not (folder / "result.json").exists()
+    assert gain(words, tmp_path / "out", *options) == 0
+    assert (folder / "metrics.jsonl").read_text().startswith(first)
+    assert read_results(tmp_path / "out")[0]["steps"] == 6
+
+
+@pytest.mark.nightly
+def test_two_processes_share_the_runs_and_a_fitted_teacher(words, finished, tmp_path):
+    """Started twice at once, and with a process of its own: each run is trained by one of them."""
+    shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    tiny = [sys.executable, "-m", "tests.support.tiny_teacher", "tests.study", "gain"]
+    command = [*tiny, *words, "--out", str(tmp_path / "out")]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    results = read_results(tmp_path / "out")
+    assert len(results) == 7 and (tmp_path / "out/teachers/few-10.pth").is_file()
+    trained = [
+        line.partition(":")[0] for out in said for line in out.splitlines() if "mIoU 0." in line
+    ]
+    assert len(trained) == len(set(trained)) == 5
+    again = [*command, "--jobs", "2"]
+    assert subprocess.run(again, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": [4]}, "budgets is 3, expected one of 4"),
+        ({"baseline": "none"}, "baseline is 'none', expected one of labels, kl, pseudo, recipe"),
+        ({"colour": 1}, "colour is there, expected these names: name, lists"),
+        ({"every": [0]}, "expected one of 0"),
+        ({"arms": {**STUDY["arms"], "kl": {"loss.betta": 1}}}, "loss.betta is unknown, expected"),
+        ({"grids": {"report": [], "test": []}}, "half of val is 'test', expected one of choose"),
+    ],
+)
+def test_a_slip_in_the_file_is_one_line(change, message, study_file, words, tmp_path, capsys):
+    given = {**yaml.safe_load(study_file.read_text()), **change}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    wrong = ["--config", str(tmp_path / "wrong.yaml"), *words[2:]]
+    assert gain(wrong, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("study gain: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "labels,kll"], "expected some of labels,kl,pseudo,recipe"),
+        (["--teacher", "al=x"], "teacher is 'al', expected one of all, few"),
+        (["--teacher", "few=gone.pth"], "--teacher is 'gone.pth', expected a file of weights"),
+        (["--half", "test"], "--half is 'test', expected choose or report"),
+    ],
+)
+def test_a_slip_of_the_pen_is_one_line(options, message, words, tmp_path, capsys):
+    assert gain(words, tmp_path / "out", *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not (tmp_path / "out").exists()
+
+
+def test_steps_that_are_no_whole_number_of_epochs_are_refused(words, study_file, tmp_path, capsys):
+    given = yaml.safe_load(study_file.read_text())
+    given["budgets"] = [3, 4]
+    given["grids"]["report"][1]["budgets"] = [4]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    wrong = ["--config", str(tmp_path / "wrong.yaml"), *words[2:]]
+    assert gain(wrong, tmp_path / "out", "--dry-run") == 2
+    assert "budget is 4, expected a multiple of 3, the steps of an epoch" in capsys.readouterr().err
