@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.config.checks import check_positive, check_range, clean_address
-from kdcache.config.names import KINDS, LEVELS, PRESETS
+from kdcache.config.names import KINDS, LEVELS, PRESETS, as_kind, as_preset
 from kdcache.errors import refuse
 
 
@@ -38,8 +38,8 @@ class CacheConfig:
     shard_samples: int = 16
     """Samples per shard file, 1 or more: the unit of work, commit and repair."""
     encoding: str | dict[str, str] = "float16"
-    """How the teacher's answers are stored: float16 (exact), int8 (half) or lowrank (compact, a
-    seventeenth) for all, or {low: int8}."""
+    """How the teacher's answers are stored: a preset, exact (as float16), half or compact (a
+    seventeenth); or a kind for each answer, float16, int8 or lowrank, as in {low: int8}."""
     rank: RankConfig = field(default_factory=RankConfig)
     """Coefficients of lowrank levels."""
     codec: str = "auto"
@@ -66,7 +66,7 @@ class CacheConfig:
         known = all(isinstance(kind, str) and kind in (*KINDS, *PRESETS) for kind in named.values())
         if not set(named) <= {"logits", *LEVELS} or not known:
             expected = (
-                "float16, int8, lowrank, exact, half or compact, or one of them for each of "
+                "exact, half or compact, or float16, int8 or lowrank for each of "
                 "logits, low, mid, high"
             )
             raise refuse("cache.encoding", self.encoding, expected)
@@ -77,22 +77,13 @@ class CacheConfig:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The encoding of logits and of each cached level: float16, int8 or lowrank.
-
-        If `encoding` is lowrank for all, logits are int8.
-        """
-        named = (
-            self.encoding
-            if isinstance(self.encoding, dict)
-            else dict.fromkeys(("logits", *LEVELS), self.encoding)
-        )
-        kinds = {
-            name: PRESETS.get(named.get(name), named.get(name, "float16"))
-            for name in ("logits", *self.levels)
+        """The kind of logits and of each cached level; float16 if `encoding` does not name it."""
+        if isinstance(self.encoding, str):
+            preset = as_preset(self.encoding)
+            return {"logits": preset["logits"], **dict.fromkeys(self.levels, preset["features"])}
+        return {
+            name: as_kind(self.encoding.get(name, "float16")) for name in ("logits", *self.levels)
         }
-        if not isinstance(self.encoding, dict) and kinds["logits"] == "lowrank":
-            kinds["logits"] = "int8"
-        return kinds
 
     @property
     def codec_name(self) -> str:

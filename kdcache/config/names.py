@@ -9,8 +9,25 @@ VOID = 255  # stored label of what no loss and no metric counts: void pixels, pa
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe what a cache holds
 BUILT_IN_STUDENT = "mobilenetv3_small"
 LEVELS = ("low", "mid", "high")
-KINDS = ("float16", "int8", "lowrank")  # how an answer of the teacher may be stored
-PRESETS = {"exact": "float16", "half": "int8", "compact": "lowrank"}
+KINDS = ("float16", "int8", "lowrank")
+"""How one answer of the teacher is stored. Manifests, FORMAT.md and messages about a stored answer
+say these."""
+PRESETS = {
+    "exact": {"logits": "float16", "features": "float16"},
+    "half": {"logits": "int8", "features": "int8"},
+    "compact": {"logits": "int8", "features": "lowrank"},  # logits have no basis
+}
+"""The kinds of all answers by one word: what is recommended, forecast and measured."""
 
 SizePx = int | list[int]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def as_preset(word: str) -> dict[str, str]:
+    """The kinds of logits and features if `word` stands for all answers, a preset or a kind."""
+    return PRESETS.get(word) or next(p for p in PRESETS.values() if p["features"] == word)
+
+
+def as_kind(word: str) -> str:
+    """The kind if `word` stands for one answer, a kind or the preset that gives features it."""
+    return PRESETS[word]["features"] if word in PRESETS else word

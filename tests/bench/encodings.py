@@ -13,7 +13,7 @@ from pathlib import Path
 from kdcache.analysis.fidelity import TRAINED, measure_fidelity
 from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.reader import CacheReader, open_split
-from kdcache.config import Config, config_to_dict
+from kdcache.config import PRESETS, Config, config_to_dict
 from kdcache.config.parser import make_config, merge
 from kdcache.data.voc import VOC_DIR
 from kdcache.precompute.build import build_cache
@@ -26,7 +26,6 @@ from tests.bench.copying import time_s
 from tests.bench.figures import SPECS, Figure, make_figure, median_ratio, skip_figure
 from tests.bench.sizes import Bench
 
-PRESETS = ("exact", "half", "compact")
 FULL_PX = 512 * 512  # of a sample whose bytes the figures speak of
 
 

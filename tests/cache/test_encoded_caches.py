@@ -198,7 +198,7 @@ def test_training_refuses_another_encoding_than_the_caches(roots):
 @pytest.mark.parametrize(
     ("cache", "words"),
     [
-        ({"encoding": "lowrnk"}, "cache.encoding is 'lowrnk', expected float16, int8, lowrank"),
+        ({"encoding": "lowrnk"}, "cache.encoding is 'lowrnk', expected exact, half or compact"),
         ({"encoding": {"lw": "int8"}}, "cache.encoding is"),
         ({"encoding": {"logits": "lowrank"}}, "float16 or int8 for logits"),
         (

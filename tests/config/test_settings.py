@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdcache.config import Config, DatasetConfig, config_from_dict, config_to_dict
+from kdcache.config import KINDS, Config, DatasetConfig, config_from_dict, config_to_dict
 from kdcache.config.options import Parser, override, read_given
 from kdcache.config.parser import flatten, make_config, merge
 from kdcache.config.typed import read_settings, setting_types
@@ -465,3 +465,21 @@ def test_help_names_and_explains_every_setting():
 
 def test_names_are_those_of_the_defaults():
     assert list(setting_types()) == list(flatten(config_to_dict(Config())))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "logits", "low"),
+    [
+        ("exact", "float16", "float16"),
+        ("float16", "float16", "float16"),
+        ("half", "int8", "int8"),
+        ("compact", "int8", "lowrank"),
+        ("lowrank", "int8", "lowrank"),
+        ({"low": "lowrank"}, "float16", "lowrank"),
+        ({"low": "compact", "logits": "half"}, "int8", "lowrank"),
+    ],
+)
+def test_an_encoding_is_a_preset_for_all_answers_or_a_kind_for_each(encoding, logits, low):
+    kinds = make_config({"cache": {"encoding": encoding}}).cache.kinds
+    assert (kinds["logits"], kinds["low"]) == (logits, low)
+    assert set(kinds.values()) <= set(KINDS)
