@@ -46,6 +46,7 @@ STUDY = {
     },
     "budgets": [3, 6],
     "picture": ["labels", "recipe"],
+    "goals": [{"arm": "recipe", "labels": 5, "teacher": "all", "budget": 3, "over": 5, "mean": 99}],
     "grids": {
         "report": [
             {"every": [2], "arms": ["labels", "recipe"], "budgets": [3], "teachers": ["all"],
@@ -204,7 +205,7 @@ def test_two_processes_share_the_runs_and_a_fitted_teacher(words, finished, tmp_
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     results = read_results(tmp_path / "out")
-    assert len(results) == 7 and (tmp_path / "out/teachers/few-10.pth").is_file()
+    assert len(results) == 7 and (tmp_path / "out/teachers/few-10/teacher.pth").is_file()
     trained = [
         line.partition(":")[0] for out in said for line in out.splitlines() if "mIoU 0." in line
     ]

@@ -25,7 +25,7 @@ from tests.study.gain.page import (
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import read_study
 from tests.study.gain.results import RECORDED, read_lines, record
-from tests.study.gain.table import render_tables
+from tests.study.gain.table import render_goals, render_tables
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_differences_are_paired_by_seed_with_students_interval(camvid):
     assert "| 367 | - | labels | 2 | 0.3750 ± 0.0212 | - | - |" in table
     for arm in ("kl", "recipe"):  # two common seeds: 4 and 5 points
         assert f"| 367 | all | {arm} | 3 | 0.4200 ± 0.0100 | +4.5 [-1.9, +10.9] |" in table
+
+
+def test_goals_are_reached_by_mean_and_interval(camvid):
+    lines = make_lines({**MIOUS, ("recipe", 367): [0.45, 0.40]})
+    *_, all_, few, over_all, own, long = render_goals(camvid, lines).splitlines()
+    assert "| +3.5, interval above +1 | +5.0 [-7.7, +17.7], 2 seeds | **no** |" in all_
+    assert "| +17, interval above +13 | **+17.7 [+14.8, +20.5]**, 3 seeds | yes |" in few
+    assert "| +2 | +3.5 [-2.9, +9.9], 2 seeds | yes |" in over_all
+    assert own.endswith("| above 0 | - | not measured |") and "2208 steps" in long
 
 
 def test_runs_of_another_half_or_budget_stand_apart(camvid):

@@ -28,7 +28,7 @@ from tests.study.gain.page import write_page
 from tests.study.gain.plan import HALVES, Study, read_study
 from tests.study.gain.points import read_lists
 from tests.study.gain.results import read_lines, record
-from tests.study.gain.table import render_tables
+from tests.study.gain.table import render_goals, render_tables
 from tests.study.gain.teachers import find_teachers
 from tests.study.gain.train import run_jobs
 from tests.study.words import read_names, read_numbers
@@ -45,7 +45,7 @@ def run_gain(argv: list[str]) -> int:
         if options.record:
             record(lines)
             write_page()
-        print(render_tables(study, lines), end="")
+        _show(study, lines)
         return 0
     return _run(study, options, argv)
 
@@ -73,8 +73,14 @@ def _run(study: Study, options: argparse.Namespace, argv: list[str]) -> int:
     finally:
         for other in others:
             other.terminate()
-    print(render_tables(study, read_lines(place.results)), end="")
+    _show(study, read_lines(place.results))
     return 1 if failed or any(codes) else 0
+
+
+def _show(study: Study, lines: Sequence[dict]) -> None:
+    print(
+        "\n".join(filter(None, [render_goals(study, lines), render_tables(study, lines)])), end=""
+    )
 
 
 def _list_jobs(study: Study, jobs: Sequence[Job], place: Place, *, num_processes: int) -> None:

@@ -11,7 +11,7 @@ from kdcache.config.options import Parser
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import Study, read_study
 from tests.study.gain.results import RECORDED, read_lines
-from tests.study.gain.table import render_tables
+from tests.study.gain.table import render_goals, render_tables
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/results.md"
@@ -40,7 +40,9 @@ def fill_page(page: str, lines: Sequence[dict]) -> str:
 
     def fill(found: re.Match) -> str:
         study, own = find_study(found[2]), choose_lines(lines, found[2], half=found[3])
-        return f"{found[1]}{render_tables(study, own) or NOTHING}{found[4]}"
+        tables = [render_goals(study, own), render_tables(study, own) or NOTHING]
+        text = "\n".join(filter(None, tables))
+        return f"{found[1]}{text}{found[4]}"
 
     return _TABLES.sub(fill, page)
 

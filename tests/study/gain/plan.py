@@ -16,7 +16,8 @@ HALVES = ("choose", "report")
 OF_UNLABELLED = ("train.unlabelled_share", "loss.pseudo", "loss.pseudo_threshold")
 _PARTS = {
     "name": str, "lists": dict, "every": list, "settings": dict, "arms": dict, "baseline": str,
-    "teachers": dict, "budgets": list, "picture": list, "grids": dict, "step_s": float,
+    "teachers": dict, "budgets": list, "picture": list, "goals": list, "grids": dict,
+    "step_s": int | float,
 }  # fmt: skip
 
 
@@ -32,6 +33,24 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a point must gain over the baseline.
+
+    Args:
+        over: labels of the baseline.
+        mean: least mean difference in points. low: of its interval, None if nothing is asked.
+    """
+
+    arm: str
+    labels: int
+    teacher: str
+    budget: int
+    over: int
+    mean: float
+    low: float | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """A gain study.
 
@@ -44,6 +63,7 @@ class Study:
         teachers: name -> "knows", what it was fitted on, in words; "fit", settings if the study
             fits it to the labels of each point.
         budgets: steps, the first is that of the picture. picture: the arms that are drawn.
+        goals: what it must reach.
         grids: half of val -> blocks, the most important first.
         step_s: seconds of a step, a guess.
     """
@@ -57,6 +77,7 @@ class Study:
     teachers: dict[str, dict]
     budgets: list[int]
     picture: list[str]
+    goals: list[Goal]
     grids: dict[str, list[Block]]
     step_s: float
 
@@ -88,11 +109,12 @@ def read_study(path: Path) -> Study:
     _check_parts(path, given, _PARTS)
     settings = unflatten(check_values(given["settings"]))
     arms = {name: check_values(arm) for name, arm in given["arms"].items()}
-    study = Study(**{**given, "settings": settings, "arms": arms, "grids": {}})
+    study = Study(**{**given, "settings": settings, "arms": arms, "goals": [], "grids": {}})
     grids = {
         half: [_read_block(path, study, block) for block in given["grids"].get(half, [])]
         for half in HALVES
     }
+    goals = [_read_goal(path, study, goal) for goal in given["goals"]]
     for arm in arms.values():
         study.uses_teacher(arm)  # ranges
     for name in ("every", "budgets"):
@@ -100,7 +122,7 @@ def read_study(path: Path) -> Study:
     _check_known(path, "picture", study.picture, arms)
     _check_known(path, "baseline", [study.baseline], arms)
     _check_known(path, "half of val", given["grids"], HALVES)
-    return Study(**{**vars(study), "grids": grids})
+    return Study(**{**vars(study), "goals": goals, "grids": grids})
 
 
 def make_fit_settings(study: Study, teacher: str) -> dict | None:
@@ -118,7 +140,16 @@ def _read_block(path: Path, study: Study, given: dict) -> Block:
     return Block(**given)
 
 
-def _check_parts(path: Path, given: object, kinds: Mapping[str, type]) -> None:
+def _read_goal(path: Path, study: Study, given: dict) -> Goal:
+    kinds = {"arm": str, "labels": int, "teacher": str, "budget": int, "over": int}
+    kinds |= dict.fromkeys(("mean", "low"), int | float)
+    _check_parts(path, {"low": 0, **given}, kinds)
+    for name, known in (("arm", study.arms), ("teacher", study.teachers)):
+        _check_known(path, name, [given[name]], known)
+    return Goal(**given)
+
+
+def _check_parts(path: Path, given: object, kinds: Mapping[str, object]) -> None:
     """Raise SettingsError unless `given` has these names with values of these types."""
     names = set(given) if isinstance(given, dict) else set()
     for name in sorted(names ^ set(kinds)):
@@ -126,7 +157,12 @@ def _check_parts(path: Path, given: object, kinds: Mapping[str, type]) -> None:
         raise _refuse(path, name, found, f"these names: {', '.join(kinds)}")
     for name, kind in kinds.items():
         if not isinstance(given[name], kind):
-            raise _refuse(path, name, repr(given[name])[:60], f"a {kind.__name__}")
+            raise _refuse(path, name, repr(given[name])[:60], _name(kind))
+
+
+def _name(kind: object) -> str:
+    names = {list: "a list", dict: "names with values", str: "text", int: "a whole number"}
+    return names.get(kind, "a number")
 
 
 def _check_known(path: Path, field: str, found: object, known: object) -> None:

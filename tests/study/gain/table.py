@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kdcache.analysis.rows import Estimate, estimate
-from tests.study.gain.plan import Study
+from tests.study.gain.plan import Goal, Study
 from tests.study.table import format_spread, render_line
 
 Values = dict["Point", dict[int, float]]
@@ -40,6 +41,16 @@ def render_tables(study: Study, lines: Sequence[dict]) -> str:
     return "\n".join(_render_budget(study, values, budget) for budget in budgets)
 
 
+def render_goals(study: Study, lines: Sequence[dict]) -> str:
+    """A table of the study's goals beside what was measured; empty without goals."""
+    if not study.goals:
+        return ""
+    values, head = find_values(lines), ["figure", "goal", "measured", "reached"]
+    rows = [head, ["---"] * len(head)]
+    rows += [_render_goal(study, values, goal) for goal in study.goals]
+    return "\n".join([*map(render_line, rows), ""])
+
+
 def find_baseline(study: Study, values: Values, point: Point, labels: int) -> dict[int, float]:
     """The baseline's values with so many labels, in as many steps."""
     return values.get(Point(point.budget, labels, None, study.baseline), {})
@@ -53,26 +64,52 @@ def compare(own: dict[int, float], base: dict[int, float]) -> Estimate | None:
 
 def _render_budget(study: Study, values: Values, budget: int) -> str:
     points = sorted((p for p in values if p.budget == budget), key=lambda p: _order(study, p))
-    most = max(point.labels for point in values)
-    head = ["labels", "teacher", "arm", "seeds", "mIoU", f"over {study.baseline}, points"]
-    head.append(f"over {study.baseline} with {most} labels")
+    bases = [None]  # with as many labels as the point
+    bases += [max(p.labels for p in points)] if len({p.labels for p in points}) > 1 else []
+    names = [f"with {base} labels" if base else "with as many" for base in bases]
+    head = ["labels", "teacher", "arm", "seeds", "mIoU"]
+    head += [f"over {study.baseline} {name}, points" for name in names]
     rows = [head, ["---"] * len(head)]
-    rows += [_render_point(study, values, point, most) for point in points]
+    rows += [_render_point(study, values, point, bases) for point in points]
     return "\n".join([f"{study.name}, {budget} steps:", "", *map(render_line, rows), ""])
 
 
-def _render_point(study: Study, values: Values, point: Point, most: int) -> list[str]:
+def _render_point(
+    study: Study, values: Values, point: Point, bases: Sequence[int | None]
+) -> list[str]:
     own = values[point]
     cells = [str(point.labels), point.teacher or "-", point.arm, str(len(own))]
     cells.append(format_spread([own[seed] for seed in sorted(own)], digits=4))
-    for labels in (point.labels, most):
+    for labels in (base or point.labels for base in bases):
         is_itself = point.arm == study.baseline and labels == point.labels
         base = find_baseline(study, values, point, labels)
-        cells.append("-" if is_itself else _format(compare(own, base)))
+        cells.append("-" if is_itself else format_difference(compare(own, base)))
     return cells
 
 
-def _format(difference: Estimate | None) -> str:
+def _render_goal(study: Study, values: Values, goal: Goal) -> list[str]:
+    point = Point(goal.budget, goal.labels, goal.teacher, goal.arm)
+    base = find_baseline(study, values, point, goal.over)
+    found = compare(values.get(point, {}), base)
+    figure = (
+        f"{goal.arm}, {goal.labels} labels, teacher `{goal.teacher}`, over {study.baseline} with "
+        f"{goal.over}, {goal.budget} steps"
+    )
+    wanted = f"{goal.mean:+g}" if goal.mean else "above 0"
+    wanted += "" if goal.low is None else f", interval above {goal.low:+g}"
+    if found is None:
+        return [figure, wanted, "-", "not measured"]
+    measured = f"{format_difference(found)}, {found.count} seeds"
+    return [figure, wanted, measured, "yes" if _is_reached(goal, found) else "**no**"]
+
+
+def _is_reached(goal: Goal, found: Estimate) -> bool:
+    low = found.interval[0] if found.interval else -math.inf
+    enough = found.mean >= goal.mean if goal.mean else found.mean > 0
+    return enough and (goal.low is None or low > goal.low)
+
+
+def format_difference(difference: Estimate | None) -> str:
     """`+3.6 [+1.1, +6.2]`: the mean and its 95 % interval, bold if 0 is outside."""
     if difference is None:
         return "-"

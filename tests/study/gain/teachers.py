@@ -36,7 +36,7 @@ def find_teachers(study: Study, words: list[str], out: Path) -> dict[str, str]:
     if first not in given:
         _refuse("--teacher", "missing", f"the weights of teacher {first}", "give its file")
     fitted = {
-        name: str(out / "teachers" / f"{name}-{{labels}}.pth")
+        name: str(out / "teachers" / f"{name}-{{labels}}" / "teacher.pth")
         for name in study.teachers
         if "fit" in study.teachers[name]
     }
@@ -49,26 +49,33 @@ def make_teacher(
 ) -> Path:
     """The weights of a run's teacher, which is fitted first if need be.
 
-    Its own validation images are those of the half on which settings are chosen.
+    Its own validation images are those of the half on which settings are chosen. Raises
+    FolderInUseError if another process fits it.
     """
     path, settings = place.teacher_file(name, job.labels), make_fit_settings(study, name)
     if path.is_file() or settings is None:
         return path
-    root = Place(place.out, HALVES[0], {}).data_root(job.labels)
-    make_data_set(lists, root, every=job.every, half=HALVES[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = durable.partial_path(path).with_suffix(".pth")
-    with hold_folder(path.parent, wait=True):
+    with hold_folder(path.parent):
         if not path.is_file():
             say(f"teacher: {path}")
-            data = make_data_settings(study, lists, root, every=job.every)
-            data["dataset"].pop("unlabelled", None)
-            ours = {"fit": {"out": str(unfinished)}, "teacher": {"weights": str(unfinished)}}
-            config = make_config(merge(settings, data), ours)
-            unfinished.unlink(missing_ok=True)  # of a fit that was stopped
-            fit_teacher(config, progress=progress, say=say)
-            durable.rename(unfinished, path)
+            _fit(study, settings, path, job, place=place, lists=lists, progress=progress, say=say)
     return path
+
+
+def _fit(
+    study: Study, settings: dict, path: Path, job: Job, *, place: Place, lists: Lists,
+    progress: Progress, say: Say,
+) -> None:  # fmt: skip
+    root = Place(place.out, HALVES[0], {}).data_root(job.labels)
+    make_data_set(lists, root, every=job.every, half=HALVES[0])
+    data = make_data_settings(study, lists, root, every=job.every)
+    data["dataset"].pop("unlabelled", None)
+    unfinished = path.with_name("unfinished.pth")
+    unfinished.unlink(missing_ok=True)  # of a fit that was stopped: this one begins from scratch
+    ours = {"fit": {"out": str(unfinished)}, "teacher": {"weights": str(unfinished)}}
+    fit_teacher(make_config(merge(settings, data), ours), progress=progress, say=say)
+    durable.rename(unfinished, path)
 
 
 def _check_name(study: Study, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.study.gain.points import Lists, make_data_set, make_data_settings
 from tests.study.gain.results import write_results
 from tests.study.gain.teachers import make_teacher
 
+WAIT_S = 2.0
 SECTIONS = ("student", "loss", "train")  # of training; the rest comes from the cache
 
 
@@ -34,7 +36,7 @@ def run_jobs(
     progress: Progress,
     say: Say,
 ) -> list[Job]:
-    """Train what is not finished; a run that another process trains is left to it.
+    """Train what is not finished; runs and teachers of other processes are waited for at the end.
 
     Args:
         every_job: of the whole grid; the results of those that are finished are written.
@@ -49,7 +51,8 @@ def run_jobs(
                 continue
             try:
                 build_point(study, job, place=place, lists=lists, progress=progress, say=say)
-                train_job(study, job, place=place, say=say)
+                if not is_finished(place.run_folder(job)):  # by another process, meanwhile
+                    train_job(study, job, place=place, say=say)
                 num_trained += 1
             except FolderInUseError:
                 elsewhere.append(job)
@@ -58,8 +61,7 @@ def run_jobs(
                 failed.append(job)
             write_results(study, every_job, place=place)
         if elsewhere and not num_trained:
-            say(f"{len(elsewhere)} runs are trained by other processes")
-            break
+            time.sleep(WAIT_S)  # they end, or die and leave their runs to this one
     return failed
 
 
