@@ -120,20 +120,23 @@ def compute_band(
         weights: factors of the three sums, and the temperature.
     """
     student -= student.amax(2, keepdim=True)
-    ce = pseudo = kd = None
+    ce = pseudo = kd = log_total = None
     gradient = torch.zeros_like(student) if label is None and labelled is None else None
+    # softmax at T = 1 is that of the cross-entropy, too
+    shared = weights.kd if weights.temperature == 1 and weights.kd is not None else 0.0
     if teacher is not None:
         teacher -= teacher.amax(2, keepdim=True)
     if labelled is not None:
         target, weight = _choose_target(label, teacher, labelled, weights)
-        cost, gradient = _cross_entropy_band(student, target, weight)
+        cost, log_total, gradient = _cross_entropy_band(student, target, weight, shared)
         cost_N = cost.sum((0, 2, 3))
         ce, pseudo = ((cost_N * rows.flatten()).sum() for rows in (labelled, ~labelled))
     elif label is not None:
-        cost, gradient = _cross_entropy_band(student, label, weights.ce)
+        cost, log_total, gradient = _cross_entropy_band(student, label, weights.ce, shared)
         ce = cost.sum()
     if weights.kd is not None:
-        kd = _divergence_band(student, teacher, weights, gradient)
+        known = log_total if weights.temperature == 1 else None
+        kd = _divergence_band(student, teacher, weights, gradient, log_total=known)
     zero = torch.zeros((), dtype=torch.float64, device=student.device)
     sums = [zero if term is None else term.double() for term in (ce, pseudo, kd)]
     return torch.stack(sums), gradient
@@ -153,33 +156,54 @@ def _choose_target(
     return target, torch.where(labelled, own, weights.pseudo)
 
 
-def _cross_entropy_band(scores: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """-log softmax at the label, and weight times its gradient; `scores` have maximum 0."""
+def _cross_entropy_band(
+    scores: Tensor, label: Tensor, weight: Tensor, shared: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log softmax at the label, log of the summed exponentials, gradient; scores have maximum 0.
+
+    Args:
+        weight: of the gradient. shared: weight of the softmax in another term's gradient, which is
+            added.
+    """
     valid = label != VOID
     known = torch.where(valid, label, 0).long()
     share = scores.exp()
     total = share.sum(2, keepdim=True)
-    cost = (total.log() - scores.gather(2, known)) * valid
+    log_total = total.log()
+    cost = (log_total - scores.gather(2, known)) * valid
     scale = valid * weight
-    share *= scale / total
-    return cost, share.scatter_add_(2, known, -scale)
+    share *= (scale + shared) / total
+    return cost, log_total, share.scatter_add_(2, known, -scale)
 
 
 def _divergence_band(
-    student: Tensor, teacher: Tensor, weights: PixelWeights, gradient: Tensor
+    student: Tensor,
+    teacher: Tensor,
+    weights: PixelWeights,
+    gradient: Tensor,
+    *,
+    log_total: Tensor | None,
 ) -> Tensor:
     """T^2 times the summed KL(teacher || student), as a float32 scalar.
 
     Adds its weighted gradient to `gradient`, and overwrites both scores, which have maximum 0.
+
+    Args:
+        log_total: log of the student's summed exponentials, if T is 1 and `gradient` has the
+            student's part; else None.
     """
-    student *= 1 / weights.temperature
+    if log_total is None:
+        student *= 1 / weights.temperature
     p = teacher.exp()  # divided by T already, on its coarse grid
     p_total = p.sum(2, keepdim=True)
     teacher -= student
-    q = student.exp_()
-    q_total = q.sum(2, keepdim=True)
-    distance = teacher.mul_(p).sum(2, keepdim=True) / p_total
-    divergence = (distance + q_total.log() - p_total.log()).sum()
     scale = weights.kd * weights.temperature
-    gradient.addcmul_(q, scale / q_total).addcmul_(p, -scale / p_total)
+    if log_total is None:
+        q = student.exp_()
+        q_total = q.sum(2, keepdim=True)
+        log_total = q_total.log()
+        gradient.addcmul_(q, scale / q_total)
+    distance = teacher.mul_(p).sum(2, keepdim=True) / p_total
+    divergence = (distance + log_total - p_total.log()).sum()
+    gradient.addcmul_(p, -scale / p_total)
     return divergence * weights.temperature**2

@@ -34,6 +34,8 @@ LEVELS = {
     "mid": (512, 8),
     "high": (1024, 16),
 }  # level -> (channels, stride) of FCN-ResNet50
+LABELS_ONLY = {"beta": 0.0, "gamma": 0.0}
+RECIPE = {"beta": 1.0, "gamma": 0.0, "temperature": 1.0, "pseudo": 1.0}
 ALL_ARRAYS = ["image", "label", "logits", *LEVELS]
 
 
@@ -68,14 +70,14 @@ def make_batches(order: list[int], batch_size: int) -> list[list[tuple[int, int]
     return split_batches([(0, sample) for sample in order], batch_size)
 
 
-def training_config(*, px: int, batch_size: int, labels_only: bool = False) -> Config:
-    """Default weights of the loss, or cross-entropy alone; the student's weights are random."""
+def training_config(*, px: int, batch_size: int, loss: dict | None = None) -> Config:
+    """Default weights of the loss but for those given; the student's weights are random."""
     given = {
         "dataset": {"size": px, "download": False},
         "student": {"pretrained": False},
         "train": {"batch_size": batch_size},
     }
-    return make_config(merge(given, {"loss": {"beta": 0.0, "gamma": 0.0}} if labels_only else {}))
+    return make_config(merge(given, {"loss": loss or {}}))
 
 
 def make_learner(config: Config) -> Learner:

@@ -127,6 +127,25 @@ SPECS = (
         "ours in one pass, batch 8, 256x256 (GPU 512x512); details have seconds",
     ),
     Spec(
+        "loss_recipe",
+        "loss",
+        "times",
+        definition="time of cross-entropy (2 of 8 images have labels, the others the teacher's "
+        "class) + divergence at T = 1 with their gradient over cross-entropy with 8 labels alone, "
+        "in one pass; details have seconds, those with a threshold, too",
+        at_least=False,
+    ),
+    Spec(
+        "recipe_tax",
+        "loss",
+        "ratio",
+        goal=1.15,
+        at_least=False,
+        definition="time of a step with the terms of loss_recipe over one with cross-entropy "
+        "alone, both from tensors already on the device; same student and compile setting, "
+        "alternating",
+    ),
+    Spec(
         "loss_features", "loss", "times", definition="the same for the feature term of all levels"
     ),
     Spec(

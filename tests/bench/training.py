@@ -102,7 +102,7 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
     batches = _plan(cached.reader.layout.num_samples, batch_size)
     learner = adapter.make_learner(config)
     plain = adapter.make_learner(
-        adapter.training_config(px=_px(bench), batch_size=batch_size, labels_only=True)
+        adapter.training_config(px=_px(bench), batch_size=batch_size, loss=adapter.LABELS_ONLY)
     )
     precision = adapter.precision_of(learner)
     teacher = adapter.make_teacher(

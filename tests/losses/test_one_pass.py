@@ -141,6 +141,21 @@ def test_any_temperature(temperature: float):
     check_equal(make_case(), make_loss(temperature=temperature))
 
 
+def test_the_softmax_that_both_terms_share_at_t_1_changes_no_number():
+    """At a T that differs from 1 in the last digits each term computes its own."""
+    case = make_case()
+    logits, taps, label, answer, targets = case
+    shared, own = (
+        make_loss(temperature=T)(logits, taps, label, teacher_NKHW=answer, teacher_features=targets)
+        for T in (1.0, 1.0 + 1e-7)
+    )
+    assert shared.kd.sum.item() == pytest.approx(own.kd.sum.item(), rel=1e-5)
+    for ours, theirs in zip(
+        *(gradients(terms.total, [logits]) for terms in (shared, own)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
 def test_confident_and_hopeless_scores_are_as_exact_as_the_definition():
     """Differences of hundreds: exp underflows to 0, which must give neither NaN nor infinity."""
     logits, taps, label, answer, targets = make_case()
