@@ -16,7 +16,7 @@ from kdcache.config import DatasetConfig, TrainConfig
 from kdcache.config.parser import merge
 from kdcache.data.voc import VOC_DIR
 from kdcache.storage import open_storage
-from kdcache.training.loop import train_epoch
+from kdcache.training.loop import train_epoch, train_step
 from tests.study.__main__ import main
 
 EPOCH = "kdcache.training.loop.train_epoch"
@@ -80,11 +80,24 @@ def words(study_file, voc_root, teacher_file) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(words, tmp_path_factory) -> Path:
-    """The runs with five labels of seed 0, of both arms. Read only."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    assert gain(words, out, "--labels", "5", "--seeds", "0") == 0
-    return out
+def trained(words, tmp_path_factory) -> tuple[Path, list[list[str]]]:
+    """The runs with five labels of seed 0, of both arms, and the ids of every batch. Read only."""
+    out, batches = tmp_path_factory.mktemp("finished") / "out", []
+
+    def look_on(learner, batch, **more):
+        batches.append(list(batch.sample_ids))
+        return train_step(learner, batch, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcache.training.loop.train_step", look_on)
+        assert gain(words, out, "--labels", "5", "--seeds", "0") == 0
+    return out, batches
+
+
+@pytest.fixture(scope="module")
+def finished(trained) -> Path:
+    """The folder of `trained`."""
+    return trained[0]
 
 
 def gain(words: list[str], out: Path, *options: str) -> int:
@@ -106,6 +119,14 @@ def test_two_arms_differ_in_the_teacher_alone_and_have_equal_steps(finished):
         assert line["last_miou"] == pytest.approx(state["last_miou"], abs=1e-5)
         assert state["hyperparameters"]["train.unlabelled_share"] == 0.5
         assert not find(finished, line, "*.pth")
+
+
+def test_the_baseline_draws_labelled_images_only_in_as_many_steps(trained, voc_root):
+    ids = (voc_root / VOC_DIR / "ImageSets/Segmentation/train.txt").read_text().split()
+    labels, recipe = trained[1][:3], trained[1][3:]
+    assert [len(batch) for batch in (*labels, *recipe)] == [4] * 6
+    assert {id for batch in labels for id in batch} == set(ids[::2])
+    assert all(sum(id in ids[::2] for id in batch) == 2 for batch in recipe)
 
 
 def find(out: Path, line: dict, pattern: str) -> list[Path]:

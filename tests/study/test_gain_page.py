@@ -25,7 +25,7 @@ from tests.study.gain.page import (
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import read_study
 from tests.study.gain.results import RECORDED, read_lines, record
-from tests.study.gain.table import render_goals, render_tables
+from tests.study.gain.table import render_goals, render_tables, render_teachers
 
 
 @pytest.fixture
@@ -93,6 +93,16 @@ def test_goals_are_reached_by_mean_and_interval(camvid):
     assert own.endswith("| above 0 | - | not measured |") and "2208 steps" in long
 
 
+def test_a_page_says_what_the_teachers_reach(camvid):
+    lines = make_lines(MIOUS)
+    assert render_teachers(lines) == "The teacher's own mIoU on these images: `all` 0.5500.\n"
+    own = make_lines({("recipe", 23): [0.2], ("recipe", 46): [0.3]}, teacher="few")
+    own[0]["teacher_miou"], own[1]["teacher_miou"] = 0.21, 0.31
+    assert "`all` 0.5500; `few` 0.2100 (23), 0.3100 (46)." in render_teachers([*lines, *own])
+    text = fill_page("<!-- tables: camvid report -->\n<!-- end -->", lines)
+    assert "](results_camvid.svg)" in text and "`all` 0.5500" in text
+
+
 def test_runs_of_another_half_or_budget_stand_apart(camvid):
     ours, theirs = make_lines(MIOUS), make_lines(MIOUS, half="choose", last_miou=0.9)
     both = choose_lines([*ours, *theirs], "camvid", half="report")
@@ -108,7 +118,9 @@ def test_a_picture_has_a_point_for_each_seed_and_a_line_for_each_arm(camvid):
     kinds = [element.get("class") for element in svg.iter() if element.get("class")]
     assert kinds.count("seed") == 8 and kinds.count("mean") == 3 + 2  # and two in the legend
     texts = [element.text for element in svg.iter() if element.tag.endswith("}text")]
-    assert {"46", "367", "labels", "recipe, teacher fitted on all 367 labels"} <= set(texts)
+    assert {"46", "367", "labels, no teacher", "recipe, teacher fitted on all 367 labels"} <= set(
+        texts
+    )
     places = [float(e.get("cy")) for e in svg.iter() if e.get("class") == "seed"]
     assert places[2] > places[0] > places[4]  # more mIoU stands higher
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from kdcache import durable
 from kdcache.config.options import Parser
 from tests.study.gain.picture import render_picture
-from tests.study.gain.plan import Study, read_study
+from tests.study.gain.plan import HALVES, Study, read_study
 from tests.study.gain.results import RECORDED, read_lines
-from tests.study.gain.table import render_goals, render_tables
+from tests.study.gain.table import render_goals, render_tables, render_teachers
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/results.md"
@@ -40,8 +40,9 @@ def fill_page(page: str, lines: Sequence[dict]) -> str:
 
     def fill(found: re.Match) -> str:
         study, own = find_study(found[2]), choose_lines(lines, found[2], half=found[3])
-        tables = [render_goals(study, own), render_tables(study, own) or NOTHING]
-        text = "\n".join(filter(None, tables))
+        parts = [_show_picture(study, own), render_goals(study, own)]
+        parts += [render_teachers(own), render_tables(study, own) or NOTHING]
+        text = "\n".join(filter(None, parts))
         return f"{found[1]}{text}{found[4]}"
 
     return _TABLES.sub(fill, page)
@@ -52,9 +53,18 @@ def make_pictures(lines: Sequence[dict]) -> dict[Path, str]:
     pictures = {}
     for name in sorted({line["data"] for line in lines}):
         study, own = find_study(name), choose_lines(lines, name, half="report")
-        if any(line["budget"] == study.budgets[0] for line in own):
+        if _has_picture(study, own):
             pictures[PAGE.with_name(f"results_{name}.svg")] = render_picture(study, own)
     return pictures
+
+
+def _has_picture(study: Study, lines: Sequence[dict]) -> bool:
+    return any(line["budget"] == study.budgets[0] for line in lines)
+
+
+def _show_picture(study: Study, lines: Sequence[dict]) -> str:
+    shown = _has_picture(study, lines) and lines[0]["half"] == HALVES[1]
+    return f"![mIoU by the number of labels](results_{study.name}.svg)\n" if shown else ""
 
 
 def choose_lines(lines: Sequence[dict], name: str, *, half: str) -> list[dict]:

@@ -97,8 +97,8 @@ def _find_curves(study: Study, values: Values) -> list[_Curve]:
                 for point, own in sorted(values.items(), key=lambda pair: pair[0].labels)
                 if point == Point(study.budgets[0], point.labels, teacher, arm)
             }
-            knows = f", teacher {study.teachers[teacher]['knows']}" if teacher else ""
-            curves += [_Curve(f"{arm}{knows}", seeds)] if seeds else []
+            taught = f"teacher {study.teachers[teacher]['knows']}" if teacher else "no teacher"
+            curves += [_Curve(f"{arm}, {taught}", seeds)] if seeds else []
     return curves
 
 

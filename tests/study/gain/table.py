@@ -51,6 +51,22 @@ def render_goals(study: Study, lines: Sequence[dict]) -> str:
     return "\n".join([*map(render_line, rows), ""])
 
 
+def render_teachers(lines: Sequence[dict]) -> str:
+    """mIoU of the teachers on the images of the tables; empty without one."""
+    found = {
+        (line["teacher"], line["labels"]): line["teacher_miou"]
+        for line in lines
+        if line["teacher"] and line["teacher_miou"] is not None
+    }
+    texts = []
+    for name in sorted({name for name, _ in found}):
+        mious = {labels: miou for (own, labels), miou in sorted(found.items()) if own == name}
+        same = len(set(mious.values())) == 1
+        shown = [f"{miou:.4f}" + ("" if same else f" ({n})") for n, miou in mious.items()]
+        texts.append(f"`{name}` {shown[0] if same else ', '.join(shown)}")
+    return f"The teacher's own mIoU on these images: {'; '.join(texts)}.\n" if texts else ""
+
+
 def find_baseline(study: Study, values: Values, point: Point, labels: int) -> dict[int, float]:
     """The baseline's values with so many labels, in as many steps."""
     return values.get(Point(point.budget, labels, None, study.baseline), {})
