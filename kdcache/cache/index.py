@@ -15,7 +15,7 @@ from kdcache.cache.records import CommitRecord, list_records, read_record
 from kdcache.cache.shards import Chunks, ShardSource, find_chunks, read_chunks
 from kdcache.cache.stage import Stage
 from kdcache.cache.zarr_metadata import check_document, list_metadata
-from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.errors import CacheCorruptError, CacheIncompleteError, Phrase, describe
 from kdcache.storage.base import ShardFile, Storage
 
 
@@ -59,8 +59,8 @@ class SplitIndex:
         num_views: how many of its views must be complete; None: all.
         stage: the local folder for copies of shard files; None: no copies.
 
-    Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
-        document is damaged.
+    Raises: CacheIncompleteError if shard groups are not written yet, or the cache has no unlabelled
+        split; CacheCorruptError if a document is damaged.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class SplitIndex:
         num_views: int | None = None,
         stage: Stage | None = None,
     ) -> None:
+        if split not in manifest.layouts:
+            raise _refuse_absent(storage, split)
         self.storage, self.layout, self.stage = storage, manifest.layouts[split], stage
         self.num_views = self.layout.num_views if num_views is None else num_views
         self._manifest = manifest
@@ -207,6 +209,14 @@ class SplitIndex:
             name: np.array(crcs, np.uint32) for name, crcs in record.crcs.items()
         }
         self._files[group.view, group.index] = record.files
+
+
+def _refuse_absent(storage: Storage, split: str) -> CacheIncompleteError:
+    found, expected = Phrase("missing"), Phrase("one of unlabelled images")
+    cure = "run `python -m cache_teacher` with its settings and dataset.unlabelled to add it"
+    return CacheIncompleteError(
+        describe(storage, field=f"split {split}", found=found, expected=expected, cure=cure)
+    )
 
 
 def read_group_record(storage: Storage, manifest: Manifest, group: Group) -> CommitRecord:

@@ -17,14 +17,16 @@ import numpy as np
 from kdcache.cache.codecs import Codec
 from kdcache.cache.encodings import Encoding, list_shapes
 
-FORMAT_VERSION = 3  # the newest
+FORMAT_VERSION = 4  # the newest
+CODED_VERSION = 3  # of caches with codecs or encodings, and without a split of unlabelled images
 RAW_VERSION = 2  # of caches of raw uint8 and float16, which older versions of kdcache read as well
 DTYPES = ("uint8", "float16", "int8", "float32")
 LOGITS_STRIDE = 8  # pixels, of the teacher's logits before its upsampling
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split: some commands list them all
-SPLITS = ("train", "val")
+SPLITS = ("train", "val")  # that every cache has
+UNLABELLED = "unlabelled"  # the third one, which a cache may have: as train, without labels
 MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: the most that blosc can code
 COMMITS = "commits"  # the folder of commit records, beside the splits
 MANIFEST = "manifest.json"
@@ -177,7 +179,7 @@ def list_specs(
     encodings: Mapping[str, Encoding],
     codecs: Codecs,
 ) -> tuple[ArraySpec, ...]:
-    """The arrays of a split: image, label, and those that hold the targets.
+    """The arrays of a split with labels: image, label, and those that hold the targets.
 
     Args:
         size_hw: height and width of the image, pixels.
@@ -193,7 +195,15 @@ def list_specs(
     return tuple(ArraySpec(name, shape, dtype, codecs[dtype]) for name, shape, dtype in arrays)
 
 
+def drop_label(arrays: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
+    """The arrays of the unlabelled split, from those of train."""
+    return tuple(array for array in arrays if array.name != "label")
+
+
 def find_version(arrays: Iterable[ArraySpec]) -> int:
-    """The oldest version of the format that has these arrays."""
+    """The oldest version of the format that has a split of these arrays."""
+    arrays = tuple(arrays)
+    if drop_label(arrays) == arrays:
+        return FORMAT_VERSION
     old = all(array.codec is None and array.dtype in ("uint8", "float16") for array in arrays)
-    return RAW_VERSION if old else FORMAT_VERSION
+    return RAW_VERSION if old else CODED_VERSION

@@ -1,8 +1,9 @@
-"""Creates a cache's documents, extends them by views, and records what is complete."""
+"""Creates a cache's documents, extends them by views or a split, and records what is complete."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import numpy as np
 
 from kdcache.cache.basis import read_bases, write_bases
 from kdcache.cache.identity import check_identity
-from kdcache.cache.layout import COMMITS, MANIFEST, Group, SplitLayout, record_name
+from kdcache.cache.layout import (
+    COMMITS,
+    MANIFEST,
+    UNLABELLED,
+    Group,
+    SplitLayout,
+    record_name,
+)
 from kdcache.cache.manifest import Manifest, find_manifest, read_manifest, write_manifest
 from kdcache.cache.records import find_committed, list_records, read_record
 from kdcache.cache.zarr_metadata import check_document, list_metadata, write_metadata
@@ -35,8 +43,9 @@ def open_for_writing(
 ) -> Manifest:
     """Create the cache, or prepare the existing one to be continued.
 
-    If the manifest has more views than the existing cache, its arrays grow. A manifest that was
-    moved away is written again, and committed groups of the same identity are kept.
+    If the manifest has more views than the existing cache, its arrays grow; a split of unlabelled
+    images is added. A manifest that was moved away is written again, and committed groups of the
+    same identity are kept.
 
     Args:
         bases: of the manifest's lowrank levels, level -> float32 [C, R].
@@ -54,15 +63,19 @@ def open_for_writing(
         if ready is not None:
             return ready
         with storage.lock(wait=True):
-            grows = storage.exists(MANIFEST)
+            there = find_manifest(storage)
             manifest = check_same_cache(storage, manifest)
             storage.make_folders(COMMITS)
             # a commit may have been killed between its rename and this
             storage.flush_folder(COMMITS)
             write_bases(storage, bases or {})
             # a growing cache writes the manifest first: its arrays may be shorter than it says
-            # until its views are complete; a new one writes it last: without it nothing counts
-            if grows:
+            # until its views are complete; a new one writes it last: without it nothing counts,
+            # and neither does a new split
+            if there:
+                added = tuple(split for split in manifest.layouts if split not in there.layouts)
+                if added:
+                    write_metadata(storage, manifest, splits=added, replace=True)
                 write_manifest(storage, manifest)
                 write_metadata(storage, manifest)
             else:
@@ -118,13 +131,15 @@ def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
     """
     storage = open_storage(storage)
     if storage.exists(MANIFEST):
-        return _merge(storage, read_manifest(storage), manifest)
+        existing = read_manifest(storage)
+        merged = _merge(storage, existing, manifest)
+        _check_kept(storage, merged, [s for s in merged.layouts if s not in existing.layouts])
+        return merged
     there = storage.is_folder()
     if (there or storage.exists("")) and not (there and _is_begun(storage, manifest)):
         read_manifest(storage)  # says that it is no cache
-    for layout in manifest.layouts.values() if there else ():
-        for group in find_committed(storage, layout.groups()):
-            _check_kept_record(storage, manifest, group)
+    if there:
+        _check_kept(storage, manifest, manifest.layouts)
     return manifest
 
 
@@ -154,6 +169,13 @@ def check_free_space(
         raise CacheError(
             describe(storage, field="free disk space", found=found, expected=expected, cure=cure)
         )
+
+
+def _check_kept(storage: Storage, manifest: Manifest, splits: Iterable[str]) -> None:
+    """Check the records of splits that no manifest names. Raises CacheError."""
+    for split in splits:
+        for group in find_committed(storage, manifest.layouts[split].groups()):
+            _check_kept_record(storage, manifest, group)
 
 
 def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> None:
@@ -189,16 +211,17 @@ def _is_begun(storage: Storage, manifest: Manifest) -> bool:
 
 
 def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
-    """The existing manifest, with at least the wanted views.
+    """The existing manifest, with at least the wanted views and splits.
+
+    A split of unlabelled images that is not asked for stays as it is.
 
     Raises CacheMismatchError if it is another cache.
     """
     cure = "rebuild it in another folder (cache.path) or change the settings"
-    layouts = {}
-    for split, identity in wanted.identity.items():
-        check_identity(storage, found=existing.identity[split], expected=identity, cure=cure)
+    _check_same_identity(storage, existing.identity, wanted.identity, cure=cure)
+    layouts = dict(existing.layouts)
     for split, layout in wanted.layouts.items():
-        old = existing.layouts[split]
+        old = existing.layouts.get(split, layout)
         if old.shard_samples != layout.shard_samples:
             found, expected = old.shard_samples, layout.shard_samples
             raise CacheMismatchError(
@@ -207,8 +230,33 @@ def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
                 )
             )
         layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
+    return Manifest(
+        {**wanted.identity, **existing.identity},
+        layouts,
+        {**wanted.complete_views, **existing.complete_views},
+        _merge_information(existing, wanted),
+    )
+
+
+def _merge_information(existing: Manifest, wanted: Manifest) -> dict:
+    """Both; `dataset.unlabelled` stays if that split is not asked for: repair needs it."""
     information = {**existing.information, **wanted.information}
-    return Manifest(existing.identity, layouts, existing.complete_views, information)
+    if UNLABELLED in existing.layouts and UNLABELLED not in wanted.layouts:
+        settings, old = information["settings"], existing.information["settings"]["dataset"]
+        dataset = {**settings["dataset"], "unlabelled": old.get("unlabelled")}
+        information["settings"] = {**settings, "dataset": dataset}
+    return information
+
+
+def _check_same_identity(
+    storage: Storage, found: dict[str, dict], expected: dict[str, dict], *, cure: str
+) -> None:
+    """Raise CacheMismatchError for the first split that both have and that differs."""
+    for split in (split for split in expected if split in found):
+        pair = found[split], expected[split]
+        if split == UNLABELLED:  # so that the message says which images are others
+            pair = tuple({UNLABELLED: facts} for facts in pair)
+        check_identity(storage, found=pair[0], expected=pair[1], cure=cure)
 
 
 def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:

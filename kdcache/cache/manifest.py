@@ -22,8 +22,10 @@ from kdcache.cache.layout import (
     MOST_ITEM_BYTES,
     RAW_VERSION,
     SPLITS,
+    UNLABELLED,
     ArraySpec,
     SplitLayout,
+    drop_label,
     find_version,
 )
 from kdcache.cache.records import read_json, read_sealed, seal
@@ -52,6 +54,8 @@ _MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
 class Manifest:
     """The contents of manifest.json.
 
+    Each dict has "train" and "val", and "unlabelled" if the cache has that split.
+
     identity: split -> nested facts that decide the stored numbers.
     layouts: split -> grid; `num_views` is how many the cache is to hold, and not identity.
     complete_views: split -> number of views that were complete once; a group missing in them is
@@ -78,16 +82,16 @@ class Manifest:
 
     @property
     def identity_hash(self) -> str:
-        """sha256 (hex) of both splits' identities."""
-        return hash_facts(self.identity)
+        """sha256 (hex) of the identities of train and val, which unlabelled images do not change."""
+        return hash_facts({split: self.identity[split] for split in SPLITS})
 
     @property
     def pictures_hash(self) -> str:
-        """sha256 (hex) of the facts that decide images and labels of both splits.
+        """sha256 (hex) of the facts that decide images and labels of train and val.
 
         Teacher, arrays and encodings do not count.
         """
-        return hash_facts({split: _pictures(facts) for split, facts in self.identity.items()})
+        return hash_facts({split: _pictures(self.identity[split]) for split in SPLITS})
 
     @property
     def validation_hash(self) -> str:
@@ -145,7 +149,8 @@ def read_manifest(storage: Storage | str | Path) -> Manifest:
     _check_version(storage, read_json(storage, MANIFEST, cure=_CURE))
     document = read_sealed(storage, MANIFEST, cure=_CURE)
     try:
-        splits = {split: document["splits"][split] for split in SPLITS}
+        names = (*SPLITS, *({UNLABELLED} & set(document["splits"])))
+        splits = {split: document["splits"][split] for split in names}
         layouts = {split: _read_layout(split, stored) for split, stored in splits.items()}
         complete = {split: _read_count(stored, "complete_views", 0, layouts[split].num_views)
                     for split, stored in splits.items()}  # fmt: skip
@@ -226,11 +231,9 @@ def _read_layout(split: str, stored: dict) -> SplitLayout:
     arrays = tuple(_read_array(array) for array in stored["arrays"])
     names = [array.name for array in arrays]
     known = {*LEVELS, *(scale_name(target) for target in TARGETS)}
-    if (
-        names[:3] != ["image", "label", "logits"]
-        or len(set(names)) < len(names)
-        or not set(names[3:]) <= known
-    ):
+    first = ["image", "logits"] if split == UNLABELLED else ["image", "label", "logits"]
+    others = set(names[len(first) :])
+    if names[: len(first)] != first or len(set(names)) < len(names) or not others <= known:
         raise ValueError(f"arrays of {split} are {str(names)[:80]}")
     layout = SplitLayout(split, arrays=arrays, **counts)
     if layout.num_groups > MOST_GROUPS:
@@ -267,7 +270,7 @@ def _array_to_dict(array: ArraySpec) -> dict:
 
 
 def _check_encodings(manifest: Manifest) -> None:
-    """Raise ValueError if the training arrays are not those of the encodings."""
+    """Raise ValueError if arrays are not those of the encodings; unlabelled has those of train."""
     found = [
         (array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays
     ]
@@ -280,6 +283,9 @@ def _check_encodings(manifest: Manifest) -> None:
             )
     if found != expected or any(len(shapes[name]) != 3 for name in manifest.encodings):
         raise ValueError("its arrays are not those of its encodings")
+    arrays = [layout.arrays for layout in manifest.layouts.values()]  # of train, val, unlabelled
+    if arrays[2:] not in ([], [drop_label(arrays[0])]):
+        raise ValueError("arrays of unlabelled are not those of train without label")
 
 
 def _read_count(stored: dict, name: str, least: int, most: int) -> int:

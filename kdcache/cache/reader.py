@@ -48,7 +48,7 @@ class CacheReader(SplitIndex):
     Args:
         storage: of the cache, or its address.
         manifest: of the cache.
-        split: "train" or "val".
+        split: "train", "val", or "unlabelled" if the cache has it.
         num_views: how many of its views must be complete; None: all.
         check: which readings of a chunk are compared with its commit record: "always", "first" (in
             this process) or "never".
@@ -78,7 +78,7 @@ class CacheReader(SplitIndex):
             for spec in coded
         }
         self._room = _Room()
-        self.encodings = manifest.encodings if split == "train" else {"logits": Encoding()}
+        self.encodings = manifest.encodings if split != "val" else {"logits": Encoding()}
         """"logits" or level -> how it is stored."""
         self.bases = read_bases(storage, self.encodings)
         """Lowrank level -> its basis, float32 [C, R]."""
@@ -254,7 +254,7 @@ def open_split(
 
     Args:
         place: a folder, a packed .h5 file, the address of a bucket, or its Storage.
-        split: "train" or "val".
+        split: "train", "val", or "unlabelled" if the cache has it.
         num_views, check, stage: as for `CacheReader`.
 
     Returns: its reader.

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from kdcache.cache.codecs import Codec, choose_codec
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.identity import build_identity
-from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, MOST_GROUPS, Codecs, SplitLayout, list_specs
+from kdcache.cache.layout import (
+    DTYPES,
+    LOGITS_STRIDE,
+    MOST_GROUPS,
+    UNLABELLED,
+    Codecs,
+    SplitLayout,
+    drop_label,
+    list_specs,
+)
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.config.parser import make_config
@@ -58,7 +67,7 @@ def build_manifest(
     """The manifest of the cache these settings ask for.
 
     Args:
-        splits: "train" and "val", checked and fingerprinted.
+        splits: "train", "val" and perhaps "unlabelled", checked and fingerprinted.
         weights_sha256: hash of the teacher's weights.
         levels: cached level -> (channels, stride).
         encodings: of the training split's logits and levels; those not named are float16.
@@ -72,7 +81,7 @@ def build_manifest(
     )
     identity = {}
     for name, layout in layouts.items():
-        train = name == "train"
+        train = name != "val"  # unlabelled images are drawn, asked about and stored as those
         data = {**dataset_facts(config, train=train), "sha256": splits[name].fingerprint}
         teacher = {**teacher_facts(config, train=train), "weights_sha256": weights_sha256}
         identity[name] = build_identity(
@@ -95,7 +104,7 @@ def build_layouts(
     encodings: dict[str, Encoding],
     codecs: Codecs,
 ) -> dict[str, SplitLayout]:
-    """The arrays and shard groups of both splits.
+    """The arrays and shard groups of all splits; `num_samples` says which there are.
 
     Validation logits only score the teacher, so they stay float16. Raises SettingsError if
     `cache.shard_samples` makes too many groups.
@@ -111,10 +120,14 @@ def build_layouts(
         codecs=codecs,
     )
     val = list_specs(size_hw=config.dataset.val_hw, targets=logits, encodings={}, codecs=codecs)
+    views = config.augment.views
     layouts = {
-        "train": SplitLayout("train", config.augment.views, num_samples["train"], shard, train),
+        "train": SplitLayout("train", views, num_samples["train"], shard, train),
         "val": SplitLayout("val", 1, num_samples["val"], shard, val),
     }
+    if UNLABELLED in num_samples:
+        arrays, count = drop_label(train), num_samples[UNLABELLED]
+        layouts[UNLABELLED] = SplitLayout(UNLABELLED, views, count, shard, arrays)
     largest = max(layout.num_groups for layout in layouts.values())
     if largest > MOST_GROUPS:
         expected = f"more: {largest} shard groups are too many, {MOST_GROUPS} the most"
@@ -166,7 +179,11 @@ def check_encodings(root: Storage, cached: Config, config: Config, *, cure: str)
 
 
 def dataset_facts(config: Config, *, train: bool) -> dict:
-    """The data set's part of the identity: classes and size of the samples."""
+    """The data set's part of the identity: classes and size of the samples.
+
+    Args:
+        train: of train and unlabelled images, else of val.
+    """
     data = config.dataset
     size = {"size": list(data.size_hw)} if train else {"val_size": list(data.val_hw)}
     return {"num_classes": data.num_classes, "ignore_index": data.ignore_index, **size}

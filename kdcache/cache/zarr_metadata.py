@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kdcache.cache.basis import basis_name
 from kdcache.cache.encodings import Encoding
-from kdcache.cache.layout import SPLITS, ArraySpec, SplitLayout, metadata_key
+from kdcache.cache.layout import ArraySpec, SplitLayout, metadata_key
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import read_json
 from kdcache.errors import CacheCorruptError
@@ -37,10 +37,12 @@ class Document:
     least_views: int = 0
 
 
-def list_metadata(manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> Iterator[Document]:
+def list_metadata(
+    manifest: Manifest, *, splits: tuple[str, ...] | None = None
+) -> Iterator[Document]:
     """Every zarr.json of a cache, or of some splits."""
     yield Document(metadata_key(), _GROUP)
-    for split in splits:
+    for split in manifest.layouts if splits is None else splits:
         layout, complete = manifest.layouts[split], manifest.complete_views[split]
         yield Document(metadata_key(split), _GROUP)
         for spec in layout.arrays:
@@ -52,15 +54,22 @@ def list_metadata(manifest: Manifest, *, splits: tuple[str, ...] = SPLITS) -> It
                 yield Document(metadata_key(split, basis_name(level)), contents, encoding.channels)
 
 
-def write_metadata(storage: Storage, manifest: Manifest, *, replace: bool = False) -> None:
+def write_metadata(
+    storage: Storage,
+    manifest: Manifest,
+    *,
+    splits: tuple[str, ...] | None = None,
+    replace: bool = False,
+) -> None:
     """Write each zarr.json that is missing or has another number of views.
 
     Args:
+        splits: whose; None: of all.
         replace: also replace those that are damaged.
 
     Raises: CacheCorruptError if one is damaged and `replace` is false, OSError.
     """
-    for document in list_metadata(manifest):
+    for document in list_metadata(manifest, splits=splits):
         folder = document.key.rpartition("/")[0]
         storage.check_inside(folder, cure="remove the link")
         storage.make_folders(folder)

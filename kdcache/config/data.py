@@ -16,6 +16,9 @@ VOC_CLASSES = [
 ]  # fmt: skip
 
 
+REST = "rest"  # dataset.unlabelled: all images in neither list
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """The data set in the VOC folder layout.
@@ -30,6 +33,9 @@ class DatasetConfig:
     SegmentationClassAug."""
     val_split: str = "val"
     """List of validation ids."""
+    unlabelled: str | None = None
+    """Images without labels that the teacher is asked about as well: a list, whose labels need not
+    exist, a folder of images, or rest: all of JPEGImages in neither list (default: none)."""
     num_classes: int = 21
     """Number of classes, labels 0..num_classes-1; 2 to 254."""
     class_names: list[str] | None = None
@@ -47,6 +53,8 @@ class DatasetConfig:
     """Download VOC 2012 (2 GB, checked by MD5) if root has no VOCdevkit/VOC2012."""
 
     def __post_init__(self) -> None:
+        if self.unlabelled == "":
+            raise refuse("dataset.unlabelled", "", f"a list, a folder, {REST} or null")
         check_range("dataset.num_classes", self.num_classes, 2, 254)
         check_range("dataset.ignore_index", self.ignore_index, 0, 255)
         for name in ("size", "val_size"):

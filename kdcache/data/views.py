@@ -82,28 +82,40 @@ def draw(
 
 
 def apply(
-    view: ViewParameters, image_HWC: np.ndarray, label_HW: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    view: ViewParameters, image_HWC: np.ndarray, label_HW: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """One view of a sample: image resized bilinearly (antialiased), label by nearest neighbour.
 
     Both are padded at right and bottom.
 
     Args:
         view: parameters from `draw`.
-        image_HWC: uint8 RGB. label_HW: uint8, VOID kept.
+        image_HWC: uint8 RGB. label_HW: uint8, VOID kept; None: the image has no label.
 
     Returns: image uint8 [*size_hw, 3], padded with the mean colour, and label uint8 `size_hw`,
-        padded with VOID.
+        padded with VOID, or None.
     """
+    image = _apply_to_image(view, image_HWC)
+    label = None if label_HW is None else _apply_to_label(view, label_HW)
+    return image, label
+
+
+def _apply_to_image(view: ViewParameters, image_HWC: np.ndarray) -> np.ndarray:
     image = _resize_crop(Image.fromarray(image_HWC), view, Image.Resampling.BILINEAR)
-    label = _resize_crop(Image.fromarray(label_HW), view, Image.Resampling.NEAREST)
     image = ImageEnhance.Brightness(image).enhance(view.brightness)
     image = ImageEnhance.Contrast(image).enhance(view.contrast)
     image = ImageEnhance.Color(image).enhance(view.saturation)
-    if view.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return pad(np.asarray(image), np.asarray(label), size_hw=view.size_hw)
+    return _pad_image(_flip(image, view), size_hw=view.size_hw)
+
+
+def _apply_to_label(view: ViewParameters, label_HW: np.ndarray) -> np.ndarray:
+    label = _resize_crop(Image.fromarray(label_HW), view, Image.Resampling.NEAREST)
+    return _pad_label(_flip(label, view), size_hw=view.size_hw)
+
+
+def _flip(picture: Image.Image, view: ViewParameters) -> np.ndarray:
+    flipped = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else picture
+    return np.asarray(flipped)
 
 
 def fit_inside(image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[int, int]):
@@ -127,13 +139,22 @@ def pad(
     image_HWC: np.ndarray, label_HW: np.ndarray, *, size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pad at right and bottom to `size_hw`: the mean colour in the image, VOID in the label."""
-    height, width = label_HW.shape
+    return _pad_image(image_HWC, size_hw=size_hw), _pad_label(label_HW, size_hw=size_hw)
+
+
+def _pad_image(image_HWC: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
+    height, width, _ = image_HWC.shape
     image = np.empty((*size_hw, 3), np.uint8)
     image[:] = MEAN_RGB
     image[:height, :width] = image_HWC
+    return image
+
+
+def _pad_label(label_HW: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
+    height, width = label_HW.shape
     label = np.full(size_hw, VOID, np.uint8)
     label[:height, :width] = label_HW
-    return image, label
+    return label
 
 
 def _shrink(hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[int, int]:

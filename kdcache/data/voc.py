@@ -31,23 +31,25 @@ SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its label, as files."""
+    """One image and its label, as files; label_path is None if it has no label."""
 
     id: str
     image_path: Path
-    label_path: Path
+    label_path: Path | None
 
 
 @dataclass(frozen=True)
 class Split:
     """The checked samples of a split, in the order of its list.
 
-    `fingerprint` is the sha256 over ids and file contents, in that order.
+    `fingerprint` is the sha256 over ids and file contents, in that order; `digests` are the sha256
+    (hex) of each image's file.
     """
 
     name: str
     samples: tuple[Sample, ...]
     fingerprint: str
+    digests: tuple[str, ...] = ()
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
@@ -59,8 +61,13 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
     if not base.is_dir():
         raise DataError(_missing_data_set(config))
     labels = base / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
-    ids = _read_ids(base / "ImageSets" / "Segmentation" / f"{split}.txt")
+    ids = read_ids(list_path(config, split))
     return [Sample(id, base / "JPEGImages" / f"{id}.jpg", labels / f"{id}.png") for id in ids]
+
+
+def list_path(config: DatasetConfig, name: str) -> Path:
+    """The file of a list of ids."""
+    return config.root / VOC_DIR / "ImageSets" / "Segmentation" / f"{name}.txt"
 
 
 def read_split(
@@ -75,23 +82,32 @@ def read_split(
 
     Raises: DataError for the first bad file.
     """
-    samples = find_samples(config, split)
-    total = hashlib.sha256()
+    return check_samples(config, split, find_samples(config, split), advance=advance)
+
+
+def check_samples(
+    config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
+) -> Split:
+    """Decode and hash every file of these samples. Raises: as `read_split`."""
+    total, images = hashlib.sha256(), []
     with ThreadPoolExecutor(4) as pool:
-        for sample, digest in zip(
+        for sample, digests in zip(
             samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
         ):
-            total.update(f"{sample.id} {digest}\n".encode())
+            total.update(f"{' '.join([sample.id, *digests])}\n".encode())
+            images.append(digests[0])
             advance(1)
-    return Split(split, tuple(samples), total.hexdigest())
+    return Split(name, tuple(samples), total.hexdigest(), tuple(images))
 
 
-def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """The image, uint8 RGB [H, W, 3], and the label, uint8 [H, W] with void as 255.
+def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image, uint8 RGB [H, W, 3], and the label, uint8 [H, W] with void as 255, if it has one.
 
     Raises: DataError if a file is missing, damaged, or not as the settings say.
     """
     image = _decode_image(sample.image_path, _read_bytes(sample.image_path))
+    if sample.label_path is None:
+        return image, None
     label = _decode_label(sample.label_path, _read_bytes(sample.label_path))
     _check_label(config, sample, image, label)
     return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
@@ -130,7 +146,8 @@ def _missing_data_set(config: DatasetConfig) -> str:
     )
 
 
-def _read_ids(path: Path) -> list[str]:
+def read_ids(path: Path, *, least: int = 2) -> list[str]:
+    """The ids of a list, at least as many as `least`, all different. Raises DataError."""
     if not path.is_file():
         cure = (
             "choose another dataset.train_split or dataset.val_split, or put the list there, an id "
@@ -162,27 +179,31 @@ def _read_ids(path: Path) -> list[str]:
                 cure="one id a line",
             )
         )
-    if len(ids) < 2 or len(set(ids)) < len(ids):
+    if len(ids) < least or len(set(ids)) < len(ids):
         found = Phrase(f"{len(ids)} ids, {len(set(ids))} different")
         raise DataError(
             describe(
                 path,
                 field="list",
                 found=found,
-                expected=Phrase("two or more, all different"),
+                expected=Phrase(f"{'two' if least == 2 else 'one'} or more, all different"),
                 cure="mend it",
             )
         )
     return ids
 
 
-def _check_sample(config: DatasetConfig, sample: Sample) -> str:
-    """Decode both files fully; returns the hash of their bytes."""
-    image_bytes, label_bytes = _read_bytes(sample.image_path), _read_bytes(sample.label_path)
+def _check_sample(config: DatasetConfig, sample: Sample) -> list[str]:
+    """Decode its files fully; returns the sha256 (hex) of the image's, then of the label's."""
+    image_bytes = _read_bytes(sample.image_path)
     image = _decode_image(sample.image_path, image_bytes)
+    image_digest = hashlib.sha256(image_bytes).hexdigest()
+    if sample.label_path is None:
+        return [image_digest]
+    label_bytes = _read_bytes(sample.label_path)
     label = _decode_label(sample.label_path, label_bytes)
     _check_label(config, sample, image, label)
-    return f"{hashlib.sha256(image_bytes).hexdigest()} {hashlib.sha256(label_bytes).hexdigest()}"
+    return [image_digest, hashlib.sha256(label_bytes).hexdigest()]
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -205,7 +226,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode_image(path: Path, data: bytes) -> np.ndarray:
-    return np.asarray(_decode(path, data).convert("RGB"))
+    picture = _decode(path, data)
+    if picture.mode[0] in "IF":  # conversion would clip them at 255
+        found, expected = f"{picture.mode}, more than 8 bits", Phrase("8 bits a channel")
+        cure = "convert it to 8-bit RGB or grey"
+        raise DataError(describe(path, field="mode", found=found, expected=expected, cure=cure))
+    return np.asarray(picture.convert("RGB"))
 
 
 def _decode_label(path: Path, data: bytes) -> np.ndarray:

@@ -162,6 +162,7 @@ def adopt_bases(job: Job) -> Job:
         same_but_basis = theirs == replace(ours, basis_sha256=theirs.basis_sha256)
         if ours.kind == "lowrank" and same_but_basis and theirs != ours:
             bases[level] = read_basis(root, level, theirs)
-            identity["train"]["encoding"][level]["basis_sha256"] = theirs.basis_sha256
+            for split in identity.keys() - {"val"}:
+                identity[split]["encoding"][level]["basis_sha256"] = theirs.basis_sha256
     manifest = replace(job.manifest, identity=identity)
     return replace(job, manifest=manifest, bases={**job.bases, **bases})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kdcache.cache.layout import MANIFEST, Group
+from kdcache.cache.layout import MANIFEST, SPLITS, UNLABELLED, Group
 from kdcache.cache.lifecycle import (
     SCORE,
     add_information,
@@ -23,6 +23,7 @@ from kdcache.cache.manifest import find_manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
+from kdcache.data.unlabelled import check_apart, read_unlabelled
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import CacheMismatchError
 from kdcache.machine.devices import check_precision, choose_device
@@ -35,6 +36,7 @@ from kdcache.precompute.score import TeacherScore, score_teacher
 from kdcache.progress import Bar, Progress, Silent
 from kdcache.storage import open_storage
 
+ORDER = ("val", "train", UNLABELLED)  # in which splits are written
 log = logging.getLogger("kdcache")
 
 
@@ -119,12 +121,16 @@ def _load_teacher(config: Config) -> tuple[Teacher, dict[str, Tensor]]:
 
 
 def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
-    """Both splits, every file checked. Raises DataError."""
+    """All splits that are asked for, every file checked; no two share an image. Raises DataError."""
     names = {"train": config.dataset.train_split, "val": config.dataset.val_split}
     splits = {}
     for role, name in names.items():
         with progress.start(f"checking {name}", total=None, unit="samples") as bar:
             splits[role] = read_split(config.dataset, name, advance=bar.advance)
+    check_apart(splits)
+    if config.dataset.unlabelled is not None:
+        with progress.start(f"checking {UNLABELLED}", total=None, unit="samples") as bar:
+            splits[UNLABELLED] = read_unlabelled(config.dataset, splits, advance=bar.advance)
     return splits
 
 
@@ -150,7 +156,7 @@ def _open_once(job: Job) -> tuple[Job, list[Group]]:
     root, manifest = open_storage(job.config.cache.path), job.manifest
     free_bytes = root.find_free_bytes()
     layouts, missing, needed = check_same_cache(root, manifest).layouts, [], 0
-    for split in ("val", "train"):
+    for split in (split for split in ORDER if split in job.splits):
         groups = find_missing_groups(root, layouts[split])
         missing += groups
         needed += layouts[split].sum_bytes(groups)
@@ -205,14 +211,16 @@ def finish_cache(config: Config, worker: Worker, progress: Progress) -> TeacherS
     root = open_storage(config.cache.path)
     manifest = complete_views(root)
     complete = manifest.complete_views
-    if any(complete[split] < layout.num_views for split, layout in manifest.layouts.items()):
+    wanted = SPLITS if config.dataset.unlabelled is None else manifest.layouts
+    if any(complete[split] < manifest.layouts[split].num_views for split in wanted):
         return None
+    scored = {split: complete[split] for split in SPLITS}
     with root.take_lease(SCORE, wait=True):
-        if worker.count > 1 and read_manifest(root).information.get("scored_views") == complete:
+        if worker.count > 1 and read_manifest(root).information.get("scored_views") == scored:
             return None
         classes = config.dataset.num_classes
         score = score_teacher(root, manifest, num_classes=classes, progress=progress)
-        add_information(root, {**score.to_information(), "scored_views": complete})
+        add_information(root, {**score.to_information(), "scored_views": scored})
     return score
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.encodings import Encoding, encode
-from kdcache.cache.layout import Group
+from kdcache.cache.layout import UNLABELLED, Group
 from kdcache.cache.writer import GroupContents
 from kdcache.config import Config
 from kdcache.data.views import apply, draw, fit_inside
@@ -29,7 +29,8 @@ IN_FLIGHT = 2  # batches on a GPU: one computed, one copied
 _FLOAT32 = torch.finfo(torch.float32).max
 LARGEST = {"float16": 65_504.0, "int8": _FLOAT32, "lowrank": _FLOAT32}  # magnitude of a value
 
-View = tuple[np.ndarray, np.ndarray, dict]  # image [H, W, 3], label [H, W], parameters
+# image [H, W, 3], label [H, W] or None if the image has none, parameters
+View = tuple[np.ndarray, np.ndarray | None, dict]
 
 
 def compute_group(
@@ -55,10 +56,10 @@ def compute_group(
 def draw_view(config: Config, sample: Sample, *, split: str, view: int) -> View:
     """Image, label and parameters of one stored sample. Raises DataError."""
     image, label = read_sample(config.dataset, sample)
-    if split == "train":
-        size_hw = config.dataset.size_hw
+    if split != "val":
+        size_hw, image_hw = config.dataset.size_hw, image.shape[:2]
         drawn = draw(
-            config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw
+            config.augment, sample_id=sample.id, view=view, image_hw=image_hw, size_hw=size_hw
         )
         return *apply(drawn, image, label), {**drawn.to_dict(), "image_box": drawn.image_box}
     padded_image, padded_label, shrunk_hw = fit_inside(image, label, size_hw=config.dataset.val_hw)
@@ -79,13 +80,12 @@ def start_views(
 class DrawnGroup:
     """A group before the teacher is asked.
 
-    image: uint8 [n, H, W, 3]. label: uint8 [n, H, W]. ids, views: of its n samples, views as
-    parameters.
+    arrays: image, uint8 [n, H, W, 3], and label, uint8 [n, H, W], unless its images have none.
+    ids, views: of its n samples, views as parameters.
     """
 
     group: Group
-    image: np.ndarray
-    label: np.ndarray
+    arrays: dict[str, np.ndarray]
     ids: list[str]
     views: list[dict]
 
@@ -99,8 +99,11 @@ def collect_views(
     """
     images, labels, parameters = zip(*(view.result() for view in views), strict=True)
     views.clear()
+    arrays = {"image": np.stack(images)}
+    if group.split != UNLABELLED:
+        arrays["label"] = np.stack(labels)
     ids = [sample.id for sample in splits[group.split].samples[group.start : group.stop]]
-    return DrawnGroup(group, np.stack(images), np.stack(labels), ids, list(parameters))
+    return DrawnGroup(group, arrays, ids, list(parameters))
 
 
 class Encoder:
@@ -162,8 +165,9 @@ class GroupAnswers:
         """
         while len(self.in_flight) >= IN_FLIGHT:
             self._finish(self.in_flight.popleft())
-        answer, split = teacher(torch.from_numpy(self.drawn.image[rows])), self.drawn.group.split
-        names = list(answer) if split == "train" else ["logits"]
+        answer = teacher(torch.from_numpy(self.drawn.arrays["image"][rows]))
+        split = self.drawn.group.split
+        names = ["logits"] if split == "val" else list(answer)
         peaks = torch.stack([_find_peaks(answer[name]) for name in names])
         limits = torch.tensor([self.encoder.find_limit(name, split=split) for name in names])
         arrays = self.encoder.encode(answer, split=split)
@@ -180,9 +184,8 @@ class GroupAnswers:
         """What the group stores, once all is on the host. Raises TeacherError naming the sample."""
         while self.in_flight:
             self._finish(self.in_flight.popleft())
-        drawn, arrays = self.drawn, {name: x.numpy() for name, x in self.answers.items()}
-        arrays = {"image": drawn.image, "label": drawn.label, **arrays}
-        return GroupContents(arrays, drawn.ids, drawn.views)
+        drawn, answers = self.drawn, {name: x.numpy() for name, x in self.answers.items()}
+        return GroupContents({**drawn.arrays, **answers}, drawn.ids, drawn.views)
 
     def _find_slot(self, name: str, values: Tensor) -> Tensor:
         """Memory for an array of the whole group, pinned if a GPU copies into it."""

@@ -36,7 +36,8 @@ MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
 class Job:
     """A cache to build, and what that takes.
 
-    splits: "train" and "val", every file checked. bases: lowrank level -> float32 [C, R].
+    splits: "train", "val" and, if it is asked for, "unlabelled", every file checked.
+    bases: lowrank level -> float32 [C, R].
     """
 
     config: Config

@@ -15,7 +15,7 @@ from kdcache.cache.records import has_record
 from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
-from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
 from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.precompute.pipeline import Job
@@ -80,6 +80,12 @@ def _prepare_repair(root: Storage, manifest: Manifest, given: dict, progress: Pr
                 "with as many threads, or build it anew in another folder",
             )
         check_identity(root, found=manifest.identity[split], expected=identity, cure=cure)
+    lacks = next((split for split in manifest.layouts if split not in job.splits), None)
+    if lacks:
+        found, expected = None, Phrase("the images the cache was built with")
+        raise SettingsError(
+            describe(root, field=f"dataset.{lacks}", found=found, expected=expected, cure="give it")
+        )
     return replace(job, manifest=manifest)
 
 

@@ -71,18 +71,19 @@ def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) ->
             )
         )
     full = make_config(merge(config_to_dict(config), {"cache": {"levels": cached_levels}}))
-    rules = {"train": train_view_rule(full), "val": VAL_VIEW_RULE}
     for split, identity in manifest.identity.items():
+        train = split != "val"
         facts = {
-            "dataset": dataset_facts(full, train=split == "train"),
-            "augment": rules[split],
-            "teacher": teacher_facts(full, train=split == "train") | _weights_fact(full, given),
+            "dataset": dataset_facts(full, train=train),
+            "augment": train_view_rule(full) if train else VAL_VIEW_RULE,
+            "teacher": teacher_facts(full, train=train) | _weights_fact(full, given),
         }
         found = {part: {name: identity[part].get(name) for name in facts[part]} for part in facts}
         check_identity(root, found=found, expected=facts, cure=cure)
     cached = read_config(manifest)
     check_encodings(root, cached, full, cure=cure)
     known = flatten(config_to_dict(cached))
+    _check_unlabelled(root, known["dataset.unlabelled"], given.get("dataset.unlabelled"))
     for name in (
         "dataset.train_split",
         "dataset.val_split",
@@ -93,6 +94,18 @@ def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) ->
             raise CacheMismatchError(
                 describe(root, field=name, found=known[name], expected=given[name], cure=cure)
             )
+
+
+def _check_unlabelled(root: Storage, cached: str | None, given: str | None) -> None:
+    """Raise CacheMismatchError if other unlabelled images are given; none fit every cache."""
+    if given is None or given == cached:
+        return
+    cure = "leave it out or change cache.path"
+    if cached is None:
+        cure = "run `python -m cache_teacher` with it to add them, or leave it out"
+    raise CacheMismatchError(
+        describe(root, field="dataset.unlabelled", found=cached, expected=given, cure=cure)
+    )
 
 
 def _weights_fact(config: Config, given: dict) -> dict:

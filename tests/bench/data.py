@@ -71,14 +71,16 @@ def make_documents(root: Path, *, num_samples: int, num_views: int, shard_sample
     return root
 
 
-def write_pictures(root: Path, *, lists: dict[str, int], px: int) -> Path:
-    """A data set in VOC layout of plain pictures; a list of that name has that many ids, each list
-    begins with the same.
+def write_pictures(root: Path, *, lists: dict[str, range], px: int) -> Path:
+    """A data set in VOC layout of plain pictures; a list of that name has these ids.
+
+    Pictures 0 to NUM_PICTURES // 2 have one name each, so that a list of them can be val.
     """
     base, rng = root / VOC_DIR, np.random.default_rng(0)
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / name).mkdir(parents=True)
-    for number in range(max(lists.values())):
+    half = NUM_PICTURES // 2
+    for number in range(max(numbers.stop for numbers in lists.values())):
         image, label = (
             (base / "JPEGImages" / f"{number:06d}.jpg"),
             (base / "SegmentationClass" / f"{number:06d}.png"),
@@ -86,10 +88,10 @@ def write_pictures(root: Path, *, lists: dict[str, int], px: int) -> Path:
         if number < NUM_PICTURES:
             _write_picture(rng, image, label, px=px)
         else:
-            image.hardlink_to(image.with_stem(f"{number % NUM_PICTURES:06d}"))
-            label.hardlink_to(label.with_stem(f"{number % NUM_PICTURES:06d}"))
-    for name, count in lists.items():
-        ids = "".join(f"{number:06d}\n" for number in range(count))
+            image.hardlink_to(image.with_stem(f"{half + number % half:06d}"))
+            label.hardlink_to(label.with_stem(f"{half + number % half:06d}"))
+    for name, numbers in lists.items():
+        ids = "".join(f"{number:06d}\n" for number in numbers)
         (base / "ImageSets" / "Segmentation" / f"{name}.txt").write_text(ids)
     return root
 

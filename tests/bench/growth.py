@@ -27,7 +27,9 @@ STAND_IN = (
 def measure(bench: Bench) -> list[Figure]:
     """Small and large data set in turn: a load that comes and goes meets both."""
     sizes = bench.sizes
-    lists = {"small": sizes.growth_small, "large": sizes.growth_large, "few": NUM_VAL}
+    counts = {"small": sizes.growth_small, "large": sizes.growth_large}
+    lists = {name: range(NUM_VAL, NUM_VAL + count) for name, count in counts.items()}
+    lists["few"] = range(NUM_VAL)
     data = write_pictures(bench.folder / "growth_data", lists=lists, px=PX)
     results = [(name, _run_both(bench, data, name)) for name in sizes.growth_order]
     runs = {

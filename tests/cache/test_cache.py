@@ -130,7 +130,7 @@ CHANGES = {
     "teacher.layers.high": {"teacher": {"layers": {"high": "layer4"}}},
     "teacher.layers.low": {"cache": {"levels": ["mid", "high"]}},
     "cache.shard_samples": {"cache": {"shard_samples": 5}},
-    "dataset.sha256": {"dataset": {"train_split": "val"}},
+    "dataset.sha256": {"dataset": {"train_split": "val", "val_split": "train"}},
 }
 
 

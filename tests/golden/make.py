@@ -27,11 +27,17 @@ from kdcache.config.parser import make_config, merge  # noqa: E402
 from kdcache.precompute.build import build_cache  # noqa: E402
 from kdcache.storage.base import LEASES  # noqa: E402
 from kdcache.storage.lock import LOCK  # noqa: E402
-from tests.support.quick import quick_given, use_quick_teacher, write_quick_data  # noqa: E402
+from tests.support.quick import (  # noqa: E402
+    quick_given,
+    use_quick_teacher,
+    write_quick_data,
+    write_unlabelled,
+)
 
 NAME = f"v{FORMAT_VERSION}"
 GIVEN = {
-    "dataset": {"size": [32, 16], "val_size": [32, 48]},
+    # What version 4 has and version 3 had not: a split of unlabelled images
+    "dataset": {"size": [32, 16], "val_size": [32, 48], "unlabelled": "rest"},
     "teacher": {"weights": "stand-in"},
     # What version 3 has and version 2 had not: codecs and encodings, one of each
     "cache": {
@@ -43,12 +49,13 @@ GIVEN = {
 
 
 def build_golden(cache_root: Path) -> None:
-    """3 training samples in 2 views, 2 of val, 2 a shard: full groups and a short one, padding and
-    scaled-down images.
+    """3 training samples in 2 views, 2 of val, 3 without label in 2 views, 2 a shard: full groups
+    and a short one, padding and scaled-down images.
     """
     torch.set_num_threads(1)
     use_quick_teacher()
-    build_cache(make_config(merge(quick_given(write_quick_data(Path("data")), cache_root), GIVEN)))
+    data = write_unlabelled(write_quick_data(Path("data")))
+    build_cache(make_config(merge(quick_given(data, cache_root), GIVEN)))
     (cache_root / LOCK).unlink()
     (cache_root / LEASES).rmdir()
 
@@ -71,7 +78,12 @@ def describe_contents(cache_root: Path) -> dict:
         described[split] = {
             "sample_ids": reader.sample_ids,
             "sha256": {name: hash_arrays(arrays) for name, arrays in items.items()},
-            "looks": [look(*pair) for pair in zip(items["image"], items["label"], strict=True)],
+            "looks": [
+                look(image, label)
+                for image, label in zip(
+                    items["image"], items.get("label", [None] * len(grid)), strict=True
+                )
+            ],
         }
     return described
 
@@ -84,14 +96,17 @@ def hash_arrays(arrays: list[np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def look(image_HWC: np.ndarray, label_HW: np.ndarray) -> dict:
-    """Top left pixel, sum of each colour, and how many pixels each label has."""
-    values, counts = np.unique(label_HW, return_counts=True)
-    return {
+def look(image_HWC: np.ndarray, label_HW: np.ndarray | None) -> dict:
+    """Top left pixel, sum of each colour, and how many pixels each label has, if there is one."""
+    looks = {
         "top_left_rgb": image_HWC[0, 0].tolist(),
         "sums_rgb": image_HWC.sum((0, 1), dtype=np.int64).tolist(),
-        "label_px": {str(value): int(count) for value, count in zip(values, counts, strict=True)},
     }
+    if label_HW is None:
+        return looks
+    values, counts = np.unique(label_HW, return_counts=True)
+    pixels = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return {**looks, "label_px": pixels}
 
 
 def main() -> None:

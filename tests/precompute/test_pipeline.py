@@ -163,7 +163,7 @@ def test_no_more_groups_than_stated_are_on_the_way(job, monkeypatch):
             super().__init__(drawn, encoder)
             alive.append(drawn.group.name)
             weakref.finalize(
-                drawn.image, alive.pop
+                drawn.arrays["image"], alive.pop
             )  # perhaps another's name, but the number is right
             most["answers"] = max(most["answers"], len(alive))
             most["leases"] = max(most["leases"], sum(1 for _ in (root / "leases").iterdir()))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from kdcache.config import Config
 from kdcache.config.parser import make_config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
+from kdcache.data.voc import VOC_DIR
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
 
@@ -66,6 +69,15 @@ def make_quick_teacher(config: object, *, num_classes: int, levels: list[str], d
 def write_quick_data(root: Path) -> Path:
     """A sample data set of 3 training and 2 validation images."""
     write_sample_set(root, num_train=NUM_TRAIN, num_val=NUM_VAL, size_px=48)
+    return root
+
+
+def write_unlabelled(root: Path, *, num: int = NUM_TRAIN) -> Path:
+    """`num` more images in JPEGImages, in no list: `dataset.unlabelled rest` finds them."""
+    images = root / VOC_DIR / "JPEGImages"
+    for index in range(num):
+        image = np.random.default_rng(index).integers(0, 256, (12, 12, 3), np.uint8)
+        Image.fromarray(image).resize((48, 40)).save(images / f"bare_{index:04d}.jpg")
     return root
 
 
