@@ -45,9 +45,7 @@ def save(path: Path, seed: int) -> None:
 
 
 def config_for(base: Path, unlabelled: str) -> DatasetConfig:
-    return DatasetConfig(
-        root=base.parents[1], num_classes=3, download=False, unlabelled=unlabelled
-    )
+    return DatasetConfig(root=base.parents[1], num_classes=3, download=False, unlabelled=unlabelled)
 
 
 def read(base: Path, unlabelled: object) -> Split:
@@ -138,7 +136,9 @@ def test_bad_images_are_refused_by_name(base, folder):
     refuse(base, folder, "n2.png: image is unreadable or truncated")
 
 
-@pytest.mark.parametrize(("kind", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")]
+)
 def test_more_than_8_bits_are_refused_by_name(base, folder, kind, mode):
     Image.fromarray(pixels(4)[..., 0].astype(kind)).save(folder / "deep.tif")
     refuse(base, folder, "deep.tif", f"mode is '{mode}", "8-bit RGB or grey")
