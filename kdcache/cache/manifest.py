@@ -82,7 +82,7 @@ class Manifest:
 
     @property
     def identity_hash(self) -> str:
-        """sha256 (hex) of the identities of train and val, which unlabelled images do not change."""
+        """sha256 (hex) of the identities of train and val; unlabelled images do not change it."""
         return hash_facts({split: self.identity[split] for split in SPLITS})
 
     @property

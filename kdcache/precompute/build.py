@@ -121,7 +121,7 @@ def _load_teacher(config: Config) -> tuple[Teacher, dict[str, Tensor]]:
 
 
 def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
-    """All splits that are asked for, every file checked; no two share an image. Raises DataError."""
+    """All splits that are asked for, checked; no two share an image. Raises DataError."""
     names = {"train": config.dataset.train_split, "val": config.dataset.val_split}
     splits = {}
     for role, name in names.items():
