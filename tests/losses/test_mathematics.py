@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.losses import KnowledgeDistillationLoss, cross_entropy, feature_distance, kd_divergence
+from kdcache.losses import (
+    KnowledgeDistillationLoss,
+    cross_entropy,
+    feature_distance,
+    kd_divergence,
+    pseudo_cross_entropy,
+)
 from kdcache.losses.target import Target
 from kdcache.models.inputs import resize_to
 from kdcache.models.student import STUDENT_CHANNELS
@@ -109,6 +115,79 @@ def test_void_pixels_count_in_the_divergence_and_not_in_cross_entropy():
     y[:, :3] = 255
     terms = KnowledgeDistillationLoss(gamma=0.0)(z, {}, y, teacher_NKHW=v)
     assert (terms.ce.count.item(), terms.kd.count.item()) == (18, 36)
+
+
+def test_what_t_chooses_is_as_the_text_says():
+    """A swap of two unlikely classes against a swap of the upper two, of a teacher's three."""
+    teacher, low, high = (
+        torch.tensor(scores).reshape(1, 3, 1, 1)
+        for scores in ([8.0, 2, -2], [8.0, -2, 2], [2.0, 8, -2])
+    )
+    for temperature, digits in ((1.0, 4), (4.0, 2)):
+        sizes = [kd_gradient(z, teacher, temperature).norm() for z in (low, high)]
+        share = f"{(sizes[0] / sizes[1]).item():.{digits}f}"
+        assert f"has {share} of the gradient" in TEXT or f"at T = 4 it has {share}." in TEXT
+
+
+def test_a_class_that_neither_side_believes_in_has_no_more_gradient_than_its_probability():
+    z, v = randn(1, 9, 8, 8, scale=4), randn(1, 9, 8, 8, seed=1, scale=4)
+    unlikely = torch.maximum(z.softmax(1), v.softmax(1)) < 0.01
+    found = {T: (kd_gradient(z, v, T) * 64).abs()[unlikely].max().item() for T in (1.0, 4.0)}
+    assert unlikely.sum() > 50 and found[1.0] < 0.01 and found[4.0] > 0.1
+
+
+def test_at_t_1_label_and_divergence_are_one_smoothed_label():
+    z, v, y = randn(2, 5, 4, 4), randn(2, 5, 4, 4, seed=1, scale=2), torch.arange(32) % 5
+    y, leaf, beta = y.reshape(2, 4, 4), z.requires_grad_(), 0.7
+    both = cross_entropy(leaf, y).mean + beta * kd_divergence(leaf, v, temperature=1.0).mean
+    hot = F.one_hot(y, 5).permute(0, 3, 1, 2)
+    expected = (1 + beta) / 32 * (z.softmax(1) - (hot + beta * v.softmax(1)) / (1 + beta))
+    torch.testing.assert_close(gradient(both, leaf), expected, rtol=1e-4, atol=1e-7)
+
+
+# --- the teacher's class
+
+
+def pseudo_gradient(z: Tensor, v: Tensor, labelled_N: Tensor, threshold: float = 0.0) -> Tensor:
+    leaf = z.clone().requires_grad_()
+    term = pseudo_cross_entropy(leaf, v, labelled_N=labelled_N, threshold=threshold)
+    return gradient(term.mean, leaf)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+def test_gradient_of_the_teachers_class_is_that_of_a_label_in_the_pixels_used(threshold: float):
+    z, v, labelled_N = randn(3, 5, 4, 4), randn(3, 5, 4, 4, seed=1), torch.arange(3) == 1
+    used = ((v.softmax(1).amax(1) >= threshold) & ~labelled_N[:, None, None]).unsqueeze(1)
+    hot = F.one_hot(v.argmax(1), 5).permute(0, 3, 1, 2)
+    expected = (z.softmax(1) - hot) * used / used.sum()
+    found = pseudo_gradient(z, v, labelled_N, threshold)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_hard_label_is_the_teachers_answer_as_t_goes_to_zero():
+    z, v, none = randn(1, 5, 4, 4), randn(1, 5, 4, 4, seed=1), torch.tensor([False])
+    leaf = z.requires_grad_()
+    soft = -((v / 1e-4).softmax(1) * leaf.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(pseudo_gradient(z, v, none), gradient(soft, leaf))
+
+
+def test_class_and_divergence_together_ask_for_a_sharper_teacher():
+    z, v, none = randn(1, 5, 4, 4), randn(1, 5, 4, 4, seed=1), torch.tensor([False])
+    hot = F.one_hot(v.argmax(1), 5).permute(0, 3, 1, 2)
+    expected = 2 / 16 * (z.softmax(1) - (hot + v.softmax(1)) / 2)
+    found = pseudo_gradient(z, v, none) + kd_gradient(z, v, 1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert (1 + 0.6) / 2 == 0.8  # of the text
+
+
+def test_a_threshold_does_not_lower_the_weight():
+    """Half of the pixels are used, each with twice the gradient."""
+    z, none = randn(1, 3, 4, 4), torch.tensor([False])
+    v = torch.zeros(1, 3, 4, 4)
+    v[:, 1, :, :2], v[:, 1, :, 2:] = 0.1, 9.0  # in doubt, and sure
+    all_, half = (pseudo_gradient(z, v, none, threshold) for threshold in (0.0, 0.7))
+    assert not half[..., :2].any()
+    torch.testing.assert_close(half[..., 2:], 2 * all_[..., 2:])
 
 
 # --- features
