@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kdcache.cache.manifest import read_manifest
@@ -175,6 +176,22 @@ def test_what_is_left_is_listed_the_most_important_first_and_once(words, finishe
     assert end.startswith("5 runs are left of 7, 2 are finished")
     assert gain(words, finished, "--dry-run", "--only", "recipe", "--labels", "10") == 0
     assert "2 runs are left of 2" in capsys.readouterr().out
+
+
+def test_a_cache_of_another_teacher_and_links_to_other_images_are_refused(
+    words, finished, tmp_path, capsys, teacher_file, voc_root
+):
+    shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    state = torch.load(teacher_file, weights_only=True)
+    torch.save({k: v + 1 if v.is_floating_point() else v for k, v in state.items()},
+               tmp_path / "other.pth")  # fmt: skip
+    other = [*words[:-1], str(tmp_path / "other.pth")]
+    assert gain(other, tmp_path / "out", "--labels", "5") == 1
+    assert "teacher.weights_sha256" in capsys.readouterr().err
+    shutil.copytree(voc_root, tmp_path / "moved")
+    moved = [*words[:3], str(tmp_path / "moved"), *words[4:]]
+    assert gain(moved, tmp_path / "out", "--labels", "5") == 2
+    assert "choose another --out for another data set" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

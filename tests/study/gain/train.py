@@ -23,7 +23,6 @@ from tests.study.gain.results import write_results
 from tests.study.gain.teachers import make_teacher
 
 WAIT_S = 2.0
-SECTIONS = ("student", "loss", "train")  # of training; the rest comes from the cache
 
 
 def run_jobs(
@@ -69,11 +68,10 @@ def build_point(
     study: Study, job: Job, *, place: Place, lists: Lists, progress: Progress, say: Say
 ) -> None:
     """The data set and the cache of a run, unless they are whole; several processes may do so."""
-    path = place.cache_path(job)
+    path, root = place.cache_path(job), place.data_root(job.labels)
+    make_data_set(lists, root, every=job.every, half=place.half)
     if _is_whole(path):
         return
-    root = place.data_root(job.labels)
-    make_data_set(lists, root, every=job.every, half=place.half)
     name = place.find_teacher(job)
     weights = make_teacher(study, name, job, place=place, lists=lists, progress=progress, say=say)
     ours = {
@@ -87,24 +85,27 @@ def build_point(
 
 def train_job(study: Study, job: Job, *, place: Place, say: Say) -> None:
     """Train one run or go on with it; its checkpoints go once it is finished."""
-    folder = place.run_folder(job)
-    result = distill(
-        make_run_settings(study, job, folder), root=open_storage(place.cache_path(job))
-    )
+    folder, root = place.run_folder(job), open_storage(place.cache_path(job))
+    result = distill(make_run_settings(study, job, place=place), root=root)
     for name in (BEST, LAST):
         durable.remove(folder / name)
     miou, took = result.student["last_miou"], format_time(result.student["seconds"])
     say(f"{job.name}: mIoU {miou:.4f} on the half {place.half}, {took}")
 
 
-def make_run_settings(study: Study, job: Job, folder: Path) -> dict:
-    """The settings of one run, nested. Nothing is compiled, so that all arms round alike."""
-    given = {name: study.settings[name] for name in SECTIONS if name in study.settings}
+def make_run_settings(study: Study, job: Job, *, place: Place) -> dict:
+    """The settings of one run, nested. Nothing is compiled, so that all arms round alike.
+
+    Those of views and teacher are among them: a cache of others is then refused.
+    """
+    weights = place.teacher_file(place.find_teacher(job), job.labels)
+    run = {"dir": str(place.run_folder(job)), "resume": True, "baseline": False, "track": "none"}
     ours = {
+        "teacher": {"weights": str(weights)},
         "train": {"seed": job.seed, "epochs": job.epochs, "compile": "off"},
-        "run": {"dir": str(folder), "resume": True, "baseline": False, "track": "none"},
+        "run": run,
     }
-    return merge(merge(given, unflatten(job.settings)), ours)
+    return merge(merge(study.settings, unflatten(job.settings)), ours)
 
 
 def _is_whole(path: Path) -> bool:
