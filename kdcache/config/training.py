@@ -97,6 +97,9 @@ class TrainConfig:
     crop: SizePx | None = None
     """Size in pixels of a random part of each view to train on, targets cropped alike, N or
     [height, width], multiples of 16 (default: all)."""
+    unlabelled_share: float | None = None
+    """Share of each batch that has no label, above 0 and below 1: 0.75 is 6 of 8 (default: none).
+    An epoch then has as many steps as pass all images once."""
     device: str = "auto"
     """auto (cuda if present), cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -115,6 +118,15 @@ class TrainConfig:
         check_range("train.flip", self.flip, 0, 1)
         check_size("train.crop", self.crop, stride=STRIDE)
         check_positive("train.lr", self.lr)
+        share, rows = self.unlabelled_share, self.batch_size
+        if share is not None and not (0 < share < 1 and 0 < self.unlabelled_rows < rows):
+            expected = f"a share that is 1 to {rows - 1} of {rows} rows"
+            raise refuse("train.unlabelled_share", share, expected)
+
+    @property
+    def unlabelled_rows(self) -> int:
+        """Rows of a batch that have no label."""
+        return int((self.unlabelled_share or 0) * self.batch_size + 0.5)
 
     @property
     def crop_hw(self) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.machine.memory import count_own_cores
+from kdcache.training.joined import JoinedReader
 from kdcache.training.order import SampleView
 from kdcache.training.residency import Kind, ResidentSamples
 
@@ -38,7 +39,7 @@ class BatchReader:
     """Reads batches of some arrays one step ahead of their use.
 
     Args:
-        reader: one split of a cache.
+        reader: one split of a cache, or the labelled and the unlabelled one joined.
         arrays: names of the arrays to read; others are not touched.
         batch_size: samples of the largest batch; buffers hold one more, for a joined single.
         device: of the batches.
@@ -48,7 +49,7 @@ class BatchReader:
 
     def __init__(
         self,
-        reader: CacheReader,
+        reader: CacheReader | JoinedReader,
         *,
         arrays: list[str],
         batch_size: int,

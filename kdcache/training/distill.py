@@ -127,6 +127,8 @@ def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data
     device, _ = choose_arithmetic(config)
     check_student(config)
     num_samples = manifest.layouts["train"].num_samples
+    if config.train.unlabelled_share is not None:  # then every batch is full
+        num_samples = config.train.batch_size
     check_batches(config, num_samples=num_samples, count=processes.count, device=device)
     return config, open_configured(config, root, manifest)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
@@ -17,8 +18,14 @@ from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Bar, Progress
 from kdcache.training.batches import Batch, BatchReader
+from kdcache.training.joined import JoinedReader, find_labelled
 from kdcache.training.learner import Learner, explain_failures
-from kdcache.training.order import plan_epoch, split_batches
+from kdcache.training.order import (
+    SampleView,
+    plan_epoch,
+    plan_mixed_epoch,
+    split_batches,
+)
 from kdcache.training.processes import Alone
 from kdcache.training.targets import Targets
 
@@ -39,10 +46,10 @@ def run_epoch(
     Raises: TrainingError if the loss or a weight is not finite, or the student fails.
     """
     began_s, processes = time.monotonic(), learner.processes
-    lr, num_samples = learner.scheduler.get_last_lr()[0], train.reader.layout.num_samples
-    batches, waited_s = plan_batches(config, num_samples, epoch=epoch), train.wait_s
+    lr = learner.scheduler.get_last_lr()[0]
+    batches, waited_s = plan_batches(config, train.reader, epoch=epoch), train.wait_s
     processes.draw_dropout(seed=config.train.seed, epoch=epoch)
-    with progress.start(f"epoch {epoch}", total=num_samples, unit="samples") as bar:
+    with progress.start(f"epoch {epoch}", total=sum(map(len, batches)), unit="samples") as bar:
         totals = train_epoch(learner, train, batches, epoch=epoch, bar=bar)
     with explain_failures(learner.arch):
         _end_training(learner, epoch)  # waits for the device
@@ -66,15 +73,24 @@ def run_epoch(
     return entry, confusion
 
 
-def plan_batches(config: Config, num_samples: int, *, epoch: int) -> list[list[tuple[int, int]]]:
-    """The (view, sample) of each batch of an epoch, which counts from 1."""
-    return plan_epoch(
-        num_samples=num_samples,
-        num_views=config.augment.views,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        epoch=epoch - 1,
-        views=config.train.views,
+def plan_batches(
+    config: Config, reader: CacheReader | JoinedReader, *, epoch: int
+) -> list[list[SampleView]]:
+    """The (view, sample) of each batch of an epoch, which counts from 1.
+
+    With `train.unlabelled_share` a run with labels only draws labelled samples only, in as many
+    steps.
+    """
+    train = config.train
+    order = {"seed": train.seed, "epoch": epoch - 1, "views": train.views}
+    order |= {"num_views": config.augment.views, "batch_size": train.batch_size}
+    if train.unlabelled_share is None:
+        return plan_epoch(num_samples=reader.layout.num_samples, **order)
+    return plan_mixed_epoch(
+        num_labelled=reader.num_labelled,
+        num_unlabelled=reader.num_unlabelled,
+        unlabelled_rows=train.unlabelled_rows if config.loss.uses_teacher else 0,
+        **order,
     )
 
 
@@ -137,8 +153,9 @@ def compute_loss(
     arrays, hw = batch.arrays, batch.arrays["image"].shape[1:3]
     levels = {level: targets.make(level, arrays) for level in loss.align}
     teacher = targets.make("logits", arrays)
+    answers = {"teacher_NKHW": teacher, "teacher_features": levels}
     return loss(
-        logits, features, arrays.get("label"), teacher_NKHW=teacher, teacher_features=levels, hw=hw
+        logits, features, arrays.get("label"), **answers, labelled_N=find_labelled(arrays), hw=hw
     )
 
 

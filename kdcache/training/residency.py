@@ -16,6 +16,7 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.errors import SettingsError
 from kdcache.machine.memory import allow_mapped_files, find_free_gpu, find_free_ram
+from kdcache.training.joined import JoinedReader
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
@@ -44,7 +45,7 @@ class Residency:
     reason: str
 
 
-def find_need(reader: CacheReader, arrays: list[str]) -> Need:
+def find_need(reader: CacheReader | JoinedReader, arrays: list[str]) -> Need:
     """Bytes and files of these arrays in all views of a split."""
     layout, whole = reader.layout, reader.is_single_file
     item_bytes = sum(layout.array(name).item_bytes for name in arrays)

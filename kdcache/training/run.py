@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
@@ -20,6 +22,7 @@ from kdcache.storage.lock import hold_folder
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_state, restore, save_epoch
 from kdcache.training.compiling import compile_where_worth
+from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
 from kdcache.training.loop import run_epoch
 from kdcache.training.processes import Alone
@@ -59,11 +62,18 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Data:
-    """An opened cache: its manifest and a reader of each split."""
+    """An opened cache: its manifest and a reader of each split that is used."""
 
     manifest: Manifest
     train: CacheReader
     val: CacheReader
+    unlabelled: CacheReader | None = None
+    """Of training samples without a label, if they are used."""
+
+    @property
+    def samples(self) -> CacheReader | JoinedReader:
+        """A reader of all training samples."""
+        return self.train if self.unlabelled is None else JoinedReader(self.train, self.unlabelled)
 
 
 def open_data(
@@ -71,18 +81,32 @@ def open_data(
     manifest: Manifest,
     *,
     num_views: int,
+    unlabelled: bool = False,
     check: Check = "first",
     stage: Stage | None = None,
 ) -> Data:
-    """Open both splits; `num_views` training views must be complete. Raises CacheError."""
-    train = CacheReader(root, manifest, "train", num_views=num_views, check=check, stage=stage)
-    return Data(manifest, train, CacheReader(root, manifest, "val", check=check, stage=stage))
+    """Open the splits; `num_views` views of training samples must be complete.
+
+    Args:
+        unlabelled: whether samples without a label are used.
+
+    Raises: CacheError.
+    """
+    read = partial(CacheReader, root, manifest, check=check, stage=stage)
+    others = read(UNLABELLED, num_views=num_views) if unlabelled else None
+    return Data(manifest, read("train", num_views=num_views), read("val"), others)
 
 
 def open_configured(config: Config, root: Storage, manifest: Manifest) -> Data:
-    """Open both splits as the settings say. Raises CacheError, SettingsError."""
-    stage, views = open_stage(config.cache), config.augment.views
-    return open_data(root, manifest, num_views=views, check=config.cache.check, stage=stage)
+    """Open the splits as the settings say. Raises CacheError, SettingsError."""
+    return open_data(
+        root,
+        manifest,
+        num_views=config.augment.views,
+        unlabelled=config.train.unlabelled_share is not None,
+        check=config.cache.check,
+        stage=open_stage(config.cache),
+    )
 
 
 class TrainingEvents:
@@ -192,10 +216,13 @@ def prepare(
 def open_readers(
     config: Config, data: Data, learner: Learner, events: TrainingEvents
 ) -> tuple[BatchReader, BatchReader]:
-    """Readers of both splits, of what the learner reads; samples stay in the memory chosen here."""
-    needed, device = set(list_arrays(learner)), learner.device
-    names = [spec.name for spec in data.train.layout.arrays if spec.name in needed]
-    pairs = ((data.train, names), (data.val, ["image", "label"]))
+    """Readers of training and validation samples, of the arrays that the learner reads.
+
+    Samples stay in the memory chosen here.
+    """
+    needed, device, samples = {*list_arrays(learner), LABELLED}, learner.device, data.samples
+    names = [spec.name for spec in samples.layout.arrays if spec.name in needed]
+    pairs = ((samples, names), (data.val, ["image", "label"]))
     needs = [find_need(*pair) for pair in pairs]
     choice = choose_residency(config.train.residency, needs, device=device)
     events.said(format_residency(choice))

@@ -26,6 +26,7 @@ BEFORE = {
     "train.views": "cycle",
     "train.flip": 0.0,
     "train.crop": None,
+    "train.unlabelled_share": None,
     "student.arch": BUILT_IN_STUDENT,
     "student.options": {},
 }

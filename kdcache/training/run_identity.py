@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdcache.cache.identity import hash_facts
+from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
@@ -47,14 +49,21 @@ def hyperparameters(config: Config) -> dict:
 def find_identity(manifest: Manifest, facts: dict) -> str:
     """The hash of what a run was trained on.
 
-    For a run with labels only that is images and labels, which caches of other encodings share.
+    For a run with labels only that is images and labels, which caches of other encodings share,
+    and with `train.unlabelled_share` how many unlabelled images there are: they decide the number
+    of steps.
 
     Args:
         facts: the hyperparameters of the run.
     """
     facts = {**BEFORE, **facts}
     taught = any(facts[name] for name in TEACHING)
-    return manifest.identity_hash if taught else manifest.pictures_hash
+    identity = manifest.identity_hash if taught else manifest.pictures_hash
+    if facts["train.unlabelled_share"] is None:
+        return identity
+    num_samples = manifest.layouts[UNLABELLED].num_samples
+    others = manifest.split_hash(UNLABELLED) if taught else num_samples
+    return hash_facts({"labelled": identity, "unlabelled": others})
 
 
 def find_origin(config: Config, manifest: Manifest) -> dict:

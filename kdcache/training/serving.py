@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.layout import UNLABELLED
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import read_settings
-from kdcache.config import LEVELS
+from kdcache.config import LEVELS, TrainConfig
 from kdcache.config.parser import make_config
 from kdcache.errors import refuse
 from kdcache.losses.target import Target
@@ -24,8 +25,9 @@ from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
 from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import BatchReader
+from kdcache.training.joined import LABELLED, JoinedReader, find_labelled
 from kdcache.training.learner import find_teacher_channels
-from kdcache.training.order import plan_epoch, split_batches
+from kdcache.training.order import plan_epoch, plan_mixed_epoch, split_batches
 from kdcache.training.residency import choose_residency, find_need
 from kdcache.training.targets import Targets, open_targets
 
@@ -41,6 +43,8 @@ class TaughtBatch:
     """int64 [N, H, W]: the class of each pixel, 255 for pixels without one."""
     answers: dict[str, Target]
     """Teacher outputs as they are stored, by name: "logits" and the levels."""
+    labelled: Tensor | None = None
+    """bool [N]: which samples have a label; None: all. The others are 255 everywhere."""
 
     @property
     def teacher(self) -> dict:
@@ -49,7 +53,8 @@ class TaughtBatch:
         Used as `loss(logits, features, batch.labels, **batch.teacher)`.
         """
         levels = {name: answer for name, answer in self.answers.items() if name in LEVELS}
-        return {"teacher_NKHW": self.answers.get("logits"), "teacher_features": levels}
+        given = {"teacher_NKHW": self.answers.get("logits"), "teacher_features": levels}
+        return given if self.labelled is None else {**given, "labelled_N": self.labelled}
 
     @cached_property
     def logits(self) -> Tensor:
@@ -72,14 +77,12 @@ class CachedSplit:
     """The training or the validation part of a cache.
 
     Args:
-        root, manifest: of the cache. name: "train" or "val".
-
-    Raises: CacheError if it is damaged or incomplete.
+        reader: of "train" or "val".
     """
 
-    def __init__(self, root: Storage, manifest: Manifest, name: str) -> None:
-        self.reader = CacheReader(root, manifest, name)
-        self.name, self.sample_ids = name, self.reader.sample_ids
+    def __init__(self, reader: CacheReader | JoinedReader) -> None:
+        self.reader, self.sample_ids = reader, reader.sample_ids
+        self.name = reader.layout.split
         self.num_samples, self.num_views = self.reader.layout.num_samples, self.reader.num_views
         stored = {spec.name for spec in self.reader.layout.arrays}
         self.answers = tuple(name for name in ("logits", *LEVELS) if name in stored)
@@ -116,6 +119,7 @@ class CachedSplit:
         ):
             if not isinstance(value, int) or not least <= value < 2**63:
                 raise refuse(name, value, f"a whole number, {least} or more")
+        plan = self._plan(batch_size, seed, epoch)
         answers = (answers,) if isinstance(answers, str) else answers
         wanted = self.answers if answers is None else tuple(answers)
         unknown = [name for name in wanted if name not in self.answers]
@@ -125,8 +129,7 @@ class CachedSplit:
         targets = open_targets(self.reader, place)
         reader = self._open_reader(wanted, targets, batch_size, place)
         return (
-            _serve(batch.arrays, batch.sample_ids, wanted, targets)
-            for batch in reader.read(self._plan(batch_size, seed, epoch))
+            _serve(batch.arrays, batch.sample_ids, wanted, targets) for batch in reader.read(plan)
         )
 
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list:
@@ -138,16 +141,34 @@ class CachedSplit:
     def _open_reader(
         self, answers: Sequence[str], targets: Targets, batch_size: int, device: torch.device
     ) -> BatchReader:
-        arrays = [
-            "image",
-            "label",
-            *(array for name in answers for array in targets.list_arrays(name)),
-        ]
+        stored = {spec.name for spec in self.reader.layout.arrays}
+        arrays = [name for name in ("image", "label", LABELLED) if name in stored]
+        arrays += [array for name in answers for array in targets.list_arrays(name)]
         choice = choose_residency(
             "auto", [find_need(self.reader, arrays)], device=torch.device("cpu")
         )  # GPU memory is yours
         return BatchReader(
             self.reader, arrays=arrays, batch_size=batch_size, device=device, residency=choice.kind
+        )
+
+
+class MixedSplit(CachedSplit):
+    """Training samples with and without labels, in batches of both; see `Cache.mix`."""
+
+    def __init__(self, reader: JoinedReader, unlabelled_share: float) -> None:
+        super().__init__(reader)
+        self.unlabelled_share = unlabelled_share
+
+    def _plan(self, batch_size: int, seed: int, epoch: int) -> list:
+        rows = TrainConfig(batch_size=batch_size, unlabelled_share=self.unlabelled_share)
+        return plan_mixed_epoch(
+            num_labelled=self.reader.num_labelled,
+            num_unlabelled=self.reader.num_unlabelled,
+            unlabelled_rows=rows.unlabelled_rows,
+            num_views=self.num_views,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
         )
 
 
@@ -163,13 +184,30 @@ class Cache:
     def __init__(self, root: Storage | str | Path) -> None:
         self.root = open_storage(root)
         self.manifest = read_manifest(self.root)
-        self.train, self.val = (
-            CachedSplit(self.root, self.manifest, name) for name in ("train", "val")
-        )
+        readers = (CacheReader(self.root, self.manifest, name) for name in ("train", "val"))
+        self.train, self.val = map(CachedSplit, readers)
         dataset = make_config({"dataset": read_settings(self.manifest)["dataset"]}).dataset
         self.num_classes, self.class_names = dataset.num_classes, dataset.names
         self.teacher_channels = find_teacher_channels(self.train.reader)
         """level -> channels of the teacher's features."""
+
+    def mix(self, unlabelled_share: float = 0.75) -> MixedSplit:
+        """The training samples together with those that have no label.
+
+        Its batches have both in each; an epoch has as many as pass all samples once.
+
+        Args:
+            unlabelled_share: of the rows of a batch, above 0 and below 1.
+
+        Raises: SettingsError if the cache has no unlabelled samples; CacheError if they are damaged
+        or incomplete.
+        """
+        if UNLABELLED not in self.manifest.layouts:
+            expected = "0: this cache has no unlabelled samples (dataset.unlabelled adds some)"
+            raise refuse("unlabelled_share", unlabelled_share, expected)
+        views = self.train.num_views
+        unlabelled = CacheReader(self.root, self.manifest, UNLABELLED, num_views=views)
+        return MixedSplit(JoinedReader(self.train.reader, unlabelled), unlabelled_share)
 
     @property
     def identity(self) -> str:
@@ -194,7 +232,11 @@ def _serve(
     arrays: dict[str, Tensor], ids: list[str], answers: Sequence[str], targets: Targets
 ) -> TaughtBatch:
     own = {
-        name: values.clone() for name, values in arrays.items() if name not in ("image", "label")
+        name: values.clone()
+        for name, values in arrays.items()
+        if name not in ("image", "label", LABELLED)
     }  # the slot is used again
     made = {name: targets.make(name, own) for name in answers}
-    return TaughtBatch(ids, normalize_images(arrays["image"]), arrays["label"].long(), made)
+    labelled = find_labelled(arrays)
+    images, labels = normalize_images(arrays["image"]), arrays["label"].long()
+    return TaughtBatch(ids, images, labels, made, labelled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdcache.cache.identity import check_identity
+from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.settings import (
     VAL_VIEW_RULE,
@@ -18,7 +19,14 @@ from kdcache.cache.settings import (
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import FROM_CACHE
 from kdcache.config.parser import flatten, make_config, merge
-from kdcache.errors import CacheIncompleteError, CacheMismatchError, Phrase, SettingsError, describe
+from kdcache.errors import (
+    CacheIncompleteError,
+    CacheMismatchError,
+    Phrase,
+    SettingsError,
+    describe,
+    refuse,
+)
 from kdcache.models.weights import find_teacher_file, hash_weights, read_teacher_weights
 from kdcache.storage import Storage
 from kdcache.training.order import find_smallest_batch
@@ -145,7 +153,25 @@ def _check_uses(root: Storage, manifest: Manifest, config: Config, *, given_view
                 cure="set loss.gamma 0",
             )
         )
+    _check_share(root, manifest, config)
     check_crop(root, config)
+
+
+def _check_share(root: Storage, manifest: Manifest, config: Config) -> None:
+    """Check that a run that wants samples without a label finds them in the cache."""
+    share = config.train.unlabelled_share
+    if share is not None and UNLABELLED not in manifest.layouts:
+        cure = (
+            "add them with `python -m cache_teacher` and dataset.unlabelled, or leave the share out"
+        )
+        found = Phrase("none")
+        expected = Phrase(f"some, with train.unlabelled_share {share}")
+        raise CacheIncompleteError(
+            describe(root, field="unlabelled images", found=found, expected=expected, cure=cure)
+        )
+    if share is None and config.loss.pseudo:
+        expected = "0 without train.unlabelled_share: it is learned on samples without a label"
+        raise refuse("loss.pseudo", config.loss.pseudo, expected)
 
 
 def check_batches(config: Config, *, num_samples: int, count: int, device: torch.device) -> None:

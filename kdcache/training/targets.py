@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.reader import CacheReader
 from kdcache.losses.target import Target
+from kdcache.training.joined import JoinedReader
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Targets:
         return make_target(name, arrays, self.bases.get(name)) if name in arrays else None
 
 
-def open_targets(reader: CacheReader, device: torch.device) -> Targets:
+def open_targets(reader: CacheReader | JoinedReader, device: torch.device) -> Targets:
     """Of a training split."""
     bases = {level: torch.from_numpy(basis).to(device) for level, basis in reader.bases.items()}
     return Targets(reader.encodings, bases)
