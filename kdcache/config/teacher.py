@@ -59,6 +59,17 @@ class FitConfig:
     """Peak learning rate of AdamW under a one-cycle schedule, > 0."""
     batch_size: int = 8
     """Images per step, 2 or more."""
+    eval_every: int = 1
+    """Score val after every so many epochs, and after the last; the best scored epoch is kept."""
+    ema: float | None = None
+    """Decay a step of averaged weights, above 0 and below 1, for example 0.99; they are scored and
+    kept instead of the last step's (default: no average)."""
+    class_weights: Literal["none", "sqrt_inverse"] = "none"
+    """Weights of classes in the loss; sqrt_inverse: the square root of the inverse frequency over
+    the training labels, with mean 1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto is bfloat16 on GPUs that have it, else float32. bfloat16 also saves half the
+    time on CPUs with AVX512-BF16 or AMX."""
     out: Path = Path("teachers/fcn_resnet50.pth")
     """Checkpoint to write; teacher.weights accepts it."""
 
@@ -66,3 +77,6 @@ class FitConfig:
         check_range("fit.epochs", self.epochs, 1, 1_000_000)
         check_range("fit.batch_size", self.batch_size, 2, 65_536)
         check_positive("fit.lr", self.lr)
+        check_range("fit.eval_every", self.eval_every, 1, 1_000_000)
+        if self.ema is not None:
+            check_range("fit.ema", self.ema, 1e-6, 1 - 1e-6)

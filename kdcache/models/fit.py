@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import time
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from kdcache.config import Config, config_to_dict
-from kdcache.data.views import VOID, apply, draw, fit_inside
-from kdcache.data.voc import Sample, download_voc, find_samples, read_sample, read_split
-from kdcache.errors import SettingsError, TeacherError, TrainingError
-from kdcache.machine.devices import choose_device, supports_bfloat16
-from kdcache.metrics import compute_miou, count_confusion
-from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.config import Config
+from kdcache.data.voc import Split, download_voc, read_split
+from kdcache.errors import TeacherError
+from kdcache.machine.devices import check_precision, choose_device
+from kdcache.models.fit_files import (
+    find_whose,
+    hold_output,
+    read_state,
+    remove_state,
+    save_teacher,
+    write_state,
+)
+from kdcache.models.fit_loop import Fitting
 from kdcache.models.teacher import build_fcn
 from kdcache.models.weights import (
     AUX_PREFIX,
@@ -27,45 +27,99 @@ from kdcache.models.weights import (
     find_weights_enum,
     read_teacher_weights,
 )
-from kdcache.progress import Progress, Say, Silent
+from kdcache.progress import Progress, Say, Silent, format_time
 
-log = logging.getLogger("kdcache")
-AUX_WEIGHT = 0.4  # of the auxiliary head's loss, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
-WEIGHT_DECAY = 1e-4
-WARMUP = 0.1  # share of all steps
+STATE_EVERY_S = 120.0  # what a stop costs at most, beside the epoch it falls into
 
 
 def fit_teacher(
     config: Config, *, progress: Progress | None = None, say: Say = lambda text: None
 ) -> float:
-    """Train an FCN with its auxiliary head on random training views, and write `fit.out`.
+    """Train an FCN with its auxiliary head on the views that phase one caches; write `fit.out`.
 
+    Epoch e shows view e of each image, drawn as phase one draws it. The best scored epoch is kept.
     Training starts from `teacher.weights`; a head for other classes is initialised anew. It starts
     from scratch if these are torchvision's and out of reach, or are `fit.out`, not written yet.
+    After a stop the same settings go on from a state beside `fit.out`.
 
-    Returns: mIoU on val, 0 to 1.
+    Returns: mIoU on val, 0 to 1, of the epoch that is kept.
 
-    Raises: DataError, SettingsError, or TrainingError at a non-finite loss.
+    Raises: DataError, SettingsError, FileInUseError if another fit writes `fit.out`, or
+        TrainingError at a non-finite loss or a state of other settings.
     """
     progress = progress or Silent()
     device = choose_device(config.teacher.device, field="teacher.device")
-    check_writable(config.fit.out)
+    if config.fit.precision != "auto":
+        check_precision(config.fit.precision, device, field="fit.precision")
+    with hold_output(config.fit.out):
+        train, val = _read_splits(config, progress)
+        whose = find_whose(config, {"train": train.fingerprint, "val": val.fingerprint})
+        fitting = _begin(config, train, whose, device=device, say=say)
+        _run(fitting, whose, progress=progress, say=say)
+        return _finish(fitting, say=say)
+
+
+def _read_splits(config: Config, progress: Progress) -> tuple[Split, Split]:
     download_voc(config.dataset)
+    names = (config.dataset.train_split, config.dataset.val_split)
     with progress.start("checking data", total=None, unit="samples") as bar:
-        samples = read_split(
-            config.dataset, config.dataset.train_split, advance=bar.advance
-        ).samples
-        read_split(config.dataset, config.dataset.val_split, advance=bar.advance)
+        train, val = (read_split(config.dataset, name, advance=bar.advance) for name in names)
+    return train, val
+
+
+def _begin(config: Config, train: Split, whose: dict, *, device: torch.device, say: Say) -> Fitting:
+    """From the state of a fit that was stopped, else from the weights to start from."""
+    state = read_state(config.fit.out, whose=whose)
     torch.manual_seed(config.train.seed)
-    model = build_start(config, say=say).to(device, memory_format=torch.channels_last)
-    _train(model, config, samples, device=device, progress=progress, say=say)
-    save_teacher(
-        config.fit.out, model, config, miou=None
-    )  # first: scoring must not cost the training
-    miou = score(model, config, device=device, progress=progress)
-    save_teacher(config.fit.out, model, config, miou=miou)
-    say(f"{config.fit.out}: teacher written, mIoU on val {miou:.4f}")
-    return miou
+    if state is None:
+        return Fitting(build_start(config, say=say), config, train.samples, device=device)
+    model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
+    fitting = Fitting(model, config, train.samples, device=device)
+    fitting.restore(state)
+    say(f"{config.fit.out}: going on after epoch {fitting.epoch} of {config.fit.epochs}")
+    return fitting
+
+
+def _run(fitting: Fitting, whose: dict, *, progress: Progress, say: Say) -> None:
+    """Train and score what is left; a state is written before scoring, which must not cost it."""
+    out, epochs, first = fitting.config.fit.out, fitting.config.fit.epochs, fitting.epoch
+    began_s = saved_s = time.monotonic()
+    total = (epochs - first) * len(fitting.samples)
+    with progress.start("fitting the teacher", total=total, unit="samples") as bar:
+        while True:
+            if not fitting.is_scored:
+                fitting.score_epoch()
+            if fitting.epoch > first:
+                say(_format_epoch(fitting, took_s=time.monotonic() - began_s, first=first))
+            if fitting.epoch == epochs:
+                return
+            fitting.train_epoch(bar)
+            if time.monotonic() - saved_s >= STATE_EVERY_S:
+                write_state(out, {"whose": whose, **fitting.to_state()})
+                saved_s = time.monotonic()
+
+
+def _format_epoch(fitting: Fitting, *, took_s: float, first: int) -> str:
+    last, epochs = fitting.history[-1], fitting.config.fit.epochs
+    line = f"epoch {last['epoch']}/{epochs}  mean loss {last['loss']:.4f}"
+    if last["miou"] is not None:
+        best = " (best)" if fitting.kept is last else ""
+        line += f"  val mIoU {last['miou']:.4f}{best}"
+    left_s = took_s / (fitting.epoch - first) * (epochs - fitting.epoch)
+    return line + (f"  {format_time(left_s)} left" if fitting.epoch < epochs else "")
+
+
+def _finish(fitting: Fitting, *, say: Say) -> float:
+    """Write the teacher, then remove the state."""
+    config, kept = fitting.config, fitting.kept
+    facts = {"miou": kept["miou"], "epoch": kept["epoch"], "history": fitting.history}
+    save_teacher(config.fit.out, fitting.best, config, facts=facts)
+    remove_state(config.fit.out)
+    say(
+        f"{config.fit.out}: teacher written, epoch {kept['epoch']} of {fitting.epoch} kept, "
+        f"mIoU on val {kept['miou']:.4f}"
+    )
+    return kept["miou"]
 
 
 def build_start(config: Config, *, say: Say) -> nn.Module:
@@ -104,155 +158,6 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
         + (f", with a new head for {config.dataset.num_classes} classes" if fresh else "")
     )
     return model
-
-
-def _train(
-    model: nn.Module,
-    config: Config,
-    samples: tuple[Sample, ...],
-    *,
-    device: torch.device,
-    progress: Progress,
-    say: Say,
-):
-    size, epochs = min(config.fit.batch_size, len(samples)), config.fit.epochs
-    per_epoch = len(samples) // size
-    steps, losses = epochs * per_epoch, []
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.fit.lr, weight_decay=WEIGHT_DECAY, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.fit.lr, total_steps=steps + 1, pct_start=WARMUP
-    )
-    with progress.start("fitting the teacher", total=steps * size, unit="samples") as bar:
-        model.train()
-        for step, (images, labels) in enumerate(
-            _random_batches(config, samples, steps=steps, size=size)
-        ):
-            losses.append(
-                _step(
-                    model, optimizer, images.to(device), labels.to(device), where=f"fit step {step}"
-                )
-            )
-            schedule.step()
-            bar.advance(size)
-            if len(losses) == per_epoch:
-                say(
-                    f"epoch {(step + 1) // per_epoch}/{epochs}  "
-                    f"mean loss {sum(losses) / per_epoch:.4f}"
-                )
-                losses.clear()
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    where: str,
-) -> float:
-    bf16 = images.device.type == "cuda" and supports_bfloat16(images.device)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-        answer = model(normalize_images(images))
-    target = labels.long()
-    loss = sum(
-        weight * F.cross_entropy(answer[head].float(), target, ignore_index=VOID, reduction="sum")
-        for head, weight in (("out", 1.0), ("aux", AUX_WEIGHT))
-    ) / (target != VOID).sum().clamp(min=1)
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"{where}: loss is {loss.item()}, expected a finite number; lower fit.lr"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _random_batches(
-    config: Config, samples: tuple[Sample, ...], *, steps: int, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` batches of fresh views, made one batch ahead; view numbers count the epochs."""
-    order = np.random.Generator(np.random.Philox(config.train.seed))
-    per_epoch = len(samples) // size
-    jobs = []
-    for epoch in range(-(-steps // per_epoch)):
-        chosen = order.permutation(len(samples))
-        jobs += [
-            [(samples[k], epoch) for k in chosen[start * size : (start + 1) * size]]
-            for start in range(per_epoch)
-        ]
-    with ThreadPoolExecutor(2) as pool:
-        coming = [pool.submit(_make_view, config, *job) for job in jobs[0]]
-        for step in range(steps):
-            made = [future.result() for future in coming]
-            coming = (
-                [pool.submit(_make_view, config, *job) for job in jobs[step + 1]]
-                if step + 1 < steps
-                else []
-            )
-            images, labels = zip(*made, strict=True)
-            yield torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
-
-
-def _make_view(config: Config, sample: Sample, view: int) -> tuple[np.ndarray, np.ndarray]:
-    image, label = read_sample(config.dataset, sample)
-    size_hw = config.dataset.size_hw
-    return apply(
-        draw(config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw),
-        image,
-        label,
-    )
-
-
-@torch.inference_mode()
-def score(model: nn.Module, config: Config, *, device: torch.device, progress: Progress) -> float:
-    """mIoU (0 to 1) of a teacher on val."""
-    model.eval()
-    num_classes, samples = (
-        config.dataset.num_classes,
-        find_samples(config.dataset, config.dataset.val_split),
-    )
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    with progress.start("teacher's mIoU on val", total=len(samples), unit="samples") as bar:
-        for sample in samples:
-            image, label, _ = fit_inside(
-                *read_sample(config.dataset, sample), size_hw=config.dataset.val_hw
-            )
-            x = normalize_images(torch.from_numpy(image)[None].to(device))
-            logits = resize_to(model.classifier(model.backbone(x)["out"]), label.shape)
-            confusion += count_confusion(
-                logits.argmax(1).cpu(), torch.from_numpy(label)[None], num_classes=num_classes
-            )
-            bar.advance(1)
-    return compute_miou(confusion)
-
-
-def save_teacher(path: Path, model: nn.Module, config: Config, *, miou: float | None) -> None:
-    """Write a checkpoint that teacher.weights accepts, in one step."""
-    partial = path.with_name(f"{path.name}.partial")
-    facts = {"miou": miou, "class_names": config.dataset.names, "fit": config_to_dict(config.fit)}
-    with partial.open("wb") as file:
-        torch.save({"model_state_dict": model.state_dict(), **facts}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def check_writable(path: Path) -> None:
-    """Raises SettingsError if `fit.out` cannot be written, before hours are spent."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f"{path.name}.partial")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: fit.out is unwritable ({error.strerror}); set another path"
-        ) from None
 
 
 def _calm_residuals(model: nn.Module) -> nn.Module:

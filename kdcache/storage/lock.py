@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcache.errors import CacheError, KdcacheError
+from kdcache.machine.locks import is_same_file, lock_file, unlock_file
 
 LOCK = ".lock"
 
@@ -86,7 +87,7 @@ class FileLease(Lease):
 
     def check(self) -> None:
         """Raise LeaseLostError if the lease's file is no longer the one that is locked."""
-        if not _is_same(self.path, self.descriptor):
+        if not is_same_file(self.path, self.descriptor):
             raise refuse_lost(str(self.path), "removed")
 
 
@@ -108,12 +109,7 @@ def take_file_lease(path: Path, *, wait: bool) -> Iterator[FileLease | None]:
     try:
         yield FileLease(path, descriptor)
     finally:
-        try:
-            # removed while it is locked: a process that waits for it then makes a new file
-            if _is_same(path, descriptor):
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+        unlock_file(path, descriptor)
 
 
 def is_file_held(path: Path) -> bool:
@@ -139,7 +135,7 @@ def _open_and_lock(path: Path, *, wait: bool) -> int | None:
     """Raise CacheError if the file system refuses the file or the lock."""
     try:
         path.parent.mkdir(exist_ok=True)
-        descriptor = _lock(path, wait=wait)
+        descriptor = lock_file(path, wait=wait)
     except OSError as error:
         cure = "make room, mend permissions, or use a file system with locks (flock)"
         raise CacheError(f"{path}: lease cannot be taken ({error.strerror}); {cure}") from None
@@ -148,26 +144,3 @@ def _open_and_lock(path: Path, *, wait: bool) -> int | None:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
-
-
-def _lock(path: Path, *, wait: bool) -> int | None:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _is_same(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # the previous holder has removed it
-
-
-def _is_same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -1,0 +1,128 @@
+"""Files of `fit`: the teacher, a state to go on from after a stop, and the lock of both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcache import durable
+from kdcache.config import Config, config_to_dict
+from kdcache.config.parser import flatten
+from kdcache.errors import KdcacheError, Phrase, SettingsError, TrainingError, describe, one_line
+from kdcache.machine.locks import lock_file, unlock_file
+
+STATE_FACTS = ("whose", "epoch", "history", "best", "model", "average", "optimizer", "schedule")
+NOT_WHOSE = ("dataset.root", "dataset.download", "augment.views", "fit.out")
+
+
+class FileInUseError(KdcacheError):
+    """Another process writes this file."""
+
+
+@contextmanager
+def hold_output(path: Path) -> Iterator[None]:
+    """Hold the lock of `fit.out` until the block ends; its folder is made if it is missing.
+
+    Raises: FileInUseError if another process holds it; SettingsError if `fit.out` cannot be
+        written, before hours are spent.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    descriptor = _lock_output(path, lock)
+    if descriptor is None:
+        raise FileInUseError(
+            f"{path}: fit.out is in use by another process; wait for it or set another path"
+        )
+    try:
+        yield
+    finally:
+        unlock_file(lock, descriptor)
+
+
+def _lock_output(path: Path, lock: Path) -> int | None:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return lock_file(lock, wait=False)
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: fit.out is unwritable ({error.strerror}); set another path"
+        ) from None
+
+
+def save_teacher(path: Path, weights: Mapping[str, Tensor], config: Config, *, facts: dict) -> None:
+    """Write a checkpoint that teacher.weights accepts, in one step. Raises OSError.
+
+    Args:
+        facts: JSON-like, stored beside the weights, the settings of `fit` and the class names.
+    """
+    about = {"class_names": config.dataset.names, "fit": config_to_dict(config.fit)}
+    _save(path, {"model_state_dict": dict(weights), **about, **facts})
+
+
+def find_whose(config: Config, fingerprints: Mapping[str, str]) -> dict[str, object]:
+    """The settings and data that a state belongs to, by dotted name.
+
+    Args:
+        fingerprints: split -> sha256 of its samples.
+    """
+    given = config_to_dict(config)
+    sections = {name: given[name] for name in ("dataset", "augment", "fit")}
+    chosen = {name: given["teacher"][name] for name in ("arch", "weights")}
+    sections |= {"teacher": chosen, "train": {"seed": given["train"]["seed"]}}
+    facts = {name: value for name, value in flatten(sections).items() if name not in NOT_WHOSE}
+    return {**facts, **{f"images of {split}": value for split, value in fingerprints.items()}}
+
+
+def find_state_path(out: Path) -> Path:
+    """Where the state of a fit into `out` is."""
+    return out.with_name(f"{out.name}.state")
+
+
+def write_state(out: Path, state: dict) -> None:
+    """Replace the state of a fit into `out`. Raises OSError."""
+    _save(find_state_path(out), state)
+
+
+def read_state(out: Path, *, whose: Mapping[str, object]) -> dict | None:
+    """The state of a fit into `out` that was stopped; None if there is none.
+
+    Raises: TrainingError if it is damaged, or belongs to other settings or images.
+    """
+    path = find_state_path(out)
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
+        reason = one_line(error)
+        raise TrainingError(f"{path}: state is unreadable ({reason}); delete it") from None
+    missing = [name for name in STATE_FACTS if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise TrainingError(f"{path}: state is unreadable (it has no {missing[0]}); delete it")
+    _check_whose(path, state["whose"], whose)
+    return state
+
+
+def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:
+    for name, value in expected.items():
+        if name not in found or found[name] != value:
+            there = found.get(name, Phrase("absent"))
+            cure = "go on with what it was begun with, or delete it and start again"
+            raise TrainingError(describe(path, field=name, found=there, expected=value, cure=cure))
+
+
+def remove_state(out: Path) -> None:
+    """Remove the state, once the teacher is written. Raises OSError."""
+    durable.remove(find_state_path(out))
+
+
+def _save(path: Path, contents: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    durable.replace_file(path, buffer.getbuffer())
