@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from kdcache.cache.manifest import read_manifest
-from kdcache.config import DatasetConfig, TrainConfig
 from kdcache.config.parser import merge
 from kdcache.data.voc import VOC_DIR
 from kdcache.storage import open_storage
@@ -23,11 +22,7 @@ from tests.study.__main__ import main
 EPOCH = "kdcache.training.loop.train_epoch"
 ROOT = Path(__file__).parents[2]
 
-READY = hasattr(TrainConfig, "unlabelled_share") and hasattr(DatasetConfig, "unlabelled")
-pytestmark = [
-    pytest.mark.xdist_group("study"),  # its caches are made once
-    pytest.mark.skipif(not READY, reason="unlabelled images are not there yet"),
-]
+pytestmark = pytest.mark.xdist_group("study")  # its caches are made once
 
 STUDY = {
     "name": "tiny",
@@ -44,6 +39,7 @@ STUDY = {
     "teachers": {
         "all": {"knows": "fitted on all labels"},
         "few": {"knows": "fitted on the same", "fit": {"fit": {"epochs": 1, "batch_size": 4}}},
+        "half": {"knows": "fitted on five labels", "every": 2, "fit": {"fit": {"epochs": 1}}},
     },
     "budgets": [3, 6],
     "picture": ["labels", "recipe"],
@@ -234,6 +230,24 @@ def test_a_stopped_study_goes_on_after_its_last_epoch(words, tmp_path, monkeypat
 
 
 @pytest.mark.nightly
+def test_a_teacher_is_fitted_to_the_labels_it_knows(words, study_file, tmp_path, voc_root):
+    given = yaml.safe_load(study_file.read_text())
+    given["grids"]["report"] = [{**given["grids"]["report"][0], "every": [1], "seeds": 1}]
+    given["grids"]["report"][0] |= {"arms": ["kl"], "teachers": ["few", "half"]}
+    (tmp_path / "fitted.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    words = ["--config", str(tmp_path / "fitted.yaml"), *words[2:]]
+    assert gain(words, tmp_path / "out") == 0
+    fitted = {
+        path.parent.name: torch.load(path, weights_only=True)["model_state_dict"]
+        for path in (tmp_path / "out/teachers").glob("*/teacher.pth")
+    }
+    assert set(fitted) == {"few-10", "half"}
+    assert not torch.equal(*(state["backbone.conv1.weight"] for state in fitted.values()))
+    assert {line["teacher"] for line in read_results(tmp_path / "out")} == {"few", "half"}
+    assert (tmp_path / "out/choose/data/5").is_dir()
+
+
+@pytest.mark.nightly
 def test_two_processes_share_the_runs_and_a_fitted_teacher(words, finished, tmp_path):
     """Started twice at once, and with a process of its own: each run is trained by one of them."""
     shutil.copytree(finished, tmp_path / "out", symlinks=True)
@@ -276,7 +290,7 @@ def test_a_slip_in_the_file_is_one_line(change, message, study_file, words, tmp_
     ("options", "message"),
     [
         (["--only", "labels,kll"], "expected some of labels,kl,pseudo,recipe"),
-        (["--teacher", "al=x"], "teacher is 'al', expected one of all, few"),
+        (["--teacher", "al=x"], "teacher is 'al', expected one of all, few, half"),
         (["--teacher", "few=gone.pth"], "--teacher is 'gone.pth', expected a file of weights"),
         (["--half", "test"], "--half is 'test', expected choose or report"),
     ],

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kdcache.config import DatasetConfig, TrainConfig
 from tests.study.gain.command import parse_gain
 from tests.study.gain.page import (
     PAGE,
@@ -32,10 +31,6 @@ from tests.study.gain.table import render_goals, render_tables, render_teachers
 def names() -> set[str]:
     """Of the data sets with a study."""
     return {read_study(path).name for path in STUDIES.glob("gain*.yaml")}
-
-
-READY = hasattr(TrainConfig, "unlabelled_share") and hasattr(DatasetConfig, "unlabelled")
-pytestmark = pytest.mark.skipif(not READY, reason="unlabelled images are not there yet")
 
 
 def make_lines(mious: dict[tuple[str, int], list[float]], **change: object) -> list[dict]:

@@ -61,7 +61,7 @@ class Study:
         settings: of all arms, nested. arms: name -> settings of one, by dotted name.
         baseline: the arm that the others are compared with.
         teachers: name -> "knows", what it was fitted on, in words; "fit", settings if the study
-            fits it to the labels of each point.
+            fits it, to the labels of each point, or to those of every "every"-th image.
         budgets: steps, the first is that of the picture. picture: the arms that are drawn.
         goals: what it must reach.
         grids: half of val -> blocks, the most important first.

@@ -18,7 +18,7 @@ from tests.study.gain.points import Lists, make_data_set, make_data_settings
 def find_teachers(study: Study, words: list[str], out: Path) -> dict[str, str]:
     """Name -> file of each teacher, in the order of the study's file.
 
-    Those that are neither given nor fitted are left out.
+    Those that are neither given nor fitted by the study are left out.
 
     Args:
         words: NAME=FILE, or FILE for the first teacher. out: fitted ones go there.
@@ -33,15 +33,22 @@ def find_teachers(study: Study, words: list[str], out: Path) -> dict[str, str]:
         if "{labels}" not in path and not Path(path).is_file():
             _refuse("--teacher", path, "a file of weights", "give one that is there")
         given[name] = path
-    if first not in given:
+    both = _name_fitted(study, out) | given
+    if first not in both:
         _refuse("--teacher", "missing", f"the weights of teacher {first}", "give its file")
-    fitted = {
-        name: str(out / "teachers" / f"{name}-{{labels}}" / "teacher.pth")
-        for name in study.teachers
-        if "fit" in study.teachers[name]
-    }
-    both = fitted | given
     return {name: both[name] for name in study.teachers if name in both}
+
+
+def _name_fitted(study: Study, out: Path) -> dict[str, str]:
+    """The files of the teachers that the study fits."""
+    folders = {
+        name: name if "every" in teacher else f"{name}-{{labels}}"
+        for name, teacher in study.teachers.items()
+        if "fit" in teacher
+    }
+    return {
+        name: str(out / "teachers" / folder / "teacher.pth") for name, folder in folders.items()
+    }
 
 
 def make_teacher(
@@ -59,22 +66,26 @@ def make_teacher(
     with hold_folder(path.parent):
         if not path.is_file():
             say(f"teacher: {path}")
-            _fit(study, settings, path, job, place=place, lists=lists, progress=progress, say=say)
+            every = study.teachers[name].get("every", job.every)
+            data = _make_data(study, every, place=place, lists=lists)
+            _fit(merge(settings, data), path, progress=progress, say=say)
     return path
 
 
-def _fit(
-    study: Study, settings: dict, path: Path, job: Job, *, place: Place, lists: Lists,
-    progress: Progress, say: Say,
-) -> None:  # fmt: skip
-    root = Place(place.out, HALVES[0], {}).data_root(job.labels)
-    make_data_set(lists, root, every=job.every, half=HALVES[0])
-    data = make_data_settings(study, lists, root, every=job.every)
+def _make_data(study: Study, every: int, *, place: Place, lists: Lists) -> dict:
+    """The settings of a data set with these labels, which is made."""
+    root = Place(place.out, HALVES[0], {}).data_root(len(lists.divide(every)[0]))
+    make_data_set(lists, root, every=every, half=HALVES[0])
+    data = make_data_settings(study, lists, root, every=every)
     data["dataset"].pop("unlabelled", None)
+    return data
+
+
+def _fit(settings: dict, path: Path, *, progress: Progress, say: Say) -> None:
     unfinished = path.with_name("unfinished.pth")
     unfinished.unlink(missing_ok=True)  # of a fit that was stopped: this one begins from scratch
     ours = {"fit": {"out": str(unfinished)}, "teacher": {"weights": str(unfinished)}}
-    fit_teacher(make_config(merge(settings, data), ours), progress=progress, say=say)
+    fit_teacher(make_config(settings, ours), progress=progress, say=say)
     durable.rename(unfinished, path)
 
 
