@@ -75,6 +75,17 @@ class KnowledgeDistillationLoss(nn.Module):
         # sums counts over all processes, if there are several
         self.add_up: Callable[[Tensor], Tensor] = torch.clone
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term, by the names of `LossTerms.means`."""
+        on_scores = {"ce": self.alpha, "pseudo": self.pseudo, "kd": self.beta}
+        return {**on_scores, "feature": self.gamma}
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a term in use needs the teacher's logits."""
+        return self.beta > 0 or self.pseudo > 0
+
     def forward(
         self,
         student_NKHW: Tensor,
@@ -163,7 +174,7 @@ class KnowledgeDistillationLoss(nn.Module):
         num, classes = student.shape[:2]
         if self.alpha:
             _check_shape("label_NHW", label, (num, *hw))
-        if self.beta or self.pseudo:
+        if self.needs_logits:
             _check_shape("teacher_NKHW", teacher, (num, classes, ...))
             teacher = teacher.decode() if isinstance(teacher, Target) else teacher
         if self.pseudo:
@@ -172,7 +183,7 @@ class KnowledgeDistillationLoss(nn.Module):
         return PixelTargets(
             hw,
             label_NHW=label if self.alpha else None,
-            teacher_NKhw=teacher.detach() if self.beta or self.pseudo else None,
+            teacher_NKhw=teacher.detach() if self.needs_logits else None,
             labelled_N=labelled if self.pseudo else None,
         )
 
@@ -191,7 +202,7 @@ class KnowledgeDistillationLoss(nn.Module):
         divisors: Mapping[str, Tensor],
     ) -> tuple[Tensor, dict[str, Term | None]]:
         """Their weighted sum, and the terms; None for a term of weight 0."""
-        chosen = {"ce": self.alpha, "pseudo": self.pseudo, "kd": self.beta}
+        chosen = {name: self.weights[name] for name in ("ce", "pseudo", "kd")}
         if not any(chosen.values()):
             return student.new_zeros((), dtype=torch.float32), dict.fromkeys(chosen)
         factors = {

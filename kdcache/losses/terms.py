@@ -45,11 +45,15 @@ class LossTerms:
 
     def means(self) -> dict[str, Tensor]:
         """Mean of each term in use, as float32 scalars: ce, pseudo, kd, feature, total."""
-        values = {"ce": self.ce, "pseudo": self.pseudo, "kd": self.kd}
-        means = {name: term.mean for name, term in values.items() if term is not None}
+        means = {name: term.mean for name, term in self.on_scores().items()}
         if self.feature:
             means["feature"] = torch.stack([term.mean for term in self.feature.values()]).mean()
         return {**means, "total": self.total}
+
+    def on_scores(self) -> dict[str, Term]:
+        """The terms in use that compare scores: ce, pseudo, kd."""
+        named = {"ce": self.ce, "pseudo": self.pseudo, "kd": self.kd}
+        return {name: term for name, term in named.items() if term is not None}
 
 
 def cross_entropy(student_NKHW: Tensor, label_NHW: Tensor) -> Term:

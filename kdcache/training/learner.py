@@ -109,7 +109,7 @@ def check_student(config: Config) -> None:
 def list_arrays(learner: Learner) -> list[str]:
     """The arrays that training reads; targets of terms of weight 0 are not touched."""
     loss = learner.loss
-    answers = [*(["logits"] if loss.beta or loss.pseudo else []), *loss.align]
+    answers = [*(["logits"] if loss.needs_logits else []), *loss.align]
     arrays = [array for name in answers for array in learner.targets.list_arrays(name)]
     return ["image", *(["label"] if loss.alpha else []), *arrays]
 

@@ -215,12 +215,11 @@ class TermTotals:
             name: float(self.sums[name]) / max(float(self.counts[name]), 1.0) for name in self.sums
         }
         levels = [value for name, value in mean.items() if name.startswith("feature/")]
-        means = {name: mean[name] for name in ("ce", "pseudo", "kd") if name in mean}
+        means = {name: value for name, value in mean.items() if not name.startswith("feature/")}
         if levels:
             means["feature"] = sum(levels) / len(levels)
-        weights = {"ce": loss.alpha, "pseudo": loss.pseudo, "kd": loss.beta}
-        weights["feature"] = loss.gamma
-        return {**means, "total": sum(weights[name] * value for name, value in means.items())}
+        total = sum(loss.weights[name] * value for name, value in means.items())
+        return {**means, "total": total}
 
 
 class _HostCopy:
@@ -248,9 +247,8 @@ def _autocast(learner: Learner) -> torch.autocast:
 
 
 def _name_terms(terms: LossTerms) -> dict[str, Term]:
-    named = {"ce": terms.ce, "pseudo": terms.pseudo, "kd": terms.kd}
-    named |= {f"feature/{level}": term for level, term in (terms.feature or {}).items()}
-    return {name: term for name, term in named.items() if term is not None}
+    levels = {f"feature/{level}": term for level, term in (terms.feature or {}).items()}
+    return terms.on_scores() | levels
 
 
 def _end_training(learner: Learner, epoch: int) -> None:
