@@ -45,7 +45,8 @@ class StudentConfig:
 class LossConfig:
     """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
 
-    In images without a label, + pseudo CE with the teacher's class.
+    In images without a label, + pseudo CE with the teacher's class; + channel times the
+    channel-wise divergence.
     """
 
     alpha: float = 1.0
@@ -60,20 +61,25 @@ class LossConfig:
     """Weight of the cross-entropy with the teacher's class in images without a label, >= 0."""
     pseudo_threshold: float = 0.0
     """Least softmax of the teacher's class in a pixel that counts for it, 0 to 1; 0 takes all."""
+    channel: float = 0.0
+    """Weight of the divergence of each class's map over the positions, >= 0 (CWD)."""
+    channel_temperature: float = 1.0
+    """Softening T of these maps, > 0."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma", "pseudo"):
+        for name in ("alpha", "beta", "gamma", "pseudo", "channel"):
             check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
         check_positive("loss.temperature", self.temperature)
+        check_positive("loss.channel_temperature", self.channel_temperature)
         check_range("loss.pseudo_threshold", self.pseudo_threshold, 0, 1)
-        if self.alpha == self.beta == self.gamma == self.pseudo == 0:
-            weights = "loss.alpha, loss.beta, loss.gamma, loss.pseudo"
+        if self.alpha == 0 and not self.uses_teacher:
+            weights = "loss.alpha, loss.beta, loss.gamma, loss.pseudo, loss.channel"
             raise refuse("loss.alpha", 0.0, f"one of {weights} above 0")
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the student learns anything from the teacher; a baseline does not."""
-        return self.beta > 0 or self.gamma > 0 or self.pseudo > 0
+        return any((self.beta, self.gamma, self.pseudo, self.channel))
 
 
 @dataclass(frozen=True, kw_only=True)

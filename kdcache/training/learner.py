@@ -77,6 +77,8 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
         channels,
         pseudo=terms.pseudo,
         pseudo_threshold=terms.pseudo_threshold,
+        channel=terms.channel,
+        channel_temperature=terms.channel_temperature,
     )
     torch.manual_seed(config.train.seed)  # again: a run without projections draws the same dropout
     student = student.to(device, memory_format=torch.channels_last)

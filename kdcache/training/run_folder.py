@@ -17,11 +17,13 @@ from kdcache.errors import SettingsError, TrainingError, one_line
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
-TEACHING = ("loss.beta", "loss.gamma", "loss.pseudo")
+TEACHING = ("loss.beta", "loss.gamma", "loss.pseudo", "loss.channel")
 """Weights of the terms that need the teacher; a baseline has none above 0."""
 BEFORE = {
     "loss.pseudo": 0.0,
     "loss.pseudo_threshold": 0.0,
+    "loss.channel": 0.0,
+    "loss.channel_temperature": 1.0,
     "train.compile": "off",
     "train.views": "cycle",
     "train.flip": 0.0,

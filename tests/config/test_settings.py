@@ -296,6 +296,8 @@ def test_null_where_a_value_is_needed_is_refused(refused, name: str):
         ("train.seed", -1),
         ("loss.pseudo", -1),
         ("loss.pseudo_threshold", 1.5),
+        ("loss.channel", -1),
+        ("loss.channel_temperature", 0),
     ],
 )
 def test_value_out_of_range_is_refused(refused, name: str, value: object):
