@@ -17,6 +17,7 @@ from kdcache.storage.lock import FolderInUseError
 from kdcache.training.distill import distill
 from kdcache.training.run_folder import BEST, LAST, is_finished
 from tests.study.gain.jobs import Job, Place
+from tests.study.gain.memory import remember_answers
 from tests.study.gain.plan import Study
 from tests.study.gain.points import Lists, make_data_set, make_data_settings
 from tests.study.gain.results import write_results
@@ -80,7 +81,8 @@ def build_point(
     }
     say(f"cache: {path}")
     given = make_data_settings(study, lists, root, every=job.every)
-    build_cache(make_config(given, ours), progress=progress)
+    with remember_answers(path.parent):
+        build_cache(make_config(given, ours), progress=progress)
 
 
 def train_job(study: Study, job: Job, *, place: Place, say: Say) -> None:
