@@ -174,6 +174,12 @@ def quick_data(tmp_path_factory) -> Path:
     return quick.write_quick_data(tmp_path_factory.mktemp("quick"))
 
 
+@pytest.fixture(scope="session")
+def bare_data(tmp_path_factory) -> Path:
+    """The same, and 3 images in no list, which `dataset.unlabelled rest` finds. Read only."""
+    return quick.write_unlabelled(quick.write_quick_data(tmp_path_factory.mktemp("bare")))
+
+
 @pytest.fixture
 def quick_teacher(monkeypatch):
     """The stand-in teacher of `quick` in place of the real one."""

@@ -218,7 +218,7 @@ def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
     Raises CacheMismatchError if it is another cache.
     """
     cure = "rebuild it in another folder (cache.path) or change the settings"
-    _check_same_identity(storage, existing.identity, wanted.identity, cure=cure)
+    check_same_identity(storage, found=existing.identity, expected=wanted.identity, cure=cure)
     layouts = dict(existing.layouts)
     for split, layout in wanted.layouts.items():
         old = existing.layouts.get(split, layout)
@@ -248,10 +248,14 @@ def _merge_information(existing: Manifest, wanted: Manifest) -> dict:
     return information
 
 
-def _check_same_identity(
-    storage: Storage, found: dict[str, dict], expected: dict[str, dict], *, cure: str
+def check_same_identity(
+    storage: Storage, *, found: dict[str, dict], expected: dict[str, dict], cure: str
 ) -> None:
-    """Raise CacheMismatchError for the first split that both have and that differs."""
+    """Raise CacheMismatchError for the first split that both have and that differs.
+
+    Args:
+        found, expected: split -> its identity.
+    """
     for split in (split for split in expected if split in found):
         pair = found[split], expected[split]
         if split == UNLABELLED:  # so that the message says which images are others

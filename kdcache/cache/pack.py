@@ -66,7 +66,8 @@ def pack_cache(
 
     Args:
         levels: the levels to pack, [] for logits alone; None: all.
-        num_views: how many training views to pack, from the first; None: all.
+        num_views: how many views of training and unlabelled images to pack, from the first; None:
+            all.
 
     Raises: CacheError if the cache is half-built or damaged or has a codec without a filter in
         HDF5, or if `out` exists or cannot be written; SettingsError if the cache does not have
@@ -181,7 +182,8 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
 
     Args:
         levels: the levels to keep, [] for logits alone; None: all.
-        num_views: how many training views to keep, from the first; None: all.
+        num_views: how many views of training and unlabelled images to keep, from the first; None:
+            all.
 
     Raises: SettingsError for a level that is not cached, or more views than the cache is to hold.
     """
@@ -206,15 +208,24 @@ def take_subset(manifest: Manifest, *, levels: list[str] | None, num_views: int 
         "label",
         *(array for name, encoding in encodings.items() for array in list_arrays(name, encoding)),
     }
+    cut = replace(manifest, information=_cut_information(manifest.information, names, num_views))
+    for split in manifest.layouts.keys() - {"val"}:
+        cut = _cut_split(cut, split, arrays=arrays, names=names, num_views=num_views)
+    return cut
+
+
+def _cut_split(
+    manifest: Manifest, split: str, *, arrays: set[str], names: set[str], num_views: int
+) -> Manifest:
+    """The manifest with a split of these arrays, and of as many views as it has."""
+    layout, identity = manifest.layouts[split], manifest.identity[split]
     kept = tuple(spec for spec in layout.arrays if spec.name in arrays)
-    return Manifest(
-        identity={
-            **manifest.identity,
-            "train": _cut_identity(manifest.identity["train"], kept, names),
-        },
-        layouts={**manifest.layouts, "train": replace(layout, num_views=num_views, arrays=kept)},
-        complete_views={**manifest.complete_views, "train": num_views},
-        information=_cut_information(manifest.information, names, num_views),
+    num_views = min(num_views, layout.num_views)
+    return replace(
+        manifest,
+        identity={**manifest.identity, split: _cut_identity(identity, kept, names)},
+        layouts={**manifest.layouts, split: replace(layout, num_views=num_views, arrays=kept)},
+        complete_views={**manifest.complete_views, split: num_views},
     )
 
 

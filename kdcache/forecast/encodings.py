@@ -129,7 +129,7 @@ class EncodingTable:
 
 
 def weigh_encodings(job: Job, asked: Mapping[str, Asked], *, progress: Progress) -> EncodingTable:
-    """Encode and code the asked samples of both splits in every way that can hold them.
+    """Encode and code the asked samples of val and train in every way that can hold them.
 
     Bases that the settings do not ask for are learned from the same answers.
     """
@@ -179,9 +179,10 @@ def _weigh(
     job: Job, layouts: Mapping[str, SplitLayout], encoder: Encoder, asked: Mapping[str, Asked]
 ) -> tuple[float, float]:
     """Bytes of a training sample, and of all arrays and bases."""
-    sample_bytes = {
-        split: _measure_sample(layouts[split], encoder, samples, device=job.teacher.device)
-        for split, samples in asked.items()
+    device = job.teacher.device
+    sample_bytes = {  # unlabelled images weigh as those of train, without label
+        split: _measure_sample(layout, encoder, asked.get(split, asked["train"]), device=device)
+        for split, layout in layouts.items()
     }
     arrays = sum(sum_shards(layouts[split], size) for split, size in sample_bytes.items())
     return sample_bytes["train"], arrays + sum(count_basis_bytes(encoder.encodings).values())

@@ -91,7 +91,7 @@ def find_work(facts: Mapping) -> Work:
         group_s = max(group_s, times[f"{name}_s"] * share)
     return Work(
         num_groups=sum(split["groups"] - split["groups_committed"] for split in splits.values()),
-        asking_s=times["val_s"] + times["train_s"],
+        asking_s=sum(times[f"{name}_s"] for name in splits),
         group_s=group_s,
         size_bytes=facts["size"]["missing_bytes"],
         alone_s=times["setup_s"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kdcache.analysis import students
-from kdcache.cache.layout import ArraySpec, Group, SplitLayout, index_bytes
+from kdcache.cache.layout import SPLITS, ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.lifecycle import (
     check_same_cache,
     find_missing_groups,
@@ -21,7 +21,7 @@ from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.forecast.encodings import MOST_KEPT, EncodingTable, ask_teacher, weigh_encodings
 from kdcache.forecast.probe import Probe, count_samples, probe_cache
-from kdcache.precompute.build import prepare_job
+from kdcache.precompute.build import ORDER, prepare_job
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples
 from kdcache.progress import Progress, Silent
@@ -199,12 +199,12 @@ def _add_bytes(splits: Mapping[str, dict], probe: Probe) -> dict:
 def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manifest) -> dict:
     """Seconds of each part of phase one for what is missing, their sum, and of the whole cache."""
     score_s, sample_s = _expect_score(manifest, measured.probe), measured.probe.sample_s
+    order = [split for split in ORDER if split in splits]
 
     def list_parts(counts: Mapping[str, int], comparison_s: float) -> dict[str, float]:
         return {
             "setup_s": measured.setup_s,
-            "val_s": counts["val"] * sample_s["val"],
-            "train_s": counts["train"] * sample_s["train"],
+            **{f"{split}_s": counts[split] * sample_s[split] for split in order},
             "score_s": score_s,
             "comparison_s": comparison_s,
         }
@@ -220,7 +220,8 @@ def _add_times(splits: Mapping[str, dict], measured: _Measured, manifest: Manife
 def _expect_score(manifest: Manifest, probe: Probe) -> float:
     """Seconds to compare cached logits with labels, in proportion to their pixels."""
     val_pixels, total_s = manifest.layouts["val"].array("label").item_bytes, 0.0
-    for split, layout in manifest.layouts.items():
+    for split in SPLITS:
+        layout = manifest.layouts[split]
         count = len(choose_samples(split, layout.num_samples))
         total_s += probe.score_s * count * layout.array("label").item_bytes / val_pixels
     return total_s

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_key, shard_key
+from kdcache.cache.layout import (
+    SPLITS,
+    UNLABELLED,
+    ArraySpec,
+    Group,
+    SplitLayout,
+    commit_key,
+    shard_key,
+)
 from kdcache.cache.lifecycle import open_for_writing
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
@@ -54,7 +62,9 @@ class Probe:
 
 
 def probe_cache(job: Job, *, progress: Progress) -> Probe:
-    """Run phase one on some groups of both splits, spread over samples and views.
+    """Run phase one on some groups of val and train, spread over samples and views.
+
+    Unlabelled images, which are made as those of train, are taken to cost as much.
 
     Raises: DataError, TeacherError; CacheError if the disk is too small for that or refuses it.
     """
@@ -74,6 +84,9 @@ def probe_cache(job: Job, *, progress: Progress) -> Probe:
             }
             records = root.sum_sizes(map(commit_key, groups))
             record_bytes[split] = records / num_samples[split]
+        if UNLABELLED in job.manifest.layouts:
+            for facts in (sample_s, chunk_bytes, record_bytes):
+                facts[UNLABELLED] = facts["train"]
         documents = (folder / DOCUMENTS).rglob("*")
         document_bytes = sum(path.stat().st_size for path in documents if path.is_file())
         score_s = _time_score(root, manifest, num_classes=job.config.dataset.num_classes)
@@ -100,14 +113,20 @@ def _shrink(job: Job, root: Path) -> Job:
     shards = {"val": min(batch, shard), "train": shard}
     groups = {"val": 1 + -(-LEAST_VAL_SAMPLES // shards["val"]), "train": 64}
     splits, layouts = {}, {}
-    for name, split in job.splits.items():
+    for name in SPLITS:
+        split = job.splits[name]
         chosen = pick_samples(len(split.samples), groups[name] * shards[name])
         splits[name] = replace(split, samples=tuple(split.samples[index] for index in chosen))
         layouts[name] = replace(
             job.manifest.layouts[name], num_samples=len(chosen), shard_samples=shards[name]
         )
     config = replace(config, cache=replace(config.cache, path=root))
-    manifest = replace(job.manifest, layouts=layouts)
+    manifest = Manifest(
+        {name: job.manifest.identity[name] for name in SPLITS},
+        layouts,
+        dict.fromkeys(SPLITS, 0),
+        job.manifest.information,
+    )
     return replace(job, config=config, manifest=manifest, splits=splits)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.basis import basis_key
-from kdcache.cache.identity import check_identity, find_differences
+from kdcache.cache.identity import find_differences
 from kdcache.cache.layout import Group
-from kdcache.cache.lifecycle import complete_views, rewrite_metadata
+from kdcache.cache.lifecycle import check_same_identity, complete_views, rewrite_metadata
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.settings import stored_config
@@ -69,7 +69,6 @@ def repair_cache(
 
 def _prepare_repair(root: Storage, manifest: Manifest, given: dict, progress: Progress) -> Job:
     job = prepare_job(stored_config(root, manifest, given), progress)
-    cure = "point dataset.root and teacher.weights at those the cache was built with"
     for split, identity in job.manifest.identity.items():
         differences = find_differences(manifest.identity[split], identity)
         if differences and all(name.endswith("basis_sha256") for name, _, _ in differences):
@@ -79,7 +78,9 @@ def _prepare_repair(root: Storage, manifest: Manifest, given: dict, progress: Pr
                 cure="restore it from a copy, repair on the machine that built the cache, "
                 "with as many threads, or build it anew in another folder",
             )
-        check_identity(root, found=manifest.identity[split], expected=identity, cure=cure)
+    cure = "point dataset.root and teacher.weights at those the cache was built with"
+    found, expected = manifest.identity, job.manifest.identity
+    check_same_identity(root, found=found, expected=expected, cure=cure)
     lacks = next((split for split in manifest.layouts if split not in job.splits), None)
     if lacks:
         found, expected = None, Phrase("the images the cache was built with")

@@ -8,6 +8,7 @@ PARTS = {  # of the time
     "setup_s": "preparing",
     "val_s": "val",
     "train_s": "training views",
+    "unlabelled_s": "unlabelled views",
     "score_s": "scoring",
     "comparison_s": "comparing with the teacher",
 }
@@ -85,7 +86,9 @@ def _format_disk(facts: dict) -> str:
 
 def _format_time(facts: dict) -> str:
     time, probe = facts["time"], facts["probe"]
-    parts = ", ".join(f"{text} {format_time(time[name])}" for name, text in PARTS.items())
+    parts = ", ".join(
+        f"{text} {format_time(time[name])}" for name, text in PARTS.items() if name in time
+    )
     done = sum(probe["num_samples"].values())
     source = f"{done} samples made on {probe['device']}"
     return f"time: {format_time(time['missing_s'])} ({parts}), from {source}"

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS = "documents"  # the HDF5 group of JSON documents and bases
 FORMAT = "kdcache"
-_SPLITS = ("train", "val")
+_SPLITS = ("train", "val")  # that every cache has
+_UNLABELLED = "unlabelled"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CURE = "copy it again from where it was made, or export it again"
 _DAMAGE = (
@@ -154,7 +155,7 @@ def _list_documents(opened: h5py.File) -> dict[str, tuple[int, int]]:
 
 def _list_arrays(opened: h5py.File, size_bytes: int) -> dict[str, PackedArray]:
     arrays = {}
-    for split in _SPLITS:
+    for split in (*_SPLITS, *({_UNLABELLED} & set(opened))):
         for name, dataset in opened[split].items():
             find = _find_contiguous if dataset.chunks is None else _find_chunks
             places = find(dataset)

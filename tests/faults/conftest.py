@@ -42,6 +42,16 @@ def whole_root(quick_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bare_root(bare_data, tmp_path_factory) -> Path:
+    """The same with unlabelled images. Read only."""
+    root = tmp_path_factory.mktemp("bare") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
+        quick.build_quick(bare_data, root, unlabelled="rest")
+    return root
+
+
+@pytest.fixture(scope="session")
 def whole(whole_root) -> dict[str, bytes]:
     """Its files."""
     return quick.snapshot(whole_root)

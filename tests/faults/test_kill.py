@@ -17,21 +17,21 @@ from tests.support import quick
 from tests.support.effort import choose_steps, quick_and_full
 
 
-def count_steps(monkeypatch, data_root, root, *, views: int = 1) -> list[str]:
+def count_steps(monkeypatch, data_root, root, *, views: int = 1, **given) -> list[str]:
     """The names of all steps of an uninterrupted build."""
     with monkeypatch.context() as patch:
         steps = children.meet(children.kill, step=-2, setattr=patch.setattr)
-        quick.build_quick(data_root, root, views=views)
+        quick.build_quick(data_root, root, views=views, **given)
     shutil.rmtree(root)
     return steps
 
 
-def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS) -> None:
+def check_goes_on(data_root, root, whole, *, views: int = quick.NUM_VIEWS, **given) -> None:
     """The rerun completes, keeps what was committed, and ends with the bytes of an uninterrupted
     build.
     """
     before = committed_files(root) if root.exists() else {}
-    quick.build_quick(data_root, root, views=views)
+    quick.build_quick(data_root, root, views=views, **given)
     after = committed_files(root)
     assert all(after[path] == facts for path, facts in before.items())
     assert quick.snapshot(root) == whole
@@ -80,6 +80,28 @@ def test_killed_at_random_moments_again_and_again(quick_data, whole, tmp_path, c
         if child.exitcode == 0 or moments.random() < 0.2:
             check_goes_on(quick_data, root, whole)
             shutil.rmtree(root)
+
+
+@quick_and_full
+def test_killed_at_any_step_of_adding_unlabelled_images_a_cache_is_sound_and_goes_on(
+    bare_data, tmp_path, monkeypatch, effort
+):
+    labelled, bare, root = (tmp_path / name for name in ("labelled", "bare", "cache"))
+    quick.build_quick(bare_data, labelled, views=1)
+    quick.build_quick(bare_data, bare, views=1, unlabelled="rest")
+    shutil.copytree(labelled, root)
+    steps = count_steps(monkeypatch, bare_data, root, unlabelled="rest")
+    assert len(steps) > 50
+    for step in choose_steps(steps, effort):
+        shutil.copytree(labelled, root)
+        with monkeypatch.context() as patch, pytest.raises(children.Killed):
+            children.meet(children.die, step=step, setattr=patch.setattr)
+            quick.build_quick(bare_data, root, views=1, unlabelled="rest")
+        findings = verify_cache(root, data=True)
+        assert not findings.damage, (steps[step], findings.damage)
+        assert all(open_split(root, split) for split in ("train", "val"))
+        check_goes_on(bare_data, root, quick.snapshot(bare), views=1, unlabelled="rest")
+        shutil.rmtree(root)
 
 
 @quick_and_full

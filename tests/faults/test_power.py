@@ -94,6 +94,20 @@ def test_after_a_power_loss_a_build_goes_on(quick_data, whole, watch, tmp_path, 
         assert quick.snapshot(image) == whole
 
 
+def test_a_power_loss_while_unlabelled_images_are_added_loses_nothing_else(
+    bare_data, bare_root, watch, tmp_path
+):
+    root, counts = tmp_path / "cache", []
+    quick.build_quick(bare_data, root)
+    watch(
+        lambda root: quick.build_quick(bare_data, root, unlabelled="rest"),
+        lambda image: counts.append(count_committed(image)),
+        root=root,
+    )
+    assert min(counts) == len(quick.GROUPS) and counts[-2] == len(quick.GROUPS) + 4
+    assert quick.snapshot(root) == quick.snapshot(bare_root)
+
+
 def test_a_power_loss_during_repair_loses_nothing_else(
     quick_data, whole, whole_root, watch, tmp_path
 ):

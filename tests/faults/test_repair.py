@@ -3,14 +3,16 @@ touched.
 """
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cache_teacher.cli
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.verify import verify_cache
-from kdcache.errors import CacheMismatchError, DataError
+from kdcache.errors import CacheMismatchError, DataError, SettingsError
 from kdcache.precompute.repair import repair_cache
 from tests.faults.committed import committed_files
 from tests.faults.damages import FAULTS
@@ -34,6 +36,13 @@ def files_of(name: str, files: dict) -> set:
         for path in files
         if name in path.name or (f"/{split}/" in str(path) and place in str(path))
     }
+
+
+def write_folder(folder: Path) -> Path:
+    """A folder of one image that no cache has."""
+    folder.mkdir()
+    Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(folder / "nine.png")
+    return folder
 
 
 def check_repairs_exactly(root, whole, damaged: set[str]) -> None:
@@ -77,6 +86,29 @@ def test_each_fault_is_found_and_repaired(root, whole, fault):
     check_repairs_exactly(root, whole, damaged)
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_each_fault_among_unlabelled_images_is_found_and_repaired(bare_root, tmp_path, fault):
+    whole, root = quick.snapshot(bare_root), tmp_path / "cache"
+    shutil.copytree(bare_root, root)
+    damaged = fault(root, np.random.Generator(np.random.Philox(1)), split="unlabelled")
+    found = verify_cache(root, data=True)
+    assert found.damage and {group.name for group in found.damaged_groups} == damaged
+    check_repairs_exactly(root, whole, damaged)
+
+
+def test_without_its_unlabelled_images_a_cache_is_not_repaired(bare_root, tmp_path):
+    root = tmp_path / "cache"
+    shutil.copytree(bare_root, root)
+    (root / "commits/train-v0000-g00000.json").unlink()
+    other, before = write_folder(tmp_path / "other"), quick.snapshot(root)
+    with pytest.raises(SettingsError) as error:
+        repair_cache(root, {"dataset": {"unlabelled": None}})
+    check_one_line(error, "dataset.unlabelled is None", "the images the cache was built with")
+    with pytest.raises(CacheMismatchError, match="unlabelled.dataset.sha256 is"):
+        repair_cache(root, {"dataset": {"unlabelled": str(other)}})
+    assert quick.snapshot(root) == before
+
+
 def test_a_sound_cache_is_left_alone_and_needs_no_data_set(root, whole, capsys):
     done = repair_cache(root, {"dataset": {"root": "nowhere"}})
     assert not done.groups and not done.documents and quick.snapshot(root) == whole
@@ -92,9 +124,7 @@ def test_repair_with_another_data_set_or_teacher_is_refused_and_changes_nothing(
     other = tmp_path / "other"
     quick.write_quick_data(other)
     image = next((other / "VOCdevkit/VOC2012/JPEGImages").glob("sample_train*"))
-    image.write_bytes(
-        next((other / "VOCdevkit/VOC2012/JPEGImages").glob("sample_val*")).read_bytes()
-    )
+    image.write_bytes(image.read_bytes() + b"one byte more")
     with pytest.raises(
         CacheMismatchError,
         match=r"dataset.sha256 is .*expected .*; point dataset.root and teacher.weights",

@@ -81,9 +81,11 @@ def write_unlabelled(root: Path, *, num: int = NUM_TRAIN) -> Path:
     return root
 
 
-def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> dict:
+def quick_given(
+    data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS, unlabelled: str | None = None
+) -> dict:
     """Settings of a cache of five groups (three with one view): a view of train is two groups, the
-    second one short.
+    second one short. With 3 unlabelled images it has nine (five).
     """
     return {
         "dataset": {
@@ -92,6 +94,7 @@ def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) ->
             "class_names": list(CLASS_NAMES),
             "size": 32,
             "val_size": 48,
+            "unlabelled": unlabelled,
             "download": False,
         },
         "augment": {"views": views},
@@ -102,9 +105,11 @@ def quick_given(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) ->
     }
 
 
-def build_quick(data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS) -> Config:
+def build_quick(
+    data_root: Path, cache_root: Path, *, views: int = NUM_VIEWS, unlabelled: str | None = None
+) -> Config:
     """Build the cache with the quick teacher (which must be in use); returns its settings."""
-    config = make_config(quick_given(data_root, cache_root, views=views))
+    config = make_config(quick_given(data_root, cache_root, views=views, unlabelled=unlabelled))
     build_cache(config)
     return config
 
