@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcache import durable
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.models.fit import fit_teacher
 from kdcache.progress import Progress, Say
-from kdcache.storage.lock import hold_folder
+from kdcache.storage.lock import FolderInUseError, take_file_lease
 from tests.study.gain.jobs import Job, Place
 from tests.study.gain.plan import HALVES, Study, make_fit_settings
 from tests.study.gain.points import Lists, make_data_set, make_data_settings
@@ -56,19 +55,21 @@ def make_teacher(
 ) -> Path:
     """The weights of a run's teacher, which is fitted first if need be.
 
-    Its own validation images are those of the half on which settings are chosen. Raises
-    FolderInUseError if another process fits it.
+    Its own validation images are those of the half on which settings are chosen. A fit that was
+    stopped goes on. Raises FolderInUseError if another process fits it.
     """
     path, settings = place.teacher_file(name, job.labels), make_fit_settings(study, name)
     if path.is_file() or settings is None:
         return path
+    every = study.teachers[name].get("every", job.every)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold_folder(path.parent):
-        if not path.is_file():
-            say(f"teacher: {path}")
-            every = study.teachers[name].get("every", job.every)
+    with take_file_lease(path.with_name("claim"), wait=False) as lease:
+        if lease is None:
+            raise FolderInUseError(f"{path}: another process fits it")
+        if not path.is_file():  # meanwhile
             data = _make_data(study, every, place=place, lists=lists)
-            _fit(merge(settings, data), path, progress=progress, say=say)
+            ours = {"fit": {"out": str(path)}, "teacher": {"weights": str(path)}}  # from scratch
+            fit_teacher(make_config(merge(settings, data), ours), progress=progress, say=say)
     return path
 
 
@@ -79,14 +80,6 @@ def _make_data(study: Study, every: int, *, place: Place, lists: Lists) -> dict:
     data = make_data_settings(study, lists, root, every=every)
     data["dataset"].pop("unlabelled", None)
     return data
-
-
-def _fit(settings: dict, path: Path, *, progress: Progress, say: Say) -> None:
-    unfinished = path.with_name("unfinished.pth")
-    unfinished.unlink(missing_ok=True)  # of a fit that was stopped: this one begins from scratch
-    ours = {"fit": {"out": str(unfinished)}, "teacher": {"weights": str(unfinished)}}
-    fit_teacher(make_config(settings, ours), progress=progress, say=say)
-    durable.rename(unfinished, path)
 
 
 def _check_name(study: Study, name: str) -> None:

@@ -13,7 +13,7 @@ from kdcache.errors import TrainingError
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Progress, Say, format_time
 from kdcache.storage import open_storage
-from kdcache.storage.lock import FolderInUseError
+from kdcache.storage.lock import FolderInUseError, take_file_lease
 from kdcache.training.distill import distill
 from kdcache.training.run_folder import BEST, LAST, is_finished
 from tests.study.gain.jobs import Job, Place
@@ -43,26 +43,45 @@ def run_jobs(
 
     Returns: the runs that failed. Raises: KdcacheError that would end each of them.
     """
-    failed, elsewhere = [], list(jobs)
-    while elsewhere:
-        left, elsewhere, num_trained = elsewhere, [], 0
-        for job in left:
-            if is_finished(place.run_folder(job)):
-                continue
+    place.folder.mkdir(parents=True, exist_ok=True)
+    options = {"place": place, "lists": lists, "progress": progress, "say": say}
+    failed, left = [], list(jobs)
+    while left:
+        jobs, left, num_trained = left, [], 0
+        for job in jobs:
             try:
-                build_point(study, job, place=place, lists=lists, progress=progress, say=say)
-                if not is_finished(place.run_folder(job)):  # by another process, meanwhile
-                    train_job(study, job, place=place, say=say)
-                num_trained += 1
+                if _claim(study, job, **options):
+                    num_trained += 1
+                    write_results(study, every_job, place=place)
             except FolderInUseError:
-                elsewhere.append(job)
+                left.append(job)
             except TrainingError as error:
                 say(f"{job.name}: {error}")
                 failed.append(job)
-            write_results(study, every_job, place=place)
-        if elsewhere and not num_trained:
-            time.sleep(WAIT_S)  # they end, or die and leave their runs to this one
+        if left and not num_trained:
+            time.sleep(WAIT_S)  # others end, or die and leave their runs to this process
+    write_results(study, every_job, place=place)
     return failed
+
+
+def _claim(
+    study: Study, job: Job, *, place: Place, lists: Lists, progress: Progress, say: Say
+) -> bool:
+    """Train a run that nobody has finished.
+
+    Returns: whether it was trained here. Raises: FolderInUseError if another process trains it or
+        fits its teacher.
+    """
+    if is_finished(place.run_folder(job)):
+        return False
+    with take_file_lease(place.folder / "claims" / job.name, wait=False) as lease:
+        if lease is None:
+            raise FolderInUseError(f"{job.name}: another process trains it")
+        if is_finished(place.run_folder(job)):  # meanwhile
+            return False
+        build_point(study, job, place=place, lists=lists, progress=progress, say=say)
+        train_job(study, job, place=place, say=say)
+    return True
 
 
 def build_point(
