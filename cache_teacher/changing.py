@@ -66,7 +66,7 @@ def export_cache(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--views", type=read_count(1, 10_000), metavar="N",
-        help="the first N training views (default: all)",
+        help="the first N views of training and unlabelled images (default: all)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.cache.pack import pack_cache

@@ -56,6 +56,16 @@ def test_each_shard_file_is_fetched_once_for_all_processes(root, tmp_path, fetch
         assert reader.read(name, 0, 0).tobytes() in plain
 
 
+def test_unlabelled_images_are_staged_too(bare_data, tmp_path, fetched, quick_teacher):
+    root = quick.build_quick(bare_data, tmp_path / "bare", unlabelled="rest").cache.path
+    manifest, stage = read_manifest(root), Stage(tmp_path / "stage", limit_bytes=10**9)
+    plain = read_all(CacheReader(root, manifest, "unlabelled"))
+    reader = CacheReader(root, manifest, "unlabelled", stage=stage)
+    assert read_all(reader) == plain == read_all(reader)
+    assert len(fetched) == reader.layout.num_groups * len(reader.layout.arrays)
+    assert len(list_copies(tmp_path / "stage")) == len(fetched)
+
+
 def test_a_copy_that_breaks_or_goes_is_fetched_again(root, tmp_path, fetched):
     plain, folder = read_all(CacheReader(root, read_manifest(root), "train")), tmp_path / "stage"
     assert read_all(open_staged(root, folder)) == plain

@@ -64,6 +64,21 @@ def test_views_are_added_in_a_bucket(quick_data, bucket, local):
     )
 
 
+def test_unlabelled_images_are_added_in_a_bucket(bare_data, bucket, tmp_path):
+    local = tmp_path / "bare"
+    quick.build_quick(bare_data, local, unlabelled="rest")
+    quick.build_quick(bare_data, bucket)
+    before = read_all(bucket)
+    quick.build_quick(bare_data, bucket, unlabelled="rest")
+    after = read_all(bucket)
+    assert after == read_all(local) and before.items() <= after.items()
+    findings = verify_cache(bucket, data=True)
+    assert not findings.damage and findings.num_groups == len(quick.GROUPS) + 4
+    repair_cache(bucket, {})
+    far, near = (CacheReader(root, read_manifest(root), "unlabelled") for root in (bucket, local))
+    assert (far.read("low", 1, 2) == near.read("low", 1, 2)).all()
+
+
 def test_every_sample_read_from_a_bucket_is_that_of_the_folder(quick_data, bucket, local):
     quick.build_quick(quick_data, bucket)
     for split in ("train", "val"):
