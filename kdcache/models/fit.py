@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdcache.config import Config
+from kdcache.data.unlabelled import check_apart
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import TeacherError
 from kdcache.machine.devices import check_precision, choose_device
@@ -64,6 +65,7 @@ def _read_splits(config: Config, progress: Progress) -> tuple[Split, Split]:
     names = (config.dataset.train_split, config.dataset.val_split)
     with progress.start("checking data", total=None, unit="samples") as bar:
         train, val = (read_split(config.dataset, name, advance=bar.advance) for name in names)
+    check_apart({"train": train, "val": val})
     return train, val
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdcache.config.parser import make_config, merge
-from kdcache.errors import SettingsError, TeacherError
+from kdcache.errors import DataError, SettingsError, TeacherError
 from kdcache.models.fit import fit_teacher
 from kdcache.models.teacher import build_teacher
 
@@ -48,6 +48,11 @@ def test_fitting_goes_on_from_given_weights_with_a_new_head_for_other_classes(
 def test_a_mistyped_teacher_is_refused_instead_of_fitted_from_scratch(fitting):
     with pytest.raises(TeacherError, match=r"typo.pth: teacher.weights is missing"):
         fit_teacher(make_config(merge(fitting, {"teacher": {"weights": "typo.pth"}})))
+
+
+def test_a_teacher_is_not_fitted_on_images_of_val(fitting):
+    with pytest.raises(DataError, match="image 'sample_train_0000' of val is also"):
+        fit_teacher(make_config(merge(fitting, {"dataset": {"val_split": "train"}})))
 
 
 def test_weights_of_another_model_are_refused(fitting, tmp_path):
