@@ -191,6 +191,6 @@ def _find_baseline(row: Row, rows: list[Row]) -> Row | None:
 def _without_teacher(facts: dict) -> dict:
     """The facts of the baseline that `kdcache.training.distill.baseline_config` makes of a run."""
     idle = {"loss.temperature", "loss.pseudo_threshold", "loss.channel_temperature"}
-    idle |= {"cache.levels", CACHE}
+    idle |= {"loss.project", "cache.levels", CACHE}
     plain = {name: value for name, value in facts.items() if name not in idle}
     return plain | {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)

@@ -129,7 +129,7 @@ def _make_run(folder: Path, result: dict) -> Run:
 def _keep_effective(facts: dict) -> dict:
     """The facts without settings of terms that have no weight: those are not computed."""
     idle = {"loss.temperature"} if not facts["loss.beta"] else set()
-    idle |= {"cache.levels"} if not facts["loss.gamma"] else set()
+    idle |= {"cache.levels", "loss.project"} if not facts["loss.gamma"] else set()
     idle |= {"loss.pseudo_threshold"} if not facts["loss.pseudo"] else set()
     idle |= {"loss.channel_temperature"} if not facts["loss.channel"] else set()
     return {name: value for name, value in facts.items() if name not in idle}

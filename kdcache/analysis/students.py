@@ -163,7 +163,7 @@ def _rebuild_student(opened: CacheWithTeacher, facts: dict, state: dict) -> Lear
         config,
         student=recall_student(facts),
         cache=replace(config.cache, levels=levels),
-        loss=replace(config.loss, gamma=gamma),
+        loss=replace(config.loss, gamma=gamma, project=facts.get("loss.project", "teacher")),
     )
     learner = build_learner(config, teacher_channels=find_teacher_channels(opened.reader))
     learner.student.load_state_dict(state["model_state_dict"])

@@ -65,6 +65,8 @@ class LossConfig:
     """Weight of the divergence of each class's map over the positions, >= 0 (CWD)."""
     channel_temperature: float = 1.0
     """Softening T of these maps, > 0."""
+    project: Literal["teacher", "student"] = "teacher"
+    """Whose features the feature distance projects to the other's channels."""
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma", "pseudo", "channel"):

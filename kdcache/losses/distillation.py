@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config import VOID
-from kdcache.losses.features import feature_loss
+from kdcache.losses.features import feature_loss, projected_student_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
 from kdcache.losses.pseudo import count_pixels
 from kdcache.losses.target import PixelTargets, Target
@@ -36,6 +36,8 @@ class KnowledgeDistillationLoss(nn.Module):
         channels: level -> (teacher channels, student channels); only used with gamma > 0.
         pseudo_threshold: 0 to 1; with 0 all pixels of an image without a label count.
         channel_temperature: T > 0 of the channel term.
+        project: "teacher", or "student": then its features are projected to the teacher's channels
+            by the transposed weights, and the teacher's stay as they are.
 
     Raises: ValueError if all weights are 0, or if gamma > 0 has no channels.
 
@@ -57,6 +59,7 @@ class KnowledgeDistillationLoss(nn.Module):
         pseudo_threshold: float = 0.0,
         channel: float = 0.0,
         channel_temperature: float = 1.0,
+        project: str = "teacher",
     ) -> None:
         super().__init__()
         if not (alpha or beta or gamma or pseudo or channel):
@@ -72,6 +75,7 @@ class KnowledgeDistillationLoss(nn.Module):
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         self.pseudo, self.pseudo_threshold = pseudo, pseudo_threshold
         self.channel, self.channel_temperature = channel, channel_temperature
+        self.project = project
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict(
             {level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs}
@@ -159,7 +163,7 @@ class KnowledgeDistillationLoss(nn.Module):
             total = total + self.channel * channel.sum / divisors["channel"]
             terms["channel"] = Term(channel.sum.detach(), channel.count)
         sums = {
-            level: feature_loss(
+            level: (feature_loss if self.project == "teacher" else projected_student_loss)(
                 student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1)
             )
             for level, align in self.align.items()

@@ -79,6 +79,7 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
         pseudo_threshold=terms.pseudo_threshold,
         channel=terms.channel,
         channel_temperature=terms.channel_temperature,
+        project=terms.project,
     )
     torch.manual_seed(config.train.seed)  # again: a run without projections draws the same dropout
     student = student.to(device, memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ BEFORE = {
     "loss.pseudo_threshold": 0.0,
     "loss.channel": 0.0,
     "loss.channel_temperature": 1.0,
+    "loss.project": "teacher",
     "train.compile": "off",
     "train.views": "cycle",
     "train.flip": 0.0,

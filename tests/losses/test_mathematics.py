@@ -285,6 +285,15 @@ def test_a_projection_of_rank_one_and_a_constant_student_cheat():
     assert before > 0.1 and after == pytest.approx(0, abs=1e-6)
 
 
+def test_a_constant_student_cannot_cheat_a_projection_on_its_own_side():
+    """Whatever B is, B s is one vector: at best the mean direction of the teacher's features."""
+    x = randn(2, 12, 4, 4, seed=1)
+    directions = F.normalize(x, dim=1).permute(1, 0, 2, 3).flatten(1)
+    best = directions.mean(1)[None, :, None, None].expand_as(x)
+    found = feature_distance(best, x).mean.item()
+    assert found == pytest.approx(1 - directions.mean(1).norm().item(), rel=1e-4) and found > 0.5
+
+
 # --- grids
 
 
