@@ -61,12 +61,15 @@ def test_a_fit_that_was_stopped_ends_as_if_it_was_not(fitting, stop, tmp_path):
     assert {path.name for path in tmp_path.glob("*.pth*")} == {"mine.pth", "other.pth"}
 
 
+SWAPPED = {"dataset": {"train_split": "val", "val_split": "train"}}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"fit": {"lr": 0.5}}, "fit.lr is 0.001, expected 0.5"),
         ({"augment": {"color_jitter": 0.1}}, "augment.color_jitter is 0.3, expected 0.1"),
-        ({"dataset": {"train_split": "val"}}, "dataset.train_split is 'train', expected 'val'"),
+        (SWAPPED, "dataset.train_split is 'train', expected 'val'"),
     ],
 )
 def test_a_state_of_other_settings_is_refused(fitting, stop, tmp_path, change, words):
