@@ -31,6 +31,10 @@ class UnfitFileError(OSError):
     def __init__(self, what: str) -> None:
         super().__init__(None, what)
 
+    def __reduce__(self) -> tuple:
+        """So that it can come from another process."""
+        return type(self), (self.strerror,)
+
 
 @dataclass(frozen=True)
 class ShardFile:

@@ -82,7 +82,7 @@ def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
     if path.suffix not in (".yaml", ".yml"):
         raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
     try:
-        content = flatten(dict(yaml.load(path.read_text(encoding="utf-8"), OnceLoader)))
+        document = dict(yaml.load(path.read_text(encoding="utf-8"), OnceLoader))
     except OSError as error:
         raise _refuse(
             str(path), f"unreadable ({error.strerror})", "a YAML file that is there"
@@ -93,6 +93,11 @@ def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
         raise _refuse(
             str(path), f"no grid ({reason})", "lists of values by name, as in `loss.beta: [0, 0.5]`"
         ) from None
+    content: dict[str, object] = {}
+    for part in (flatten({key: value}) for key, value in document.items()):
+        for name in content.keys() & part.keys():  # `loss: {beta: ...}` beside `loss.beta: ...`
+            raise _refuse(name, f"given twice in {path}", "each name once")
+        content |= part
     for name, own in content.items():
         if not isinstance(own, list):
             raise SettingsError(

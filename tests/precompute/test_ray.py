@@ -1,4 +1,4 @@
-"""Phase one on Ray: real actors of a local Ray, some of them killed; the same bytes as by one
+"""Phase one on Ray: real tasks of a local Ray, some workers killed; the same bytes as by one
 process.
 """
 

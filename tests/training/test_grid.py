@@ -425,3 +425,10 @@ def test_damage_in_the_cache_ends_all(start, tmp_path, capsys, monkeypatch):
 def test_words_behind_dry_run_are_no_part_of_it(start, capsys):
     assert start("--seeds", "0", "--dry-run", "loss.gamma=0") == 2
     assert "loss.gamma=0" in capsys.readouterr().err
+
+
+def test_a_name_nested_and_dotted_in_one_grid_file_is_refused(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("loss: {beta: [0, 1]}\nloss.beta: [2]\n")
+    with pytest.raises(SettingsError, match=r"loss\.beta is given twice in .*grid\.yaml"):
+        read_grid([str(path)], None)
