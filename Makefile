@@ -10,7 +10,7 @@ SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
-	test -f teachers/demo.pth || $(BIN)/python -m cache_teacher fit --config configs/demo.yaml --dataset.size 64
+	test -f teachers/demo.pth || $(BIN)/python -m cache_teacher fit --config configs/demo.yaml --dataset.train_split train --dataset.size 64
 	$(BIN)/python -m cache_teacher --config configs/demo.yaml
 	$(BIN)/python -m train_student --config configs/demo.yaml --run.resume
 

@@ -1,6 +1,6 @@
 """Every setting of both programs, one frozen dataclass a section; all defaults live here.
 
-The defaults are `configs/voc2012.yaml`: PASCAL VOC 2012 at 512x512, and the teacher with
+The defaults are `configs/voc2012_seed.yaml`: PASCAL VOC 2012 at 512x512, and the teacher with
 torchvision's VOC weights.
 """
 

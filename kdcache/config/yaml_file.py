@@ -15,7 +15,7 @@ MOST_BYTES = 1_000_000  # a settings file has a few hundred lines; a larger one 
 SECTIONS = {
     part.name: fields(part.default_factory)[0].name for part in fields(Config)
 }  # and the first name in each
-_CURE = "mend it; configs/voc2012.yaml shows every setting"
+_CURE = "mend it; configs/voc2012_seed.yaml shows every setting"
 
 
 class OnceLoader(yaml.SafeLoader):

@@ -21,6 +21,7 @@ from kdcache.data.scenes import VOID as VOID
 from kdcache.data.scenes import draw_scene
 from kdcache.errors import DataError
 
+FEW, FEW_STEP = "few", 8
 _SPLIT_CODES = {"train": 0, "val": 1}
 _JPEG_QUALITY = 92
 _MIN_SIZE_PX = 48
@@ -31,7 +32,8 @@ def write_sample_set(
 ) -> None:
     """Write the set under `root`, in VOCdevkit/VOC2012/.
 
-    That folder holds JPEGImages, SegmentationClass and ImageSets/Segmentation. Every image is a
+    That folder holds JPEGImages, SegmentationClass and ImageSets/Segmentation, with the lists
+    train, val, and few: every eighth image of train, the case of few labels. Every image is a
     pure function of (seed, split, index, size_px): writing again changes nothing, and a longer set
     begins with the shorter one. Files of other names stay. The lists are written last: a write cut
     short in a fresh folder leaves no list that names a missing file.
@@ -60,10 +62,8 @@ def write_sample_set(
             _write_sample(
                 voc, sample_id, *draw_scene(_build_generator(seed, split, index), size_px=size_px)
             )
-    for split in ids:
-        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(
-            "\n".join(ids[split]) + "\n"
-        )
+    for name, listed in {**ids, FEW: ids["train"][::FEW_STEP]}.items():
+        (voc / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(listed) + "\n")
 
 
 def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -> None:

@@ -27,6 +27,10 @@ from kdcache.training.run_identity import (
 from kdcache.training.settings import check_batches, resolve_config
 
 log = logging.getLogger("kdcache")
+ABOUT_THE_RECIPE = (
+    "loss: the first defaults (T = 4); with T = 1 and unlabelled images students gained more where "
+    "it was measured: docs/results.md, and configs/voc2012.yaml has the settings"
+)
 FEWEST_ROWS = 4
 """Samples of a batch per process on a CPU, below which a warning is given: with two of a batch of 8
 mIoU is 9.9 points lower, with four 0.7 (`python -m tests.bench.processes`)."""
@@ -73,6 +77,8 @@ def distill(
     together = {"processes": processes, "progress": progress, "events": events}
     config, data = processes.agree(_open, given, root=root, processes=processes)
     _check_start(config, data, processes, events=events)
+    if is_first_loss(config.loss):
+        events.said(ABOUT_THE_RECIPE)
     folder, baseline, beside = config.run.dir, None, None
     if config.run.baseline and config.loss.uses_teacher:
         plain, beside = find_baseline(config, data.manifest, beside=folder, count=processes.count)
@@ -82,6 +88,12 @@ def distill(
     run = PlannedRun(config, folder, resume=config.run.resume, baseline=beside)
     student = train_run(run, data, **together)
     return DistillationResult(student, baseline, config, data, folder, beside)
+
+
+def is_first_loss(loss: LossConfig) -> bool:
+    """Whether the teacher's scores have the weight and temperature of the defaults."""
+    first = LossConfig()
+    return (loss.beta, loss.temperature) == (first.beta, first.temperature) and not loss.pseudo
 
 
 def find_baseline(

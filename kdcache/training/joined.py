@@ -23,7 +23,7 @@ class JoinedReader:
     Offers what a `BatchReader` asks of a `CacheReader`, and the array LABELLED.
 
     Args:
-        labelled, unlabelled: both splits of one cache, with the same views.
+        labelled, unlabelled: both splits of one cache; the views that both have are used.
     """
 
     def __init__(self, labelled: CacheReader, unlabelled: CacheReader) -> None:
@@ -34,7 +34,8 @@ class JoinedReader:
         num_samples = self.num_labelled + self.num_unlabelled
         self.layout = replace(labelled.layout, num_samples=num_samples, arrays=arrays)
         self.sample_ids = [*labelled.sample_ids, *unlabelled.sample_ids]
-        self.storage, self.num_views = labelled.storage, labelled.num_views
+        self.storage = labelled.storage
+        self.num_views = min(part.num_views for part in self.parts)
         self.encodings, self.bases = labelled.encodings, labelled.bases
         self.is_remote, self.is_single_file = labelled.is_remote, labelled.is_single_file
 

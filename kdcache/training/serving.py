@@ -153,7 +153,12 @@ class CachedSplit:
 
 
 class MixedSplit(CachedSplit):
-    """Training samples with and without labels, in batches of both; see `Cache.mix`."""
+    """Training samples with and without labels, in batches of both; see `Cache.mix`.
+
+    Args:
+        reader: of both kinds of samples.
+        unlabelled_share: of the rows of a batch, above 0 and below 1.
+    """
 
     def __init__(self, reader: JoinedReader, unlabelled_share: float) -> None:
         super().__init__(reader)
@@ -205,8 +210,7 @@ class Cache:
         if UNLABELLED not in self.manifest.layouts:
             expected = "0: this cache has no unlabelled samples (dataset.unlabelled adds some)"
             raise refuse("unlabelled_share", unlabelled_share, expected)
-        views = self.train.num_views
-        unlabelled = CacheReader(self.root, self.manifest, UNLABELLED, num_views=views)
+        unlabelled = CacheReader(self.root, self.manifest, UNLABELLED)
         return MixedSplit(JoinedReader(self.train.reader, unlabelled), unlabelled_share)
 
     @property

@@ -169,9 +169,21 @@ def _check_share(root: Storage, manifest: Manifest, config: Config) -> None:
         raise CacheIncompleteError(
             describe(root, field="unlabelled images", found=found, expected=expected, cure=cure)
         )
+    if share is not None:
+        _check_views(root, manifest.layouts[UNLABELLED].num_views, config)
     if share is None and config.loss.pseudo:
         expected = "0 without train.unlabelled_share: it is learned on samples without a label"
         raise refuse("loss.pseudo", config.loss.pseudo, expected)
+
+
+def _check_views(root: Storage, cached: int, config: Config) -> None:
+    """Check that unlabelled images have the views that the run takes of all samples."""
+    if cached < config.augment.views:
+        cure = "run `python -m cache_teacher` with dataset.unlabelled, or set augment.views"
+        field, expected = "number of views of unlabelled images", config.augment.views
+        raise CacheIncompleteError(
+            describe(root, field=field, found=cached, expected=expected, cure=cure)
+        )
 
 
 def check_batches(config: Config, *, num_samples: int, count: int, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import kdcache
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.config import VOID, TrainConfig
+from kdcache.config import VOID, LossConfig, TrainConfig
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import write_sample_set
 from kdcache.errors import CacheIncompleteError, SettingsError
@@ -20,7 +21,7 @@ from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.precompute.build import build_cache
 from kdcache.training import loop
 from kdcache.training.checkpoint import read_checkpoint
-from kdcache.training.distill import distill
+from kdcache.training.distill import ABOUT_THE_RECIPE, distill
 from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.run import TrainingEvents
 from kdcache.training.run_folder import LAST
@@ -150,6 +151,31 @@ def test_runs_that_differ_in_the_loss_share_a_baseline(recipe, mixed_root, tmp_p
     assert second.baseline_folder == first.baseline_folder and len(seen) == 8
 
 
+class Listen(TrainingEvents):
+    def __init__(self):
+        self.lines = []
+
+    def said(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(("temperature", "hinted"), [(4.0, True), (1.0, False)])
+def test_a_run_with_the_first_loss_says_where_the_recipe_is(given, built_root, temperature, hinted):
+    events, loss = Listen(), {"gamma": 0.0, "temperature": temperature}
+    changes = {"loss": loss, "train": {"epochs": 1}, "run": {"baseline": False}}
+    distill(merge(given, changes), root=built_root, events=events)
+    assert [line for line in events.lines if "docs/results.md" in line] == (
+        [ABOUT_THE_RECIPE] if hinted else []
+    )
+
+
+def test_the_defaults_of_the_loss_stay_those_of_the_first_one():
+    first = {"alpha": 1.0, "beta": 0.5, "gamma": 0.3, "temperature": 4.0, "pseudo": 0.0}
+    settings, own = LossConfig(), KnowledgeDistillationLoss(channels={"mid": (4, 2)})
+    for name, value in first.items():
+        assert getattr(settings, name) == getattr(own, name) == value
+
+
 def test_served_batches_say_which_rows_have_labels(recipe, mixed_root):
     cache = kdcache.open_cache(mixed_root)
     ids = set(cache.train.sample_ids)
@@ -175,6 +201,18 @@ def test_what_cannot_be_mixed_is_refused(given, built_root, recipe, mixed_root):
     with pytest.raises(SettingsError) as error:
         kdcache.open_cache(built_root).mix(0.5)
     check_one_line(error, "unlabelled_share", "dataset.unlabelled")
+
+
+def test_views_that_unlabelled_images_lack_are_refused(mixed_given, mixed_root, recipe, tmp_path):
+    root = shutil.copytree(mixed_root, tmp_path / "grown")
+    more = {"cache": {"path": str(root)}, "augment": {"views": 3}, "dataset": {"unlabelled": None}}
+    build_cache(make_config(merge(mixed_given, more)))
+    grown = merge(recipe, {"cache": {"path": str(root)}})
+    with pytest.raises(CacheIncompleteError) as error:
+        distill(merge(grown, {"augment": {"views": 3}}), root=root)
+    check_one_line(error, "views of unlabelled images is 2, expected 3", "dataset.unlabelled")
+    assert distill(merge(grown, {"run": {"baseline": False}}), root=root).student["epochs"] == 2
+    assert kdcache.open_cache(root).mix(0.5).num_views == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5, 0.05, 0.96, float("nan")])
