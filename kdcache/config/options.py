@@ -21,8 +21,13 @@ from typing import Literal, NoReturn, get_args, get_origin
 
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import flatten, unflatten
-from kdcache.config.typed import check_values, find_owner, refuse_unknown, setting_types
-from kdcache.config.yaml_file import read_settings_file
+from kdcache.config.typed import (
+    check_values,
+    find_owner,
+    read_flat,
+    refuse_unknown,
+    setting_types,
+)
 from kdcache.errors import SettingsError
 
 WIDTH = 100
@@ -176,7 +181,7 @@ def read_given(args: argparse.Namespace) -> dict:
     """
     given: dict[str, object] = {}
     for path in args.config:
-        given |= check_values(read_settings_file(path))
+        given |= read_flat(path)
     return unflatten(_overlay(given, find_words(args)))
 
 

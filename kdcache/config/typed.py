@@ -37,7 +37,19 @@ def setting_types(section: type = Config, prefix: str = "") -> dict[str, object]
 
 def read_settings(path: Path) -> dict:
     """The settings of a YAML file as a nested dict, checked. Raises SettingsError."""
-    return unflatten(check_values(read_settings_file(path)))
+    return unflatten(read_flat(path))
+
+
+def read_flat(path: Path) -> dict[str, object]:
+    """The settings of a YAML file by dotted name, checked.
+
+    Raises: SettingsError, which names the file, for a wrong file, name or type.
+    """
+    values = read_settings_file(path)
+    try:
+        return check_values(values)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {str(error).removeprefix('settings: ')}") from None
 
 
 def read_stored(values: Mapping) -> dict:

@@ -202,7 +202,7 @@ def test_config_survives_the_way_through_yaml():
     ],
 )
 def test_unknown_name_is_refused_with_the_nearest_known_one(refused, wrong: str, nearest: str):
-    message = f"settings: {wrong} is unknown, expected {nearest}"
+    message = f": {wrong} is unknown, expected {nearest}"
     *sections, name = wrong.split(".")
     text = "".join(f"{'  ' * depth}{word}:\n" for depth, word in enumerate(sections))
     refused(text=f"{text}{'  ' * len(sections)}{name}: 1\n", parts=(message, "--help"))
@@ -212,9 +212,9 @@ def test_unknown_name_is_refused_with_the_nearest_known_one(refused, wrong: str,
 def test_unknown_section_is_refused(refused):
     refused(
         text="datasets:\n  foo: 1\n",
-        parts=("settings: datasets.foo is unknown", "expected dataset."),
+        parts=("my.yaml: datasets.foo is unknown", "expected dataset."),
     )
-    refused(text="zzz:\n  qq: 1\n", parts=("settings: zzz.qq is unknown", "a known section.name"))
+    refused(text="zzz:\n  qq: 1\n", parts=("my.yaml: zzz.qq is unknown", "a known section.name"))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_unknown_section_is_refused(refused):
 )
 def test_value_of_a_wrong_type_is_refused(refused, name: str, value: str, expected: str):
     section, key = name.split(".")
-    parts = (f"settings: {name} is {value!r}", "expected", expected, f"change {name}")
+    parts = (f": {name} is {value!r}", "expected", expected, f"change {name}")
     refused(f"--{name}", value, parts=parts)
     refused(text=f"{section}:\n  {key}: {value}\n", parts=parts)
 
@@ -248,7 +248,7 @@ def test_value_of_none_of_several_types_is_refused_in_the_same_form(refused, nam
     section, key = name.split(".")
     refused(
         text=f"{section}:\n  {key}: {value}\n",
-        parts=(f"settings: {name} is ", ", expected ", f"; change {name}"),
+        parts=(f"my.yaml: {name} is ", ", expected ", f"; change {name}"),
     )
 
 
@@ -351,7 +351,7 @@ def test_section_given_as_a_value_is_refused(refused):
     refused(text="loss: 3\n", parts=("my.yaml: loss is 3, expected a section of names",))
     refused(
         text="teacher:\n  layers: 3\n",
-        parts=("settings: teacher.layers is a value", "teacher.layers.NAME"),
+        parts=("my.yaml: teacher.layers is a value", "teacher.layers.NAME"),
     )
 
 
@@ -403,7 +403,7 @@ def test_file_that_is_no_plain_yaml_is_refused_by_name(refused, text: str | byte
 
 @pytest.mark.parametrize("text", ["1: 2\n", "loss:\n  1: 2\n"])
 def test_names_that_are_numbers_are_refused(refused, text: str):
-    refused(text=text, parts=("settings: ",))
+    refused(text=text, parts=("my.yaml: ",))
 
 
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
