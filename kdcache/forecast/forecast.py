@@ -21,6 +21,7 @@ from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.forecast.encodings import MOST_KEPT, EncodingTable, ask_teacher, weigh_encodings
 from kdcache.forecast.probe import Probe, count_samples, probe_cache
+from kdcache.forecast.quality import estimate_score
 from kdcache.precompute.build import ORDER, prepare_job
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples
@@ -40,11 +41,13 @@ class _Measured:
     """What was measured.
 
     Seconds: teacher_s of a sample, comparison_s of the comparison that ends phase one, setup_s of
-    reading weights and data set, rest_s of all other measuring.
+    reading weights and data set, rest_s of all other measuring. score: of the teacher, see
+    `estimate_score`.
     """
 
     probe: Probe
     encodings: EncodingTable
+    score: dict
     teacher_s: float
     comparison_s: float
     setup_s: float
@@ -101,6 +104,7 @@ def _describe(job: Job, measured: _Measured, folder: Path) -> dict:
             "saved_s_per_epoch": epoch_s,
             "epochs": times["all_s"] / epoch_s,
         },
+        "teacher": measured.score,
         "others": compared.pop("others"),
         "compared": compared,
         "probe": {
@@ -136,10 +140,11 @@ def _measure(job: Job, *, num_compared: int, setup_s: float, progress: Progress)
     asked = {"val": ask_teacher(job, "val", least=1, progress=progress)}
     probe = probe_cache(job, progress=progress)
     asked["train"] = ask_teacher(job, "train", least=MOST_KEPT, progress=progress)
+    score = estimate_score(job.config, probe, asked["train"])
     table, teacher_s = weigh_encodings(job, asked, progress=progress), asked["train"].sample_s
     comparison_s = _expect_comparison(job, num_samples=num_compared, teacher_s=teacher_s)
     rest_s = time.monotonic() - began_s
-    return _Measured(probe, table, teacher_s, comparison_s, setup_s, rest_s)
+    return _Measured(probe, table, score, teacher_s, comparison_s, setup_s, rest_s)
 
 
 def _describe_split(root: Storage, layout: SplitLayout, probe: Probe) -> dict:

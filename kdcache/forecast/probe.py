@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from kdcache.cache.layout import (
     SPLITS,
@@ -33,7 +34,7 @@ from kdcache.forecast.folder import (
     make_folder,
 )
 from kdcache.precompute.pipeline import Job, Pipeline
-from kdcache.precompute.score import count_answers
+from kdcache.precompute.score import count_answers, find_val_scale
 from kdcache.progress import Bar, Progress, Silent
 from kdcache.storage import Storage, open_storage
 
@@ -47,7 +48,8 @@ class Probe:
     """What a few shard groups took.
 
     num_samples: split -> samples made. sample_s: split -> seconds a sample, with drawing, teacher
-    and writing overlapping. score_s: seconds to score a validation sample.
+    and writing overlapping. score_s: seconds to score a validation sample. val_confusion_KK: int64,
+    labels and answers of the validation samples. val_scale: how large these are shown.
     chunk_bytes: split -> array -> mean bytes of a sample's chunk and its checksum.
     record_bytes: split -> bytes a sample of commit records.
     document_bytes: of all other documents of the whole cache.
@@ -56,6 +58,8 @@ class Probe:
     num_samples: dict[str, int]
     sample_s: dict[str, float]
     score_s: float
+    val_confusion_KK: Tensor
+    val_scale: float
     chunk_bytes: dict[str, dict[str, float]]
     record_bytes: dict[str, float]
     document_bytes: int
@@ -89,8 +93,9 @@ def probe_cache(job: Job, *, progress: Progress) -> Probe:
                 facts[UNLABELLED] = facts["train"]
         documents = (folder / DOCUMENTS).rglob("*")
         document_bytes = sum(path.stat().st_size for path in documents if path.is_file())
-        score_s = _time_score(root, manifest, num_classes=job.config.dataset.num_classes)
-        return Probe(num_samples, sample_s, score_s, chunk_bytes, record_bytes, document_bytes)
+        scored = _score_val(root, manifest, num_classes=job.config.dataset.num_classes)
+        scored = (*scored, find_val_scale(root, manifest))
+        return Probe(num_samples, sample_s, *scored, chunk_bytes, record_bytes, document_bytes)
 
 
 def count_samples(groups: Iterable[Group]) -> list[int]:
@@ -216,8 +221,8 @@ def _measure_chunks(
     return size_bytes / sum(count_samples(groups))
 
 
-def _time_score(root: Storage, manifest: Manifest, *, num_classes: int) -> float:
-    """Seconds a validation sample."""
-    began_s = time.monotonic()
-    count_answers(CacheReader(root, manifest, "val"), num_classes=num_classes, progress=Silent())
-    return (time.monotonic() - began_s) / manifest.layouts["val"].num_samples
+def _score_val(root: Storage, manifest: Manifest, *, num_classes: int) -> tuple[float, Tensor]:
+    """Seconds a validation sample, and the confusion matrix of all."""
+    began_s, reader = time.monotonic(), CacheReader(root, manifest, "val")
+    confusion_KK = count_answers(reader, num_classes=num_classes, progress=Silent())
+    return (time.monotonic() - began_s) / manifest.layouts["val"].num_samples, confusion_KK

@@ -218,8 +218,7 @@ def finish_cache(config: Config, worker: Worker, progress: Progress) -> TeacherS
     with root.take_lease(SCORE, wait=True):
         if worker.count > 1 and read_manifest(root).information.get("scored_views") == scored:
             return None
-        classes = config.dataset.num_classes
-        score = score_teacher(root, manifest, num_classes=classes, progress=progress)
+        score = score_teacher(root, manifest, config=config, progress=progress)
         add_information(root, {**score.to_information(), "scored_views": scored})
     return score
 

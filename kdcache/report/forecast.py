@@ -36,6 +36,7 @@ def format_forecast(facts: dict) -> str:
         _format_disk(facts),
         _format_time(facts),
         _format_worth(facts["break_even"]),
+        _format_teacher(facts["teacher"]),
     ]
     lines += _format_fleet(facts) if "fleet" in facts else []
     lines += _format_others(facts["others"], facts["compared"])
@@ -101,6 +102,16 @@ def _format_worth(worth: dict) -> str:
         f"worth: a teacher in every step takes {teacher} an image, {epoch} an epoch; "
         f"the cache has paid for itself after {epochs}"
     )
+
+
+def _format_teacher(teacher: dict) -> str:
+    """The teacher's mIoU on what was sampled, and the warning of phase one."""
+    counts = teacher["num_samples"]
+    line = (
+        f"teacher: mIoU {teacher['val_miou']:.3f} on val, {teacher['train_miou']:.3f} on training "
+        f"views, an estimate from {counts['val']} and {counts['train']} samples"
+    )
+    return line + (f"\n  WARNING: {teacher['warning']}" if teacher["warning"] else "")
 
 
 def _format_fleet(facts: dict) -> list[str]:
