@@ -1,8 +1,7 @@
 """The interface of whatever holds a cache: a folder, a bucket or a packed file.
 
-Files are named by keys relative to the cache, like "train/low/c/0/0/0/0/0" or
-"commits/train-v0000-g00000.json"; "" is the cache itself. If a disk or an object store refuses, the
-error is an OSError whose `strerror` says why.
+Files are named by keys relative to the cache, like "commits/train-v0000-g00000.json"; "" is the
+cache itself. If a disk or an object store refuses, the OSError's `strerror` says why.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class UnfitFileError(OSError):
     def __init__(self, what: str) -> None:
         super().__init__(None, what)
 
-    def __reduce__(self) -> tuple:
-        """So that it can come from another process."""
+    def __reduce__(self) -> tuple:  # it may come from another process
         return type(self), (self.strerror,)
 
 

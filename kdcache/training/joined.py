@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
@@ -66,8 +64,3 @@ class JoinedReader:
             part = self.parts[0 if is_labelled else 1]
             own = sample if is_labelled else sample - self.num_labelled
             part.read_into(slot, array=array, view=view, sample=own, maps=maps)
-
-
-def find_labelled(arrays: Mapping[str, Tensor]) -> Tensor | None:
-    """Which rows of a batch have a label, bool [N]; None if all have one."""
-    return arrays[LABELLED][:, 0].bool() if LABELLED in arrays else None

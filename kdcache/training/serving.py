@@ -25,11 +25,11 @@ from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
 from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import BatchReader
-from kdcache.training.joined import LABELLED, JoinedReader, find_labelled
+from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.learner import find_teacher_channels
 from kdcache.training.order import plan_epoch, plan_mixed_epoch, split_batches
 from kdcache.training.residency import choose_residency, find_need
-from kdcache.training.targets import Targets, open_targets
+from kdcache.training.targets import Targets, find_labelled, open_targets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.reader import CacheReader
 from kdcache.losses.target import Target
-from kdcache.training.joined import JoinedReader
+from kdcache.training.joined import LABELLED, JoinedReader
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,8 @@ def open_targets(reader: CacheReader | JoinedReader, device: torch.device) -> Ta
     """Of a training split."""
     bases = {level: torch.from_numpy(basis).to(device) for level, basis in reader.bases.items()}
     return Targets(reader.encodings, bases)
+
+
+def find_labelled(arrays: Mapping[str, Tensor]) -> Tensor | None:
+    """Which rows of a batch have a label, bool [N]; None if all have one."""
+    return arrays[LABELLED][:, 0].bool() if LABELLED in arrays else None
