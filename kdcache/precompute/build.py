@@ -156,7 +156,7 @@ def _open_once(job: Job) -> tuple[Job, list[Group]]:
     root, manifest = open_storage(job.config.cache.path), job.manifest
     free_bytes = root.find_free_bytes()
     layouts, missing, needed = check_same_cache(root, manifest).layouts, [], 0
-    for split in (split for split in ORDER if split in job.splits):
+    for split in (split for split in ORDER if split in manifest.layouts):
         groups = find_missing_groups(root, layouts[split])
         missing += groups
         needed += layouts[split].sum_bytes(groups)

@@ -204,11 +204,13 @@ class Cache:
         Args:
             unlabelled_share: of the rows of a batch, above 0 and below 1.
 
-        Raises: SettingsError if the cache has no unlabelled samples; CacheError if they are damaged
-        or incomplete.
+        Raises: SettingsError for another share, or if the cache has no unlabelled samples;
+            CacheError if they are damaged or incomplete.
         """
+        if not 0 < unlabelled_share < 1:
+            raise refuse("unlabelled_share", unlabelled_share, "above 0 and below 1")
         if UNLABELLED not in self.manifest.layouts:
-            expected = "0: this cache has no unlabelled samples (dataset.unlabelled adds some)"
+            expected = "a cache with unlabelled samples (dataset.unlabelled adds some)"
             raise refuse("unlabelled_share", unlabelled_share, expected)
         unlabelled = CacheReader(self.root, self.manifest, UNLABELLED)
         return MixedSplit(JoinedReader(self.train.reader, unlabelled), unlabelled_share)

@@ -201,6 +201,10 @@ def test_what_cannot_be_mixed_is_refused(given, built_root, recipe, mixed_root):
     with pytest.raises(SettingsError) as error:
         kdcache.open_cache(built_root).mix(0.5)
     check_one_line(error, "unlabelled_share", "dataset.unlabelled")
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(SettingsError) as error:
+            kdcache.open_cache(mixed_root).mix(share)
+        check_one_line(error, "unlabelled_share", "above 0 and below 1")
 
 
 def test_views_that_unlabelled_images_lack_are_refused(mixed_given, mixed_root, recipe, tmp_path):
