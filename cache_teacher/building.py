@@ -16,7 +16,7 @@ from kdcache.config.options import Parser, read_given
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.workers import find_worker
-from kdcache.progress import Console
+from kdcache.progress import Console, print_line, print_text
 
 if TYPE_CHECKING:
     from kdcache.precompute.build import BuildSummary
@@ -57,10 +57,10 @@ def build(argv: list[str], commands: Mapping[str, Command]) -> None:
     if summary.score is None:
         worker = find_worker()
         rest = f"by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
-        print(f"{written} {rest}")
+        print_line(f"{written} {rest}")
         return
     score = summary.score
-    print(
+    print_line(
         f"{written}; teacher's mIoU {score.val_miou:.4f} on val, "
         f"{score.train_miou:.4f} on training views"
     )
@@ -102,7 +102,7 @@ def plan(argv: list[str]) -> None:
         facts["fleet"] = spread(find_work(facts), fleet)
     from kdcache.report.forecast import format_forecast
 
-    print(json.dumps(facts, indent=2) if args.json else format_forecast(facts))
+    print_text(json.dumps(facts, indent=2) if args.json else format_forecast(facts))
 
 
 def fit(argv: list[str]) -> None:
@@ -117,7 +117,7 @@ def fit(argv: list[str]) -> None:
     config = make_config(read_given(parser.parse_args(argv)))
     from kdcache.models.fit import fit_teacher
 
-    fit_teacher(config, progress=Console(), say=print)
+    fit_teacher(config, progress=Console(), say=print_line)
 
 
 def sample_set(argv: list[str]) -> None:
@@ -132,7 +132,7 @@ def sample_set(argv: list[str]) -> None:
     from kdcache.data.sample_set import write_sample_set
 
     write_sample_set(args.path)
-    print(f"{args.path}: sample data set written")
+    print_line(f"{args.path}: sample data set written")
 
 
 def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSummary]:
@@ -189,7 +189,7 @@ def _say_fidelity(config: Config) -> None:
     except KdcacheError as error:  # the cache is complete all the same
         log.warning("the cache is complete, but was not compared with the teacher: %s", error)
         return
-    print(format_fidelity_line(result))
+    print_line(format_fidelity_line(result))
     for failure in result["failures"]:
         log.warning("%s; `%s fidelity %s` tells more", failure, PROG, config.cache.path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdcache.command import build_cache_parser, read_count, read_new_path
 from kdcache.config.options import read_given
-from kdcache.progress import Console
+from kdcache.progress import Console, print_line, print_text
 
 PROG = "python -m cache_teacher"
 CHANGEABLE = "the cache: a folder or s3://BUCKET/KEY"
@@ -27,7 +27,7 @@ def repair(argv: list[str]) -> None:
     from kdcache.report.findings import format_repair
 
     done = repair_cache(args.path, given, dry_run=args.dry_run, progress=Console())
-    print(format_repair(done, args.path, dry_run=args.dry_run))
+    print_text(format_repair(done, args.path, dry_run=args.dry_run))
 
 
 def gc(argv: list[str]) -> None:
@@ -45,10 +45,10 @@ def gc(argv: list[str]) -> None:
 
     found = collect_leftovers(args.path, dry_run=args.dry_run)
     for leftover in found:
-        print(f"{leftover.path}: {leftover.what}, {leftover.size_bytes} bytes")
+        print_line(f"{leftover.path}: {leftover.what}, {leftover.size_bytes} bytes")
     size_mb = sum(leftover.size_bytes for leftover in found) / 1e6
     verb = "would be removed" if args.dry_run else "removed"
-    print(f"{args.path}: {len(found)} files, {size_mb:.1f} MB {verb}")
+    print_line(f"{args.path}: {len(found)} files, {size_mb:.1f} MB {verb}")
 
 
 def export_cache(argv: list[str]) -> None:
@@ -75,7 +75,7 @@ def export_cache(argv: list[str]) -> None:
         args.path, args.out, levels=args.levels, num_views=args.views, progress=Console()
     )
     size_mb = packed.size_bytes / 1e6
-    print(f"{args.out}: {packed.num_samples} samples, {size_mb:.1f} MB written and read back")
+    print_line(f"{args.out}: {packed.num_samples} samples, {size_mb:.1f} MB written and read back")
 
 
 def import_cache(argv: list[str]) -> None:
@@ -93,7 +93,7 @@ def import_cache(argv: list[str]) -> None:
 
     num_groups, size_bytes = unpack_cache(args.path, args.out, progress=Console())
     written = f"{args.out}: {num_groups} shard groups, {size_bytes / 1e6:.1f} MB written"
-    print(f"{written}; train on it, or `{PROG} verify {args.out}`")
+    print_line(f"{written}; train on it, or `{PROG} verify {args.out}`")
 
 
 def _read_levels(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from kdcache.command import (
 )
 from kdcache.config.options import read_given
 from kdcache.errors import CacheCorruptError
-from kdcache.progress import Console
+from kdcache.progress import Console, print_line, print_text
 
 PROG = "python -m cache_teacher"
 WATCH_EVERY_S = 5.0
@@ -41,7 +41,7 @@ def info(argv: list[str]) -> None:
     if args.watch:
         watch_cache(args.path, every_s=args.watch, progress=Console(), say=_say_on_stderr)
     facts = describe_cache(args.path)
-    print(json.dumps(facts, indent=2) if args.json else format_info(facts))
+    print_text(json.dumps(facts, indent=2) if args.json else format_info(facts))
 
 
 def view(argv: list[str]) -> None:
@@ -75,7 +75,7 @@ def view(argv: list[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept") from None
     named = f"; mostly called something else: {_list_names(done.misnamed)}" if done.misnamed else ""
-    print(
+    print_line(
         f"{out}: {done.num_shown} samples shown, {done.num_looked_at} of {done.num_samples} "
         f"looked at, {done.size_bytes / 1e6:.1f} MB{named}"
     )
@@ -108,10 +108,12 @@ def verify(argv: list[str]) -> int:
         error.exit_code = DAMAGED
         if args.json:
             damage = [{"file": str(error.where), "what": error.what}]
-            print(json.dumps({"path": str(args.path), "sound": False, "damage": damage}, indent=2))
+            print_text(
+                json.dumps({"path": str(args.path), "sound": False, "damage": damage}, indent=2)
+            )
         raise
     facts = describe_findings(findings, args.path)
-    print(json.dumps(facts, indent=2) if args.json else format_findings(findings, args.path))
+    print_text(json.dumps(facts, indent=2) if args.json else format_findings(findings, args.path))
     return DAMAGED if findings.damage else 0
 
 
@@ -146,7 +148,7 @@ def fidelity(argv: list[str]) -> int:
             args.path, given, num_samples=args.samples, seed=args.seed, run=args.run,
             progress=Console(),
         )  # fmt: skip
-    print(json.dumps(result, indent=2) if args.json else format_fidelity(result, args.path))
+    print_text(json.dumps(result, indent=2) if args.json else format_fidelity(result, args.path))
     return DAMAGED if result["failures"] else 0
 
 
@@ -156,4 +158,4 @@ def _list_names(names: list[str]) -> str:
 
 
 def _say_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    print_line(text, file=sys.stderr)

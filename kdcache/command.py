@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import NoReturn
 
 from kdcache.config.options import Parser
 from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe, one_line
+from kdcache.progress import print_line
 from kdcache.storage import Storage, open_storage
 
 Command = Callable[[list[str]], int | None]
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
 A_MOMENT_S = 1.0
+A_BUG = "a bug; KDCACHE_TRACE=1 shows where, please report it"
 
 
 def run_program(
@@ -144,6 +147,8 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
 def run_command(name: str, work: Callable[[], int | None]) -> int:
     """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted.
 
+    Whatever ends it is one line; with KDCACHE_TRACE=1 in the environment a traceback comes first.
+
     A KeyboardInterrupt may say itself what is kept.
     """
     for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are no text
@@ -156,32 +161,33 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         # a launcher that sees one process end stops all, perhaps before the one with the message
         time.sleep(A_MOMENT_S)
         return error.exit_code
-    except KdcacheError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt as stop:
-        print(f"{name}: interrupted; {str(stop) or 'what is finished is kept'}", file=sys.stderr)
+        told = str(stop) or "what is finished is kept"
+        print_line(f"{name}: interrupted; {told}", file=sys.stderr)
         return INTERRUPTED
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = one_line(error)
-        print(
-            f"{name}: out of memory ({reason}); lower teacher.batch_size, train.batch_size or "
-            "fit.batch_size, or set train.residency disk",
-            file=sys.stderr,
-        )
-        return 1
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # disk full, permissions: what no check at the edge can foresee
-        print(
-            f"{name}: {error.filename or 'a file'}: {error.strerror or error}; "
-            "mend that and start again",
-            file=sys.stderr,
+    except Exception as error:
+        if os.environ.get("KDCACHE_TRACE") == "1":
+            traceback.print_exc()
+        print_line(f"{name}: {_explain(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, KdcacheError) else 1
+
+
+def _explain(error: Exception) -> str:
+    """One line about what has ended a command."""
+    if isinstance(error, KdcacheError):
+        return str(error)
+    if _is_out_of_memory(error):
+        return (
+            f"out of memory ({one_line(error)}); lower teacher.batch_size, train.batch_size or "
+            "fit.batch_size, or set train.residency disk"
         )
-        return 1
+    if isinstance(error, OSError):  # disk full, permissions: what no check at the edge can foresee
+        where, why = error.filename or "a file", error.strerror or error
+        return f"{where}: {why}; mend that and start again"
+    return f"{one_line(error, named=True)}: {A_BUG}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -204,4 +210,4 @@ class _StderrHandler(logging.Handler):
     """Writes to what stderr is at that moment, not to what it was at the first command."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print_line(self.format(record), file=sys.stderr)

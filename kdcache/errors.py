@@ -100,5 +100,20 @@ class Phrase(str):
     """A found or expected fact that is a description, shown without quotes."""
 
 
+def show_value(value: object, *, most: int = 80) -> str:
+    """A value of a document for a message: short, also if it is huge or cannot be written out."""
+    if value is None:
+        return "null"
+    if not isinstance(value, str | bytes | int | float | list | tuple | dict):
+        return f"a {type(value).__name__}"
+    try:
+        return repr(value[:most] if isinstance(value, str | bytes) else value)[: most + 2]
+    except (ValueError, RecursionError):  # Python writes no whole number of more than 4300 digits
+        return f"a {type(value).__name__} too large to show"
+
+
 def _show(value: object) -> str:
-    return str(value) if isinstance(value, Phrase) else repr(value)
+    try:
+        return str(value) if isinstance(value, Phrase) else repr(value)
+    except (ValueError, RecursionError):
+        return show_value(value)

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
 
 LINE_EVERY_S = 10.0
 Say = Callable[[str], None]  # takes text that a person should read, without its last line break
+# codes that move the cursor, colour, or turn the direction of writing; and all line breaks
+_CODES = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def escape_line(text: object) -> str:
+    """Text as one line: control codes and line breaks as Python writes them.
+
+    Names may come from anybody's cache, run or lease.
+
+    >>> escape_line("a\\nb\\x1b[2J")
+    'a\\\\nb\\\\x1b[2J'
+    """
+    return _CODES.sub(lambda code: repr(code[0])[1:-1], str(text))
+
+
+def join_lines(lines: Iterable[object]) -> str:
+    """Lines as one text; a name with a line break in it makes no new line."""
+    return "\n".join(map(escape_line, lines))
+
+
+def print_line(text: object, *, file: TextIO | None = None) -> None:
+    """Print one line, whatever is in it; errors and warnings are always one."""
+    print(escape_line(text), file=file or sys.stdout, flush=file is not None)
+
+
+def print_text(text: str) -> None:
+    """Print text of several lines without control codes; what builds it uses `join_lines`."""
+    print(join_lines(text.split("\n")))
 
 
 class Bar(AbstractContextManager, Protocol):
@@ -87,7 +116,7 @@ class _PlainBar(_SilentBar):
             line += f", {self.size_bytes / 1e6 / took_s:.1f} MB/s"
         if self.total and 0 < self.done < self.total:
             line += f", {(self.total - self.done) / rate:.0f} s left"
-        print(line, file=self.stream, flush=True)
+        print_line(line, file=self.stream)
 
 
 class _TerminalBar(_SilentBar):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdcache.command import DAMAGED, read_count
 from kdcache.config.options import Parser
+from kdcache.progress import print_line, print_text
 
 PROG = "python -m train_student"
 FORMATS = ("onnx", "safetensors", "executorch")
@@ -41,7 +42,7 @@ def report(argv: list[str]) -> None:
 
     cache = {"cache": {"path": args.path}} if args.path else {}
     device = {"train": {"device": args.device}} if args.device else {}
-    print(rewrite_report(args.run, {**cache, **device}, num_panels=args.panels or NUM_PANELS))
+    print_line(rewrite_report(args.run, {**cache, **device}, num_panels=args.panels or NUM_PANELS))
 
 
 def compare(argv: list[str]) -> None:
@@ -75,7 +76,10 @@ def compare(argv: list[str]) -> None:
     asked = [path for path in forms if path is not None]
     for path in asked:  # before anything is printed: a reader may stop early, as `| head` does
         durable.replace_file(path, forms[path](comparison).encode("utf-8", "backslashreplace"))
-    print("\n\n".join([format_comparison(comparison), *(f"{path}: written" for path in asked)]))
+    print_text(format_comparison(comparison))
+    for path in asked:
+        print_line("")
+        print_line(f"{path}: written")
 
 
 def export(argv: list[str]) -> None:
@@ -106,7 +110,7 @@ def export(argv: list[str]) -> None:
     import_format(args.to)  # what is missing is said before anything takes time
     student = load_student(args.run)
     export_student(
-        student, to=args.to, find_images=partial(find_images, student, args.images), say=print
+        student, to=args.to, find_images=partial(find_images, student, args.images), say=print_text
     )
 
 
@@ -142,11 +146,11 @@ def predict(argv: list[str]) -> int:
 
     student, out = load_student(args.run), args.out or args.run / "predictions"
     done, errors = predict_pictures(
-        student, args.images, out=out, size=args.size, say=print, complain=_complain
+        student, args.images, out=out, size=args.size, say=print_line, complain=_complain
     )
     if done:
         page = write_predictions(done, student, folder=out)
-        print(f"{page}: {len(done)} images" + (f", {len(errors)} refused" if errors else ""))
+        print_line(f"{page}: {len(done)} images" + (f", {len(errors)} refused" if errors else ""))
     return DAMAGED if errors else 0
 
 
@@ -157,7 +161,7 @@ def _add_run(parser: Parser) -> None:
 
 
 def _complain(error: Exception) -> None:
-    print(f"train_student predict: {error}", file=sys.stderr)
+    print_line(f"train_student predict: {error}", file=sys.stderr)
 
 
 def _read_out(text: str, ending: str) -> Path:

@@ -14,7 +14,7 @@ from kdcache.config.options import Parser, find_words, override, read_given
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.workers import find_worker
-from kdcache.progress import Console
+from kdcache.progress import Console, join_lines, print_line, print_text
 from kdcache.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def _train_one(args: argparse.Namespace, processes: Alone) -> None:
         root=_find_cache(given),
         processes=processes,
         progress=Console(),
-        events=PrintedRun(print),
+        events=PrintedRun(print_text),
     )
-    report_result(outcome, processes, say=print)
+    report_result(outcome, processes, say=print_text)
 
 
 def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
@@ -127,12 +127,12 @@ def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
     plans = plan_grid(grid, lambda point: override(given, point), root=root, manifest=manifest)
     baselines = sum(not plan.config.loss.uses_teacher for plan in plans)
     folder = plans[0].config.run.dir
-    print(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
+    print_line(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
     if args.dry_run:
-        print("\n".join(f"  {plan.folder.name}" for plan in plans))
+        print_text(join_lines(f"  {plan.folder.name}" for plan in plans))
         return 0
     failures = train_grid(
-        plans, root=root, manifest=manifest, progress=Console(), events=PrintedGrid(print)
+        plans, root=root, manifest=manifest, progress=Console(), events=PrintedGrid(print_text)
     )
     unfinished = {failure.folder for failure in failures}
     _compare([plan.folder for plan in plans if plan.folder not in unfinished])
@@ -156,14 +156,14 @@ def _compare(finished: list) -> None:
         from kdcache.analysis.comparison import compare_runs
         from kdcache.report.comparison_text import format_comparison
 
-        print(format_comparison(compare_runs(finished)))
+        print_text(format_comparison(compare_runs(finished)))
 
 
 def _conclude(failures: list[UnfinishedRun], total: int) -> int:
     """Say how many runs are finished. Raises KdcacheError if some have failed."""
     failed = [failure for failure in failures if not failure.elsewhere]
     elsewhere, finished = len(failures) - len(failed), total - len(failures)
-    print(
+    print_line(
         f"{finished} of {total} runs are finished; {elsewhere} are left to other processes, "
         f"{len(failed)} failed"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
+from kdcache.cache.fields import IDENTITY, INFORMATION
 from kdcache.cache.identity import describe_array, hash_facts
 from kdcache.cache.layout import (
     COMMITS,
@@ -40,6 +41,7 @@ from kdcache.errors import (
     SettingsError,
     describe,
 )
+from kdcache.schema import plain
 from kdcache.storage import Storage, open_storage
 
 _CURE = (
@@ -210,18 +212,16 @@ def _check_version(storage: Storage, document: dict) -> None:
 
 
 def _check_contents(identity: dict[str, dict], information: dict) -> None:
-    """Raise KeyError or TypeError if a part is missing that later commands need."""
+    """Raise FieldError or KeyError if a part is missing or odd that later commands need."""
     for facts in identity.values():
-        if not all(
-            isinstance(facts[part], dict) for part in ("dataset", "augment", "teacher", "arrays")
-        ):
-            raise TypeError("a part of the identity is no object")
+        IDENTITY(facts)
+        plain(facts)
     dict(identity["train"]["teacher"]["layers"])
-    for section in ("dataset", "augment", "teacher", "cache"):
-        dict(information["settings"][section])
-    for score in ("teacher_miou", "teacher_train_miou"):
-        if not isinstance(information.get(score), float | None):
-            raise TypeError(f"{score} is no number")
+    INFORMATION(information)
+    num_ious = len(information.get("teacher_per_class_iou") or [])
+    if num_ious not in (0, identity["val"]["dataset"].get("num_classes")):
+        raise ValueError(f"teacher_per_class_iou has {num_ious} values")
+    plain(information)
     with suppress(SettingsError):  # a value that we cannot use concerns those who use it
         make_config(read_stored(information["settings"]))
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kdcache.cache.fields import check_views
 from kdcache.cache.layout import (
     COMMITS,
     ArraySpec,
@@ -25,11 +26,11 @@ from kdcache.cache.layout import (
 )
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
+from kdcache.schema import MOST_DEPTH, parse_json
 from kdcache.storage.base import ShardFile, Storage
 from kdcache.storage.lock import Lease
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MOST_DEPTH = 64  # levels of nesting; Python's recursion ends near 1000
 _ZEROS = b"0" * 64
 _TAIL = b'"\n}\n'
 
@@ -179,8 +180,7 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
         raise ValueError("a checksum is no number of 32 bits")
     if not all(isinstance(id, str) and SAMPLE_ID.fullmatch(id) for id in record.sample_ids):
         raise ValueError("a sample id is not letters, digits, _ - .")
-    if not all(isinstance(view, dict) for view in record.views):
-        raise ValueError("a view is no object")
+    check_views(record.views, layout)
     for name, file in record.files.items():
         _check_size(file.size_bytes, layout, layout.array(name), group)
         if not isinstance(file.sha256, str) or not _SHA256.fullmatch(file.sha256):
@@ -241,7 +241,7 @@ def read_json(storage: Storage, key: str, *, cure: str) -> dict:
 def _parse_json(where: str, data: bytes, *, cure: str) -> dict:
     """Raises CacheCorruptError if `data` is no JSON object."""
     try:
-        document = json.loads(data.decode())
+        document = parse_json(data)
     except (ValueError, RecursionError) as error:
         reason = one_line(error)
         raise CacheCorruptError(where, f"file is no JSON ({reason})", cure=cure) from None

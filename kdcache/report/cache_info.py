@@ -11,7 +11,7 @@ from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import Group, SplitLayout, shard_key
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
-from kdcache.progress import Progress, Say
+from kdcache.progress import Progress, Say, join_lines
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.base import LEASES
 
@@ -55,7 +55,7 @@ def format_info(info: dict) -> str:
         lines.append(
             f"teacher's mIoU on {where}: {'not measured yet' if miou is None else f'{miou:.4f}'}"
         )
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def _format_array(name: str, facts: dict) -> str:

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from kdcache.analysis.comparison import Comparison, format_value, list_beyond_loss, list_shared
 from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
 from kdcache.analysis.runs import SEED, Run
+from kdcache.progress import escape_line
 
 WIDTH = 100
 WIDTHS = (34, 5, 5, 15, 24, 7)
@@ -196,7 +197,7 @@ def measure_width(text: str) -> int:
 def wrap(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns, broken at spaces; a longer word is broken anywhere."""
     lines = [""]
-    for word in text.split():
+    for word in escape_line(text).split():
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if measure_width(joined) <= width:
             lines[-1] = joined

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from kdcache.progress import join_lines
+
 if TYPE_CHECKING:
     from kdcache.cache.verify import Damage, Findings
     from kdcache.precompute.repair import Repair
@@ -42,7 +44,7 @@ def format_findings(findings: Findings, root: Storage) -> str:
         count, first = len(findings.unwritten), findings.unwritten[0].name
         missing = f"{count} shard groups are not written yet, the first {first}"
         lines.append(f"half-built: {missing}; `python -m cache_teacher` with its settings goes on")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
@@ -55,7 +57,7 @@ def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
     for group in repair.groups:
         samples = f"samples {group.start} to {group.stop - 1}"
         lines.append(f"{group.name}: {samples}, {would}recomputed")
-    return "\n".join([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
+    return join_lines([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
 
 
 def _format_verdict(findings: Findings) -> str:
@@ -122,7 +124,7 @@ def format_fidelity(result: dict, root: object) -> str:
             gradients = _format_gradients(name, term, facts)
             lines.append(f"{gradients}; {limit if is_judged else 'not judged'}")
     failures = [f"BEYOND ITS LIMIT: {failure}" for failure in result["failures"]]
-    return "\n".join(lines + (failures or ["faithful: every limit is kept"]))
+    return join_lines(lines + (failures or ["faithful: every limit is kept"]))
 
 
 def format_fidelity_line(result: dict) -> str:

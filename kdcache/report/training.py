@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from kdcache.config import Config
-from kdcache.progress import Say
+from kdcache.progress import Say, join_lines
 from kdcache.report.run_page import REPORT, write_report
 from kdcache.report.template import format_share
 from kdcache.training.distill import DistillationResult
@@ -132,7 +132,7 @@ def format_result(
     rows.append(["mIoU", *(format_share(mious[who]) for who in columns)])
     width = max(12, *map(len, names))
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
-    return "\n".join([*lines, *_format_gain(student, report)])
+    return join_lines([*lines, *_format_gain(student, report)])
 
 
 def _format_gain(student: dict, report: Path) -> list[str]:

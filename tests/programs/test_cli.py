@@ -2,17 +2,22 @@
 starting Python anew.
 """
 
+import ast
 import json
+import logging
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 import cache_teacher.cli
 import train_student.cli
-from kdcache.command import run_command
-from kdcache.progress import Console
+from kdcache.command import A_BUG, run_command
+from kdcache.errors import SettingsError
+from kdcache.progress import Console, join_lines, print_text
+from tests.architecture import PACKAGES
 
 PROGRAMS = {"cache_teacher": cache_teacher.cli.main, "train_student": train_student.cli.main}
 
@@ -227,9 +232,52 @@ def test_memory_that_the_cpu_has_not_is_one_line(capsys):
     assert line.startswith("train_student: out of memory (") and "train.batch_size" in line
 
 
-def test_other_errors_of_the_machine_are_not_called_memory():
-    def work():
-        raise RuntimeError("a slip of ours")
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError, RecursionError, ZeroDivisionError])
+def test_a_slip_of_ours_is_one_line_that_says_how_to_see_where(capsys, monkeypatch, kind):
+    def slip():
+        raise kind("a slip\nof ours")
 
-    with pytest.raises(RuntimeError, match="a slip of ours"):
-        run_command("train_student", work)
+    assert run_command("train_student", slip) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train_student: {kind.__name__}: ") and A_BUG in line
+    monkeypatch.setenv("KDCACHE_TRACE", "1")
+    assert run_command("train_student", slip) == 1
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert last == line and any("in slip" in line for line in trace)
+
+
+CODES = "\x1b[2J\x07\r\n\x9b31m\u202e\u2028end"
+
+
+def test_no_control_code_reaches_the_terminal(capsys):
+    """Whatever it is in: an error, an interruption, a warning, progress, a line of a text."""
+
+    def fail():
+        raise SettingsError(f"{CODES}: name")
+
+    def stop():
+        raise KeyboardInterrupt(CODES)
+
+    run_command("a", fail)
+    run_command("a", stop)
+    run_command("a", lambda: logging.getLogger("kdcache").warning("%s", CODES))
+    with Console().start(CODES, total=1, unit="samples") as bar:
+        bar.advance(1)
+    print_text(join_lines([CODES, "second"]))
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and len(err.splitlines()) == 4
+    assert all(letter.isprintable() for letter in (out + err).replace("\n", ""))
+
+
+def test_text_is_printed_in_one_way():
+    """`print_line` and `print_text` escape; nothing else prints."""
+    root = Path(__file__).parents[2]
+    files = [path for name in PACKAGES for path in (root / name).rglob("*.py")]
+    calls = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in files
+        if path.name not in ("progress.py", "__main__.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and node.id == "print"
+    ]
+    assert not calls
