@@ -28,7 +28,7 @@ COMMANDS = [
 ]
 
 
-class Parsed(Exception):
+class Parsed(BaseException):
     """A command line was understood."""
 
 
