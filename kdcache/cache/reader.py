@@ -51,7 +51,8 @@ class CacheReader(SplitIndex):
         split: "train", "val", or "unlabelled" if the cache has it.
         num_views: how many of its views must be complete; None: all.
         check: which readings of a chunk are compared with its commit record: "always", "first" (in
-            this process) or "never".
+            this process, and once more after its file has changed) or "never". In a bucket, where
+            a change is not seen, "first" is "always".
         stage: the local folder for copies of shard files; None: no copies.
 
     Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
@@ -83,8 +84,8 @@ class CacheReader(SplitIndex):
         self.bases = read_bases(storage, self.encodings)
         """Lowrank level -> its basis, float32 [C, R]."""
         shape = (self.num_views, self.layout.num_samples)
-        self._read = {name: np.zeros(shape, bool) for name in self._specs}
-        self._checked = {name: np.zeros(shape, bool) for name in self._specs}
+        self._known = {name: np.zeros(shape, np.int64) for name in self._specs}
+        """The identity of the file in which each chunk was read, and checked if `check` says so."""
 
     def read_into(
         self,
@@ -99,8 +100,8 @@ class CacheReader(SplitIndex):
 
         Args:
             maps: if given, second and later readings of a chunk are copied from mapped files. The
-                first reading is by position, so that a fault of the disk is an error in words and
-                not a signal that ends the process.
+                first reading of a file is by position, so that a fault of the disk is an error in
+                words and not a signal that ends the process.
 
         Raises: CacheCorruptError naming array, view, sample and file if the bytes are not those
             that were committed.
@@ -113,9 +114,6 @@ class CacheReader(SplitIndex):
             if not shard.staged:
                 raise
             self._drop_copy(shard, *item)
-            if maps is not None:  # else the mapping would go on to be the damaged file
-                maps.forget(shard.chunks.storage.local_path(shard.chunks.key))
-            self._read[array][view] = False  # so the next reading is by position
             self._read_into(slot, item, self.locate(*item), maps)
 
     def _read_into(
@@ -161,47 +159,23 @@ class CacheReader(SplitIndex):
     ) -> None:
         """Fill `chunk` with stored bytes, checked as `check` says. Raises CacheCorruptError."""
         array, view, sample = item
-        follower = self._fetch(place, chunk, item, maps)
-        self._read[array][view, sample] = True
-        if self.check == "always" or (
-            self.check == "first" and not self._checked[array][view, sample]
-        ):
-            if crc32c(chunk) != place.crc32c or follower != place.crc32c:
-                raise self.describe_damage(
-                    array, view, sample, "its checksum differs from the commit record"
-                )
-            self._checked[array][view, sample] = True
-
-    def _fetch(
-        self,
-        place: Location,
-        chunk: np.ndarray,
-        item: tuple[str, int, int],
-        maps: MappedFiles | None,
-    ) -> int:
-        """Fill `chunk` with stored bytes, by position or from a mapping.
-
-        Returns: the checksum stored behind them; if there is none, that of the commit record.
-        """
-        array, view, sample = item
+        known = int(self._known[array][view, sample])
         follower = np.array([place.crc32c], "<u4")
         slots = [chunk, follower] if place.followed else [chunk]
         try:
-            mapped = None
-            if maps is not None and self._read[array][view, sample]:
-                path = place.storage.local_path(place.key)
-                mapped = maps.open(path) if path else None
-            if mapped is not None:
-                count = copy_into(slots, mapped, place.offset)
-            else:
-                count = place.storage.read_into(place.key, place.offset, slots)
+            count, identity = _fetch(place, slots, known=known, maps=maps)
         except OSError as error:
             raise self.describe_damage(
                 *item, f"the file is unreadable ({error.strerror})"
             ) from None
         if count != sum(slot.nbytes for slot in slots):
             raise self.describe_damage(*item, "the file is too short")
-        return int(follower[0])
+        is_new = identity is None or identity != known
+        is_checked = self.check == "always" or (self.check == "first" and is_new)
+        if is_checked and not crc32c(chunk) == int(follower[0]) == place.crc32c:
+            raise self.describe_damage(*item, "its checksum differs from the commit record")
+        if identity is not None:
+            self._known[array][view, sample] = identity
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """Read one sample of one array into new memory.
@@ -240,6 +214,26 @@ class CacheReader(SplitIndex):
         basis = torch.from_numpy(self.bases[name]) if name in self.bases else None
         step = self.encodings[name].step or 1.0
         return step * make_target(name, arrays, basis).decode()[0].numpy()
+
+
+def _fetch(
+    place: Location, slots: list[np.ndarray], *, known: int, maps: MappedFiles | None
+) -> tuple[int, int | None]:
+    """Fill slots in turn with stored bytes, by position, or from a mapping of the known file.
+
+    Args:
+        known: the identity of the file when the chunk was last read; 0: never.
+
+    Returns: (bytes read, identity of the file that they are from). Raises OSError.
+    """
+    if maps is not None and known:
+        path = place.storage.local_path(place.key)
+        mapped = maps.open(path, identity=known) if path else None
+        if mapped is not None:
+            return copy_into(slots, mapped, place.offset), known
+    with place.storage.open_file(place.key) as opened:
+        identity = opened.find_identity()
+        return opened.read_into(place.offset, slots), identity
 
 
 def open_split(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import numpy as np
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, index_bytes, shard_key
 from kdcache.errors import CacheCorruptError
 from kdcache.storage.base import OpenFile, ShardFile, Storage
-from kdcache.storage.local import open_plain
+from kdcache.storage.local import find_identity, open_plain
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many descriptors or mappings
 ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
@@ -240,31 +241,39 @@ class MappedFiles:
     """
 
     def __init__(self) -> None:
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: dict[str, tuple[int, mmap.mmap]] = {}
 
-    def open(self, path: str) -> mmap.mmap | None:
-        """Map a local file; None if the system allows no further mapping.
+    def open(self, path: str, *, identity: int) -> mmap.mmap | None:
+        """Map a local file.
 
-        Raises OSError, also if the file is shorter than when it was mapped: reading past its end
-        would end the process.
+        Args:
+            identity: of the file that is wanted, see `local.find_identity`.
+
+        Returns: None if it has changed, or if the system allows no further mapping. A file that
+            becomes shorter while it is copied from its mapping ends the process (SIGBUS).
+
+        Raises: OSError.
         """
-        mapped = self._maps.get(path)
-        if mapped is None:
-            with open_plain(path) as opened:
-                try:
-                    mapped = mmap.mmap(opened.descriptor, 0, access=mmap.ACCESS_READ)
-                except OSError as error:
-                    if error.errno in _NO_ROOM:
-                        return None
-                    raise
-            self._maps[path] = mapped
-        if mapped.size() < len(mapped):
-            raise OSError(errno.ESTALE, "it has become shorter")
+        known, mapped = self._maps.get(path, (None, None))
+        try:
+            found = find_identity(os.lstat(path))
+        except FileNotFoundError:
+            found = known  # removed, as copies in a stage are; the mapping keeps it
+        if found != identity:
+            return None
+        if known == identity:
+            return mapped
+        with open_plain(path) as opened:
+            if opened.find_identity() != identity:
+                return None
+            try:
+                mapped = mmap.mmap(opened.descriptor, 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    return None
+                raise
+        self._maps[path] = identity, mapped
         return mapped
-
-    def forget(self, path: str) -> None:
-        """Map a file again at its next use, because another one has its name now."""
-        self._maps.pop(path, None)
 
 
 def copy_into(slots: list[np.ndarray], source: mmap.mmap, offset: int) -> int:

@@ -46,8 +46,8 @@ class CacheConfig:
     """Lossless compression: raw, blosc-lz4 (fast), blosc-zstd (small) or another of zarr-python's
     (slow); auto is blosc-zstd if a level is lowrank, else raw."""
     check: Literal["always", "first", "never"] = "first"
-    """Which reads of a sample are checked in training: always, the first of a process, or never
-    (damage may then pass unseen)."""
+    """Which reads of a sample are checked in training: always, the first of a process and the first
+    after its file has changed, or never (damage may then pass unseen)."""
     stage_dir: Path | None = None
     """Folder for local copies of what training reads from slower storage, each copy verified
     (default: no copies)."""

@@ -53,6 +53,9 @@ class OpenFile(Protocol):
     def size(self) -> int:
         """Size in bytes. Raises OSError."""
 
+    def find_identity(self) -> int | None:
+        """What changes as soon as the file does, see `local.find_identity`; None if unknown."""
+
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
         """Fill contiguous arrays in turn, from an offset in bytes; returns the bytes read.
 

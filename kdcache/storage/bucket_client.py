@@ -63,6 +63,9 @@ class BucketObject:
         """Read the whole object. Raises FileNotFoundError, OSError."""
         return ask(self, lambda bucket: bytes(bucket.get(self.key).bytes()))
 
+    def find_identity(self) -> None:
+        """Unknown: it would be a request of its own."""
+
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
         """Fill contiguous arrays in turn, from an offset in bytes, by one request.
 

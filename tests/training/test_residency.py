@@ -232,7 +232,7 @@ def test_a_run_that_reads_from_disk_maps_nothing_of_one_before_it(built_root, mo
     )
     for batches in (mapped, mapped, positioned):
         list(batches.read([[(0, 1), (0, 2)]]))
-    monkeypatch.setattr(MappedFiles, "open", lambda *args: pytest.fail("mapped"))
+    monkeypatch.setattr(MappedFiles, "open", lambda *args, **options: pytest.fail("mapped"))
     list(positioned.read([[(0, 1), (0, 2)]]))
     with pytest.raises(pytest.fail.Exception, match="mapped"):
         list(mapped.read([[(0, 1), (0, 2)]]))
@@ -289,7 +289,7 @@ def test_a_mapped_file_that_is_cut_is_an_error_and_no_crash(copy):
     read(reader, "mid", 0, 3, maps), read(reader, "mid", 0, 3, maps)
     os.truncate(reader.locate("mid", 0, 3).path, 100)
     with pytest.raises(
-        CacheCorruptError, match=r"train/mid view 0 sample '.*' is damaged: .*become shorter"
+        CacheCorruptError, match=r"train/mid view 0 sample '.*' is damaged: .*too short"
     ):
         read(reader, "mid", 0, 3, maps)
 
