@@ -40,7 +40,6 @@ NOT_YET = {
     "median function",
     "90th percentile function",
     "files from JPEG to disk",
-    "files from disk to loss",
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
