@@ -38,13 +38,13 @@ class UnfitFileError(OSError):
 class ShardFile:
     """What a shard file must be: its size and the sha256 (hex) of all its bytes.
 
-    mark: (inode, size, time of change) of a local file when it was read back, so that another
-        writer's file in its place is noticed; else None.
+    identity: of a local file when it was read back, so that another writer's file in its place is
+        noticed; else None.
     """
 
     size_bytes: int
     sha256: str
-    mark: tuple[int, int, int] | None = None
+    identity: int | None = None
 
 
 class OpenFile(Protocol):
@@ -164,14 +164,6 @@ class Storage(ABC):
     @abstractmethod
     def open_file(self, key: str) -> AbstractContextManager[OpenFile]:
         """Open a file until the block ends. Raises OSError, also for a link, folder or pipe."""
-
-    def read_into(self, key: str, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays in turn, from an offset of a file; returns the bytes read.
-
-        Raises OSError.
-        """
-        with self.open_file(key) as opened:
-            return opened.read_into(offset, slots)
 
     def local_path(self, key: str) -> str | None:
         """The path of a plain local file, for mapping it into memory; None if it is remote."""

@@ -160,7 +160,7 @@ class LocalFolder(Storage):
         path = self.folder / key
         partial = durable.partial_path(path)
         lease.check()
-        if _mark(partial.lstat()) != file.mark:
+        if find_identity(partial.lstat()) != file.identity:
             raise OSError(errno.ESTALE, "another writer has replaced it")
         durable.rename(partial, path)
         parts = key.split("/")
@@ -258,12 +258,9 @@ def open_plain(path: str | Path) -> Iterator[PlainFile]:
 
 
 def find_identity(facts: os.stat_result) -> int:
-    """A number other than 0 that tells a file from any other, and from itself after a change.
-
-    Two files have the same one with a probability of 2^-61.
-    """
-    changes = facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-    return hash((facts.st_dev, facts.st_ino, *changes)) or 1
+    """A number other than 0 that tells a file from any other, and from itself after a change."""
+    times = facts.st_mtime_ns, facts.st_ctime_ns
+    return hash((facts.st_dev, facts.st_ino, facts.st_size, *times)) or 1
 
 
 def find_folder(path: Path) -> Path:
@@ -300,8 +297,4 @@ def _read_back(path: Path, parts: list[bytes | memoryview]) -> ShardFile:
                 raise OSError(errno.EIO, "what was read back is not what was written")
             total.update(found)
             size += count
-        return ShardFile(size, total.hexdigest(), _mark(os.fstat(opened.descriptor)))
-
-
-def _mark(facts: os.stat_result) -> tuple[int, int, int]:
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+        return ShardFile(size, total.hexdigest(), opened.find_identity())

@@ -96,7 +96,8 @@ class PackedFile(Storage):
         if size > MAX_DOCUMENT_BYTES:
             raise UnfitFileError(f"size is {size} bytes, expected {MAX_DOCUMENT_BYTES} at most")
         room = np.empty(size, np.uint8)
-        got = self.read_into("", offset, [room])
+        with self.open_file("") as opened:
+            got = opened.read_into(offset, [room])
         if got != size:
             raise UnfitFileError(f"size is {got} bytes, expected {size}")
         return room.tobytes()

@@ -93,7 +93,8 @@ def test_the_repair_hint_is_a_command_or_a_cure(cached):
 def test_a_local_path_has_the_bytes_that_are_read_by_position(cached):
     key = "" if cached.is_single_file else KEY
     path, first, second = cached.local_path(key), np.empty(3, np.uint8), np.empty((2, 4), np.uint8)
-    assert cached.read_into(key, 5, [first, second]) == 11
+    with cached.open_file(key) as opened:
+        assert opened.read_into(5, [first, second]) == 11
     if path is not None:
         assert Path(path).read_bytes()[5:16] == first.tobytes() + second.tobytes()
     assert (path is None) == cached.is_remote
