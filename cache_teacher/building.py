@@ -178,10 +178,12 @@ def _is_compared(config: Config) -> bool:
 def _say_fidelity(config: Config) -> None:
     """Compare a few samples with the teacher at the end of phase one."""
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
+    from kdcache.analysis.students import use_built_in
     from kdcache.report.findings import format_fidelity_line
 
-    given = config_to_dict(config)["teacher"]
-    here = {"teacher": {name: given[name] for name in ("weights", "device", "batch_size")}}
+    given = config_to_dict(use_built_in(config))
+    weights = {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}
+    here = {"teacher": weights, **{name: given[name] for name in ("student", "loss", "train")}}
     try:
         result = measure_fidelity(
             config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console()

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from kdcache.command import (
     DAMAGED,
+    add_trust,
     build_cache_parser,
     cannot_run_as_2,
     read_count,
     read_new_path,
     read_number,
+    read_trust,
 )
+from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.options import read_given
 from kdcache.errors import CacheCorruptError
 from kdcache.progress import Console, print_line, print_text
@@ -138,15 +141,18 @@ def fidelity(argv: list[str]) -> int:
     parser.add_argument(
         "--run", type=Path, metavar="RUN", help="folder of a run whose student is asked, too"
     )
+    add_trust(parser)
     args = parser.parse_args(argv)
-    given = read_given(args)
+    given, trust = read_given(args), read_trust(args)
+    arch = given.get("student", {}).get("arch", BUILT_IN_STUDENT)
+    trust.check(arch, source=None, where="--config")  # a file may be anybody's
     from kdcache.analysis.fidelity import measure_fidelity
     from kdcache.report.findings import format_fidelity
 
     with cannot_run_as_2(args.path, doing="compared"):
         result = measure_fidelity(
             args.path, given, num_samples=args.samples, seed=args.seed, run=args.run,
-            progress=Console(),
+            trust=trust, progress=Console(),
         )  # fmt: skip
     print_text(json.dumps(result, indent=2) if args.json else format_fidelity(result, args.path))
     return DAMAGED if result["failures"] else 0

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from kdcache.config.options import Parser
 from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe, one_line
+from kdcache.models.own_code import Trust
 from kdcache.progress import print_line
 from kdcache.storage import Storage, open_storage
 
@@ -80,6 +81,25 @@ def build_cache_parser(
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     return parser
+
+
+def add_trust(parser: Parser) -> None:
+    """Take --trust-code, and --student.arch where settings are not taken; see `read_trust`."""
+    if not parser.settings:
+        parser.add_argument(
+            "--student.arch", dest="student.arch", metavar="PACKAGE.MODULE:FUNCTION",
+            help="the student of yours that was trained: what a run names is imported only if it "
+            "is named here, too, and its file has not changed",
+        )  # fmt: skip
+    parser.add_argument(
+        "--trust-code", action="store_true",
+        help="import whatever student the run names, also if its file has changed",
+    )  # fmt: skip
+
+
+def read_trust(args: argparse.Namespace) -> Trust:
+    """Which code of the user's this command line allows to import."""
+    return Trust(arch=getattr(args, "student.arch", None), any_code=args.trust_code)
 
 
 def read_count(least: int, most: int | None = None) -> Callable[[str], int]:

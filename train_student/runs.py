@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from kdcache.command import DAMAGED, read_count
+from kdcache.command import DAMAGED, add_trust, read_count, read_trust
 from kdcache.config.options import Parser
 from kdcache.progress import print_line, print_text
 
@@ -36,13 +36,15 @@ def report(argv: list[str]) -> None:
         "--train.device", dest="device", metavar="DEVICE",
         help="device to run on (default: the one that trained)",
     )  # fmt: skip
+    add_trust(parser)
     args = parser.parse_args(argv)
     from kdcache.report.panels import NUM_PANELS
     from kdcache.report.run_page import rewrite_report
 
     cache = {"cache": {"path": args.path}} if args.path else {}
     device = {"train": {"device": args.device}} if args.device else {}
-    print_line(rewrite_report(args.run, {**cache, **device}, num_panels=args.panels or NUM_PANELS))
+    asked = {"num_panels": args.panels or NUM_PANELS, "trust": read_trust(args)}
+    print_line(rewrite_report(args.run, {**cache, **device}, **asked))
 
 
 def compare(argv: list[str]) -> None:
@@ -108,7 +110,7 @@ def export(argv: list[str]) -> None:
     from kdcache.deploy.student import load_student
 
     import_format(args.to)  # what is missing is said before anything takes time
-    student = load_student(args.run)
+    student = load_student(args.run, trust=read_trust(args))
     export_student(
         student, to=args.to, find_images=partial(find_images, student, args.images), say=print_text
     )
@@ -144,7 +146,8 @@ def predict(argv: list[str]) -> int:
     from kdcache.deploy.student import load_student
     from kdcache.report.predictions import write_predictions
 
-    student, out = load_student(args.run), args.out or args.run / "predictions"
+    student = load_student(args.run, trust=read_trust(args))
+    out = args.out or args.run / "predictions"
     done, errors = predict_pictures(
         student, args.images, out=out, size=args.size, say=print_line, complain=_complain
     )
@@ -158,6 +161,7 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done"
     )
+    add_trust(parser)
 
 
 def _complain(error: Exception) -> None:

@@ -20,6 +20,7 @@ from kdcache.analysis.students import (
 from kdcache.cache.lifecycle import add_information
 from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError, one_line
+from kdcache.models.own_code import Trust
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import Batch
@@ -62,6 +63,7 @@ def measure_fidelity(
     num_samples: int = 32,
     seed: int = 0,
     run: Path | None = None,
+    trust: Trust | None = None,
     progress: Progress | None = None,
 ) -> dict:
     """Compare cached and live answers of random (view, sample), and the gradients they give.
@@ -70,7 +72,8 @@ def measure_fidelity(
         given: settings that differ from those the cache was built with: where the weights are now,
             the device.
         num_samples: at least 2. seed: chooses the samples. run: folder of a run from this cache,
-            whose student is compared, too.
+            whose student is compared, too. trust: whether a student of the user's that the run
+            names may be imported (default: no); one that `given` names is.
 
     Returns: JSON values, also stored in the manifest; `failures` is empty if every limit is kept.
     Raises: CacheError, TeacherError, SettingsError, TrainingError.
@@ -78,7 +81,7 @@ def measure_fidelity(
     root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
     opened = open_with_teacher(root, manifest, given)
-    students = make_students(opened, run=run, progress=progress)
+    students = make_students(opened, run=run, trust=trust, progress=progress)
     places = opened.choose_places(num_samples, seed)
     answers, gradients = _compare(opened, students, places, progress)
     result = {"samples": len(places), "seed": seed, **_judge(opened, answers, gradients)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import stored_config, teacher_facts
-from kdcache.config import Config, LossConfig
+from kdcache.config import Config, LossConfig, StudentConfig
+from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import (
     CacheMismatchError,
     Phrase,
@@ -24,6 +27,7 @@ from kdcache.errors import (
 )
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.arch import recall_student
+from kdcache.models.own_code import Trust
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.progress import Progress
@@ -115,15 +119,24 @@ def plan_students(config: Config, *, levels: list[str], device: torch.device) ->
     return replace(config, train=train, cache=cache, loss=loss, student=student)
 
 
+def use_built_in(config: Config) -> Config:
+    """The settings with kdcache's own student: phase one runs no code of the user's."""
+    own = config.student.arch != BUILT_IN_STUDENT
+    return replace(config, student=StudentConfig()) if own else config
+
+
 def make_students(
-    opened: CacheWithTeacher, *, run: Path | None, progress: Progress
+    opened: CacheWithTeacher, *, run: Path | None, trust: Trust | None = None, progress: Progress
 ) -> dict[str, Learner]:
     """Students by name: a fresh one, one after some steps, and that of a run, if given.
 
-    Raises: SettingsError if `run` is no run, CacheMismatchError if it is from another cache,
-        TrainingError if it is damaged.
+    Args:
+        trust: whether a student of the user's that the run names may be imported (default: no).
+
+    Raises: SettingsError if `run` is no run or its student may not be imported, CacheMismatchError
+        if it is from another cache, TrainingError if it is damaged.
     """
-    of_run = {} if run is None else {f"of {run}": read_student(opened, run)}  # before the steps
+    of_run = {} if run is None else {f"of {run}": read_student(opened, run, trust=trust)}
     learner = build_learner(opened.config, teacher_channels=find_teacher_channels(opened.reader))
     learner.targets = opened.targets
     students = {FRESH: copy.deepcopy(learner), TRAINED: learner}
@@ -131,7 +144,7 @@ def make_students(
     return {**students, **of_run}
 
 
-def read_student(opened: CacheWithTeacher, run: Path) -> Learner:
+def read_student(opened: CacheWithTeacher, run: Path, *, trust: Trust | None = None) -> Learner:
     """A run's best student, with its projections. Raises as `make_students` does."""
     if not (run / BEST).is_file():
         cure = "give the folder of a run whose first epoch is done"
@@ -147,21 +160,33 @@ def read_student(opened: CacheWithTeacher, run: Path) -> Learner:
         raise CacheMismatchError(
             describe(run, field="cache identity", found=found, expected=expected[:12], cure=cure)
         )
+    with _explain_damage(run / BEST):
+        student = recall_student(facts)
+    source = facts.get("student.source")
+    (trust or Trust()).check(student.arch, source=source, where=run / BEST)
+    with _explain_damage(run / BEST):
+        return _rebuild_student(opened, student, facts, state)
+
+
+@contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
     try:
-        return _rebuild_student(opened, facts, state)
+        yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"{run / BEST}: student is unreadable ({one_line(error)}); give another run"
+            f"{path}: student is unreadable ({one_line(error)}); give another run"
         ) from None
 
 
-def _rebuild_student(opened: CacheWithTeacher, facts: dict, state: dict) -> Learner:
+def _rebuild_student(
+    opened: CacheWithTeacher, student: StudentConfig, facts: dict, state: dict
+) -> Learner:
     levels = sorted({name.split(".")[0] for name in state["alignment_state_dict"]})
     config = opened.config
     gamma = config.loss.gamma if levels else 0.0
     config = replace(
         config,
-        student=recall_student(facts),
+        student=student,
         cache=replace(config.cache, levels=levels),
         loss=replace(config.loss, gamma=gamma, project=facts.get("loss.project", "teacher")),
     )

@@ -32,7 +32,7 @@ from kdcache.cache.layout import (
 from kdcache.cache.records import read_json, read_sealed, seal
 from kdcache.config import LEVELS
 from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored
+from kdcache.config.typed import read_stored_of_cache
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,
@@ -223,7 +223,7 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
         raise ValueError(f"teacher_per_class_iou has {num_ious} values")
     plain(information)
     with suppress(SettingsError):  # a value that we cannot use concerns those who use it
-        make_config(read_stored(information["settings"]))
+        make_config(read_stored_of_cache(information["settings"]))
 
 
 def _read_layout(split: str, stored: dict) -> SplitLayout:

@@ -34,7 +34,7 @@ from kdcache.cache.records import CommitRecord, seal, seal_record
 from kdcache.cache.zarr_metadata import list_metadata
 from kdcache.config import LEVELS
 from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored
+from kdcache.config.typed import read_stored_of_cache
 from kdcache.errors import CacheError, Phrase, SettingsError, describe
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
@@ -258,13 +258,13 @@ def _cut_information(information: dict, names: set[str], num_views: int) -> dict
     """
     cut = {name: copy.deepcopy(value) for name, value in information.items() if name != "fidelity"}
     settings = cut["settings"]
-    codec_name = make_config(read_stored(settings)).cache.codec_name
+    codec_name = make_config(read_stored_of_cache(settings)).cache.codec_name
     settings["augment"]["views"] = num_views
     settings["cache"]["levels"] = [level for level in settings["cache"]["levels"] if level in names]
     if isinstance(settings["cache"].get("encoding"), dict):
         settings["cache"]["encoding"] = _keep(settings["cache"]["encoding"], names)
     # "auto" means another codec without lowrank levels
-    if make_config(read_stored(settings)).cache.codec_name != codec_name:
+    if make_config(read_stored_of_cache(settings)).cache.codec_name != codec_name:
         settings["cache"]["codec"] = codec_name
     if "scored_views" in cut:
         cut["scored_views"]["train"] = num_views

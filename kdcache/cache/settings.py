@@ -21,7 +21,7 @@ from kdcache.cache.layout import (
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored
+from kdcache.config.typed import read_stored_of_cache
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
 from kdcache.machine.versions import describe_machine
@@ -40,7 +40,7 @@ def read_settings(manifest: Manifest) -> dict:
 
     Raises: SettingsError for a value of another type.
     """
-    return read_stored(manifest.information["settings"])
+    return read_stored_of_cache(manifest.information["settings"])
 
 
 def read_config(manifest: Manifest, *given: dict) -> Config:

@@ -7,6 +7,7 @@ from typing import Literal
 STRIDE = 16  # the coarsest stored grid; crops are multiples of it, so that every grid is exact
 VOID = 255  # stored label of what no loss and no metric counts: void pixels, padding
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe what a cache holds
+OF_CACHE = (*FROM_CACHE, "cache")  # those of a manifest that are read; the others choose nothing
 BUILT_IN_STUDENT = "mobilenetv3_small"
 LEVELS = ("low", "mid", "high")
 KINDS = ("float16", "int8", "lowrank")

@@ -14,6 +14,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from kdcache.config import Config
+from kdcache.config.names import OF_CACHE
 from kdcache.config.parser import drop_unknown, unflatten
 from kdcache.config.yaml_file import PlainLoader, read_settings_file
 from kdcache.errors import SettingsError
@@ -53,11 +54,21 @@ def read_flat(path: Path) -> dict[str, object]:
 
 
 def read_stored(values: Mapping) -> dict:
-    """Settings as a cache or a run has stored them, each in its type, without names unknown here.
+    """Settings as a run has stored them, each in its type, without names unknown here.
 
     Raises: SettingsError for a value of another type.
     """
     return unflatten(check_values(drop_unknown(values)))
+
+
+def read_stored_of_cache(values: Mapping) -> dict:
+    """Settings as a cache has stored them: only the sections that say something about it.
+
+    Whoever hands on a cache chooses neither student, nor code, nor folder of those who use it.
+
+    Raises: SettingsError for a value of another type.
+    """
+    return read_stored({name: values[name] for name in OF_CACHE})
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:

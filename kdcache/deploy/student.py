@@ -6,7 +6,6 @@ Letters: N images, H height, W width, K classes.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config import Config
-from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import make_config
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
-from kdcache.models.arch import hash_source
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images
+from kdcache.models.own_code import Trust
 from kdcache.training.checkpoint import BEST, read_student
 from kdcache.training.run_folder import SETTINGS, read_run_settings
-
-log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,14 @@ class ByteStudent(nn.Module):
         return self.student(((image_NHW3.float() - self.mean) / self.std).permute(0, 3, 1, 2))
 
 
-def load_student(run: Path) -> TrainedStudent:
+def load_student(run: Path, *, trust: Trust | None = None) -> TrainedStudent:
     """Read `config.yaml` and the best checkpoint of a run, which need not be finished.
 
-    Raises: SettingsError if `run` is no run's folder or has no finished epoch; TrainingError if its
-    checkpoint is damaged or belongs to another student.
+    Args:
+        trust: whether a student of the user's that the run names may be imported (default: no).
+
+    Raises: SettingsError if `run` is no run's folder, has no finished epoch or names a student that
+    may not be imported; TrainingError if its checkpoint is damaged or belongs to another student.
     """
     for name in (SETTINGS, BEST):
         if not (run / name).is_file():
@@ -113,8 +112,7 @@ def load_student(run: Path) -> TrainedStudent:
                 describe(run, field="folder", found=found, expected=expected, cure=cure)
             )
     config = make_config(read_run_settings(run))
-    module, state = read_student(config, run / BEST)
-    _warn_if_source_changed(config, state)
+    module, state = read_student(config, run / BEST, trust=trust)
     try:
         best = state["history"][-1]
         facts = int(best["epoch"]), float(best["miou"]), str(state["cache_identity"])
@@ -123,10 +121,3 @@ def load_student(run: Path) -> TrainedStudent:
             f"{run / BEST}: checkpoint is unreadable (its history); give another run"
         ) from None
     return TrainedStudent(run, config, module, *facts)
-
-
-def _warn_if_source_changed(config: Config, state: dict) -> None:
-    arch, facts = config.student.arch, state["hyperparameters"]
-    trained = facts.get("student.source") if isinstance(facts, dict) else None
-    if arch != BUILT_IN_STUDENT and trained != hash_source(arch):
-        log.warning("the file of student.arch %s has changed since the run was trained", arch)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from kdcache.config import StudentConfig
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, one_line
 from kdcache.models.inputs import resize_to
+from kdcache.models.own_code import hash_file, let_import_from_here
 from kdcache.models.student import LightweightSegmentationModel
 
 RETURNS = "(logits [N, num_classes, H, W] on any grid, {level: features [N, C, H, W]})"
@@ -103,10 +102,7 @@ def recall_student(facts: Mapping[str, object]) -> StudentConfig:
 def find_function(arch: str) -> Callable:
     """`package.module:function`, imported. Raises SettingsError."""
     package, _, name = arch.partition(":")
-    if not {"", str(Path.cwd())} & set(
-        sys.path
-    ):  # as `python -m` has it, the console script has not
-        sys.path.append(str(Path.cwd()))
+    let_import_from_here()
     try:
         return getattr(importlib.import_module(package), name)
     except (Exception, SystemExit) as error:  # whatever code of yours meets
@@ -120,7 +116,7 @@ def hash_source(arch: str) -> str:
     They differ if another student has the same name. Files that it imports are not hashed.
     """
     source = find_source(arch)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:12] if source else "unknown"
+    return hash_file(Path(source)) if source else "unknown"
 
 
 def find_source(arch: str) -> str | None:

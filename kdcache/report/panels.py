@@ -18,6 +18,7 @@ from kdcache.config import Config
 from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID
 from kdcache.models.inputs import normalize_images
+from kdcache.models.own_code import Trust
 from kdcache.report.pictures import (
     LONGEST_PX,
     class_map_uri,
@@ -59,13 +60,14 @@ class Predictor:
     Args:
         config: resolved settings of the run.
         checkpoint: of its best epoch.
+        trust: whether a student of the user's may be imported.
 
-    Raises: TrainingError if the checkpoint is damaged.
+    Raises: TrainingError if the checkpoint is damaged, SettingsError if its code is not trusted.
     """
 
-    def __init__(self, config: Config, checkpoint: Path) -> None:
+    def __init__(self, config: Config, checkpoint: Path, *, trust: Trust | None = None) -> None:
         self.device, self.autocast = choose_arithmetic(config)
-        student, _ = read_student(config, checkpoint)
+        student, _ = read_student(config, checkpoint, trust=trust)
         self.student: nn.Module = student.to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()

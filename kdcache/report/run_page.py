@@ -9,6 +9,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import Phrase, TrainingError, describe
+from kdcache.models.own_code import Trust
 from kdcache.report.charts import Chart, Curve, build_chart
 from kdcache.report.confusion import view_confusion
 from kdcache.report.finished import Finished, read_finished, view_budget, view_facts
@@ -32,6 +33,7 @@ def write_report(
     folder: Path,
     baseline_folder: Path | None,
     num_panels: int = NUM_PANELS,
+    trust: Trust | None = None,
 ) -> Path:
     """Write the report of a finished run into its folder.
 
@@ -40,25 +42,30 @@ def write_report(
         folder: of the run, with its best checkpoint, metrics and result.
         baseline_folder: of its baseline, if there is one; its checkpoint may be gone.
         num_panels: how many validation samples are shown.
+        trust: whether a student of the user's may be imported (default: no).
 
-    Returns: the file. Raises: TrainingError if a checkpoint is damaged, CacheCorruptError.
+    Returns: the file. Raises: TrainingError if a checkpoint is damaged, CacheCorruptError,
+        SettingsError.
     """
     folders = {"baseline": baseline_folder, "student": folder}
     runs = {who: read_finished(path) for who, path in folders.items() if path}
-    panels = _build_panels(config, data, runs, num_panels)
+    panels = _build_panels(config, data, runs, num_panels, trust=trust)
     html = render_page("run.html.j2", **view_run(config, data, runs, panels))
     # names of folders may hold bytes that are no text
     durable.replace_file(folder / REPORT, html.encode("utf-8", "backslashreplace"))
     return folder / REPORT
 
 
-def rewrite_report(folder: Path, given: dict | None = None, *, num_panels: int) -> Path:
+def rewrite_report(
+    folder: Path, given: dict | None = None, *, num_panels: int, trust: Trust | None = None
+) -> Path:
     """Write report.html of a finished run again, with more panels or by a newer version.
 
     Args:
         folder: of the run.
         given: nested settings that differ from the run's: where its cache is now, another device.
         num_panels: how many validation samples are shown.
+        trust: whether a student of the user's that the run names may be imported (default: no).
 
     Returns: the file. Raises: TrainingError if the run is not finished or damaged, CacheError if
         its cache is gone or another one, SettingsError.
@@ -67,7 +74,7 @@ def rewrite_report(folder: Path, given: dict | None = None, *, num_panels: int) 
     result = read_result(folder)
     config, data = _open_run(folder, given or {}, result)
     folders = {"folder": folder, "baseline_folder": find_baseline_folder(folder, result)}
-    return write_report(config, data, **folders, num_panels=num_panels)
+    return write_report(config, data, **folders, num_panels=num_panels, trust=trust)
 
 
 def find_baseline_folder(folder: Path, result: dict) -> Path | None:
@@ -113,11 +120,11 @@ def _open_run(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
 
 
 def _build_panels(
-    config: Config, data: Data, runs: dict[str, Finished], num_panels: int
+    config: Config, data: Data, runs: dict[str, Finished], num_panels: int, *, trust: Trust | None
 ) -> list[Panel]:
     """A baseline without its checkpoint has no pictures: its numbers are enough to reuse it."""
     asked = {
-        who: Predictor(config, run.folder / BEST)
+        who: Predictor(config, run.folder / BEST, trust=trust)
         for who, run in runs.items()
         if who == "student" or run.confusion_KK is not None
     }

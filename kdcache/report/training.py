@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from kdcache.config import Config
+from kdcache.models.own_code import Trust
 from kdcache.progress import Say, join_lines
 from kdcache.report.run_page import REPORT, write_report
 from kdcache.report.template import format_share
@@ -16,6 +17,7 @@ from kdcache.training.run import Data, PlannedRun, TrainingEvents
 from kdcache.training.run_folder import is_finished
 
 log = logging.getLogger("kdcache")
+TRAINED_HERE = Trust(any_code=True)  # settings of this command line, whose code has run already
 
 
 class PrintedRun(TrainingEvents):
@@ -53,7 +55,7 @@ def report_result(result: DistillationResult, processes: Alone, *, say: Say) -> 
         processes: that trained it; each calls this function, the first writes and speaks.
     """
     folders = {"folder": result.folder, "baseline_folder": result.baseline_folder}
-    report = processes.lead(write_report, result.config, result.data, **folders)
+    report = processes.lead(write_report, result.config, result.data, **folders, trust=TRAINED_HERE)
     if processes.leads:
         teacher = result.data.manifest.information.get("teacher_per_class_iou")
         say(format_result(result.student, result.baseline, teacher, report=report))
@@ -64,7 +66,13 @@ def _report_run(run: PlannedRun, data: Data) -> None:
     is_there = run.baseline is not None and is_finished(run.baseline)
     baseline_folder = run.baseline if is_there else None
     try:
-        write_report(run.config, data, folder=run.folder, baseline_folder=baseline_folder)
+        write_report(
+            run.config,
+            data,
+            folder=run.folder,
+            baseline_folder=baseline_folder,
+            trust=TRAINED_HERE,
+        )
     except KNOWN_FAILURES as error:
         log.warning("%s: finished, but without report: %s", run.folder, error)
 

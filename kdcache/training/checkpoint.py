@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from kdcache import durable
-from kdcache.config import Config
-from kdcache.errors import TrainingError, one_line
+from kdcache.config import Config, StudentConfig
+from kdcache.errors import TrainingError, describe, one_line
 from kdcache.models.arch import build_student
+from kdcache.models.own_code import Trust
 from kdcache.training.learner import Learner
-from kdcache.training.run_folder import BEST, LAST, write_history
+from kdcache.training.run_folder import BEFORE, BEST, LAST, SETTINGS, write_history
 
 _CURE = "delete the run folder and start again"
 _PARTS = (
@@ -97,15 +98,40 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
-def read_student(config: Config, checkpoint: Path) -> tuple[nn.Module, dict]:
+def read_student(
+    config: Config, checkpoint: Path, *, trust: Trust | None = None
+) -> tuple[nn.Module, dict]:
     """The student of a checkpoint, in eval mode on the CPU, and the checkpoint.
+
+    Args:
+        config: of the run, as it is stored. trust: which code of the user's may be imported.
 
     Raises: TrainingError, SettingsError.
     """
     state, classes = read_checkpoint(checkpoint), config.dataset.num_classes
+    check_code(state, checkpoint, config.student, trust=trust)
     student = build_student(config.student, num_classes=classes, pretrained=False)
     load_weights(student, state, where=checkpoint)
     return student.eval(), state
+
+
+def check_code(
+    state: dict, checkpoint: Path, student: StudentConfig, *, trust: Trust | None
+) -> None:
+    """Check that the student of a checkpoint is that of the run's settings, and may be imported.
+
+    Raises: TrainingError, SettingsError.
+    """
+    facts = state["hyperparameters"]
+    facts = {**BEFORE, **(facts if isinstance(facts, dict) else {})}
+    if facts["student.arch"] != student.arch:
+        found, expected = student.arch, facts["student.arch"]
+        cure = f"make {SETTINGS} beside it what it was"
+        raise TrainingError(
+            describe(checkpoint, field="student.arch", found=found, expected=expected, cure=cure)
+        )
+    source = facts.get("student.source")
+    (trust or Trust()).check(student.arch, source=source, where=checkpoint)
 
 
 def load_weights(student: nn.Module, state: dict, *, where: object) -> None:

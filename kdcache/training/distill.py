@@ -21,6 +21,7 @@ from kdcache.training.run import Data, PlannedRun, TrainingEvents, open_configur
 from kdcache.training.run_folder import BEFORE
 from kdcache.training.run_identity import (
     check_folder,
+    check_source,
     find_identity,
     hyperparameters,
 )
@@ -137,6 +138,7 @@ def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data
     manifest = read_manifest(root)
     config = resolve_config(root, manifest, given)
     device, _ = choose_arithmetic(config)
+    check_source(config, config.run.dir, resume=config.run.resume)
     check_student(config)
     num_samples = manifest.layouts["train"].num_samples
     if config.train.unlabelled_share is not None:  # then every batch is full

@@ -26,7 +26,7 @@ from kdcache.training.run import (
     train_run,
 )
 from kdcache.training.run_folder import SETTINGS, is_finished
-from kdcache.training.run_identity import check_folder, hyperparameters
+from kdcache.training.run_identity import check_folder, check_source, hyperparameters
 from kdcache.training.settings import resolve_config
 
 Ask = Callable[[Mapping[str, str]], dict]
@@ -58,7 +58,9 @@ def plan_grid(grid: Grid, ask: Ask, *, root: Storage, manifest: Manifest) -> lis
     for seed in grid.seeds:
         for point in grid.points():
             config = resolve_config(root, manifest, ask({**point, "train.seed": str(seed)}))
-            for run in _plan_point(config, name_run(point, seed), manifest):
+            name = name_run(point, seed)
+            _check_source(config, config.run.dir / name)
+            for run in _plan_point(config, name, manifest):
                 _check_new(run, runs)
                 runs[run.folder] = run
     _check_different(list(runs.values()))
@@ -155,6 +157,16 @@ def _check_folder(run: PlannedRun, manifest: Manifest) -> None:
     """
     try:
         check_folder(run.config, manifest, run.folder, resume=True)
+    except OtherRunError:
+        raise
+    except TrainingError:
+        return
+
+
+def _check_source(config: Config, folder: Path) -> None:
+    """Raises OtherRunError if the student's code is not that of the run; damage ends it later."""
+    try:
+        check_source(config, folder, resume=True)
     except OtherRunError:
         raise
     except TrainingError:

@@ -12,6 +12,7 @@ from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import flatten
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
 from kdcache.models.arch import hash_source
+from kdcache.models.own_code import hash_source_unseen
 from kdcache.storage.lock import LOCK
 from kdcache.training.arithmetic import choose_arithmetic, choose_compiling
 from kdcache.training.checkpoint import read_checkpoint
@@ -97,10 +98,29 @@ def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bo
         raise SettingsError(
             describe(folder, field="run.dir", found=found, expected=expected, cure=cure)
         )
+    stored = _read_stored(folder)
+    if stored is not None:
+        _check_same_run(config, manifest, folder, stored)
+
+
+def check_source(config: Config, folder: Path, *, resume: bool) -> None:
+    """Check that the file of a student of the user's is the recorded one, before it is imported.
+
+    Raises: OtherRunError if it is another one; TrainingError if the run is damaged.
+    """
+    arch = config.student.arch
+    stored = _read_stored(folder) if resume and arch != BUILT_IN_STUDENT else None
+    facts = stored["hyperparameters"] if stored is not None else {}
+    found, expected = facts.get("student.source", "unknown"), hash_source_unseen(arch)
+    if facts.get("student.arch") == arch and found != "unknown" and expected not in (found, None):
+        raise _other_run(folder, "student.source", found, expected)
+
+
+def _read_stored(folder: Path) -> dict | None:
+    """The result of a run, else its last checkpoint, else None. Raises TrainingError."""
     if is_finished(folder):
-        _check_same_run(config, manifest, folder, read_result(folder))
-    elif (folder / LAST).is_file():
-        _check_same_run(config, manifest, folder, read_checkpoint(folder / LAST))
+        return read_result(folder)
+    return read_checkpoint(folder / LAST) if (folder / LAST).is_file() else None
 
 
 def _is_unused(folder: Path) -> bool:

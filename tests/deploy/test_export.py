@@ -147,12 +147,15 @@ def test_a_student_of_the_users_is_exported_and_a_change_of_its_file_is_warned_o
         merge(given, {**own, "run": {"baseline": False}, "train": {"epochs": 1}}), root=built_root
     )
     run = given["run"]["dir"]
-    assert main(["export", run, "--to", "safetensors"]) == 0
+    words = ["export", run, "--to", "safetensors", "--student.arch", "own_student:plain"]
+    assert main(words) == 0
     module = own_student.plain(8, width=4)
     module.load_state_dict(load_file(f"{run}/student.safetensors"))
     assert "has changed" not in capsys.readouterr().err
-    monkeypatch.setattr("kdcache.deploy.student.hash_source", lambda arch: "0" * 12)
-    assert main(["export", run, "--to", "safetensors"]) == 0
+    monkeypatch.setattr("kdcache.models.own_code.hash_file", lambda path: "0" * 12)
+    assert main(words) == 2
+    assert "expected" in capsys.readouterr().err
+    assert main([*words, "--trust-code"]) == 0
     assert (
         "the file of student.arch own_student:plain has changed since the run was trained"
         in capsys.readouterr().err

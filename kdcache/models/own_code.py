@@ -1,0 +1,146 @@
+"""Whose code may run: a student of the user's that a file names waits for a word of the user's.
+
+A cache or a run folder of a stranger names what it likes, and to import is to run. So nothing that
+is stored is imported, unless the same command line names it or says `--trust-code`, and its file
+is still the one that was recorded.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import logging
+import sys
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.errors import Phrase, SettingsError, describe
+
+log = logging.getLogger("kdcache")
+MOST_STEPS = 8  # from a module to the one that it takes the function from, and on
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What this command line allows.
+
+    Args:
+        arch: `--student.arch` of this command line; a stored student of that name is imported if
+            its file is the recorded one.
+        any_code: `--trust-code`: whatever a file names, also if its source has changed.
+    """
+
+    arch: str | None = None
+    any_code: bool = False
+
+    def check(self, arch: str, *, source: object, where: object) -> None:
+        """Check that a stored `student.arch` may be imported; nothing is imported here.
+
+        Args:
+            source: the recorded hash of its file, None if there is none.
+            where: the file that names it, for messages.
+
+        Raises: SettingsError if it may not, or if its file is another one now.
+        """
+        if arch == BUILT_IN_STUDENT:
+            return
+        if not (self.any_code or self.arch == arch):
+            expected = Phrase("named on this command line: code that a file names is not run")
+            cure = f"if you trust that module, add --student.arch {arch} or --trust-code"
+            raise SettingsError(
+                describe(where, field="student.arch", found=arch, expected=expected, cure=cure)
+            )
+        found = hash_source_unseen(arch)
+        if source in (None, "unknown") or found in (source, None):
+            return
+        if self.any_code:
+            log.warning("the file of student.arch %s has changed since the run was trained", arch)
+            return
+        cure = "restore that file, or add --trust-code to run it as it is now"
+        field = f"file of student.arch {arch}"
+        raise SettingsError(describe(where, field=field, found=found, expected=source, cure=cure))
+
+
+def hash_file(path: Path) -> str:
+    """12 hex digits of the sha256 of a source file. Raises OSError."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def hash_source_unseen(arch: str) -> str | None:
+    """Like `arch.hash_source`, but found without importing anything; None if there is no file."""
+    package, _, name = arch.partition(":")
+    path = _find_file(package, name)
+    try:
+        return hash_file(path) if path else None
+    except OSError:
+        return None
+
+
+def let_import_from_here() -> None:
+    """Let modules of the current folder be found, as `python -m` does and a console script not."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
+
+
+def _find_file(package: str, name: str, steps: int = MOST_STEPS) -> Path | None:
+    """The file that defines a function, behind the modules that only pass it on."""
+    path = _find_module(package)
+    if path is None or steps == 0:
+        return path
+    places = [_find_file(*origin, steps - 1) for origin in _find_origins(path, package, name)]
+    return next((place for place in places if place), path)
+
+
+def _find_module(package: str) -> Path | None:
+    """The source of a module; its packages are looked up by their folders, not imported."""
+    let_import_from_here()
+    places, spec = None, None
+    for part in package.split("."):
+        # the last name alone: of a dotted one the finder would ask for the imported package
+        spec = PathFinder.find_spec(part, places)
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or [])
+    path = Path(spec.origin) if spec.has_location else None
+    return path if path and path.suffix == ".py" and path.is_file() else None
+
+
+def _find_origins(path: Path, package: str, name: str) -> list[tuple[str, str]]:
+    """Modules that `name` may be taken from, and what it is called there; none: it is of here."""
+    found, stars = [], []
+    for node in _parse(path):
+        if getattr(node, "name", None) == name:  # a function or class
+            found, stars = [], []
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            module = _find_absolute(node, path, package)
+            if name == (alias.asname or alias.name):
+                found, stars = [(module, alias.name)], []
+            elif alias.name == "*" and _binds(module, name):
+                stars.append((module, name))
+    return stars[::-1] or found
+
+
+def _binds(package: str, name: str) -> bool:
+    path = _find_module(package)
+    nodes = _parse(path) if path else []
+    names = [a for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]
+    return any(getattr(node, "name", None) == name for node in nodes) or any(
+        name == (alias.asname or alias.name) for alias in names
+    )
+
+
+def _parse(path: Path) -> list[ast.stmt]:
+    try:
+        return ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return []
+
+
+def _find_absolute(node: ast.ImportFrom, path: Path, package: str) -> str:
+    """The full name of the module of an import, which may be relative."""
+    parts = package.split(".")
+    kept = len(parts) - node.level + (1 if path.name == "__init__.py" else 0)
+    above = parts[: max(kept, 0)] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
