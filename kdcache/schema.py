@@ -99,6 +99,16 @@ def plain(value: object) -> None:
             _check_leaf(one)
 
 
+def all_of(*kinds: Kind) -> Kind:
+    """What all of these kinds take."""
+
+    def check(value: object) -> None:
+        for kind in kinds:
+            kind(value)
+
+    return check
+
+
 def maybe(kind: Kind) -> Kind:
     """The kind, or null."""
     return lambda value: None if value is None else kind(value)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.errors import Phrase, SettingsError, TrainingError, describe, one_line
+from kdcache.errors import Phrase, SettingsError, TrainingError, describe
+from kdcache.training.run_fields import EPOCH_TIMES
 from kdcache.training.run_folder import (
     BEFORE,
-    METRICS,
     RESULT,
     SETTINGS,
     TEACHING,
+    read_history,
     read_result,
     read_run_settings,
 )
@@ -101,8 +101,8 @@ def read_run(folder: Path) -> Run:
     result = read_result(folder)
     try:
         return _make_run(folder, result)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+    except KeyError as error:
+        reason = f"{error} is missing"
         raise TrainingError(
             f"{folder / RESULT}: result is unreadable ({reason}); train that run again"
         ) from None
@@ -111,17 +111,17 @@ def read_run(folder: Path) -> Run:
 def _make_run(folder: Path, result: dict) -> Run:
     facts = {**BEFORE, **result["hyperparameters"]}
     facts |= {name: float(facts[name]) for name in ("loss.alpha", *TEACHING)}
-    seed, ious = int(facts.pop(SEED)), [_share(iou) for iou in result["per_class_iou"].values()]
+    seed, ious = facts.pop(SEED), result["per_class_iou"]
     return Run(
         folder=folder,
         seed=seed,
         facts=_keep_effective(facts) | _list_origin(facts, result),
-        names=list(result["per_class_iou"]),
-        ious=ious,
-        miou=_share(float(result["miou"])),
-        last_miou=_share(float(result["last_miou"])),
-        best_epoch=int(result["best_epoch"]),
-        validation=_hash(result.get("validation_identity")),
+        names=list(ious),
+        ious=list(ious.values()),
+        miou=float(result["miou"]),
+        last_miou=float(result["last_miou"]),
+        best_epoch=result["best_epoch"],
+        validation=result.get("validation_identity"),
         epoch_s=_read_epoch_s(folder),
     )
 
@@ -138,27 +138,14 @@ def _keep_effective(facts: dict) -> dict:
 def _list_origin(facts: dict, result: dict) -> dict:
     """Cache, images and labels, device; on a CPU processes, since each normalises its own rows."""
     uses_teacher = any(facts[name] for name in TEACHING)
-    cache, device = _hash(result["cache_identity"]), result.get("device_type")
-    pictures = _hash(result.get("pictures_identity", None if uses_teacher else cache))
+    cache, device = result["cache_identity"], result.get("device_type")
+    pictures = result.get("pictures_identity", None if uses_teacher else cache)
     origin = {PICTURES: pictures, "device": device}
     if uses_teacher:
         origin[CACHE] = cache
     if device == "cpu":
         origin["processes"] = " and ".join(map(str, result["processes"]))
     return {name: value for name, value in origin.items() if value is not None}
-
-
-def _hash(value: str | None) -> str | None:
-    if not isinstance(value, str | None):
-        raise TypeError(f"{value} is no hash")
-    return value
-
-
-def _share(value: float | None) -> float | None:
-    """The value. Raises ValueError unless it is None or 0 to 1."""
-    if value is not None and not 0 <= value <= 1:  # catches NaN, too
-        raise ValueError(f"{value} is no share")
-    return value
 
 
 def read_encoding(folder: Path) -> str | None:
@@ -174,13 +161,7 @@ def read_encoding(folder: Path) -> str | None:
 
 def _read_epoch_s(folder: Path) -> float | None:
     try:
-        entries = map(json.loads, (folder / METRICS).read_text(encoding="utf-8").splitlines())
-        return statistics.median(entry["time_s"] - entry["validation_s"] for entry in entries)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ):  # the run counts all the same
+        entries = read_history(folder, entry=EPOCH_TIMES)
+    except TrainingError:  # the run counts all the same
         return None
+    return statistics.median(entry["time_s"] - entry["validation_s"] for entry in entries)

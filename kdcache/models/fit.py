@@ -10,9 +10,10 @@ from torch import nn
 from kdcache.config import Config
 from kdcache.data.unlabelled import check_apart
 from kdcache.data.voc import Split, download_voc, read_split
-from kdcache.errors import TeacherError
+from kdcache.errors import TeacherError, TrainingError, one_line
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.fit_files import (
+    find_state_path,
     find_whose,
     hold_output,
     read_state,
@@ -29,6 +30,7 @@ from kdcache.models.weights import (
     read_teacher_weights,
 )
 from kdcache.progress import Progress, Say, Silent, format_time
+from kdcache.schema import FieldError
 
 STATE_EVERY_S = 120.0  # what a stop costs at most, beside the epoch it falls into
 
@@ -77,7 +79,11 @@ def _begin(config: Config, train: Split, whose: dict, *, device: torch.device, s
         return Fitting(build_start(config, say=say), config, train.samples, device=device)
     model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
     fitting = Fitting(model, config, train.samples, device=device)
-    fitting.restore(state)
+    try:
+        fitting.restore(state)
+    except (FieldError, RuntimeError) as error:
+        path, reason = find_state_path(config.fit.out), one_line(error)
+        raise TrainingError(f"{path}: state is of another fit ({reason}); delete it") from None
     say(f"{config.fit.out}: going on after epoch {fitting.epoch} of {config.fit.epochs}")
     return fitting
 

@@ -13,10 +13,33 @@ from torch import Tensor
 from kdcache import durable
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import flatten
-from kdcache.errors import KdcacheError, Phrase, SettingsError, TrainingError, describe, one_line
+from kdcache.errors import (
+    KdcacheError,
+    Phrase,
+    SettingsError,
+    TrainingError,
+    describe,
+    one_line,
+    show_value,
+)
 from kdcache.machine.locks import lock_file, unlock_file
+from kdcache.models.stored_state import OPTIMIZER, TENSORS
+from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 
-STATE_FACTS = ("whose", "epoch", "history", "best", "model", "average", "optimizer", "schedule")
+STATE = fields(
+    {
+        "whose": plain,
+        "epoch": whole(1),
+        "history": list_of(
+            fields({"epoch": whole(1), "loss": number(), "miou": maybe(number(0, 1))}), least=1
+        ),
+        "best": maybe(TENSORS),
+        "model": TENSORS,
+        "average": maybe(TENSORS),
+        "optimizer": OPTIMIZER,
+        "schedule": table_of(plain),
+    }
+)
 NOT_WHOSE = ("dataset.root", "dataset.download", "augment.views", "fit.out")
 
 
@@ -102,11 +125,23 @@ def read_state(out: Path, *, whose: Mapping[str, object]) -> dict | None:
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
         reason = one_line(error)
         raise TrainingError(f"{path}: state is unreadable ({reason}); delete it") from None
-    missing = [name for name in STATE_FACTS if not isinstance(state, dict) or name not in state]
-    if missing:
-        raise TrainingError(f"{path}: state is unreadable (it has no {missing[0]}); delete it")
+    try:
+        STATE(state)
+        _check_epochs(state)
+    except FieldError as error:
+        raise TrainingError(f"{path}: state is unreadable ({error}); delete it") from None
     _check_whose(path, state["whose"], whose)
     return state
+
+
+def _check_epochs(state: dict) -> None:
+    """Check what fields say of each other: an entry an epoch, and weights if one is scored."""
+    epochs = [entry["epoch"] for entry in state["history"]]
+    if epochs != list(range(1, state["epoch"] + 1)):
+        raise FieldError(f"has epochs {show_value(epochs)}, expected 1 to epoch", "history")
+    is_scored = any(entry["miou"] is not None for entry in state["history"])
+    if is_scored != (state["best"] is not None):
+        raise FieldError("is of another history", "best")
 
 
 def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:

@@ -20,6 +20,7 @@ from kdcache.machine.devices import supports_bfloat16
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.fit_views import make_batches, plan_epoch, weigh_classes
 from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.stored_state import restore_optimizer, restore_scheduler
 from kdcache.progress import Bar
 
 AUX_WEIGHT = 0.4  # of the auxiliary head's loss, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
@@ -125,13 +126,14 @@ class Fitting:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a state of the same settings."""
+        """Go on from a state of the same settings. Raises FieldError, RuntimeError."""
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        self.model.load_state_dict(state["model"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+            self.average.load_state_dict(state["average"] or {})
+        self.model.load_state_dict(state["best"] or state["model"])  # only to see that it fits
+        self.model.load_state_dict(state["model"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        restore_scheduler(self.schedule, state["schedule"])
 
 
 def choose_arithmetic(config: Config, device: torch.device) -> dict:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from kdcache.errors import Phrase, TeacherError, describe, one_line
+from kdcache.models.stored_state import TENSORS
+from kdcache.schema import FieldError
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
 
@@ -108,15 +110,15 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
     stored = _load_tensors(path, field=field)
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
-    if (
-        not isinstance(stored, dict)
-        or not stored
-        or not all(isinstance(v, Tensor) for v in stored.values())
-    ):
+    if not isinstance(stored, dict) or not stored:
         found, expected = Phrase(f"a {type(stored).__name__}"), Phrase("a state dict of tensors")
         raise TeacherError(
             describe(path, field=field, found=found, expected=expected, cure="re-save it")
         )
+    try:
+        TENSORS(stored)
+    except FieldError as error:
+        raise TeacherError(f"{path}: {field} has no plain tensors ({error}); re-save it") from None
     return stored
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 from kdcache.analysis.comparison import Comparison, format_value, list_beyond_loss, list_shared
 from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
@@ -18,6 +20,8 @@ WIDTHS = (34, 5, 5, 15, 24, 7)
 HEAD = ("row", "seeds", "epoch", "val mIoU", "to baseline, points", "s/epoch")
 MOST_CLASSES = 6  # of a row; --html has all
 NO_BASELINE = "no baseline with the same settings"
+_FORMULA = tuple("=+-@\t\r\n")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 ONE_PAIR = "one seed: no interval"
 
 
@@ -174,13 +178,28 @@ def format_csv(comparison: Comparison) -> str:
     ious = [f"iou {number} {name}" for number, name in enumerate(comparison.names)]
     columns = ["row", "folder", SEED, "best_miou", "best_epoch", "last_miou"]
     columns += ["best_points", "last_points", "baseline"]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, "epoch_s", "encoding", *settings, *ious])
+    rows = [[*columns, "epoch_s", "encoding", *settings, *ious]]
     for row, run in comparison.runs:
         facts = [format_value(row.facts[name]) if name in row.facts else "" for name in settings]
-        writer.writerow([*_list_numbers(row, run), run.epoch_s, row.encoding, *facts, *run.ious])
+        rows.append([*_list_numbers(row, run), run.epoch_s, row.encoding, *facts, *run.ious])
+    return write_csv(rows)
+
+
+def write_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV. Text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    >>> write_csv([["=1+1", "-0.5", -0.5]])
+    "'=1+1,-0.5,-0.5\\n"
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_quote(cell) for cell in row] for row in rows)
     return out.getvalue()
+
+
+def _quote(cell: object) -> object:
+    text = str(cell) if isinstance(cell, str | Path) else ""
+    return f"'{text}" if text[:1] in _FORMULA and not _NUMBER.fullmatch(text) else cell
 
 
 def _list_numbers(row: Row, run: Run) -> list[object]:

@@ -13,7 +13,7 @@ from kdcache.config.parser import flatten
 from kdcache.errors import TrainingError
 from kdcache.training.checkpoint import BEST, read_checkpoint
 from kdcache.training.run import Data
-from kdcache.training.run_folder import RESULT, read_history, read_result
+from kdcache.training.run_folder import METRICS, RESULT, read_history, read_result
 
 NEEDED = (
     "baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou",
@@ -21,6 +21,7 @@ NEEDED = (
 )  # fmt: skip
 PARTS = {"wait": "data wait", "step": "step", "validation": "validation"}
 UNKNOWN = "not recorded"
+_CURE = "delete the run folder and start again"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Finished:
     def ious(self) -> list[float | None]:
         """IoU of each class at the best epoch, 0 to 1; None for a class that does not occur."""
         return list(self.result["per_class_iou"].values())
+
+    def has(self, name: str) -> bool:
+        """Whether each epoch has a value of that name."""
+        return all(name in entry for entry in self.history)
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,28 @@ def read_finished(folder: Path) -> Finished:
     missing = [name for name in NEEDED if name not in result]
     if missing:
         raise TrainingError(
-            f"{folder / RESULT}: result is unreadable (it has no {missing[0]}); "
-            "delete the run folder and start again"
+            f"{folder / RESULT}: result is unreadable (it has no {missing[0]}); {_CURE}"
         )
+    history = read_history(folder)
+    if result["best_epoch"] > len(history):
+        found = f"best_epoch is {result['best_epoch']} of {len(history)}"
+        raise TrainingError(
+            f"{folder / RESULT}: result is not that of {METRICS} ({found}); {_CURE}"
+        )
+    confusion = _read_confusion(folder, num_classes=len(result["per_class_iou"]))
+    return Finished(folder, result, history, confusion)
+
+
+def _read_confusion(folder: Path, *, num_classes: int) -> np.ndarray | None:
+    """Of the best checkpoint; None if that is gone. Raises TrainingError."""
     best = folder / BEST
-    confusion = read_checkpoint(best)["confusion"].numpy() if best.is_file() else None
-    return Finished(folder, result, read_history(folder), confusion)
+    if not best.is_file():
+        return None
+    confusion = read_checkpoint(best).get("confusion")
+    if confusion is None or confusion.shape != (num_classes, num_classes) or confusion.min() < 0:
+        found = f"its confusion is not one of {num_classes} classes"
+        raise TrainingError(f"{best}: checkpoint is unreadable ({found}); {_CURE}")
+    return confusion.numpy()
 
 
 def measure_budget(history: list[dict], *, num_samples: int) -> Budget | None:

@@ -230,15 +230,16 @@ def _chart_losses(config: Config, runs: dict[str, Finished]) -> list[Chart]:
         "total": ("total", "weighted sum"),
     }
     charts = []
-    for term in [term for term in terms if term in runs["student"].history[0]]:
+    for term in [term for term in terms if runs["student"].has(term)]:
         shown = {who: run for who, run in runs.items() if who == "student" or term == "ce"}
+        shown = {who: run for who, run in shown.items() if run.has(term)}
         curves = [Curve(who, [entry[term] for entry in run.history]) for who, run in shown.items()]
         charts.append(build_chart(*terms[term], curves, height_px=130))
     return charts
 
 
 def _chart_rate(config: Config, student: Finished) -> list[Chart]:
-    if not all("lr" in entry for entry in student.history):
+    if not student.has("lr"):
         return []
     curve = Curve("student", [entry["lr"] / config.train.lr for entry in student.history])
     return [build_chart("learning rate", f"share of {config.train.lr:g}", [curve], height_px=130)]

@@ -14,20 +14,33 @@ from kdcache.config import Config, StudentConfig
 from kdcache.errors import TrainingError, describe, one_line
 from kdcache.models.arch import build_student
 from kdcache.models.own_code import Trust
+from kdcache.models.stored_state import (
+    OPTIMIZER,
+    TENSORS,
+    restore_optimizer,
+    restore_scheduler,
+    tensor,
+)
+from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
+from kdcache.training.run_fields import FACTS
 from kdcache.training.run_folder import BEFORE, BEST, LAST, SETTINGS, write_history
 
 _CURE = "delete the run folder and start again"
-_PARTS = (
-    "model_state_dict",
-    "alignment_state_dict",
-    "optimizer_state_dict",
-    "scheduler_state_dict",
-    "random_state",
-    "cuda_random_state",
-    "hyperparameters",
-    "cache_identity",
-    "history",
+_RANDOM = tensor(torch.uint8, sides=1)
+CHECKPOINT = all_of(
+    fields(
+        {
+            "model_state_dict": TENSORS,
+            "alignment_state_dict": TENSORS,
+            "optimizer_state_dict": OPTIMIZER,
+            "scheduler_state_dict": table_of(plain),
+            "random_state": _RANDOM,
+            "cuda_random_state": maybe(_RANDOM),
+        },
+        {"confusion": tensor(torch.int64, sides=2)},
+    ),
+    FACTS,
 )
 
 
@@ -92,9 +105,10 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
         reason = one_line(error)
         raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
-    missing = [name for name in _PARTS if not isinstance(state, dict) or name not in state]
-    if missing:
-        raise TrainingError(f"{path}: checkpoint is unreadable (it has no {missing[0]}); {_CURE}")
+    try:
+        CHECKPOINT(state)
+    except FieldError as error:
+        raise TrainingError(f"{path}: checkpoint is unreadable ({error}); {_CURE}") from None
     return state
 
 
@@ -149,9 +163,13 @@ def load_weights(student: nn.Module, state: dict, *, where: object) -> None:
 def restore(learner: Learner, state: dict, *, where: object) -> None:
     """Put a learner into the state of a checkpoint. Raises TrainingError if it does not fit."""
     load_weights(learner.student, state, where=where)
-    learner.loss.align.load_state_dict(state["alignment_state_dict"])
-    learner.optimizer.load_state_dict(state["optimizer_state_dict"])
-    learner.scheduler.load_state_dict(state["scheduler_state_dict"])
-    torch.set_rng_state(state["random_state"])
-    if state["cuda_random_state"] is not None and learner.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_random_state"], learner.device)
+    try:
+        learner.loss.align.load_state_dict(state["alignment_state_dict"])
+        restore_optimizer(learner.optimizer, state["optimizer_state_dict"])
+        restore_scheduler(learner.scheduler, state["scheduler_state_dict"])
+        torch.set_rng_state(state["random_state"])
+        if state["cuda_random_state"] is not None and learner.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random_state"], learner.device)
+    except (FieldError, RuntimeError) as error:
+        reason = one_line(error)
+        raise TrainingError(f"{where}: checkpoint is unreadable ({reason}); {_CURE}") from None

@@ -14,6 +14,8 @@ from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.errors import SettingsError, TrainingError, one_line
+from kdcache.schema import Kind, list_of, parse_json
+from kdcache.training import run_fields as fields
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
@@ -68,10 +70,10 @@ def write_result(folder: Path, result: dict) -> None:
 def read_result(folder: Path) -> dict:
     """The contents of result.json. Raises TrainingError if it is missing or damaged."""
     try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        dict(result["hyperparameters"]), str(result["cache_identity"]), float(result["miou"])
+        result = parse_json((folder / RESULT).read_text(encoding="utf-8"))
+        fields.RESULT(result)
         return result
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(folder / RESULT, "result", error) from None
 
 
@@ -86,16 +88,18 @@ def write_history(folder: Path, history: list[dict]) -> None:
     durable.replace_file(folder / METRICS, lines.encode())
 
 
-def read_history(folder: Path) -> list[dict]:
-    """The entries of metrics.jsonl, one per epoch. Raises TrainingError if missing or damaged."""
+def read_history(folder: Path, *, entry: Kind = fields.EPOCH) -> list[dict]:
+    """The entries of metrics.jsonl, one per epoch. Raises TrainingError if missing or damaged.
+
+    Args:
+        entry: what each of them must be.
+    """
     path = folder / METRICS
     try:
-        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for entry in history:
-            float(entry["miou"]), float(entry["total"]), float(entry["time_s"])
-        history[0]
+        history = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        list_of(entry, least=1)(history)
         return history
-    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, "history", error) from None
 
 

@@ -1,6 +1,7 @@
 """What a comparison says in the terminal, as CSV and as a page."""
 
 import csv
+import io
 import re
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def test_files_are_there_before_the_table_is_read(runs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     write_three_seeds(runs)
-    monkeypatch.setattr("train_student.runs.print", stop, raising=False)
+    monkeypatch.setattr("train_student.runs.print_text", stop)
     assert (
         main(
             [
@@ -301,3 +302,14 @@ def test_help_lists_the_command(capsys):
     assert "compare put finished runs side by side, over seeds" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", '=HYPERLINK("x")'])
+def test_no_cell_of_the_csv_is_a_formula(runs, tmp_path, name):
+    """Names of classes, encodings and settings are anybody's; a spreadsheet would compute them."""
+    write_run(runs / "a", 0.5, ious={name: 0.5}, settings={"student.arch": name, "train.lr": -0.5})
+    assert main(["compare", str(runs), "--csv", str(tmp_path / "t.csv")]) == 0
+    head, row = csv.reader(io.StringIO((tmp_path / "t.csv").read_text()))
+    found = dict(zip(head, row, strict=True))
+    assert found["student.arch"] == f"'{name}" and found["train.lr"] == "-0.5"
+    assert not [cell for cell in [*head, *row] if cell.startswith(("=", "+", "@", "\t"))]

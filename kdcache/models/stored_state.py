@@ -1,0 +1,143 @@
+"""Tensors and optimisers as files hold them: what may be used, and how training goes on from it.
+
+A file without code in it can still hold tensors that take no bytes but promise many (sparse, meta,
+expanded ones), or an optimiser's settings of any kind.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import show_value
+from kdcache.schema import FieldError, Kind, fields, list_of, number, table_of
+
+_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8,
+    torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+
+
+def tensor(dtype: torch.dtype | None = None, *, sides: int | None = None) -> Kind:
+    """A plain tensor in memory, of real numbers.
+
+    Args:
+        dtype: None: any. sides: how many dimensions it has; None: any.
+    """
+
+    def check(value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise FieldError(f"is {show_value(value)}, expected a tensor")
+        odd = _find_oddity(value)
+        if odd:
+            raise FieldError(f"is a tensor that is {odd}, expected a plain one")
+        if dtype not in (None, value.dtype) or sides not in (None, value.ndim):
+            expected = f"{dtype or 'any numbers'}{'' if sides is None else f' of {sides} sides'}"
+            raise FieldError(f"is {_describe(value)}, expected {expected}")
+
+    return check
+
+
+TENSORS: Kind = table_of(tensor())
+"""A state dict."""
+OPTIMIZER: Kind = fields(
+    {"state": lambda value: None, "param_groups": list_of(fields({"lr": number(0)}), least=1)}
+)
+"""What is read of an optimiser's state dict; `restore_optimizer` looks at its tensors."""
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict) -> None:
+    """Give an optimiser the numbers and moments of a state dict; its switches stay its own.
+
+    Args:
+        stored: checked by OPTIMIZER.
+
+    Raises: FieldError if a moment is not one of these weights, or a group is missing.
+    """
+    own = optimizer.state_dict()
+    groups = stored["param_groups"]
+    if len(groups) != len(own["param_groups"]):
+        what = f"has {len(groups)} groups, expected {len(own['param_groups'])}"
+        raise FieldError(what, "param_groups")
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    _check_moments(stored["state"], weights)
+    pairs = zip(own["param_groups"], groups, strict=True)
+    chosen = [{**mine, **_choose_numbers(mine, group)} for mine, group in pairs]
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": chosen})
+
+
+def _choose_numbers(own: dict, group: dict) -> dict:
+    """Learning rate, betas and the like, which a schedule moves. Raises FieldError."""
+    kinds = (int, float, list, tuple)
+    names = [name for name in own if type(own[name]) in kinds and name in group]
+    chosen = {name: group[name] for name in names if name != "params"}
+    check_alike(chosen, own)
+    return chosen
+
+
+def restore_scheduler(scheduler: torch.optim.lr_scheduler.LRScheduler, stored: object) -> None:
+    """Give a schedule the state of a state dict. Raises FieldError if that is another's."""
+    own = scheduler.state_dict()
+    check_alike(stored, own)
+    scheduler.load_state_dict({name: stored[name] for name in own if name in stored})
+
+
+def check_alike(value: object, own: object) -> None:
+    """Check that a stored value has the form of our own: kinds, lengths, names where it has them.
+
+    Raises: FieldError.
+    """
+    if isinstance(own, dict):
+        if not isinstance(value, dict):
+            raise FieldError(f"is {show_value(value)}, expected names with values")
+        _check_parts({name: (value[name], own[name]) for name in own if name in value})
+    elif isinstance(own, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(own):
+            raise FieldError(f"is {show_value(value)}, expected {len(own)} values")
+        _check_parts(
+            {f"[{place}]": pair for place, pair in enumerate(zip(value, own, strict=True))}
+        )
+    elif type(own) in (int, float):
+        number()(value)
+    elif type(value) is not type(own):
+        raise FieldError(f"is {show_value(value)}, expected {show_value(own)}")
+
+
+def _check_parts(pairs: dict[str, tuple[object, object]]) -> None:
+    for place, pair in pairs.items():
+        try:
+            check_alike(*pair)
+        except FieldError as error:
+            raise error.inside(place) from None
+
+
+def _check_moments(state: object, weights: list[Tensor]) -> None:
+    """Check that each weight has none or all of Adam's moments, in its own shape."""
+    if not isinstance(state, dict) or not set(state) <= set(range(len(weights))):
+        raise FieldError(f"is {show_value(state)}, expected moments by number", "state")
+    shapes = {"step": (), "exp_avg": None, "exp_avg_sq": None}
+    for place, moments in state.items():
+        try:
+            fields(dict.fromkeys(shapes, tensor(torch.float32)))(moments)
+            for name, shape in shapes.items():
+                expected = tuple(weights[place].shape) if shape is None else shape
+                if tuple(moments[name].shape) != expected:
+                    raise FieldError(f"is {_describe(moments[name])}, expected {expected}", name)
+        except FieldError as error:
+            raise error.inside(f"state[{place}]") from None
+
+
+def _find_oddity(value: Tensor) -> str:
+    """Why a tensor is not plain; "" if it is."""
+    if value.layout is not torch.strided or value.is_nested:
+        return "sparse or nested"
+    if value.device.type == "meta":
+        return "without bytes"
+    if value.is_quantized or value.dtype not in _DTYPES:
+        return f"of {value.dtype}"
+    promised = value.numel() * value.element_size()
+    return "" if promised <= value.untyped_storage().nbytes() else "expanded from fewer bytes"
+
+
+def _describe(value: Tensor) -> str:
+    return f"{value.dtype} of {list(value.shape)}"
