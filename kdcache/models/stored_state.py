@@ -39,7 +39,9 @@ def tensor(dtype: torch.dtype | None = None, *, sides: int | None = None) -> Kin
 
 
 TENSORS: Kind = table_of(tensor())
-"""A state dict."""
+"""A state dict of a model of ours."""
+STATE_DICT: Kind = table_of(lambda value: tensor()(value) if isinstance(value, Tensor) else None)
+"""A state dict of anybody's module, which may keep other things beside tensors."""
 OPTIMIZER: Kind = fields(
     {"state": lambda value: None, "param_groups": list_of(fields({"lr": number(0)}), least=1)}
 )

@@ -110,15 +110,14 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
     stored = _load_tensors(path, field=field)
     for key in ("model_state_dict", "state_dict"):
         stored = stored.get(key, stored) if isinstance(stored, dict) else stored
-    if not isinstance(stored, dict) or not stored:
-        found, expected = Phrase(f"a {type(stored).__name__}"), Phrase("a state dict of tensors")
+    try:
+        TENSORS(stored if isinstance(stored, dict) and stored else None)
+    except FieldError as error:
+        found = Phrase(f"a {type(stored).__name__} ({error})")
+        expected = Phrase("a state dict of tensors")
         raise TeacherError(
             describe(path, field=field, found=found, expected=expected, cure="re-save it")
-        )
-    try:
-        TENSORS(stored)
-    except FieldError as error:
-        raise TeacherError(f"{path}: {field} has no plain tensors ({error}); re-save it") from None
+        ) from None
     return stored
 
 

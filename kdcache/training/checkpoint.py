@@ -16,6 +16,7 @@ from kdcache.models.arch import build_student
 from kdcache.models.own_code import Trust
 from kdcache.models.stored_state import (
     OPTIMIZER,
+    STATE_DICT,
     TENSORS,
     restore_optimizer,
     restore_scheduler,
@@ -31,7 +32,7 @@ _RANDOM = tensor(torch.uint8, sides=1)
 CHECKPOINT = all_of(
     fields(
         {
-            "model_state_dict": TENSORS,
+            "model_state_dict": STATE_DICT,
             "alignment_state_dict": TENSORS,
             "optimizer_state_dict": OPTIMIZER,
             "scheduler_state_dict": table_of(plain),

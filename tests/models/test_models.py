@@ -479,6 +479,25 @@ def test_file_of_something_else_is_refused(tmp_path: Path, stored: object):
     check_one_line(error, "other.pth: teacher.weights is a ", "expected a state dict of tensors")
 
 
+ODD_TENSORS = {
+    "sparse": lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 10**9)),
+    "meta": lambda: torch.empty(10**6, 10**6, device="meta"),
+    "expanded": lambda: torch.ones(1).expand(10**6, 10**6),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "complex": lambda: torch.ones(2, dtype=torch.complex64),
+    "nested": lambda: torch.nested.as_nested_tensor([torch.ones(2), torch.ones(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_a_tensor_that_is_not_plain_is_refused_before_it_takes_memory(tmp_path: Path, kind: str):
+    torch.save({"classifier.0.weight": ODD_TENSORS[kind]()}, tmp_path / "odd.pth")
+    with pytest.raises(TeacherError) as error:
+        read_teacher_weights("fcn_resnet50", str(tmp_path / "odd.pth"))
+    check_one_line(error, "odd.pth: teacher.weights is ")
+
+
 def test_missing_file_is_refused_with_the_ways_out(tmp_path: Path):
     with pytest.raises(TeacherError) as error:
         read_teacher_weights("fcn_resnet50", str(tmp_path / "none.pth"))
