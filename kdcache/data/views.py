@@ -17,6 +17,7 @@ from kdcache.config import VOID, AugmentConfig
 
 MEAN_RGB = (124, 116, 104)  # ImageNet mean in 0..255: the padding a network sees as (almost) zero
 # Names the way this file draws and applies views; a change that moves one pixel gets a new name.
+# It is in the seed of the draw, so that a new name draws every view anew.
 SCHEME = "philox-1"
 
 

@@ -35,7 +35,11 @@ BEFORE = {
     "student.arch": BUILT_IN_STUDENT,
     "student.options": {},
 }
-"""Values of hyperparameters that older runs do not record, because they could not be set."""
+"""Hyperparameters that older runs do not record, as they could not be set, and the values of then.
+
+A new setting of student, loss or train has an entry: then runs of before can be resumed and
+compared, and their baselines are found.
+"""
 
 
 def write_settings(folder: Path, config: Config) -> None:

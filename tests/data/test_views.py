@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image, ImageEnhance, ImageOps
 
+import kdcache
 from kdcache.config import AugmentConfig
 from kdcache.data.views import MEAN_RGB, SCHEME, VOID, ViewParameters, apply, draw, fit_inside
 
@@ -57,7 +60,10 @@ NO_JITTER = AugmentConfig(color_jitter=0.0)
 
 
 def test_draw_is_pinned():
-    """Who changes the draw must give SCHEME a new name: caches built before hold other views."""
+    """Who changes the draw must give SCHEME a new name: caches built before hold other views.
+
+    The name is in the seed of the draw, too: with a new one all these numbers are others.
+    """
     view = draw_view(AugmentConfig(seed=3), view=1, image_hw=(281, 500), size_hw=(128, 128))
     assert view == ViewParameters(
         resized_hw=(330, 587),
@@ -283,6 +289,40 @@ def test_void_is_kept_as_255():
     top, left = view.crop_tl
     _, view_label = apply(view, image, label)
     np.testing.assert_array_equal(view_label == 255, label[top : top + 48, left : left + 64] == 255)
+
+
+def apply_by_the_page(view: ViewParameters, image: np.ndarray) -> np.ndarray:
+    """FORMAT.md, "Views", step by step with Pillow."""
+    picture = Image.fromarray(image).resize(view.resized_hw[::-1], Image.Resampling.BILINEAR)
+    (top, left), (_, _, height, width) = view.crop_tl, view.image_box
+    picture = picture.crop((left, top, left + width, top + height))
+    picture = ImageEnhance.Brightness(picture).enhance(view.brightness)
+    picture = ImageEnhance.Contrast(picture).enhance(view.contrast)
+    picture = ImageEnhance.Color(picture).enhance(view.saturation)
+    picture = ImageOps.mirror(picture) if view.flip else picture
+    page = np.full((*view.size_hw, 3), (124, 116, 104), np.uint8)
+    page[:height, :width] = picture
+    return page
+
+
+@pytest.mark.parametrize("size_hw", [(48, 48), (64, 96)])
+def test_pixels_of_a_view_are_those_that_the_format_describes(size_hw: tuple[int, int]):
+    image, label = paint()
+    flips = set()
+    for number in range(12):
+        view = draw_view(view=number, image_hw=label.shape, size_hw=size_hw)
+        flips.add(view.flip)
+        found, expected = apply(view, image, label)[0], apply_by_the_page(view, image)
+        assert np.array_equal(found, expected), (
+            "apply moves pixels: caches built before hold others. Give SCHEME a new name and "
+            "describe it in FORMAT.md, Views, and here"
+        )
+    assert flips == {True, False}
+
+
+def test_the_format_describes_this_scheme():
+    page = (Path(kdcache.__file__).parent / "cache/FORMAT.md").read_text(encoding="utf-8")
+    assert f"## Views: scheme `{SCHEME}`\n" in page and f"`{SCHEME}/SEED/ID`" in page
 
 
 def test_apply_is_pure():

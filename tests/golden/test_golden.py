@@ -16,6 +16,7 @@ import zarr
 from kdcache.cache.layout import FORMAT_VERSION
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
+from kdcache.cache.settings import dataset_facts, read_config, teacher_facts, train_view_rule
 from kdcache.cache.verify import verify_cache
 
 GOLDEN = Path(__file__).parent
@@ -114,6 +115,24 @@ def test_samples_images_and_labels_look_as_recorded(version, split):
     assert [{str(k): int(count[k]) for k in np.flatnonzero(count)} for count in counts] == [
         x["label_px"] for x in looks if split != "unlabelled"
     ]
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_the_settings_of_a_released_cache_still_ask_for_it(version):
+    """A setting that was added since must leave the caches of before what they are."""
+    manifest = read_manifest(GOLDEN / f"v{version}")
+    config, identity = read_config(manifest), manifest.identity["train"]
+    now = {
+        "dataset": dataset_facts(config, train=True),
+        "augment": train_view_rule(config),
+        "teacher": teacher_facts(config, train=True),
+    }
+    data = {"sha256", "weights_sha256"}  # of files, which are not here
+    then = {part: {k: v for k, v in identity[part].items() if k not in data} for part in now}
+    assert now == then, (
+        "every cache of before would be another one: in kdcache/cache/settings.py leave a new "
+        "setting out of the identity where its value does what was done before (as high_stride is)"
+    )
 
 
 @pytest.mark.parametrize("version", RELEASED)
