@@ -6,6 +6,7 @@ from kdcache.cache.layout import SplitLayout
 from kdcache.schema import (
     FieldError,
     Kind,
+    all_of,
     fields,
     flag,
     list_of,
@@ -59,7 +60,12 @@ INFORMATION: Kind = fields(
         "fidelity": fields({}, {"views": whole()}),
     },
 )
-IDENTITY: Kind = fields(dict.fromkeys(("dataset", "augment", "teacher", "arrays"), SECTION))
+IDENTITY: Kind = fields(
+    {
+        **dict.fromkeys(("augment", "teacher", "arrays"), SECTION),
+        "dataset": all_of(SECTION, fields({"num_classes": whole(2, 254)})),
+    }
+)
 
 
 def check_views(views: list, layout: SplitLayout) -> None:

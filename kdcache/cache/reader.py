@@ -21,6 +21,7 @@ from kdcache.cache.index import Location, SplitIndex
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.shards import MappedFiles, copy_into, crc32c
 from kdcache.cache.stage import Stage
+from kdcache.config import VOID
 from kdcache.errors import CacheCorruptError
 from kdcache.storage import Storage, open_storage
 
@@ -73,6 +74,7 @@ class CacheReader(SplitIndex):
         storage = open_storage(storage)
         super().__init__(storage, manifest, split, num_views=num_views, stage=stage)
         self.check = check
+        self.num_classes = manifest.identity[split]["dataset"]["num_classes"]
         coded = [spec for spec in self.layout.arrays if spec.codec]
         self._coders = {
             spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
@@ -126,7 +128,7 @@ class CacheReader(SplitIndex):
         array, view, sample = item
         coder = self._coders.get(array)
         chunk = as_bytes(slot) if coder is None else self._room.get(place.size_bytes)
-        self._fetch_checked(place, chunk, item, maps)
+        is_checked = self._fetch_checked(place, chunk, item, maps)
         if coder is not None:
             try:
                 coder.decode_into(chunk, slot)
@@ -134,6 +136,18 @@ class CacheReader(SplitIndex):
                 raise self.describe_damage(
                     array, view, sample, f"it cannot be decoded ({error})"
                 ) from None
+        if is_checked and array == "label":
+            self._check_classes(slot, item)
+
+    def _check_classes(self, label_HW: np.ndarray, item: tuple[str, int, int]) -> None:
+        """Raise CacheCorruptError for a class there is none of, which no loss or metric can take.
+
+        A builder never writes one, but its checksum would be right.
+        """
+        wrong = label_HW[(label_HW >= self.num_classes) & (label_HW != VOID)]
+        if wrong.size:
+            what = f"it has class {wrong[0]}, expected 0 to {self.num_classes - 1} or {VOID}"
+            raise self.describe_damage(*item, what)
 
     def read_stored(self, array: str, view: int, sample: int) -> np.ndarray:
         """Read a chunk as it is stored, coded or not.
@@ -156,8 +170,11 @@ class CacheReader(SplitIndex):
         chunk: np.ndarray,
         item: tuple[str, int, int],
         maps: MappedFiles | None,
-    ) -> None:
-        """Fill `chunk` with stored bytes, checked as `check` says. Raises CacheCorruptError."""
+    ) -> bool:
+        """Fill `chunk` with stored bytes; whether they were checked now, as `check` says.
+
+        Raises: CacheCorruptError.
+        """
         array, view, sample = item
         known = int(self._known[array][view, sample])
         follower = np.array([place.crc32c], "<u4")
@@ -176,6 +193,7 @@ class CacheReader(SplitIndex):
             raise self.describe_damage(*item, "its checksum differs from the commit record")
         if identity is not None:
             self._known[array][view, sample] = identity
+        return is_checked
 
     def read(self, array: str, view: int, sample: int) -> np.ndarray:
         """Read one sample of one array into new memory.

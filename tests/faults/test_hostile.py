@@ -10,9 +10,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import cache_teacher.cli
 import train_student.cli
@@ -29,6 +31,7 @@ from tests.support.helpers import (
     Trap,
     check_one_line,
     point_torchvision_at,
+    save_label,
     serve,
     write_trap,
     write_voc,
@@ -289,3 +292,17 @@ def test_nothing_is_written_through_a_link_in_place_of_a_file(
     if ending:  # what is unfinished is nobody's: it is written anew, in place of the link
         assert code == 0, lines
         assert command == "gc" or whole.items() <= quick.snapshot(root).items()
+
+
+def test_a_label_of_a_class_there_is_none_of_is_one_line(run, tmp_path, quick_data, monkeypatch):
+    """Its checksums are right, and a loss on a GPU would end with the process."""
+    data = Path(shutil.copytree(quick_data, tmp_path / "data"))
+    for path in data.rglob("SegmentationClass/*.png"):
+        save_label(path, np.where(np.asarray(Image.open(path)) == 1, 200, 0).astype(np.uint8))
+    monkeypatch.setattr("kdcache.data.voc._check_label", lambda *args: None)
+    new = ["--dataset.root", str(data), "--cache.path", str(tmp_path / "new")]
+    where = ["--cache.path", str(tmp_path / "new"), "--run.dir", str(tmp_path / "run")]
+    for words in (["build", *new], ["train", *where, "--run.baseline", "false"]):
+        code, lines = run(*words)
+        assert (code, len(lines)) == (1, 1), lines
+        assert "it has class 200, expected 0 to 7 or 255" in lines[0]
