@@ -28,7 +28,7 @@ from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, ta
 
 STATE = fields(
     {
-        "whose": plain,
+        "whose": table_of(plain),
         "epoch": whole(1),
         "history": list_of(
             fields({"epoch": whole(1), "loss": number(), "miou": maybe(number(0, 1))}), least=1
