@@ -1,6 +1,9 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
+import re
 from functools import partial
+
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
 
 
 class KdcacheError(Exception):
@@ -94,6 +97,15 @@ def one_line(error: object, *, named: bool = False) -> str:
     text, kind = str(error).strip(), type(error).__name__
     text = " ".join((text.partition("\n")[0] if named else text).split())[:120]
     return f"{kind}: {text}" if named and text else text or kind
+
+
+def hide_passwords(text: str) -> str:
+    """Text in which addresses have no user and password.
+
+    >>> hide_passwords("http://me:secret@host:9000/x is away")
+    'http://***@host:9000/x is away'
+    """
+    return _USER.sub(r"\1***@", text)
 
 
 class Phrase(str):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
 
+from kdcache.errors import hide_passwords
+
 LINE_EVERY_S = 10.0
 Say = Callable[[str], None]  # takes text that a person should read, without its last line break
 # codes that move the cursor, colour, or turn the direction of writing; and all line breaks
@@ -16,14 +18,14 @@ _CODES = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def escape_line(text: object) -> str:
-    """Text as one line: control codes and line breaks as Python writes them.
+    """Text as one line: control codes and line breaks as Python writes them, no passwords.
 
     Names may come from anybody's cache, run or lease.
 
     >>> escape_line("a\\nb\\x1b[2J")
     'a\\\\nb\\\\x1b[2J'
     """
-    return _CODES.sub(lambda code: repr(code[0])[1:-1], str(text))
+    return _CODES.sub(lambda code: repr(code[0])[1:-1], hide_passwords(str(text)))
 
 
 def join_lines(lines: Iterable[object]) -> str:

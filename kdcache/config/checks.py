@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kdcache.errors import refuse
+from kdcache.errors import hide_passwords, refuse
 
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""
@@ -44,6 +44,9 @@ def clean_address(field_name: str, given: object) -> str | Path:
     Raises: SettingsError if it is neither.
     """
     text = str(given)
+    if hide_passwords(text) != text:
+        expected = "an address without a password: credentials come from the environment"
+        raise refuse(field_name, hide_passwords(text), expected)
     if re.match(rf"({'|'.join(SCHEMES)}):/+[^/]", text) and "://" not in text:
         expected = f"s3://BUCKET/KEY, with two slashes; a folder of that name is ./{text}"
         raise refuse(field_name, text, expected)

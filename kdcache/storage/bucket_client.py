@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from kdcache.errors import SettingsError
+from kdcache.errors import SettingsError, hide_passwords
 
 _LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
 # by obstore, with growing pauses, after 5xx, 429 and lost connections
@@ -227,7 +227,7 @@ def _say_what_failed(path: BucketObject, *, conflict: type[OSError]) -> Iterator
             raise _refuse_access(path, error) from None
         kind = NoAnswerError if _may_change(error) else OSError
         where = os.environ.get("AWS_ENDPOINT_URL", "") if "status code" not in str(error) else ""
-        asked = f" at {where} (AWS_ENDPOINT_URL)" if where else ""
+        asked = f" at {hide_passwords(where)} (AWS_ENDPOINT_URL)" if where else ""
         words = f"the store{asked} does not answer as it should: {_shorten(error)}"
         raise kind(errno.EIO, words, str(path)) from None
 
@@ -271,4 +271,4 @@ def _shorten(error: Exception) -> str:
     answer = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     words = answer[1] if answer else text.rpartition(" - ")[2]
-    return words[-160:] + (f" ({code[1]})" if code else "")
+    return hide_passwords(words)[-160:] + (f" ({code[1]})" if code else "")

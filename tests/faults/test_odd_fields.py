@@ -179,6 +179,8 @@ def check_command(command: str, capsys: pytest.CaptureFixture) -> int:
     assert A_BUG not in err and "Traceback" not in err, err
     assert len(lines) == (0 if code == 0 else 1) or words[0] == "verify", err
     assert all(letter.isprintable() or letter == "\n" for letter in out + err)
+    pages = [page.read_text() for page in Path.cwd().rglob("*.html")]
+    assert not [page for page in pages if "<b onclick" in page]
     return code
 
 

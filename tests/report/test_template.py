@@ -52,3 +52,11 @@ def test_pictures_may_come_from_where_the_page_says():
 
 def test_long_names_are_cut():
     assert shorten("x" * 60) == "x" * 60 and shorten("x" * 61) == "x" * 59 + "\u2026"
+
+
+def test_no_code_makes_html_of_its_own():
+    """Only `template.py` marks text as safe: styles and scripts of ours."""
+    library = TEMPLATES.parents[1]
+    marks = re.compile(r"Markup|markupsafe|f[\"']</?[a-z]")
+    files = [path for path in library.rglob("*.py") if marks.search(path.read_text("utf-8"))]
+    assert [path.name for path in files] == ["template.py"]

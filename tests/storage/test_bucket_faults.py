@@ -7,14 +7,16 @@ import sys
 
 import pytest
 
+from cache_teacher.cli import main as cache_teacher
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.verify import verify_cache
-from kdcache.errors import CacheError, SettingsError
+from kdcache.errors import CacheError, KdcacheError, SettingsError
+from kdcache.storage import open_storage
 from kdcache.storage.bucket_client import BucketObject
 from tests.support import quick
 from tests.support.helpers import check_one_line
-from tests.support.s3_server import ANSWERS, Faults
+from tests.support.s3_server import ANSWERS, CREDENTIALS, Faults
 from tests.support.stored import read_all
 from train_student.cli import main as train_student
 
@@ -144,3 +146,19 @@ def test_a_missing_package_is_one_line(missing, named, use_server, monkeypatch):
         f"{bucket.bucket}: {named} is not installed, expected it for object stores",
         "kdcache[s3]",
     )
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "address"])
+def test_a_password_in_an_address_is_never_printed(kind, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("kdcache.storage.bucket_client._RETRIES", {"max_retries": 0})
+    monkeypatch.setattr("kdcache.storage.bucket_client.PAUSES_S", (0.0, None))
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:p@ssw0rd@127.0.0.1:9")
+    place = "s3://nobody-listens/cache" if kind == "endpoint" else "s3://me:p@ssw0rd@bucket/cache"
+    assert cache_teacher(["info", place]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert "***@" in err and "ssw0rd" not in out + err + caplog.text
+    with pytest.raises(KdcacheError) as error:
+        read_manifest(open_storage(place))
+    assert "ssw0rd" not in str(error.value)
