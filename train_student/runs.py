@@ -124,8 +124,8 @@ def predict(argv: list[str]) -> int:
         "folders of them. Writes masks/NAME.png (class numbers in VOC's colours, as large as the "
         "image), overlays/NAME.png and index.html. Pixels are taken as they are stored: EXIF "
         "orientation is not applied, transparency is dropped, of several frames the first is "
-        "taken. Images of more than 89,478,485 pixels are refused. Exit code 1: some image could "
-        "not be read.",
+        "taken. Images of more than 8192 x 8192 pixels are refused, and other formats than JPEG, "
+        "PNG, BMP, TIFF and WebP. Exit code 1: some image could not be read.",
         epilog=f"for example: {PROG} predict runs/student_kd photos --out predictions",
     )
     _add_run(parser)

@@ -18,7 +18,8 @@ from kdcache.cache.encodings import Encoding, find_directions
 from kdcache.cache.layout import CRC_BYTES
 from kdcache.cache.shards import crc32c
 from kdcache.errors import CacheCorruptError
-from kdcache.storage.base import Storage, UnfitFileError
+from kdcache.plain import UnfitFileError
+from kdcache.storage import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ import numpy as np
 
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, index_bytes, shard_key
 from kdcache.errors import CacheCorruptError
+from kdcache.plain import find_identity, open_plain
 from kdcache.storage.base import OpenFile, ShardFile, Storage
-from kdcache.storage.local import find_identity, open_plain
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many descriptors or mappings
 ABSENT = 2**64 - 1  # offset and size of a chunk that a short shard does not have
@@ -247,7 +247,7 @@ class MappedFiles:
         """Map a local file.
 
         Args:
-            identity: of the file that is wanted, see `local.find_identity`.
+            identity: of the file that is wanted, see `plain.find_identity`.
 
         Returns: None if it has changed, or if the system allows no further mapping. A file that
             becomes shorter while it is copied from its mapping ends the process (SIGBUS).

@@ -16,7 +16,7 @@ import yaml
 from kdcache.config import Config
 from kdcache.config.names import OF_CACHE
 from kdcache.config.parser import drop_unknown, unflatten
-from kdcache.config.yaml_file import PlainLoader, read_settings_file
+from kdcache.config.yaml_file import load_yaml, read_settings_file
 from kdcache.errors import SettingsError
 
 _NOTHING = object()  # a value that does not fit
@@ -190,7 +190,7 @@ def _convert_text(value: object, kind: object) -> object:
     if not isinstance(value, str) or kind is str or not value:
         return _NOTHING
     try:
-        said = int(value) if re.fullmatch(r"[+-]?\d+", value) else yaml.load(value, PlainLoader)
+        said = int(value) if re.fullmatch(r"[+-]?\d+", value) else load_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         return _NOTHING
     return _NOTHING if isinstance(said, str) else _convert(said, kind)

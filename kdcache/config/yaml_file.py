@@ -10,8 +10,8 @@ import yaml
 
 from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe, one_line
+from kdcache.plain import MOST_TEXT_BYTES, UnfitFileError, read_text
 
-MOST_BYTES = 1_000_000  # a settings file has a few hundred lines; a larger one is another file
 SECTIONS = {
     part.name: fields(part.default_factory)[0].name for part in fields(Config)
 }  # and the first name in each
@@ -81,14 +81,14 @@ def read_settings_file(path: Path) -> dict:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         cure = "give --config an existing YAML file"
-        found = Phrase("a folder" if path.is_dir() else "missing")
+        found = Phrase("a folder" if path.is_dir() else "no file" if path.exists() else "missing")
         raise SettingsError(
             describe(path, field="settings file", found=found, expected=Phrase("a file"), cure=cure)
         )
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise _refuse(path, "size", f"{path.stat().st_size} bytes", f"{MOST_BYTES} at most")
-        return path.read_text(encoding="utf-8")
+        return read_text(path, most_bytes=MOST_TEXT_BYTES)
+    except UnfitFileError as error:
+        raise SettingsError(f"{path}: {error.strerror}; {_CURE}") from None
     except UnicodeDecodeError:
         raise _refuse(path, "text", "not UTF-8", "UTF-8") from None
     except OSError as error:
@@ -99,11 +99,16 @@ def _read_text(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> object:
     try:
-        return yaml.load(text, PlainLoader)
+        return load_yaml(text)
     except yaml.MarkedYAMLError as error:
         raise _refuse(path, *find_mistake(error), "plain YAML") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise _refuse(path, "content", one_line(error), "plain YAML") from None
+
+
+def load_yaml(text: str, loader: type[OnceLoader] = PlainLoader) -> object:
+    """What a text says. Raises yaml.YAMLError, RecursionError, ValueError."""
+    return yaml.load(text, loader)
 
 
 def find_mistake(error: yaml.MarkedYAMLError) -> tuple[str, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from PIL import Image
-
 from kdcache.config import DatasetConfig
 from kdcache.config.data import REST
+from kdcache.data.pictures import ENDINGS
 from kdcache.data.voc import SAMPLE_ID, VOC_DIR, Sample, Split, check_samples, list_path, read_ids
 from kdcache.errors import DataError, Phrase, describe
 
@@ -43,7 +42,7 @@ def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> lis
     """
     name, base = config.unlabelled, config.root / VOC_DIR
     ids = {sample.id: role for role, split in labelled.items() for sample in split.samples}
-    where = list_path(config, name)
+    where = list_path(config, name) if SAMPLE_ID.fullmatch(name) else Path(name)
     if name == REST:
         where = base / "JPEGImages"
         found = [s for s in _find_images(where, (".jpg",)) if s.id not in ids]
@@ -53,7 +52,7 @@ def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> lis
         ]
     elif Path(name).is_dir():
         where = Path(name)
-        found = _find_images(where, Image.registered_extensions())
+        found = _find_images(where, ENDINGS)
     else:
         raise _refuse(where, "list", "missing", f"this list, a folder of images, or {REST}")
     if not found:

@@ -7,7 +7,6 @@ neither trainaug nor sample ids, and its errors do not name the file.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import tarfile
 from collections.abc import Callable
@@ -16,17 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from kdcache.config import DatasetConfig
+from kdcache.data.pictures import decode_image, decode_label, read_picture_file
 from kdcache.data.views import VOID
 from kdcache.errors import DataError, Phrase, describe, one_line
+from kdcache.plain import MOST_LIST_BYTES, read_text
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 # no separators and no leading dot: an id can never leave its folder
 SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
+_RESTORE = "restore the file"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
 
 
 def list_path(config: DatasetConfig, name: str) -> Path:
-    """The file of a list of ids."""
+    """The file of a list of ids. Raises DataError for a name that leads out of the data set."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        expected, cure = Phrase("a list inside the data set"), "set dataset.root to another one"
+        raise DataError(
+            describe(config.root, field="split list", found=name, expected=expected, cure=cure)
+        )
     return config.root / VOC_DIR / "ImageSets" / "Segmentation" / f"{name}.txt"
 
 
@@ -105,11 +111,11 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
 
     Raises: DataError if a file is missing, damaged, or not as the settings say.
     """
-    image = _decode_image(sample.image_path, _read_bytes(sample.image_path))
+    image = decode_image(sample.image_path, _read(sample.image_path), cure=_RESTORE)
     if sample.label_path is None:
         return image, None
-    label = _decode_label(sample.label_path, _read_bytes(sample.label_path))
-    _check_label(config, sample, image, label)
+    label = decode_label(sample.label_path, _read(sample.label_path), cure=_RESTORE)
+    _check_label(config, sample, image.shape[:2], label)
     return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
 
 
@@ -163,7 +169,7 @@ def read_ids(path: Path, *, least: int = 2) -> list[str]:
             )
         )
     try:
-        ids = path.read_text(encoding="utf-8").split()
+        ids = read_text(path, most_bytes=MOST_LIST_BYTES).split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: split list is unreadable ({error}); write an id a line, UTF-8"
@@ -195,75 +201,32 @@ def read_ids(path: Path, *, least: int = 2) -> list[str]:
 
 def _check_sample(config: DatasetConfig, sample: Sample) -> list[str]:
     """Decode its files fully; returns the sha256 (hex) of the image's, then of the label's."""
-    image_bytes = _read_bytes(sample.image_path)
-    image = _decode_image(sample.image_path, image_bytes)
+    image_bytes = _read(sample.image_path)
+    # only its size is kept: four large ones at once would take gigabytes
+    image_hw = decode_image(sample.image_path, image_bytes, cure=_RESTORE).shape[:2]
     image_digest = hashlib.sha256(image_bytes).hexdigest()
     if sample.label_path is None:
         return [image_digest]
-    label_bytes = _read_bytes(sample.label_path)
-    label = _decode_label(sample.label_path, label_bytes)
-    _check_label(config, sample, image, label)
+    label_bytes = _read(sample.label_path)
+    label = decode_label(sample.label_path, label_bytes, cure=_RESTORE)
+    _check_label(config, sample, image_hw, label)
     return [image_digest, hashlib.sha256(label_bytes).hexdigest()]
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        cure = (
-            "restore the file (after an interrupted download: delete VOCdevkit) or take its id out "
-            "of the split list"
-        )
-        raise DataError(
-            describe(
-                path, field="file", found=Phrase("missing"), expected=Phrase("present"), cure=cure
-            )
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: file is unreadable ({error.strerror}); check its permissions"
-        ) from None
-
-
-def _decode_image(path: Path, data: bytes) -> np.ndarray:
-    picture = _decode(path, data)
-    if picture.mode[0] in "IF":  # conversion would clip them at 255
-        found, expected = f"{picture.mode}, more than 8 bits", Phrase("8 bits a channel")
-        cure = "convert it to 8-bit RGB or grey"
-        raise DataError(describe(path, field="mode", found=found, expected=expected, cure=cure))
-    return np.asarray(picture.convert("RGB"))
-
-
-def _decode_label(path: Path, data: bytes) -> np.ndarray:
-    picture = _decode(path, data)
-    if picture.mode not in ("P", "L"):
-        cure = "store class numbers as 8-bit palette or grey PNG"
-        raise DataError(
-            describe(
-                path, field="mode", found=picture.mode, expected=Phrase("'P' or 'L'"), cure=cure
-            )
-        )
-    return np.asarray(picture)
-
-
-def _decode(path: Path, data: bytes) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = one_line(str(error).replace(repr(data[:1]), ""))
-        raise DataError(
-            f"{path}: image is unreadable or truncated ({reason}); restore the file"
-        ) from None
-    return picture
+def _read(path: Path) -> bytes:
+    cure = (
+        "restore the file (after an interrupted download: delete VOCdevkit) or take its id out "
+        "of the split list"
+    )
+    return read_picture_file(path, cure=cure)
 
 
 def _check_label(
-    config: DatasetConfig, sample: Sample, image: np.ndarray, label: np.ndarray
+    config: DatasetConfig, sample: Sample, image_hw: tuple[int, int], label: np.ndarray
 ) -> None:
-    if image.shape[:2] != label.shape:
+    if image_hw != label.shape:
         found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
-        expected = Phrase(f"{image.shape[1]}x{image.shape[0]} as {sample.image_path.name}")
+        expected = Phrase(f"{image_hw[1]}x{image_hw[0]} as {sample.image_path.name}")
         raise DataError(
             describe(
                 sample.label_path,

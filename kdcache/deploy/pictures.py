@@ -6,26 +6,22 @@ Letters: H height, W width.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from kdcache.cache.reader import open_split
+from kdcache.data.pictures import ENDINGS, decode_image, read_picture_file
 from kdcache.data.sampling import space_evenly
 from kdcache.data.views import fit_inside
 from kdcache.deploy.student import TrainedStudent
-from kdcache.errors import CacheError, DataError, Phrase, SettingsError, describe, one_line
+from kdcache.errors import CacheError, DataError, Phrase, SettingsError, describe
 
 log = logging.getLogger("kdcache")
 MOST_IMAGES = 100  # that an exported student is compared on
-# modes that convert to 8-bit RGB and look the same; I, F and I;16 would be clipped at 255
-MODES = (
-    *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"),
-    *("La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"),
-)
 
 
 def find_pictures(given: Iterable[Path]) -> tuple[list[Path], list[DataError]]:
@@ -34,11 +30,11 @@ def find_pictures(given: Iterable[Path]) -> tuple[list[Path], list[DataError]]:
     Returns: the files, those of a folder sorted by name, and an error for each folder without
     images.
     """
-    found, errors, endings = {}, [], Image.registered_extensions()
+    found, errors = {}, []
     for path in given:
         files = [path]
         if path.is_dir():
-            files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in endings]
+            files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in ENDINGS]
             files = [file for file in files if file.name[0] != "."]
         if not files:
             expected = "files like .jpg or .png in it"
@@ -50,35 +46,14 @@ def find_pictures(given: Iterable[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """The pixels as they are stored, uint8 RGB [H, W, 3]: without transparency, the first of
-    several frames.
+    """The pixels as they are stored, uint8 RGB [H, W, 3]; see `decode_image`.
 
-    Raises: DataError if the file is missing, no image, damaged, larger than Pillow's limit
-    (89,478,485 pixels), or grey of more than 8 bits. (Of colours of 16 bits Pillow gives the upper
-    8.)
+    Raises: DataError if the file is missing, no image, damaged, too large, or grey of more than 8
+    bits.
     """
-    if not path.is_file():
-        raise _refuse(path, "file", "missing", "an image", "check the name")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd but readable metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                mode, rgb = picture.mode, _convert_to_rgb(picture)
-                _warn_of_what_is_ignored(path, picture)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        expected = f"{Image.MAX_IMAGE_PIXELS} pixels at most"
-        raise _refuse(path, "size", "too large", expected, "make it smaller") from None
-    except Exception as error:  # damaged bytes raise OSError, SyntaxError, struct.error, ...
-        reason = one_line(str(error).replace(f" {str(path)!r}", ""))
-        raise DataError(
-            f"{path}: image is unreadable or truncated ({reason}); give another file"
-        ) from None
-    if mode not in MODES:
-        cure = "convert it to 8-bit RGB or grey"
-        raise _refuse(path, "mode", f"'{mode}'", "8 bits a channel", cure)
-    return rgb
+    data = read_picture_file(path, cure="check the name")
+    look = partial(_warn_of_what_is_ignored, path)
+    return decode_image(path, data, cure="give another file", look=look).copy()
 
 
 def fit_picture(
@@ -123,12 +98,6 @@ def _read_from_cache(student: TrainedStudent) -> list[np.ndarray]:
         ) from None
     chosen = space_evenly(val.layout.num_samples, MOST_IMAGES)
     return [val.read("image", 0, sample) for sample in chosen]
-
-
-def _convert_to_rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode == "P":  # a palette may have transparent colours
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
 
 
 def _warn_of_what_is_ignored(path: Path, picture: Image.Image) -> None:

@@ -10,6 +10,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from kdcache.plain import open_descriptor
+
 
 def lock_file(path: Path, *, wait: bool) -> int | None:
     """Lock the file `path` in an existing folder; it is made if it is missing.
@@ -21,7 +23,7 @@ def lock_file(path: Path, *, wait: bool) -> int | None:
     Raises: OSError.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

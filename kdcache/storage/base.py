@@ -16,22 +16,14 @@ from typing import Protocol
 import numpy as np
 
 from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.plain import UnfitFileError
 from kdcache.storage.lock import Lease
 
 LEASES = "leases"  # the folder of leases, beside the splits
 PROBE = "probe-"  # prefix of objects that are put there only to find out what a bucket can do
 REMOTE_THREADS = 16  # at once: each waits for the object store most of the time
-MAX_DOCUMENT_BYTES = 256 << 20  # a commit record has about 0.5 kB a sample
-
-
-class UnfitFileError(OSError):
-    """A document is a link, a folder or too large; `strerror` is the whole message."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(None, what)
-
-    def __reduce__(self) -> tuple:  # it may come from another process
-        return type(self), (self.strerror,)
+MOST_HOLDER_BYTES = 1000  # of a lease: a process and the name of its machine
+SOMEBODY = "another process"  # who holds a lease that says no more
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class OpenFile(Protocol):
         """Size in bytes. Raises OSError."""
 
     def find_identity(self) -> int | None:
-        """What changes as soon as the file does, see `local.find_identity`; None if unknown."""
+        """What changes as soon as the file does, see `plain.find_identity`; None if unknown."""
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
         """Fill contiguous arrays in turn, from an offset in bytes; returns the bytes read.
@@ -146,7 +138,7 @@ class Storage(ABC):
         """Read a whole document.
 
         Raises FileNotFoundError, UnfitFileError if it is a link, a folder or larger than
-        MAX_DOCUMENT_BYTES, else OSError.
+        MOST_DOCUMENT_BYTES, else OSError.
         """
 
     def read_document(self, key: str, *, cure: str) -> bytes:

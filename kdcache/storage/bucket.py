@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from kdcache.errors import CacheError
 from kdcache.storage import bucket_lease
-from kdcache.storage.base import LEASES, PROBE, ShardFile, Storage
+from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, PROBE, SOMEBODY, ShardFile, Storage
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag, ask
 from kdcache.storage.bucket_lease import ObjectLease, is_alive, put_own, take_object_lease
 from kdcache.storage.lock import FolderInUseError, Lease, LeaseLostError
@@ -215,9 +215,9 @@ class Bucket(Storage):
     def read_holder(self, name: str) -> str:
         """The holder by the contents of the lease, for a message."""
         with suppress(OSError):
-            text = self.object(f"{LEASES}/{name}").read_bytes().decode(errors="replace")
-            return text.partition(",")[0]
-        return "another process"
+            data = self.object(f"{LEASES}/{name}").read_bytes(most_bytes=MOST_HOLDER_BYTES)
+            return data.decode(errors="replace").partition(",")[0] or SOMEBODY
+        return SOMEBODY
 
     def find_held_leases(self, names: set[str]) -> set[str]:
         """Those of the leases that are renewed while they are watched. Raises OSError."""

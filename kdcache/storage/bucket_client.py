@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 
 from kdcache.errors import SettingsError, hide_passwords
+from kdcache.plain import MOST_DOCUMENT_BYTES, check_document
 
 _LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
 # by obstore, with growing pauses, after 5xx, 429 and lost connections
@@ -59,9 +60,15 @@ class BucketObject:
         """Whether there is an object of this key. Raises OSError."""
         return self.find_tag() is not None
 
-    def read_bytes(self) -> bytes:
-        """Read the whole object. Raises FileNotFoundError, OSError."""
-        return ask(self, lambda bucket: bytes(bucket.get(self.key).bytes()))
+    def read_bytes(self, *, most_bytes: int = MOST_DOCUMENT_BYTES) -> bytes:
+        """Read the whole object. Raises FileNotFoundError, UnfitFileError, OSError."""
+
+        def read(bucket: object) -> bytes:
+            answer = bucket.get(self.key)
+            check_document(answer.meta["size"], most_bytes=most_bytes)
+            return bytes(answer.bytes())
+
+        return ask(self, read)
 
     def find_identity(self) -> None:
         """Unknown: it would be a request of its own."""

@@ -11,15 +11,16 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from kdcache import durable
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.storage.base import LEASES, MAX_DOCUMENT_BYTES, ShardFile, Storage, UnfitFileError
+from kdcache.plain import MOST_DOCUMENT_BYTES, PlainFile, find_identity, open_plain, read_plain
+from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, SOMEBODY, ShardFile, Storage
 from kdcache.storage.lock import FileLease, Lease, hold_folder, is_file_held, take_file_lease
 
 
@@ -80,16 +81,7 @@ class LocalFolder(Storage):
 
     def read_bytes(self, key: str) -> bytes:
         """Read a plain file. Raises FileNotFoundError, UnfitFileError, OSError."""
-        path = self.folder / key
-        if path.is_symlink() or not path.is_file():
-            if not path.exists() and not path.is_symlink():
-                raise FileNotFoundError(errno.ENOENT, "it is not there", str(path))
-            what = "a link" if path.is_symlink() else "no file"
-            raise UnfitFileError(f"file is {what}, expected a plain file")
-        size = path.stat().st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise UnfitFileError(f"size is {size} bytes, expected {MAX_DOCUMENT_BYTES} at most")
-        return path.read_bytes()
+        return read_plain(self.local_path(key), most_bytes=MOST_DOCUMENT_BYTES, follow=False)
 
     def open_file(self, key: str) -> AbstractContextManager[PlainFile]:
         """Open a plain file until the block ends. Raises OSError."""
@@ -202,65 +194,16 @@ class LocalFolder(Storage):
     def read_holder(self, name: str) -> str:
         """The holder by the contents of the lease's file, for a message."""
         try:
-            text = (self.folder / LEASES / name).read_text(encoding="utf-8", errors="replace")
+            data = read_plain(
+                self.local_path(f"{LEASES}/{name}"), most_bytes=MOST_HOLDER_BYTES, follow=False
+            )
         except OSError:
-            return "another process"
-        return text.strip() or "another process"
+            return SOMEBODY
+        return data.decode("utf-8", "replace").strip() or SOMEBODY
 
     def refresh(self) -> None:
         """Open the folder of records, which makes a network file system ask its server."""
         os.close(os.open(self.folder / "commits", os.O_RDONLY | os.O_DIRECTORY))
-
-
-class PlainFile:
-    """An open plain file, read by position, also by several threads at once."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def size(self) -> int:
-        """Size in bytes. Raises OSError."""
-        return os.fstat(self.descriptor).st_size
-
-    def find_identity(self) -> int:
-        """See `find_identity`. Raises OSError."""
-        return find_identity(os.fstat(self.descriptor))
-
-    def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
-        """Fill contiguous arrays from an offset; returns the bytes read. Raises OSError."""
-        views = [memoryview(slot.reshape(-1).view(np.uint8)) for slot in slots]
-        done = 0
-        while views:
-            count = os.preadv(self.descriptor, views, offset + done)
-            if count == 0:
-                break
-            done += count
-            while views and count >= len(views[0]):
-                count -= len(views.pop(0))
-            if views:
-                views[0] = views[0][count:]
-        return done
-
-
-@contextmanager
-def open_plain(path: str | Path) -> Iterator[PlainFile]:
-    """Open a plain file for reading.
-
-    Raises OSError, also for a link, a folder, or a pipe, which might never answer.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file")
-        yield PlainFile(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def find_identity(facts: os.stat_result) -> int:
-    """A number other than 0 that tells a file from any other, and from itself after a change."""
-    times = facts.st_mtime_ns, facts.st_ctime_ns
-    return hash((facts.st_dev, facts.st_ino, facts.st_size, *times)) or 1
 
 
 def find_folder(path: Path) -> Path:

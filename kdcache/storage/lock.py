@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.machine.locks import is_same_file, lock_file, unlock_file
+from kdcache.plain import open_descriptor
 
 LOCK = ".lock"
 
@@ -55,9 +56,7 @@ def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises: FolderInUseError if another process holds it and `wait` is false, OSError.
     """
-    descriptor = os.open(
-        folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-    )
+    descriptor = open_descriptor(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         _lock_folder(folder, descriptor, wait=wait)
         yield
@@ -118,7 +117,7 @@ def is_file_held(path: Path) -> bool:
     For the moment of the test no other process can take it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_descriptor(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

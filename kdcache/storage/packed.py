@@ -13,8 +13,8 @@ from typing import NoReturn
 import numpy as np
 
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.storage.base import MAX_DOCUMENT_BYTES, Storage, UnfitFileError
-from kdcache.storage.local import PlainFile, open_plain
+from kdcache.plain import MOST_DOCUMENT_BYTES, PlainFile, UnfitFileError, check_document, open_plain
+from kdcache.storage.base import Storage
 from kdcache.storage.packed_table import CURE, Table, read_table
 
 
@@ -93,8 +93,7 @@ class PackedFile(Storage):
         if key not in self.table.documents:
             raise FileNotFoundError(None, "it is not there", self.name(key))
         offset, size = self.table.documents[key]
-        if size > MAX_DOCUMENT_BYTES:
-            raise UnfitFileError(f"size is {size} bytes, expected {MAX_DOCUMENT_BYTES} at most")
+        check_document(size, most_bytes=MOST_DOCUMENT_BYTES)
         room = np.empty(size, np.uint8)
         with self.open_file("") as opened:
             got = opened.read_into(offset, [room])

@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from kdcache.config.parser import flatten
-from kdcache.config.yaml_file import OnceLoader, find_mistake
+from kdcache.config.yaml_file import OnceLoader, find_mistake, load_yaml
 from kdcache.errors import Phrase, SettingsError, describe, one_line
+from kdcache.plain import MOST_TEXT_BYTES, read_text
 
 # settings that can vary with one cache
 VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")
@@ -82,7 +83,7 @@ def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
     if path.suffix not in (".yaml", ".yml"):
         raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
     try:
-        document = dict(yaml.load(path.read_text(encoding="utf-8"), OnceLoader))
+        document = dict(load_yaml(read_text(path, most_bytes=MOST_TEXT_BYTES), OnceLoader))
     except OSError as error:
         raise _refuse(
             str(path), f"unreadable ({error.strerror})", "a YAML file that is there"

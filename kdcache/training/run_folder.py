@@ -14,6 +14,7 @@ from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.errors import SettingsError, TrainingError, one_line
+from kdcache.plain import MOST_DOCUMENT_BYTES, read_text
 from kdcache.schema import Kind, list_of, parse_json
 from kdcache.training import run_fields as fields
 
@@ -74,7 +75,7 @@ def write_result(folder: Path, result: dict) -> None:
 def read_result(folder: Path) -> dict:
     """The contents of result.json. Raises TrainingError if it is missing or damaged."""
     try:
-        result = parse_json((folder / RESULT).read_text(encoding="utf-8"))
+        result = parse_json(_read_text(folder / RESULT))
         fields.RESULT(result)
         return result
     except (OSError, ValueError, RecursionError) as error:
@@ -100,11 +101,15 @@ def read_history(folder: Path, *, entry: Kind = fields.EPOCH) -> list[dict]:
     """
     path = folder / METRICS
     try:
-        history = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        history = [parse_json(line) for line in _read_text(path).splitlines()]
         list_of(entry, least=1)(history)
         return history
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, "history", error) from None
+
+
+def _read_text(path: Path) -> str:
+    return read_text(path, most_bytes=MOST_DOCUMENT_BYTES, follow=False)
 
 
 def _unreadable(path: Path, field: str, error: Exception) -> TrainingError:

@@ -305,7 +305,7 @@ def test_label_that_is_not_eight_bit_classes_is_refused(root: Path, mode: str, s
 def test_folder_in_place_of_a_file_is_refused(root: Path):
     image_file(root, IDS[0]).unlink()
     image_file(root, IDS[0]).mkdir()
-    check_refused(root, f"{IDS[0]}.jpg: file is unreadable")
+    check_refused(root, f"{IDS[0]}.jpg: file is no file, expected a plain file")
 
 
 def test_reading_a_sample_that_changed_since_the_check_is_refused(root: Path):

@@ -102,7 +102,7 @@ def test_masks_are_as_large_as_the_images_and_overlays_half_colour(run, folder, 
         ("a.jpg", "L"),
         ("a.png", "1"),
         ("a.png", "P"),
-        ("a.gif", "P"),
+        ("a.tif", "P"),
         ("a.tif", "YCbCr"),
         ("a.webp", "RGB"),
         ("a.bmp", "RGB"),
@@ -128,15 +128,15 @@ def test_stored_pixels_and_the_first_frame_are_taken_and_said(folder, caplog):
     exif[0x0112] = 6
     draw_picture().save(folder / "turned.png", exif=exif)
     draw_picture().save(
-        folder / "moving.gif", save_all=True, append_images=[draw_picture(41).resize((56, 40))]
+        folder / "moving.webp", save_all=True, append_images=[draw_picture(41).resize((56, 40))]
     )
     assert np.array_equal(read_picture(folder / "turned.png"), np.asarray(draw_picture()))
-    with Image.open(folder / "moving.gif") as moving:
+    with Image.open(folder / "moving.webp") as moving:
         assert np.array_equal(
-            read_picture(folder / "moving.gif"), np.asarray(moving.convert("RGB"))
+            read_picture(folder / "moving.webp"), np.asarray(moving.convert("RGB"))
         )
     assert "turned.png: EXIF orientation 6 is not applied" in caplog.messages[0]
-    assert "moving.gif: the first of 2 frames is taken" in caplog.messages[1]
+    assert "moving.webp: the first of 2 frames is taken" in caplog.messages[1]
 
 
 def write_bad(folder: Path) -> dict[str, str]:
@@ -154,11 +154,11 @@ def write_bad(folder: Path) -> dict[str, str]:
     return {
         "cut.png": "truncated",
         "spoilt.png": "unreadable",
-        "text.jpg": "cannot identify image file)",
-        "empty.jpg": "cannot",
+        "text.jpg": "it is none of JPEG, PNG",
+        "empty.jpg": "it is none of",
         "deep.png": "mode is 'I;16', expected 8 bits a channel",
         "float.tif": "mode is 'F'",
-        "huge.png": "size is too large, expected 89478485 pixels at most",
+        "huge.png": "size is 10000x10000, expected 67108864 pixels at most",
     }
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_a_line_each_and_the_rest_is_done(run, folder, tm
 
 def test_names_that_collide_are_numbered_and_no_file_is_asked_twice(student, folder, tmp_path):
     (folder / "b").mkdir()
-    for name in ("a.png", "a.bmp", "A.gif", "b/a.png"):
+    for name in ("a.png", "a.bmp", "A.tif", "b/a.png"):
         draw_picture().save(folder / name)
     given = [folder, folder / "a.png", folder / "b"]
     _, errors = predict_pictures(student, given, out=tmp_path / "out", size=None)

@@ -1,0 +1,134 @@
+"""The one way to decode a picture: a few formats, a limit on its pixels, and 8 bits a channel."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdcache.errors import DataError, Phrase, describe, one_line
+from kdcache.plain import UnfitFileError, read_plain
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow has more, some start other programs
+ENDINGS = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".tif", ".tiff", ".webp"]
+)
+MOST_PIXELS = 1 << 26  # 8192 x 8192
+MOST_FILE_BYTES = 1 << 29
+MODES = {
+    # they convert to 8-bit RGB and look the same; I, F and I;16 would be clipped at 255
+    "image": (
+        *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"),
+        *("La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"),
+    ),
+    "label": ("P", "L"),
+}
+_EXPECTED = {"image": "8 bits a channel", "label": "'P' or 'L'"}
+_CURES = {
+    "image": "convert it to 8-bit RGB or grey",
+    "label": "store class numbers as 8-bit palette or grey PNG",
+}
+_LARGE_PIXELS = 1 << 24  # from here on one at a time: each takes up to 12 bytes a pixel
+_one_large = threading.Lock()
+
+
+def read_picture_file(path: Path, *, cure: str) -> bytes:
+    """The bytes of a picture's file. Raises DataError if it is missing or no plain file."""
+    try:
+        return read_plain(path, most_bytes=MOST_FILE_BYTES)
+    except FileNotFoundError:
+        facts = {"field": "file", "found": Phrase("missing"), "expected": Phrase("present")}
+        raise DataError(describe(path, **facts, cure=cure)) from None
+    except UnfitFileError as error:
+        raise DataError(f"{path}: {error.strerror}; {cure}") from None
+    except OSError as error:
+        reason = error.strerror
+        raise DataError(f"{path}: file is unreadable ({reason}); check its permissions") from None
+
+
+def decode_image(
+    path: Path, data: bytes, *, cure: str, look: Callable[[Image.Image], None] | None = None
+) -> np.ndarray:
+    """The pixels as they are stored, uint8 RGB [H, W, 3]: without transparency, the first frame.
+
+    Of colours of 16 bits Pillow gives the upper 8.
+
+    Args:
+        path: for messages. data: the file. cure: of a damaged one.
+        look: called with the open picture.
+
+    Raises: DataError if it is damaged, of another format, larger than MOST_PIXELS, or grey of more
+        than 8 bits.
+    """
+
+    def finish(picture: Image.Image) -> np.ndarray:
+        if picture.mode == "P":  # a palette may have transparent colours
+            picture = picture.convert("RGBA")
+        return np.asarray(picture.convert("RGB"))
+
+    return _decode(path, data, finish, kind="image", cure=cure, look=look)
+
+
+def decode_label(path: Path, data: bytes, *, cure: str) -> np.ndarray:
+    """The numbers in a palette or grey picture, uint8 [H, W]. Raises: as `decode_image`."""
+    return _decode(path, data, np.asarray, kind="label", cure=cure, look=None)
+
+
+def _decode(
+    path: Path,
+    data: bytes,
+    finish: Callable[[Image.Image], np.ndarray],
+    *,
+    kind: str,
+    cure: str,
+    look: Callable[[Image.Image], None] | None,
+) -> np.ndarray:
+    try:
+        with warnings.catch_warnings() if look else nullcontext():
+            if look:
+                warnings.simplefilter("ignore")  # about odd but readable metadata
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                _check(path, picture, kind)
+                is_large = picture.width * picture.height > _LARGE_PIXELS
+                with _one_large if is_large else nullcontext():
+                    picture.load()
+                    _check(path, picture, kind)  # loading may change the mode
+                    pixels = finish(picture)
+                if look:
+                    look(picture)
+                return pixels
+    except DataError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _refuse_size(path, "too large") from None
+    except Exception as error:  # damaged bytes raise OSError, SyntaxError, struct.error, ...
+        reason = _explain(error)
+        raise DataError(f"{path}: image is unreadable or truncated ({reason}); {cure}") from None
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):  # whose message names an object in memory
+        return f"it is none of {', '.join(FORMATS)}"
+    return one_line(error)
+
+
+def _check(path: Path, picture: Image.Image, kind: str) -> None:
+    """Raise DataError before memory is taken for too many pixels, and for a mode to be clipped."""
+    if picture.width * picture.height > MOST_PIXELS:
+        raise _refuse_size(path, f"{picture.width}x{picture.height}")
+    if picture.mode not in MODES[kind]:
+        found = Phrase(f"'{picture.mode}'")
+        expected, cure = Phrase(_EXPECTED[kind]), _CURES[kind]
+        raise DataError(describe(path, field="mode", found=found, expected=expected, cure=cure))
+
+
+def _refuse_size(path: Path, found: str) -> DataError:
+    expected = Phrase(f"{MOST_PIXELS} pixels at most")
+    facts = {"field": "size", "found": Phrase(found), "expected": expected}
+    return DataError(describe(path, **facts, cure="make it smaller"))
