@@ -59,7 +59,8 @@ class DatasetConfig:
         check_range("dataset.ignore_index", self.ignore_index, 0, 255)
         for name in ("size", "val_size"):
             check_size(f"dataset.{name}", getattr(self, name), stride=STRIDE)
-        if self.class_names is not None and len(set(self.class_names)) != self.num_classes:
+        names = self.class_names
+        if names is not None and not len(set(names)) == len(names) == self.num_classes:
             expected = f"{self.num_classes} different names, as dataset.num_classes says"
             raise refuse("dataset.class_names", self.class_names, expected)
 

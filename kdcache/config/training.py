@@ -10,6 +10,7 @@ from typing import Literal
 from kdcache.config.checks import as_hw, check_positive, check_range, check_size
 from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, SizePx
 from kdcache.errors import refuse
+from kdcache.schema import FieldError, plain
 
 Option = bool | int | float | str | list | None
 
@@ -37,6 +38,10 @@ class StudentConfig:
             raise refuse(
                 "student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function"
             )
+        try:
+            plain(self.options)  # they are stored with every run
+        except FieldError as error:
+            raise refuse("student.options", self.options, f"finite values ({error})") from None
         if self.options and not own:
             raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
 

@@ -486,3 +486,19 @@ def test_an_encoding_is_a_preset_for_all_answers_or_a_kind_for_each(encoding, lo
     kinds = make_config({"cache": {"encoding": encoding}}).cache.kinds
     assert (kinds["logits"], kinds["low"]) == (logits, low)
     assert set(kinds.values()) <= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 10**5000, [[float("nan")]]], ids=range(4)
+)
+def test_options_that_no_run_could_store_are_refused_before_training(value):
+    given = {"student": {"arch": "mine:make", "options": {"width": value}}}
+    with pytest.raises(SettingsError) as error:
+        make_config(given)
+    check_one_line(error, "student.options is ", "expected finite values")
+
+
+def test_as_many_names_as_classes_with_none_twice():
+    given = {"dataset": {"num_classes": 2, "class_names": ["a", "b", "b"]}}
+    with pytest.raises(SettingsError, match="2 different names"):
+        make_config(given)
