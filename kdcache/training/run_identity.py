@@ -62,8 +62,10 @@ def find_identity(manifest: Manifest, facts: dict) -> str:
     identity = manifest.identity_hash if taught else manifest.pictures_hash
     if facts["train.unlabelled_share"] is None:
         return identity
-    num_samples = manifest.layouts[UNLABELLED].num_samples
-    others = manifest.split_hash(UNLABELLED) if taught else num_samples
+    others = None  # a cache without such images is not that of the run
+    if UNLABELLED in manifest.layouts:
+        num_samples = manifest.layouts[UNLABELLED].num_samples
+        others = manifest.split_hash(UNLABELLED) if taught else num_samples
     return hash_facts({"labelled": identity, "unlabelled": others})
 
 
