@@ -62,9 +62,9 @@ class PlainFile:
                 views[0] = views[0][count:]
         return done
 
-    def read_all(self) -> bytes:
-        """All bytes that the file has now. Raises OSError."""
-        left, parts = self.size(), []
+    def read(self, most_bytes: int) -> bytes:
+        """The bytes that the file has now, or the first of them. Raises OSError."""
+        left, parts = min(self.size(), most_bytes), []
         while left and (part := os.read(self.descriptor, min(left, _READ_BYTES))):
             parts.append(part)
             left -= len(part)
@@ -108,7 +108,7 @@ def read_plain(path: str | Path, *, most_bytes: int, follow: bool = True) -> byt
     try:
         with open_plain(path, follow=follow) as opened:
             check_document(opened.size(), most_bytes=most_bytes)
-            return opened.read_all()
+            return opened.read(most_bytes)
     except OSError as error:
         what = {errno.ELOOP: "a link", errno.EINVAL: "no file", errno.ENXIO: "no file"}
         if error.errno in what:

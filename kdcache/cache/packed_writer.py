@@ -22,6 +22,7 @@ from kdcache import durable
 from kdcache.cache.layout import ArraySpec, SplitLayout
 from kdcache.cache.manifest import Manifest
 from kdcache.errors import CacheError, one_line
+from kdcache.plain import open_descriptor
 from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def hold(partial: Path) -> Iterator[int]:
 
     At the end the file is removed, if it still has its unfinished name. Raises OSError.
     """
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = open_descriptor(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), partial.stat()):

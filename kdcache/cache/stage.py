@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import threading
 import time
 import uuid
@@ -20,10 +21,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial as bind
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
+from kdcache import durable
 from kdcache.cache.shards import ShardSource
 from kdcache.config import CacheConfig
 from kdcache.durable import PARTIAL
@@ -102,7 +105,8 @@ class Stage:
     def remove(self, key: str, *, size_bytes: int) -> None:
         """Remove a copy that is damaged or already gone; the caller must `hold` it."""
         with suppress(OSError):
-            (self.folder / key).unlink()
+            durable.check_way((self.folder / key).parent, below=self.folder)
+            durable.remove(self.folder / key)
         with self.lock:
             self._total -= size_bytes
 
@@ -141,7 +145,7 @@ class Stage:
             unfinished = copy.suffix == PARTIAL and time.time() - used_s < STALE_S
             if excess_bytes > 0 and copy not in self._used and not unfinished:
                 with suppress(OSError):
-                    copy.unlink()
+                    durable.remove(copy)
                     self._total -= size
                     excess_bytes -= size
 
@@ -185,8 +189,8 @@ def _check_writable(folder: Path) -> None:
     probe = folder / f"{OURS}{PARTIAL}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        durable.open_new(probe).close()
+        durable.remove(probe)
     except OSError as error:
         raise SettingsError(
             f"settings: cache.stage_dir is {str(folder)!r}, expected a folder to write into "
@@ -197,9 +201,11 @@ def _check_writable(folder: Path) -> None:
 def _touch(copy: Path, size_bytes: int) -> bool:
     """Whether the whole copy exists; if so, its time of last use becomes now."""
     with suppress(OSError):
-        there = copy.stat().st_size == size_bytes
+        durable.check_way(copy.parent, below=copy.parents[1])
+        facts = copy.lstat()
+        there = stat.S_ISREG(facts.st_mode) and facts.st_size == size_bytes
         with suppress(OSError):  # it may be another user's
-            os.utime(copy)
+            os.utime(copy, follow_symlinks=False)
         return there
     return False
 
@@ -210,6 +216,7 @@ def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
         ours = path.name.endswith(f".{OURS}{PARTIAL}")
         if _COPY.fullmatch(path.name) and path.name.startswith(path.parent.name) and not ours:
             with suppress(OSError):
+                durable.check_way(path.parent, below=folder)
                 facts = path.lstat()
                 yield facts.st_mtime, facts.st_size, path
 
@@ -218,8 +225,8 @@ def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
     """Copy and verify. Raises OSError for the source, _RefusedError for the stage."""
     partial, total = copy.with_name(f"{file.sha256}.{OURS}{PARTIAL}"), hashlib.sha256()
     with _as_refused():
-        partial.parent.mkdir(exist_ok=True)
-        out = partial.open("wb", buffering=0)
+        durable.make_folders(partial.parent, below=copy.parents[1])
+        out = durable.open_new(partial)
     try:
         try:
             for part in source.read_parts(PART_BYTES):
@@ -232,13 +239,13 @@ def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
         if total.hexdigest() != file.sha256:
             raise OSError(None, "its sha256 differs from the commit record")
         with _as_refused():
-            partial.replace(copy)
+            durable.rename(partial, copy)
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            durable.remove(partial)
 
 
-def _write(out: object, part: np.ndarray) -> None:
+def _write(out: FileIO, part: np.ndarray) -> None:
     room = memoryview(part)
     while len(room):
         room = room[out.write(room) :]

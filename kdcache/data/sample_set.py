@@ -9,17 +9,20 @@ holds both; rescaling changes a period, so no class has a period of its own.
 """
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from kdcache import durable
 from kdcache.data.palette import voc_palette
 from kdcache.data.scenes import CLASS_NAMES as CLASS_NAMES
 from kdcache.data.scenes import VOID as VOID
 from kdcache.data.scenes import draw_scene
 from kdcache.errors import DataError
+from kdcache.plain import MOST_LIST_BYTES, read_text
 
 FEW, FEW_STEP = "few", 8
 _SPLIT_CODES = {"train": 0, "val": 1}
@@ -50,8 +53,9 @@ def write_sample_set(
     voc = root / "VOCdevkit" / "VOC2012"
     _check_arguments(num_train=num_train, num_val=num_val, size_px=size_px, seed=seed)
     _check_lists_are_ours(voc / "ImageSets" / "Segmentation")
+    root.mkdir(parents=True, exist_ok=True)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (voc / folder).mkdir(parents=True, exist_ok=True)
+        durable.make_folders(voc / folder, below=root)
     nums = {"train": num_train, "val": num_val}
     ids = {
         split: [f"sample_{split}_{index:04d}" for index in range(num)]
@@ -63,7 +67,8 @@ def write_sample_set(
                 voc, sample_id, *draw_scene(_build_generator(seed, split, index), size_px=size_px)
             )
     for name, listed in {**ids, FEW: ids["train"][::FEW_STEP]}.items():
-        (voc / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(listed) + "\n")
+        path = voc / "ImageSets" / "Segmentation" / f"{name}.txt"
+        durable.replace_file(path, ("\n".join(listed) + "\n").encode())
 
 
 def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -> None:
@@ -84,7 +89,9 @@ def _check_lists_are_ours(folder: Path) -> None:
     """Raise DataError before a list of another data set, such as the real VOC, is overwritten."""
     for path in filter(Path.exists, (folder / f"{split}.txt" for split in _SPLIT_CODES)):
         foreign = [
-            i for i in path.read_text().split() if not re.fullmatch(r"sample_(train|val)_\d+", i)
+            i
+            for i in read_text(path, most_bytes=MOST_LIST_BYTES).split()
+            if not re.fullmatch(r"sample_(train|val)_\d+", i)
         ]
         if foreign:
             raise DataError(
@@ -101,7 +108,11 @@ def _build_generator(seed: int, split: str, index: int) -> Generator:
 def _write_sample(voc: Path, sample_id: str, image_HWC: np.ndarray, label_HW: np.ndarray) -> None:
     """Write a uint8 image and label, without chroma subsampling, which would grey fine patterns."""
     image_path = voc / "JPEGImages" / f"{sample_id}.jpg"
-    Image.fromarray(image_HWC).save(image_path, quality=_JPEG_QUALITY, subsampling=0)
+    file = BytesIO()
+    Image.fromarray(image_HWC).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    durable.put_file(image_path, file.getbuffer())
     label = Image.fromarray(label_HW)
     label.putpalette(voc_palette().tobytes())
-    label.save(voc / "SegmentationClass" / f"{sample_id}.png")
+    file = BytesIO()
+    label.save(file, "PNG")
+    durable.put_file(voc / "SegmentationClass" / f"{sample_id}.png", file.getbuffer())

@@ -76,17 +76,14 @@ def export_student(
     other answers; then no file is left.
     """
     module, path = import_format(to), student.folder / FILES[to]
-    partial = durable.partial_path(path)
     which = f"the student of epoch {student.epoch}, mIoU {student.miou:.4f} on val"
     say(f"{student.folder}: {which}; export to {to} takes a while")
     images = [] if to == "safetensors" else find_images()  # what fails quickly comes first
-    try:
-        module.write(student, partial)
-        result = module.check(student, partial, images)
-        durable.rename(partial, path)
-        durable.sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.name_own(path) as unfinished:
+        module.write(student, unfinished)
+        result = module.check(student, unfinished, images)
+        durable.rename(unfinished, path)
+    durable.sync_folder(path.parent)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {result}")
     return path
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdcache import durable
 from kdcache.data.palette import voc_palette
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.deploy.student import TrainedStudent
@@ -66,7 +68,7 @@ def predict_pictures(
     pictures, errors = find_pictures(given)
     for error in errors:
         complain(error)
-    _make_folders(out)
+    _make_folders(out, run=student.folder)
     done, taken = [], set()
     for picture in pictures:
         try:
@@ -112,10 +114,13 @@ def _find_best_class(logits_1Khw: Tensor, hw: tuple[int, int]) -> np.ndarray:
     return classes.numpy()
 
 
-def _make_folders(out: Path) -> None:
+def _make_folders(out: Path, *, run: Path) -> None:
+    """Make them, none behind a link in the run or in `out`; `out` may be one if it is elsewhere."""
+    below = run if out.is_relative_to(run) else out
     try:
+        below.mkdir(parents=True, exist_ok=True)
         for name in (MASKS, OVERLAYS):
-            (out / name).mkdir(parents=True, exist_ok=True)
+            durable.make_folders(out / name, below=below)
     except OSError as error:
         raise SettingsError(
             f"{out}: --out is unwritable ({error.strerror}); set another folder"
@@ -137,12 +142,18 @@ def _write(
 ) -> Prediction:
     mask = Image.fromarray(classes_HW)
     mask.putpalette(voc_palette().tobytes())
-    mask.save(out / MASKS / name)
+    durable.put_file(out / MASKS / name, _encode(mask))
     half = image_HW3 // 2 + voc_palette()[classes_HW] // 2
-    Image.fromarray(half).save(out / OVERLAYS / name)
+    durable.put_file(out / OVERLAYS / name, _encode(Image.fromarray(half)))
     counts = np.bincount(classes_HW.reshape(-1), minlength=1) / classes_HW.size
     shares = {int(k): float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
     return Prediction(picture, name, classes_HW.shape, shares)
+
+
+def _encode(picture: Image.Image) -> memoryview:
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getbuffer()
 
 
 def _format_shares(prediction: Prediction, student: TrainedStudent) -> str:

@@ -20,7 +20,7 @@ def lock_file(path: Path, *, wait: bool) -> int | None:
         wait: wait for the process that holds it.
 
     Returns: a descriptor for `unlock_file`; None if another process holds it and `wait` is false.
-    Raises: OSError.
+    Raises: OSError, also for a link.
     """
     while True:
         descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)

@@ -13,6 +13,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import read_config
 from kdcache.config.parser import flatten
 from kdcache.errors import CacheError
+from kdcache.plain import open_plain
 from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
 from kdcache.report.gallery_samples import Exhibit, holds_directions, open_exhibit, view_samples
@@ -104,7 +105,7 @@ def _is_cache(folder: Path) -> bool:
 
 def _is_gallery(out: Path) -> bool:
     try:
-        with out.open("rb") as file:
+        with open_plain(out, follow=True) as file:
             return MARK.encode() in file.read(HEAD_BYTES)
     except OSError:
         return False
@@ -116,7 +117,6 @@ def _write(out: Path, html: str) -> int:
     try:
         durable.replace_file(out, data)
     except OSError as error:
-        durable.partial_path(out).unlink(missing_ok=True)
         reason = f"gallery cannot be written ({error.strerror})"
         raise CacheError(f"{out}: {reason}; mend that or choose another --out") from None
     return len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdcache import durable
@@ -116,7 +117,9 @@ def _open_run(folder: Path, given: dict, result: dict) -> tuple[Config, Data]:
         found, expected = Phrase("another one"), Phrase(f"that of {SETTINGS}")
         facts = {"field": "list of classes", "found": found, "expected": expected}
         raise TrainingError(describe(folder / RESULT, **facts, cure=f"make {SETTINGS} what it was"))
-    return config, open_configured(config, root, manifest)
+    # a stage is a folder to write into, and these settings may be a stranger's
+    unstaged = replace(config, cache=replace(config.cache, stage_dir=None))
+    return config, open_configured(unstaged, root, manifest)
 
 
 def _build_panels(

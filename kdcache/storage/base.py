@@ -191,10 +191,10 @@ class Storage(ABC):
         """Bytes that can still be written, or infinity. Raises CacheError for a file in the way."""
 
     def check_inside(self, key: str, *, cure: str) -> None:  # noqa: B027  nothing to do
-        """Raise CacheCorruptError if a link on the way to `key` leads out of the cache."""
+        """Raise CacheCorruptError if `key` or a folder on the way to it is a link."""
 
     def check_target(self, key: str) -> None:  # noqa: B027  nothing to do
-        """Raise CacheError if a folder, or a link out of the cache, is in the way of a file."""
+        """Raise CacheError if a folder, or a link on the way, is in the way of a file."""
 
     def make_folders(self, key: str) -> None:  # noqa: B027  nothing to do
         """Make the folder `key` and those above it, flushed. Raises OSError."""

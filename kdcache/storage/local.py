@@ -74,7 +74,7 @@ class LocalFolder(Storage):
         sizes = {}
         for key in keys:
             with suppress(FileNotFoundError, NotADirectoryError):
-                facts = (self.folder / key).stat()
+                facts = os.lstat(self.local_path(key))
                 if stat.S_ISREG(facts.st_mode):
                     sizes[key] = facts.st_size
         return sizes
@@ -108,16 +108,21 @@ class LocalFolder(Storage):
         return shutil.disk_usage(find_folder(self.folder)).free
 
     def check_inside(self, key: str, *, cure: str) -> None:
-        """Raise CacheCorruptError if a link on the way to `key` leads out of the folder."""
-        base, real = os.path.realpath(self._text), os.path.realpath(self.local_path(key))
-        if os.path.commonpath([base, real]) != base:
-            raise CacheCorruptError(
-                self.name(key), f"it is outside of the cache, at {real}", cure=cure
-            )
+        """Raise CacheCorruptError if `key` or a folder on the way to it is a link."""
+        path = self._text
+        for part in filter(None, key.split("/")):
+            path = f"{path}/{part}"
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    what = f"it is behind a link ({path}), expected plain folders of the cache"
+                    raise CacheCorruptError(self.name(key), what, cure=cure)
+
+    def _check_folder_of(self, key: str) -> None:
+        self.check_inside(key.rpartition("/")[0], cure="remove the link")
 
     def check_target(self, key: str) -> None:
-        """Raise CacheError if a folder, or a link out of the cache, is in the way."""
-        self.check_inside(key.rpartition("/")[0], cure="remove the link")
+        """Raise CacheError if a folder, or a link on the way, is in the way."""
+        self._check_folder_of(key)
         path = self.folder / key
         if path.is_dir() and not path.is_symlink():
             raise CacheError(
@@ -125,7 +130,8 @@ class LocalFolder(Storage):
             )
 
     def make_folders(self, key: str) -> None:
-        """Make a folder and those above it, flushed. Raises OSError."""
+        """Make a folder and those above it, flushed. Raises CacheCorruptError, OSError."""
+        self.check_inside(key, cure="remove the link")
         durable.make_folders(self.folder / key, below=self.folder)
 
     def flush_folder(self, key: str) -> None:
@@ -136,7 +142,9 @@ class LocalFolder(Storage):
         """Replace a file in one step. Raises LeaseLostError, OSError."""
         if lease is not None:
             lease.check()
-        durable.replace_file(self.folder / key, data)
+        path = self.folder / key
+        self._check_folder_of(key)
+        durable.replace_file(path, data, partial=durable.partial_path(path))
 
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
         """Write and read back an unfinished file. Raises LeaseLostError, OSError."""
@@ -169,6 +177,7 @@ class LocalFolder(Storage):
     def remove(self, key: str) -> None:
         """Remove a file if it exists, and flush that to disk. Raises OSError."""
         path = self.folder / key
+        self._check_folder_of(key)
         durable.remove(path)
         durable.sync_folder(path.parent)
 

@@ -140,6 +140,8 @@ def _open_and_lock(path: Path, *, wait: bool) -> int | None:
         raise CacheError(f"{path}: lease cannot be taken ({error.strerror}); {cure}") from None
     if descriptor is not None:
         with suppress(OSError):  # the holder's name is only for messages
+            if os.fstat(descriptor).st_nlink > 1:  # nothing of ours has another name
+                return descriptor
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor

@@ -146,13 +146,9 @@ def test_a_disk_that_says_it_is_full_at_the_end_costs_only_the_copy(
             self.file.close()
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    reader, original = open_staged(root, tmp_path / "stage"), staging.Path.open
+    reader, original = open_staged(root, tmp_path / "stage"), staging.durable.open_new
 
-    def open_full(self, *args, **kwargs):
-        file = original(self, *args, **kwargs)
-        return Full(file) if self.suffix == ".partial" else file
-
-    monkeypatch.setattr(staging.Path, "open", open_full)
+    monkeypatch.setattr(staging.durable, "open_new", lambda path: Full(original(path)))
     with caplog.at_level(logging.WARNING, logger="kdcache"):
         assert read_all(reader) == plain
     assert (
