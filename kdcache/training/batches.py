@@ -62,7 +62,7 @@ class BatchReader:
         self.wait_s = 0.0
         """Total seconds that the consumer waited for batches."""
         specs = [reader.layout.array(name) for name in arrays]
-        rows = min(batch_size + 1, reader.layout.num_samples * reader.num_views)
+        rows = _count_rows(reader, batch_size)
         self.slots = [_make_slots(specs, rows, pin=device.type == "cuda") for _ in range(2)]
         self.largest_first = [
             spec.name for spec in sorted(specs, key=lambda spec: -spec.item_bytes)
@@ -159,6 +159,13 @@ class BatchReader:
             for tensor in arrays.values():
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return arrays
+
+
+def _count_rows(reader: CacheReader | JoinedReader, batch_size: int) -> int:
+    """Samples of the largest batch; one of a joined reader is full, however few samples it has."""
+    if isinstance(reader, JoinedReader):
+        return batch_size
+    return min(batch_size + 1, reader.layout.num_samples * reader.num_views)
 
 
 def _make_slots(specs: list[ArraySpec], rows: int, *, pin: bool) -> dict[str, Tensor]:

@@ -141,8 +141,6 @@ def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data
     check_source(config, config.run.dir, resume=config.run.resume)
     check_student(config)
     num_samples = manifest.layouts["train"].num_samples
-    if config.train.unlabelled_share is not None:  # then every batch is full
-        num_samples = config.train.batch_size
     check_batches(config, num_samples=num_samples, count=processes.count, device=device)
     return config, open_configured(config, root, manifest)
 

@@ -90,25 +90,30 @@ def train_grid(
 
     Returns: the runs that are not finished. Raises: CacheError, which would end each of them.
     """
-    opened: dict[int, Data] = {}  # by number of views: all else that decides a reader is the same
+    opened: dict[tuple, Data] = {}
     finished, unfinished = [], []
     for number, run in enumerate(runs, 1):
-        views = run.config.augment.views
-        if views not in opened:
-            opened[views] = open_configured(run.config, root, manifest)
+        key = _find_reading(run.config)
+        if key not in opened:
+            opened[key] = open_configured(run.config, root, manifest)
         before = ", finished before" if is_finished(run.folder) else ""
         events.said(f"run {number} of {len(runs)}: {run.folder.name}{before}")
-        result = _train(run, opened[views], progress=progress, events=events)
+        result = _train(run, opened[key], progress=progress, events=events)
         if isinstance(result, Exception):
             unfinished.append(UnfinishedRun(run.folder, result))
             events.said(f"{run.folder.name}: {result}")
         else:
-            finished.append((run, opened[views], result))
-            events.run_finished(run, opened[views], is_changed=add_baseline(run, result))
+            finished.append((run, opened[key], result))
+            events.run_finished(run, opened[key], is_changed=add_baseline(run, result))
     for run, data, result in finished:  # other processes may have finished a baseline since then
         if add_baseline(run, result):
             events.run_finished(run, data, is_changed=True)
     return unfinished
+
+
+def _find_reading(config: Config) -> tuple[int, bool]:
+    """What decides which samples a run reads, of all that a grid can vary: views, unlabelled."""
+    return config.augment.views, config.train.unlabelled_share is not None
 
 
 def _train(

@@ -207,7 +207,8 @@ class Cache:
         Raises: SettingsError for another share, or if the cache has no unlabelled samples;
             CacheError if they are damaged or incomplete.
         """
-        if not 0 < unlabelled_share < 1:
+        is_number = isinstance(unlabelled_share, int | float)
+        if not (is_number and 0 < unlabelled_share < 1):
             raise refuse("unlabelled_share", unlabelled_share, "above 0 and below 1")
         if UNLABELLED not in self.manifest.layouts:
             expected = "a cache with unlabelled samples (dataset.unlabelled adds some)"

@@ -191,16 +191,19 @@ def check_batches(config: Config, *, num_samples: int, count: int, device: torch
 
     On a CPU each process normalises its samples alone, which BatchNorm cannot do with one.
 
+    Args:
+        num_samples: with a label; with `train.unlabelled_share` every batch is full.
+
     Raises: SettingsError, with a batch size that fits, if a batch is too small.
     """
     least, size = count * (1 if device.type == "cuda" else 2), config.train.batch_size
-    found = find_smallest_batch(num_samples, size)
+    all_full = config.train.unlabelled_share is not None
+    found = size if all_full else find_smallest_batch(num_samples, size)
     if count == 1 or found >= least:
         return
-    sizes = range(size + 1, num_samples + 1)
-    fitting = next(
-        (other for other in sizes if find_smallest_batch(num_samples, other) >= least), None
-    )
+    sizes = [least] if all_full else range(size + 1, num_samples + 1)
+    fits = (n for n in sizes if all_full or find_smallest_batch(num_samples, n) >= least)
+    fitting = next(fits, None)
     cure = (
         "start fewer processes"
         if fitting is None

@@ -96,3 +96,11 @@ def test_a_batch_with_too_few_samples_for_a_process_is_refused(
     check_one_line(error, f"settings: smallest batch (train.batch_size {size}) {words}")
     check_batches(config, num_samples=num_samples, count=1, device=device)
     check_batches(config, num_samples=16, count=1 if size == 2 else 4, device=CPU)
+
+
+def test_with_unlabelled_samples_every_batch_is_full():
+    config = make_config({"train": {"batch_size": 4, "unlabelled_share": 0.5}})
+    with pytest.raises(SettingsError) as error:
+        check_batches(config, num_samples=5, count=3, device=CPU)
+    check_one_line(error, "is 4, expected 6 samples or more", "; set train.batch_size 6 or start")
+    check_batches(config, num_samples=2, count=2, device=CPU)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import kdcache
 from kdcache.cache.manifest import read_manifest
@@ -26,6 +27,7 @@ from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.run import TrainingEvents
 from kdcache.training.run_folder import LAST
 from tests.support.helpers import VOC, check_one_line
+from train_student.cli import main as train_student
 
 NUM_LABELLED, NUM_UNLABELLED = 6, 8
 RECIPE = {
@@ -109,6 +111,30 @@ def test_a_run_and_its_baseline_have_as_many_steps(recipe, mixed_root, monkeypat
     entry = json.loads(lines[-1])
     assert {"ce", "kd", "pseudo"} <= set(entry)
     assert entry["total"] == pytest.approx(entry["ce"] + entry["kd"] + entry["pseudo"], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", ["null,0.5", "0.5,null"])
+def test_a_grid_reads_unlabelled_images_in_the_runs_that_use_them_alone(
+    recipe, mixed_root, tmp_path, monkeypatch, order
+):
+    runs = {"loss": {"pseudo": 0.0}, "train": {"epochs": 1}, "run": {"dir": str(tmp_path / "runs")}}
+    path, seen = tmp_path / "settings.yaml", note_batches(monkeypatch)
+    path.write_text(yaml.safe_dump(merge(recipe, runs)))
+    grid = ["--grid", f"train.unlabelled_share={order}", "--seeds", "0"]
+    assert train_student(["--config", str(path), *grid]) == 0
+    unlabelled = set(open_splits(mixed_root)[1].sample_ids)
+    counts = sorted((len(batch), len(unlabelled & set(batch))) for batch in seen)
+    plain = [(2, 0), (4, 0)]  # a run without a share, and its baseline
+    assert counts == sorted([*plain, *plain, *[(4, 0)] * 4, *[(4, 2)] * 4])
+
+
+def test_a_batch_may_have_more_rows_than_there_are_samples(recipe, mixed_root, monkeypatch):
+    seen = note_batches(monkeypatch)
+    large = {"augment": {"views": 1}, "train": {"epochs": 1, "batch_size": 32}}
+    distill(merge(recipe, large), root=mixed_root)
+    assert [len(batch) for batch in seen] == [32, 32]
+    (batch,) = kdcache.open_cache(mixed_root).mix(0.25).batches(batch_size=64, device="cpu")
+    assert len(batch.ids) == 64 and batch.labelled.sum() == 48
 
 
 class StopAfterFirst(TrainingEvents):
@@ -201,7 +227,7 @@ def test_what_cannot_be_mixed_is_refused(given, built_root, recipe, mixed_root):
     with pytest.raises(SettingsError) as error:
         kdcache.open_cache(built_root).mix(0.5)
     check_one_line(error, "unlabelled_share", "dataset.unlabelled")
-    for share in (0, 1.5, float("nan")):
+    for share in (0, 1.5, float("nan"), "0.5", None):
         with pytest.raises(SettingsError) as error:
             kdcache.open_cache(mixed_root).mix(share)
         check_one_line(error, "unlabelled_share", "above 0 and below 1")
