@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,11 @@ def open_plain(path: str | Path, *, follow: bool = False) -> Iterator[PlainFile]
         yield PlainFile(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_stream(path: str | Path, *, follow: bool = True) -> BinaryIO:
+    """A plain file as an object for other libraries. Raises: as `open_plain`."""
+    return os.fdopen(open_descriptor(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)), "rb")
 
 
 def open_descriptor(path: str | Path, flags: int) -> int:

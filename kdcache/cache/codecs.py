@@ -7,6 +7,7 @@ codec goes through zarr-python, which is imported only then: it takes half a sec
 from __future__ import annotations
 
 import json
+import lzma
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numcodecs import blosc, zstd
 
+from kdcache.cache.streams import SIZES, STREAMS, ZSTD_HEADER_BYTES, decode_streams, read_zstd_size
 from kdcache.errors import one_line, refuse
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ blosc.use_threads = False
 RAW = "raw"
 # version and flags, then decoded size, block size and coded size as little-endian uint32
 _BLOSC_HEADER_BYTES = 16
-_ZSTD_HEADER_BYTES, _ZSTD_MAGIC = 18, b"\x28\xb5\x2f\xfd"
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 # Higher levels gain one per cent and take several times as long.
 _BLOSC_LEVELS = {"blosc-lz4": ("lz4", 5), "blosc-zstd": ("zstd", 1)}
@@ -164,7 +165,7 @@ class _Zstd:
         return zstd.compress(as_bytes(item), self.level, self.checksum)
 
     def decode_into(self, chunk: np.ndarray, slot: np.ndarray) -> None:
-        found = _read_zstd_size(chunk[:_ZSTD_HEADER_BYTES].tobytes())
+        found = read_zstd_size(chunk[:ZSTD_HEADER_BYTES].tobytes())
         # numcodecs would leave the rest of the slot as it was, or allocate terabytes
         if found != slot.nbytes:
             raise ValueError(f"its zstd frame holds {found} bytes")
@@ -174,22 +175,12 @@ class _Zstd:
             raise ValueError(str(error)) from None
 
 
-def _read_zstd_size(header: bytes) -> int | None:
-    """Decoded size in bytes by a frame's header (RFC 8878, 3.1.1.1); None if it has none."""
-    if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
-        return None
-    descriptor = header[4]
-    single_segment = descriptor >> 5 & 1
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    width = (single_segment, 2, 4, 8)[descriptor >> 6]
-    size = int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
-    return size if width and len(header) >= start + width else None
-
-
 class _ZarrCoder:
     """Codes each chunk as a zarr array of one chunk in memory: slow, but works with any codec.
 
-    A damaged chunk may take as much memory as its codec allocates.
+    What a chunk decodes to is bounded before memory is taken for it: by a header, or as it comes
+    from a stream. Of codecs that are not in STREAMS and SIZES a hostile chunk may take as much
+    memory as they allocate.
 
     Args:
         document: the codec as in zarr.json; None: the codec `name` with zarr-python's defaults.
@@ -200,7 +191,10 @@ class _ZarrCoder:
     def __init__(
         self, name: str, document: dict | None, *, shape: tuple[int, ...], dtype: str
     ) -> None:
-        kind = _find_class(name)
+        kind, self.name = _find_class(name), name
+        settings = (document or {}).get("configuration", {})
+        is_raw = settings.get("format", lzma.FORMAT_XZ) != lzma.FORMAT_XZ
+        self.make_stream = None if is_raw else STREAMS.get(name)
         # Filters concern all threads, so this one is set for good and not only around the call
         warnings.filterwarnings(
             "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
@@ -230,6 +224,13 @@ class _ZarrCoder:
 
         Raises ValueError if the codec fails.
         """
+        if self.make_stream is not None:
+            decode_streams(self.make_stream, chunk.tobytes(), as_bytes(slot))
+            return
+        find_size = SIZES.get(self.name)
+        header = chunk[:ZSTD_HEADER_BYTES].tobytes()
+        if find_size is not None and find_size(header, chunk.size) != slot.nbytes:
+            raise ValueError("its header speaks of another size")
         from zarr.core.buffer import default_buffer_prototype
 
         store = {}

@@ -38,6 +38,7 @@ from kdcache.config.typed import read_stored_of_cache
 from kdcache.errors import CacheError, Phrase, SettingsError, describe
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
+from kdcache.storage.packed_table import check_count
 
 PACK_THREADS = 2
 # (array, as "train/low", view, sample, stored bytes)
@@ -96,7 +97,8 @@ def pack_cache(
 
 
 def _check_codecs(storage: Storage, manifest: Manifest) -> None:
-    for layout in manifest.layouts.values():
+    for split, layout in manifest.layouts.items():
+        check_count(f"{storage}: {split}", layout.num_views * layout.num_samples)
         for spec in (spec for spec in layout.arrays if spec.codec):
             try:
                 find_filter(spec)

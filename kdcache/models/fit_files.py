@@ -24,6 +24,7 @@ from kdcache.errors import (
 )
 from kdcache.machine.locks import lock_file, unlock_file
 from kdcache.models.stored_state import OPTIMIZER, TENSORS
+from kdcache.models.tensor_file import load_tensors
 from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 
 STATE = fields(
@@ -121,7 +122,7 @@ def read_state(out: Path, *, whose: Mapping[str, object]) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path, follow=False)
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
         reason = one_line(error)
         raise TrainingError(f"{path}: state is unreadable ({reason}); delete it") from None

@@ -7,7 +7,6 @@ the teacher.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,6 +16,8 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from kdcache.errors import Phrase, TeacherError, describe, one_line
 from kdcache.models.stored_state import TENSORS
+from kdcache.models.tensor_file import load_tensors
+from kdcache.plain import open_stream
 from kdcache.schema import FieldError
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
@@ -123,9 +124,7 @@ def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
 
 def _load_tensors(path: Path, *, field: str) -> object:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
     except Exception as error:
         reason = one_line(error)
@@ -153,7 +152,7 @@ def _download(enum: WeightsEnum, path: Path) -> None:
 
 def _check_prefix(enum: WeightsEnum, path: Path) -> None:
     """torchvision names its files after the first digits of their sha256."""
-    with path.open("rb") as file:
+    with open_stream(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     expected = _hash_prefix(path)
     if not found.startswith(expected):

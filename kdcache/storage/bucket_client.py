@@ -24,7 +24,7 @@ import numpy as np
 from kdcache.errors import SettingsError, hide_passwords
 from kdcache.plain import MOST_DOCUMENT_BYTES, check_document
 
-_LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min", "allow_http": True}
+_LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min"}
 # by obstore, with growing pauses, after 5xx, 429 and lost connections
 _RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 PAUSES_S = (1.0, 5.0, 25.0, None)
@@ -152,11 +152,22 @@ def open_bucket(address: str) -> object:
         {"credential_provider": _find_credentials(address)} if address.startswith("s3:") else {}
     )
     try:
-        return from_url(address, client_options=_LIMITS, retry_config=_RETRIES, **options)
+        return from_url(
+            address,
+            client_options={**_LIMITS, "allow_http": _asks_for_http()},
+            retry_config=_RETRIES,
+            **options,
+        )
     except Exception as error:  # of obstore's own kinds, which have no common name for this
         raise SettingsError(
             f"{address}: bucket cannot be opened ({_shorten(error)}); mend cache.path"
         ) from None
+
+
+def _asks_for_http() -> bool:
+    """Whether the address of the store is one of plain http: nothing else may go unencrypted."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
+    return any(os.environ.get(name, "").startswith("http://") for name in names)
 
 
 def _refuse_missing(address: str, package: str) -> SettingsError:

@@ -23,6 +23,7 @@ from kdcache.errors import (
     Phrase,
     describe,
 )
+from kdcache.plain import open_plain
 
 if TYPE_CHECKING:
     import h5py
@@ -31,6 +32,7 @@ DOCUMENTS = "documents"  # the HDF5 group of JSON documents and bases
 FORMAT = "kdcache"
 _SPLITS = ("train", "val")  # that every cache has
 _UNLABELLED = "unlabelled"
+MOST_ITEMS = 1 << 24  # samples of all views of an array, whose table takes 16 bytes each
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CURE = "copy it again from where it was made, or export it again"
 _DAMAGE = (
@@ -89,7 +91,7 @@ def read_table(file: Path) -> Table:
 def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
     import h5py  # here, because it takes a fifth of a second
 
-    with file.open("rb") as plain:
+    with open_plain(file, follow=True) as plain:
         if plain.read(len(SIGNATURE)) != SIGNATURE:
             raise _refuse(file, "file", "no HDF5 file")
     try:
@@ -111,6 +113,15 @@ def _read_table(file: Path, mark: tuple[int, int, int]) -> Table:
             else f"has a damaged structure ({reason[:80]})"
         )
         raise CacheCorruptError(file, f"file {what}", cure=CURE) from None
+
+
+def check_count(name: str, num_samples: int) -> None:
+    """Raise CacheError if an array has more samples, over all views, than a file can have."""
+    if num_samples > MOST_ITEMS:
+        raise CacheError(
+            f"{name}: it has {num_samples} samples over all views, expected {MOST_ITEMS} at most "
+            "in one packed file; pack fewer views (--views)"
+        )
 
 
 def _check_kind(file: Path, opened: h5py.File) -> None:
@@ -139,7 +150,7 @@ def _refuse(file: Path, field: str, found: str) -> CacheMismatchError:
 def _list_documents(opened: h5py.File) -> dict[str, tuple[int, int]]:
     import h5py
 
-    group, places = opened[DOCUMENTS].id, {}
+    group, places = _get(opened, DOCUMENTS).id, {}
 
     def look(name: bytes) -> None:
         one = h5py.h5o.open(group, name)
@@ -156,33 +167,71 @@ def _list_documents(opened: h5py.File) -> dict[str, tuple[int, int]]:
 def _list_arrays(opened: h5py.File, size_bytes: int) -> dict[str, PackedArray]:
     arrays = {}
     for split in (*_SPLITS, *({_UNLABELLED} & set(opened))):
-        for name, dataset in opened[split].items():
+        group = _get(opened, split)
+        for name in group:
+            dataset = _get(group, name)
+            _check_layout(dataset)
             find = _find_contiguous if dataset.chunks is None else _find_chunks
-            places = find(dataset)
+            places = find(dataset, size_bytes)
             if places.max(initial=0) > size_bytes or places.sum(-1).max(initial=0) > size_bytes:
                 raise ValueError(f"{split}/{name} lies beyond the end of the file")
             arrays[f"{split}/{name}"] = PackedArray(dataset.shape, dataset.dtype.name, places)
     return arrays
 
 
-def _find_contiguous(dataset: h5py.Dataset) -> np.ndarray:
+def _get(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """What is in the file itself. Raises ValueError for a link, perhaps to another file."""
+    import h5py
+
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    return group[name]
+
+
+def _check_layout(dataset: h5py.Dataset) -> None:
+    """Raise ValueError if bytes are elsewhere (asking for the shape may open them), or too many.
+
+    Our chunks have filters; without one HDF5 counts chunks that nobody wrote.
+    """
+    import h5py
+
+    how = dataset.id.get_create_plist()
+    is_chunked = how.get_layout() == h5py.h5d.CHUNKED
+    if how.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED) or (
+        is_chunked and not how.get_nfilters()
+    ):
+        raise ValueError(f"{dataset.name} has another layout")
+    if how.get_external_count():
+        raise ValueError(f"{dataset.name} is in other files")
+    num_views, num_samples = dataset.shape[:2]
+    if not 0 < num_views * num_samples <= MOST_ITEMS:
+        raise ValueError(f"{dataset.name} has {num_views} x {num_samples} samples")
+
+
+def _find_contiguous(dataset: h5py.Dataset, size_bytes: int) -> np.ndarray:
     num_views, num_samples = dataset.shape[:2]
     start, size = dataset.id.get_offset(), dataset.id.get_storage_size()
     if start is None or size != dataset.nbytes or not size:
         raise ValueError(f"{dataset.name} is not allocated as a whole")
+    if start + size > size_bytes:
+        raise ValueError(f"{dataset.name} lies beyond the end of the file")
     item = size // (num_views * num_samples)
-    offsets = start + item * np.arange(num_views * num_samples, dtype=np.uint64)
-    return np.stack([offsets, np.full_like(offsets, item)], -1).reshape(num_views, num_samples, 2)
+    places = np.empty((num_views * num_samples, 2), np.uint64)
+    places[:, 0] = np.arange(start, start + size, item, dtype=np.uint64)
+    places[:, 1] = item
+    return places.reshape(num_views, num_samples, 2)
 
 
-def _find_chunks(dataset: h5py.Dataset) -> np.ndarray:
+def _find_chunks(dataset: h5py.Dataset, size_bytes: int) -> np.ndarray:
     """Find chunks by one pass over the index, which asking for each might search every time."""
-    found = []
-    dataset.id.chunk_iter(found.append)
     num_views, num_samples = dataset.shape[:2]
-    if dataset.chunks != (1, 1, *dataset.shape[2:]) or len(found) != num_views * num_samples:
-        raise ValueError(f"{dataset.name} has {len(found)} chunks of {dataset.chunks}")
+    count = dataset.id.get_num_chunks()
+    if dataset.chunks != (1, 1, *dataset.shape[2:]) or count != num_views * num_samples:
+        raise ValueError(f"{dataset.name} has {count} chunks of {dataset.chunks}")
     places = np.zeros((num_views, num_samples, 2), np.uint64)
-    for chunk in found:
+
+    def note(chunk: object) -> None:
         places[chunk.chunk_offset[:2]] = chunk.byte_offset, chunk.size
+
+    dataset.id.chunk_iter(note)
     return places

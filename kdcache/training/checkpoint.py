@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from kdcache.models.stored_state import (
     restore_scheduler,
     tensor,
 )
+from kdcache.models.tensor_file import load_tensors
 from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
 from kdcache.training.run_fields import FACTS
@@ -100,9 +100,7 @@ def read_checkpoint(path: Path) -> dict:
     Raises: TrainingError if the file is damaged or something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path, follow=False)
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
         reason = one_line(error)
         raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
