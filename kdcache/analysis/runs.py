@@ -20,7 +20,7 @@ from kdcache.training.run_folder import (
 )
 
 SEED = "train.seed"
-CACHE, PICTURES = "cache", "images and labels"
+CACHE, PICTURES, UNLABELLED = "cache", "images and labels", "unlabelled images"
 DEPTH = 2  # a folder of runs, or of folders of runs
 
 
@@ -136,11 +136,14 @@ def _keep_effective(facts: dict) -> dict:
 
 
 def _list_origin(facts: dict, result: dict) -> dict:
-    """Cache, images and labels, device; on a CPU processes, since each normalises its own rows."""
+    """Cache, images and labels, device; on a CPU processes, since each normalises its own rows.
+
+    The number of unlabelled images, if they are used, decides the number of steps.
+    """
     uses_teacher = any(facts[name] for name in TEACHING)
     cache, device = result["cache_identity"], result.get("device_type")
     pictures = result.get("pictures_identity", None if uses_teacher else cache)
-    origin = {PICTURES: pictures, "device": device}
+    origin = {PICTURES: pictures, UNLABELLED: result.get("unlabelled_samples"), "device": device}
     if uses_teacher:
         origin[CACHE] = cache
     if device == "cpu":

@@ -18,7 +18,11 @@ from kdcache.schema import (
 
 _TIME = number(0, 1e12)
 _ANY = number(-1e30, 1e30)
-_ORIGIN = {"pictures_identity": maybe(text()), "validation_identity": maybe(text())}
+_ORIGIN = {
+    "pictures_identity": maybe(text()),
+    "validation_identity": maybe(text()),
+    "unlabelled_samples": whole(1),
+}
 IOUS = list_of(maybe(SHARE), most=254)
 
 HYPERPARAMETERS: Kind = all_of(

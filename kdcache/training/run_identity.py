@@ -73,15 +73,19 @@ def find_origin(config: Config, manifest: Manifest) -> dict:
     """The facts in a checkpoint and a result that identify their run.
 
     `hyperparameters` and `cache_identity` make them those of one run; `pictures_identity` (images
-    and labels) and `validation_identity` (those of val) say which runs can be compared.
+    and labels), `validation_identity` (those of val) and `unlabelled_samples` (their number, with
+    `train.unlabelled_share`) say which runs can be compared.
     """
     facts = hyperparameters(config)
-    return {
+    origin = {
         "hyperparameters": facts,
         "cache_identity": find_identity(manifest, facts),
         "pictures_identity": manifest.pictures_hash,
         "validation_identity": manifest.validation_hash,
     }
+    if config.train.unlabelled_share is not None:
+        origin["unlabelled_samples"] = manifest.layouts[UNLABELLED].num_samples
+    return origin
 
 
 def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bool) -> None:

@@ -142,6 +142,23 @@ def test_a_baseline_serves_all_caches_of_its_images_and_gpus_of_any_number(runs)
     assert names(comparison)[1] == f"loss.beta 0.5, loss.gamma 0.3, cache {'c' * 12} (half)"
 
 
+def test_a_baseline_is_one_of_as_many_unlabelled_images(runs):
+    """They decide the number of steps."""
+    share = {"settings": {"train.unlabelled_share": 0.5}}
+    for num, base, own in ((8, 0.5, 0.6), (80, 0.7, 0.75)):
+        here = {**share, "unlabelled_samples": num}
+        write_baseline(runs / f"b{num}", base, cache_identity=str(num), **here)
+        write_run(runs / f"s{num}", own, cache_identity=f"{num}" * 32, **here)
+    comparison = compare_runs([runs])
+    assert not comparison.left_out
+    differences = [row.differences(best_miou)[0] for row in comparison.compared]
+    assert sorted(differences) == pytest.approx([5.0, 10.0])
+    assert names(comparison)[:2] == [
+        "baseline, unlabelled images 8",
+        "baseline, unlabelled images 80",
+    ]
+
+
 def test_rows_are_named_by_what_differs_in_the_order_of_numbers(runs):
     for beta in (10.0, 2.0, 0.5):
         write_run(runs / f"{beta}", 0.5, settings={"loss.beta": beta})
