@@ -41,7 +41,13 @@ STATE = fields(
         "schedule": table_of(plain),
     }
 )
-NOT_WHOSE = ("dataset.root", "dataset.download", "augment.views", "fit.out")
+NOT_WHOSE = (
+    "dataset.root",
+    "dataset.download",
+    "dataset.unlabelled",
+    "augment.views",
+    "fit.out",
+)
 
 
 class FileInUseError(KdcacheError):

@@ -104,6 +104,8 @@ def find_warning(
 def find_likenesses(config: Config, *, val_scale: float) -> list[str]:
     """Settings that would make the training views more like val, each with what it is now.
 
+    Together they are allowed: scale_max is at least scale_min.
+
     Args:
         val_scale: how large val is shown, as a factor on its images.
     """
@@ -111,10 +113,12 @@ def find_likenesses(config: Config, *, val_scale: float) -> list[str]:
     wanted = []
     if augment.color_jitter > 0:
         wanted.append(("augment.color_jitter", 0, augment.color_jitter))
-    if augment.scale_min < SMALLEST * val_scale:
-        wanted.append(("augment.scale_min", val_scale, augment.scale_min))
-    if augment.scale_max > LARGEST * val_scale:
-        wanted.append(("augment.scale_max", LARGEST * val_scale, augment.scale_max))
+    low, high = augment.scale_min, augment.scale_max
+    is_small, is_large = low < SMALLEST * val_scale, high > LARGEST * val_scale
+    if is_small or low > LARGEST * val_scale:
+        wanted.append(("augment.scale_min", val_scale, low))
+    if is_large or is_small and high < val_scale:
+        wanted.append(("augment.scale_max", LARGEST * val_scale, high))
     changes = [f"{name} {value:.2g} (is {now:g})" for name, value, now in wanted]
     if any(px < most for px, most in zip(size_hw, val_hw, strict=True)):
         changes.append(f"dataset.size {list(val_hw)} (is {list(size_hw)})")

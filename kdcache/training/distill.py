@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
 from kdcache.progress import Progress, Silent
@@ -162,15 +163,18 @@ def _list_facts(config: Config, data: Data, device: torch.device) -> dict[str, o
 
     Otherwise they would wait for each other, or train different students.
     """
+    manifest = data.manifest
     sizes = {
         f"number of {split} samples": layout.num_samples
-        for split, layout in data.manifest.layouts.items()
+        for split, layout in manifest.layouts.items()
     }
+    others = manifest.split_hash(UNLABELLED) if UNLABELLED in manifest.layouts else None
     return {
         "kind of device": device.type,
         "run.baseline": config.run.baseline,
         **hyperparameters(config),
-        "identity of the cache": data.manifest.identity_hash,
+        "identity of the cache": manifest.identity_hash,
+        "identity of unlabelled samples": others,
         **sizes,
     }
 

@@ -183,16 +183,13 @@ class Processes(Alone):
 def _check_equal(found: list[Mapping[str, object]]) -> None:
     first, cure = found[0], "start all with the same settings, cache and arithmetic"
     for rank, facts in enumerate(found):
-        for name in first:
-            if facts[name] != first[name]:
-                field, expected = (
-                    f"{name} of process {rank}",
-                    Phrase(f"{first[name]!r}, as process 0 has it"),
-                )
+        for name in {**first, **facts}:
+            ours, theirs = facts.get(name), first.get(name)
+            if ours != theirs:
+                field = f"{name} of process {rank}"
+                expected = Phrase(f"{theirs!r}, as process 0 has it")
                 raise SettingsError(
-                    describe(
-                        "settings", field=field, found=facts[name], expected=expected, cure=cure
-                    )
+                    describe("settings", field=field, found=ours, expected=expected, cure=cure)
                 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from kdcache.cache.identity import check_identity
@@ -105,8 +107,12 @@ def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) ->
 
 
 def _check_unlabelled(root: Storage, cached: str | None, given: str | None) -> None:
-    """Raise CacheMismatchError if other unlabelled images are given; none fit every cache."""
-    if given is None or given == cached:
+    """Raise CacheMismatchError if other unlabelled images are given; none fit every cache.
+
+    A folder may be written in any way.
+    """
+    paths = [os.path.realpath(name) for name in (cached, given) if name is not None]
+    if given is None or given == cached or len(paths) == 2 and paths[0] == paths[1]:
         return
     cure = "leave it out or change cache.path"
     if cached is None:

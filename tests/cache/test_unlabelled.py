@@ -1,6 +1,7 @@
 """The third split of a cache: images without labels, added to a finished cache or built with it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,21 @@ def test_training_refuses_other_unlabelled_images(data, root, quick_teacher, cac
     check_one_line(error, "dataset.unlabelled", *parts)
     for same in (cached, None):
         resolve_config(open_storage(root), manifest, {"dataset": {"unlabelled": same}})
+
+
+def test_a_folder_of_unlabelled_images_may_be_written_in_any_way(
+    data, root, quick_teacher, tmp_path, monkeypatch
+):
+    (tmp_path / "more").mkdir()
+    for image in (data / VOC_DIR / "JPEGImages").glob("bare_*"):
+        shutil.copy(image, tmp_path / "more")
+    monkeypatch.chdir(tmp_path)
+    build(data, root, "more")
+    manifest = read_manifest(root)
+    for same in ("more", "./more/", str(tmp_path / "more"), f"../{tmp_path.name}/more"):
+        resolve_config(open_storage(root), manifest, {"dataset": {"unlabelled": same}})
+    with pytest.raises(CacheMismatchError):
+        resolve_config(open_storage(root), manifest, {"dataset": {"unlabelled": "another"}})
 
 
 @pytest.mark.parametrize("change", ["label", "version", "shape"])

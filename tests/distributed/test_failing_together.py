@@ -10,11 +10,13 @@ import torch
 from kdcache.cache.manifest import read_manifest
 from kdcache.command import run_command
 from kdcache.config.parser import make_config, merge
-from kdcache.errors import ToldElsewhere
+from kdcache.errors import SettingsError, ToldElsewhere
 from kdcache.precompute.build import build_cache
 from kdcache.training.distill import _warn_of_few_rows, baseline_config, hash_settings
+from kdcache.training.processes import _check_equal
 from kdcache.training.run import open_data
 from tests.support import quick, together
+from tests.support.helpers import check_one_line
 
 CPU = torch.device("cpu")
 
@@ -102,6 +104,15 @@ def test_processes_with_another_cache_are_refused_in_one_line(given, tmp_path):
     own = {name: other[name] for name in ("cache", "augment")}
     one, _ = together.run_together(2, together.train_otherwise, given, own)
     assert one[0] == "SettingsError" and "identity of the cache of process 1 is " in one[1]
+
+
+def test_processes_whose_unlabelled_images_differ_are_refused_in_one_line():
+    """One cache has none, and so lacks a fact that the other has."""
+    first, more = {"a": 1}, {"a": 1, "number of unlabelled samples": 8}
+    for found in ([first, more], [more, first]):
+        with pytest.raises(SettingsError) as error:
+            _check_equal(found)
+        check_one_line(error, "number of unlabelled samples of process 1 is ")
 
 
 def test_a_compiler_that_fails_in_one_process_is_left_out_in_all(given):

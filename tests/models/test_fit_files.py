@@ -79,6 +79,11 @@ def test_a_state_of_other_settings_is_refused(fitting, stop, tmp_path, change, w
     check_one_line(error, f"mine.pth.state: {words}; go on with what it was begun with, or delete")
 
 
+def test_a_state_is_gone_on_with_wherever_unlabelled_images_are(fitting, stop):
+    stop(fitting)
+    fit_teacher(make_config(merge(fitting, {"dataset": {"unlabelled": "rest"}})))
+
+
 @pytest.mark.parametrize("contents", [b"", b"no state", None])
 def test_a_damaged_state_is_one_line(fitting, tmp_path, contents):
     path = tmp_path / "mine.pth.state"

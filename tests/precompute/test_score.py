@@ -35,6 +35,23 @@ def test_what_differs_from_val_is_named(augment, found):
     assert find_likenesses(make_camvid(**augment), val_scale=0.4) == found
 
 
+@pytest.mark.parametrize(
+    ("scales", "val_scale", "found"),
+    [
+        ((0.4, 0.7), 1.0, {"scale_min": 1, "scale_max": 2}),
+        ((0.4, 1.2), 1.0, {"scale_min": 1}),
+        ((3.0, 4.0), 1.0, {"scale_min": 1, "scale_max": 2}),
+        ((1.0, 4.0), 1.0, {"scale_max": 2}),
+    ],
+)
+def test_what_is_named_can_be_set_together(scales, val_scale, found):
+    own = {"color_jitter": 0, "scale_min": scales[0], "scale_max": scales[1]}
+    lines = find_likenesses(make_camvid(**own), val_scale=val_scale)
+    said = {line.split()[0].removeprefix("augment."): float(line.split()[1]) for line in lines}
+    assert said == found
+    make_camvid(**{**own, **said})
+
+
 def test_views_smaller_than_val_are_named():
     config = make_config({"dataset": {"size": 64, "val_size": 96}, "augment": {"color_jitter": 0}})
     assert find_likenesses(config, val_scale=2.0) == [
