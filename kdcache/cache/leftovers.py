@@ -7,12 +7,21 @@ data.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache.basis import basis_key, basis_name
-from kdcache.cache.layout import MANIFEST, Group, commit_key, metadata_key, record_name, shard_key
+from kdcache.cache.layout import (
+    MANIFEST,
+    Group,
+    SplitLayout,
+    commit_key,
+    metadata_key,
+    record_name,
+    shard_key,
+)
 from kdcache.cache.lifecycle import SCORE
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record, list_records
@@ -45,14 +54,11 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
     storage = open_storage(place)
     storage.check_changeable()
     manifest, records, found = read_manifest(storage), list_records(storage), []
-    groups = [group for layout in manifest.layouts.values() for group in layout.groups()]
-    ours = _find_leases(storage, {group.name for group in groups})
+    ours, touched = _find_leases(storage, manifest), _find_touched(storage, manifest, records)
     dead = ours - storage.find_held_leases(ours)
-    files = {group: _list_files(storage, manifest, group, records) for group in groups}
-    there = storage.find_sizes(key for keys in files.values() for key in keys)
+    groups = [group for group in _list_groups(manifest) if group.name in dead | touched]
     for group in groups:
-        if group.name in dead or not there.keys().isdisjoint(files[group]):
-            found += _collect_group(storage, manifest, group, dry_run=dry_run)
+        found += _collect_group(storage, manifest, group, dry_run=dry_run)
     for name in sorted(dead - {group.name for group in groups}):
         with nullcontext() if dry_run else storage.take_lease(name):  # its end removes the lease
             found.append(_describe_lease(storage, name))
@@ -60,6 +66,44 @@ def collect_leftovers(place: Storage | str | Path, *, dry_run: bool = False) -> 
     with storage.lock(wait=True) if documents and not dry_run else nullcontext():
         found += _collect(storage, documents, dry_run=dry_run)
     return found
+
+
+def _list_groups(manifest: Manifest) -> Iterator[Group]:
+    return (group for layout in manifest.layouts.values() for group in layout.groups())
+
+
+def _find_touched(storage: Storage, manifest: Manifest, records: set[str]) -> set[str]:
+    """Names of the groups that have a file which a killed writer may have left.
+
+    A cache may have a million groups: they are looked at view by view, and where files can be
+    unfinished only those are asked about whose folders are there, by one listing for each array.
+    """
+    touched: set[str] = set()
+    for layout in manifest.layouts.values():
+        for view in range(layout.num_views):
+            groups = (layout.group(view, index) for index in range(layout.groups_per_view))
+            if storage.unfinished_key("") is not None:
+                groups = _find_begun(storage, layout, groups, view=view, records=records)
+            files = {group: _list_files(storage, manifest, group, records) for group in groups}
+            there = storage.find_sizes(key for keys in files.values() for key in keys)
+            touched |= {group.name for group in files if not there.keys().isdisjoint(files[group])}
+    return touched
+
+
+def _find_begun(
+    storage: Storage, layout: SplitLayout, groups: Iterable[Group], *, view: int, records: set[str]
+) -> list[Group]:
+    """Those of a view's groups that have a folder, or an unfinished record."""
+    there: set[str] = set()
+    for spec in layout.arrays:
+        with suppress(NotADirectoryError):
+            there |= storage.list_names(f"{layout.split}/{spec.name}/c/{view}")
+    unfinished = {name for name in records if not name.endswith(".json")}
+    return [
+        group
+        for group in groups
+        if str(group.index) in there or storage.unfinished_key(record_name(group)) in unfinished
+    ]
 
 
 def _collect_group(
@@ -79,13 +123,11 @@ def _collect_group(
         return stale + _collect(storage, files, dry_run=False, lease=lease)
 
 
-def _find_leases(storage: Storage, groups: set[str]) -> set[str]:
+def _find_leases(storage: Storage, manifest: Manifest) -> set[str]:
     """Names of leases that kdcache takes; a file of another name is not ours."""
-    return {
-        name
-        for name in storage.list_names(LEASES)
-        if name in groups or name == SCORE or name.startswith(storage.own_leases)
-    }
+    there = storage.list_names(LEASES)
+    ours = {name for name in there if name == SCORE or name.startswith(storage.own_leases)}
+    return ours | {group.name for group in _list_groups(manifest) if group.name in there}
 
 
 def _has_lease(storage: Storage, name: str) -> bool:

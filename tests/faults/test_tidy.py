@@ -4,6 +4,7 @@ before anything is taken back.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,39 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.writer import write_group
 from kdcache.errors import CacheError
 from kdcache.precompute.repair import repair_cache
-from kdcache.storage import open_storage
+from kdcache.storage import LocalFolder, open_storage
 from tests.support import quick
 
 
 @pytest.fixture
 def root(whole_root, tmp_path):
     return shutil.copytree(whole_root, tmp_path / "cache")
+
+
+def test_of_very_many_groups_only_those_are_asked_about_that_have_a_folder(root, monkeypatch):
+    """A million groups took minutes and gigabytes: each file that could be there was asked for."""
+    manifest, asked = read_manifest(root), []
+    many = replace(manifest.layouts["train"], num_views=2, num_samples=100_000)
+    manifest = replace(manifest, layouts={**manifest.layouts, "train": many})
+    monkeypatch.setattr("kdcache.cache.leftovers.read_manifest", lambda storage: manifest)
+    original = LocalFolder.find_sizes
+
+    def find_sizes(self, keys):
+        keys = list(keys)
+        asked.extend(keys)
+        return original(self, keys)
+
+    monkeypatch.setattr(LocalFolder, "find_sizes", find_sizes)
+    litter = [
+        root / "commits/train-v0001-g40000.json.partial",
+        root / "train/mid/c/1/39999/0/0/0.partial",
+    ]
+    for path in litter:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    found = collect_leftovers(root, dry_run=True)
+    assert sorted(one.path for one in found) == sorted(map(str, litter))
+    assert len(asked) < 300
 
 
 def test_all_kinds_of_leftovers_are_found_by_a_dry_run_and_removed_by_the_next(
