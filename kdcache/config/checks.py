@@ -9,6 +9,7 @@ from kdcache.errors import hide_passwords, refuse
 
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""
+MOST_PX = 65_536  # of a side
 
 
 def check_range(field_name: str, value: float, low: float, high: float) -> None:
@@ -29,8 +30,8 @@ def check_size(field_name: str, size: int | list[int] | None, *, stride: int) ->
         return
     if isinstance(size, list) and len(size) != 2:
         raise refuse(field_name, size, "one number or [height, width]")
-    if any(px < stride or px % stride for px in as_hw(size)):
-        raise refuse(field_name, size, f"multiples of {stride}, at least {stride}")
+    if any(px < stride or px % stride or px > MOST_PX for px in as_hw(size)):
+        raise refuse(field_name, size, f"multiples of {stride}, {stride} to {MOST_PX}")
 
 
 def as_hw(size: int | list[int]) -> tuple[int, int]:

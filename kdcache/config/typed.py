@@ -17,7 +17,8 @@ from kdcache.config import Config
 from kdcache.config.names import OF_CACHE
 from kdcache.config.parser import drop_unknown, unflatten
 from kdcache.config.yaml_file import load_yaml, read_settings_file
-from kdcache.errors import SettingsError
+from kdcache.errors import SettingsError, show_value
+from kdcache.schema import MOST_WHOLE
 
 _NOTHING = object()  # a value that does not fit
 _NAMES = {
@@ -135,7 +136,7 @@ def _check_value(name: str, value: object) -> object:
     converted = _convert(value, kind)
     if converted is not _NOTHING:
         return converted
-    found = "null" if value is None else repr(value)[:80]
+    found = show_value(value)
     raise SettingsError(
         f"settings: {name} is {found}, expected {describe_type(kind)}; change {name}"
     )
@@ -143,6 +144,8 @@ def _check_value(name: str, value: object) -> object:
 
 def _convert(value: object, kind: object) -> object:
     """The value as that type; _NOTHING if it does not fit."""
+    if type(value) is int and abs(value) > 2 * MOST_WHOLE + 1:  # no float, no array takes more
+        return _NOTHING
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         fits = [choice for choice in inner if type(choice) is type(value) and choice == value]

@@ -244,7 +244,7 @@ def test_bytes_that_are_no_document_are_a_typed_error(root, truth, name, effort)
 
 
 @pytest.mark.parametrize(
-    "value", ["", "x\ny", None, True, -1, 1e300, [], [[]], {}, {"a": 1}], ids=repr
+    "value", ["", "x\ny", None, True, -1, 1e300, 10**400, 2**62, [], [[]], {}, {"a": 1}], ids=repr
 )
 def test_a_stored_setting_of_any_kind_is_read_or_a_typed_error(root, tmp_path, value):
     document = read_unsealed(root / SEALED[0])
