@@ -10,6 +10,8 @@ FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe what a 
 OF_CACHE = (*FROM_CACHE, "cache")  # those of a manifest that are read; the others choose nothing
 BUILT_IN_STUDENT = "mobilenetv3_small"
 LEVELS = ("low", "mid", "high")
+TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
+"""Term of the loss, as metrics.jsonl names it -> its weight in section loss."""
 KINDS = ("float16", "int8", "lowrank")
 """How one answer of the teacher is stored. Manifests, FORMAT.md and messages about a stored answer
 say these."""

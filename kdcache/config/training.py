@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.config.checks import as_hw, check_positive, check_range, check_size
-from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, SizePx
+from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, TERMS, SizePx
 from kdcache.errors import refuse
 from kdcache.schema import FieldError, plain
 
@@ -74,19 +74,19 @@ class LossConfig:
     """Whose features the feature distance projects to the other's channels."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma", "pseudo", "channel"):
+        for name in TERMS.values():
             check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
         check_positive("loss.temperature", self.temperature)
         check_positive("loss.channel_temperature", self.channel_temperature)
         check_range("loss.pseudo_threshold", self.pseudo_threshold, 0, 1)
         if self.alpha == 0 and not self.uses_teacher:
-            weights = "loss.alpha, loss.beta, loss.gamma, loss.pseudo, loss.channel"
+            weights = ", ".join(f"loss.{name}" for name in TERMS.values())
             raise refuse("loss.alpha", 0.0, f"one of {weights} above 0")
 
     @property
     def uses_teacher(self) -> bool:
         """Whether the student learns anything from the teacher; a baseline does not."""
-        return any((self.beta, self.gamma, self.pseudo, self.channel))
+        return any(getattr(self, name) for term, name in TERMS.items() if term != "ce")
 
 
 @dataclass(frozen=True, kw_only=True)

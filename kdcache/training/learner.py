@@ -68,19 +68,7 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     channels = {
         level: (teacher_channels[level], own_channels[level]) for level in config.cache.levels
     }
-    terms = config.loss
-    loss = KnowledgeDistillationLoss(
-        terms.alpha,
-        terms.beta,
-        terms.gamma,
-        terms.temperature,
-        channels,
-        pseudo=terms.pseudo,
-        pseudo_threshold=terms.pseudo_threshold,
-        channel=terms.channel,
-        channel_temperature=terms.channel_temperature,
-        project=terms.project,
-    )
+    loss = KnowledgeDistillationLoss(**vars(config.loss), channels=channels)
     torch.manual_seed(config.train.seed)  # again: a run without projections draws the same dropout
     student = student.to(device, memory_format=torch.channels_last)
     weights = [*student.parameters(), *loss.to(device).parameters()]

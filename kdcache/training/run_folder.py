@@ -9,7 +9,7 @@ import yaml
 
 from kdcache import durable
 from kdcache.config import Config, config_to_dict
-from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.names import BUILT_IN_STUDENT, TERMS
 from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
@@ -20,7 +20,7 @@ from kdcache.training import run_fields as fields
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
-TEACHING = ("loss.beta", "loss.gamma", "loss.pseudo", "loss.channel")
+TEACHING = tuple(f"loss.{weight}" for term, weight in TERMS.items() if term != "ce")
 """Weights of the terms that need the teacher; a baseline has none above 0."""
 BEFORE = {
     "loss.pseudo": 0.0,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kdcache import durable
+from kdcache.config.names import TERMS
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.plain import read_text
 
@@ -30,7 +31,7 @@ TIMES = {
 NAMES = {
     "miou": "val/miou",
     "lr": "lr",
-    **{term: f"loss/{term}" for term in ("total", "ce", "kd", "feature")},
+    **{term: f"loss/{term}" for term in ("total", *TERMS)},
     **TIMES,
 }
 
