@@ -79,7 +79,7 @@ def test_a_run_that_is_not_finished_has_a_student(run):
             "checkpoint is unreadable",
         ),
         (lambda run: set_channels(run / "config.yaml"), "checkpoint is of another student"),
-        (lambda run: empty_history(run / BEST), "checkpoint is unreadable (its history)"),
+        (lambda run: empty_history(run / BEST), "checkpoint is unreadable (history is []"),
     ],
 )
 def test_what_is_no_run_is_one_line(run, spoil, words):
