@@ -89,7 +89,8 @@ def _describe(job: Job, measured: _Measured, folder: Path) -> dict:
     size, times = _add_bytes(splits, probe), _add_times(splits, measured, job.manifest)
     free, needed = shutil.disk_usage(folder).free, size["missing_bytes"]
     teacher_s = measured.teacher_s
-    epoch_s = layouts["train"].num_samples * teacher_s  # of a teacher in every step
+    num_samples = sum(layout.num_samples for split, layout in layouts.items() if split != "val")
+    epoch_s = num_samples * teacher_s  # of a teacher in every step
     compared, device = asdict(table), str(job.teacher.device)
     return {
         "path": str(root),

@@ -18,6 +18,7 @@ from kdcache.report.panels import NUM_PANELS, Panel, Predictor, build_panels, vi
 from kdcache.report.template import format_share, render_page
 from kdcache.storage import open_storage
 from kdcache.training.checkpoint import BEST
+from kdcache.training.loop import plan_batches
 from kdcache.training.run import Data, open_configured
 from kdcache.training.run_folder import RESULT, SETTINGS, read_result, read_run_settings
 from kdcache.training.run_identity import find_identity
@@ -141,6 +142,7 @@ def view_run(config: Config, data: Data, runs: dict[str, Finished], panels: list
     teacher_ious = data.manifest.information.get("teacher_per_class_iou")
     ious = {"teacher": teacher_ious} if teacher_ious else {}
     ious |= {who: run.ious for who, run in runs.items()}
+    batches = plan_batches(config, data.samples, epoch=1)  # of each run, and of each epoch as many
     return {
         "title": student.folder.resolve().name,
         "headline": view_headline(student, runs.get("baseline")),
@@ -148,7 +150,7 @@ def view_run(config: Config, data: Data, runs: dict[str, Finished], panels: list
         "classes": view_classes(names, ious, _find_mious(student)),
         "confusion": view_confusion(names, student, runs.get("baseline")),
         "samples": view_samples(names, panels, total=layouts["val"].num_samples),
-        "budget": view_budget(runs, num_samples=layouts["train"].num_samples),
+        "budget": view_budget(runs, num_samples=sum(map(len, batches))),
         "facts": view_facts(config, data, runs),
     }
 

@@ -20,12 +20,14 @@ from kdcache.data.sample_set import write_sample_set
 from kdcache.errors import CacheIncompleteError, SettingsError
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.precompute.build import build_cache
+from kdcache.report.finished import measure_budget
+from kdcache.report.run_page import rewrite_report
 from kdcache.training import loop
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.distill import ABOUT_THE_RECIPE, distill
 from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.run import TrainingEvents
-from kdcache.training.run_folder import LAST
+from kdcache.training.run_folder import LAST, read_history
 from tests.support.helpers import VOC, check_one_line
 from train_student.cli import main as train_student
 
@@ -111,6 +113,13 @@ def test_a_run_and_its_baseline_have_as_many_steps(recipe, mixed_root, monkeypat
     entry = json.loads(lines[-1])
     assert {"ce", "kd", "pseudo"} <= set(entry)
     assert entry["total"] == pytest.approx(entry["ce"] + entry["kd"] + entry["pseudo"], rel=1e-6)
+
+
+def test_a_report_counts_all_rows_of_an_epoch(recipe, mixed_root):
+    folder = distill(merge(recipe, {"run": {"baseline": False}}), root=mixed_root).folder
+    rewrite_report(folder, num_panels=1)
+    budget = measure_budget(read_history(folder), num_samples=4 * 4)  # steps of batches of four
+    assert f"{budget.samples_per_s:.1f} samples/s" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("order", ["null,0.5", "0.5,null"])
