@@ -115,6 +115,16 @@ class Fate(threading.local):
     group: str = ""
 
 
+VIEW = {
+    "image_box": [0, 0, 16, 16],
+    **dict.fromkeys(("image_hw", "resized_hw", "size_hw"), [16, 16]),
+    "crop_tl": [0, 0],
+    "flip": False,
+    **dict.fromkeys(("brightness", "contrast", "saturation"), 1.0),
+}
+"""What records say of each view, of either kind of split."""
+
+
 @dataclass(frozen=True)
 class Life:
     """One life of a worker, in the teacher's place: its answers are a few bytes that no other life
@@ -132,7 +142,7 @@ class Life:
         blocks = {
             spec.name: np.full((1, *spec.item_shape), value, spec.dtype) for spec in layout.arrays
         }
-        return GroupContents(blocks, make_ids(group), [{"image_box": [0, 0, 16, 16]}])
+        return GroupContents(blocks, make_ids(group), [VIEW])
 
     def draw_fate(self, group: Group) -> None:
         """Choose whether and when this group kills it."""

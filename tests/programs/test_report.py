@@ -163,6 +163,7 @@ def test_another_cache_is_refused(run, quick_data, quick_teacher, capsys):
     from kdcache.precompute.build import build_cache
 
     build_cache(make_config(settings))
+    capsys.readouterr()  # the warning of a teacher with random weights
     code, line = fails(capsys, run)
     assert (
         code == 1
