@@ -146,6 +146,8 @@ class CacheReader(SplitIndex):
         """
         wrong = label_HW[(label_HW >= self.num_classes) & (label_HW != VOID)]
         if wrong.size:
+            array, view, sample = item
+            self._known[array][view, sample] = 0  # the next reading finds it again
             what = f"it has class {wrong[0]}, expected 0 to {self.num_classes - 1} or {VOID}"
             raise self.describe_damage(*item, what)
 

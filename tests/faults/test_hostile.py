@@ -305,3 +305,14 @@ def test_a_label_of_a_class_there_is_none_of_is_one_line(run, tmp_path, quick_da
         code, lines = run(*words)
         assert (code, len(lines)) == (1, 1), lines
         assert "it has class 200, expected 0 to 7 or 255" in lines[0]
+    reader = open_split(tmp_path / "new", "train")
+
+    def is_refused(sample: int) -> bool:
+        try:
+            reader.read("label", 0, sample)
+        except CacheCorruptError:
+            return True
+        return False
+
+    first, second = ([is_refused(n) for n in range(reader.layout.num_samples)] for _ in range(2))
+    assert any(first) and first == second
