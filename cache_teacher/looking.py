@@ -52,8 +52,9 @@ def view(argv: list[str]) -> None:
     parser = build_cache_parser(
         f"{PROG} view",
         "Write a gallery of the cache at PATH, one HTML file: images, labels and what the teacher "
-        "said of them, for the samples on which labels and teacher differ most and least; and what "
-        "the teacher calls each class.",
+        "said of them, for the samples on which labels and teacher differ most and least (without "
+        "labels: of which the teacher is least and most certain); and what the teacher calls each "
+        "class.",
         example=f"{PROG} view caches/demo --split train --samples 20",
     )
     parser.add_argument(
@@ -65,8 +66,9 @@ def view(argv: list[str]) -> None:
         help=f"how many are shown ({NUM_SHOWN})",
     )  # fmt: skip
     parser.add_argument(
-        "--split", choices=("val", "train"), default="val", help="val, or train in its views"
-    )
+        "--split", choices=("val", "train", "unlabelled"), default="val",
+        help="val, or train or unlabelled in their views",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.report.gallery import write_gallery
 

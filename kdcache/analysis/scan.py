@@ -78,26 +78,33 @@ class Scan:
     """All scanned samples in the order of the split, and their confusion, int64 [K, K].
 
     confusion_KK: pixels of each label (row) by what the teacher calls them.
+    has_labels: whether the split holds labels; `unlabelled` holds none.
     """
 
     samples: list[ScannedSample]
     confusion_KK: np.ndarray
+    has_labels: bool = True
 
     def choose(self, count: int) -> list[ScannedSample]:
         """Half of those with the largest error and half of those with the smallest, falling.
 
-        A sample without any labelled pixel counts as the worst: something is wrong with it.
+        Without labels the entropy of the teacher's answer decides. Among samples with labels one
+        without any labelled pixel counts as the worst: something is wrong with it.
         """
         by_number = {sample.number: sample for sample in self.samples}
-        errors = {
-            number: 2.0 if sample.error is None else sample.error
-            for number, sample in by_number.items()
-        }
-        return [by_number[number] for number in choose_extremes(errors, count)]
+        values = {number: self._rank(sample) for number, sample in by_number.items()}
+        return [by_number[number] for number in choose_extremes(values, count)]
+
+    def _rank(self, sample: ScannedSample) -> float:
+        if not self.has_labels:
+            return sample.entropy
+        return 2.0 if sample.error is None else sample.error
 
 
 def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress: Progress) -> Scan:
     """Compare labels and teacher in evenly spaced samples of a split, in the reader's views.
+
+    Of a split without labels only what the teacher says is measured.
 
     Args:
         at_least: how many samples are scanned if the split has them, however large they are.
@@ -113,7 +120,7 @@ def scan_split(reader: CacheReader, *, num_classes: int, at_least: int, progress
             samples.append(ScannedSample(number, [view for view, _ in views]))
             confusion += sum(counts for _, counts in views)
             bar.advance(1)
-    return Scan(samples, confusion)
+    return Scan(samples, confusion, has_labels(reader))
 
 
 def work_through(
@@ -135,9 +142,26 @@ def work_through(
 
 def count_affordable(reader: CacheReader, num_classes: int) -> int:
     """How many samples can be scanned within MOST_SCORES and MOST_LOOKS, 1 or more."""
-    height, width = reader.layout.array("label").item_shape
+    height, width = find_size(reader)
     num_views = min(MOST_LOOKS, MOST_SCORES // (height * width * num_classes))
     return max(1, num_views // reader.num_views)
+
+
+def has_labels(reader: CacheReader) -> bool:
+    """Whether the split holds labels; `unlabelled` holds none."""
+    return "label" in {array.name for array in reader.layout.arrays}
+
+
+def find_size(reader: CacheReader) -> tuple[int, int]:
+    """Height and width of a view in pixels, padding included."""
+    return reader.layout.array("image").item_shape[:2]
+
+
+def read_label(reader: CacheReader, number: int, view: int) -> np.ndarray:
+    """The label of a view, uint8 [H, W]; VOID everywhere if the split holds none."""
+    if has_labels(reader):
+        return reader.read("label", view, number)
+    return np.full(find_size(reader), VOID, np.uint8)
 
 
 def read_view(reader: CacheReader, number: int, view: int) -> dict:
@@ -155,7 +179,7 @@ def find_image(reader: CacheReader, number: int, view: int) -> tuple[slice, slic
 def read_teacher_classes(reader: CacheReader, number: int, view: int) -> np.ndarray:
     """The teacher's classes of a view, uint8 [H, W], padding included, from its cached scores."""
     logits = torch.from_numpy(reader.decode("logits", view, number))
-    return find_classes(logits, reader.layout.array("label").item_shape)
+    return find_classes(logits, find_size(reader))
 
 
 def find_classes(logits_KHW: Tensor, hw: tuple[int, int]) -> np.ndarray:
@@ -184,8 +208,8 @@ def _scan_view(
     reader: CacheReader, number: int, view: int, num_classes: int
 ) -> tuple[ScannedView, np.ndarray]:
     """Measurements of a view, and its confusion matrix, int64 [K, K]."""
-    image, hw = find_image(reader, number, view), reader.layout.array("label").item_shape
-    label = reader.read("label", view, number)[image]
+    image, hw = find_image(reader, number, view), find_size(reader)
+    label = read_label(reader, number, view)[image]
     logits = torch.from_numpy(reader.decode("logits", view, number))
     answer = find_classes(logits, hw)[image]
     counted = torch.tensor(answer), torch.tensor(label)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache import durable
-from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, scan_split
+from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, find_size, scan_split
 from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import read_config
 from kdcache.config.parser import flatten
-from kdcache.errors import CacheError
+from kdcache.errors import CacheError, Phrase, describe
 from kdcache.plain import open_plain
 from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
@@ -22,12 +22,14 @@ from kdcache.storage import Storage, open_storage
 
 MARK = '<header id="kdcache-gallery">'  # of the template
 HEAD_BYTES = 64_000  # the mark stands behind the style sheets
-ORDERS = {  # of the script
+ORDERS = {  # of the script; the page is in the first one
     "worst": "worst first",
     "best": "best first",
     "unsure": "most entropy first",
+    "sure": "least entropy first",
     "split": "as in the split",
 }
+OF_LABELS = ("worst", "best")
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,19 @@ def write_gallery(
     """Write the gallery of one split of the cache at `root` into the file `out`.
 
     Args:
-        out: a new file or an older gallery. split: "val", or "train", of whose views the first
-            MOST_VIEWS are shown.
-        num_samples: how many are shown: half of them the worst, half the best of those looked at.
+        out: a new file or an older gallery. split: "val", "train" or "unlabelled"; of
+            their views the first MOST_VIEWS are shown.
+        num_samples: how many are shown: half of them the worst, half the best of those looked at;
+            without labels, half those with the most entropy and half with the least.
 
-    Raises: CacheError if there is no cache, it is half-built or damaged, or `out` is another file,
-        inside a cache or cannot be written.
+    Raises: CacheError if there is no cache or split, it is half-built or damaged, or `out` is
+        another file, inside a cache or cannot be written.
     """
     check_out(out)
     root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
+    if split not in manifest.layouts:
+        raise CacheError(_describe_missing(root, manifest, split))
     layout = manifest.layouts[split]
     names = read_config(manifest).dataset.names
     reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
@@ -82,6 +87,12 @@ def write_gallery(
     return Gallery(
         len(exhibit.samples), len(scan.samples), layout.num_samples, misnamed, _write(out, html)
     )
+
+
+def _describe_missing(root: Storage, manifest: Manifest, split: str) -> str:
+    there = ", ".join(manifest.layouts)
+    cure = "choose another --split, or add images with dataset.unlabelled"
+    return describe(root, field="split", found=split, expected=Phrase(f"one of {there}"), cure=cure)
 
 
 def check_out(out: Path) -> None:
@@ -139,7 +150,12 @@ def _view_gallery(names: list[str], manifest: Manifest, exhibit: Exhibit, scan: 
         "classes": names,
         "classes_open": len(names) <= MOST_CLASSES,
         "classes_there": [(number, names[number]) for number in there],
-        "orders": ORDERS,
+        "has_labels": exhibit.has_labels,
+        "orders": {
+            name: text
+            for name, text in ORDERS.items()
+            if exhibit.has_labels or name not in OF_LABELS
+        },
         "shape": f"{width}/{height}",
         "num_views": reader.num_views,
         "facts": {"path": str(reader.storage), "identity": manifest.identity_hash, **identity},
@@ -148,7 +164,7 @@ def _view_gallery(names: list[str], manifest: Manifest, exhibit: Exhibit, scan: 
 
 def _describe_cache(manifest: Manifest, reader: CacheReader) -> str:
     """One line."""
-    layout, (height, width) = reader.layout, reader.layout.array("label").item_shape
+    layout, (height, width) = reader.layout, find_size(reader)
     views = f"{layout.num_samples} samples x {layout.num_views} views of {width} x {height} pixels"
     stored = ", ".join(f"{name} {encoding.kind}" for name, encoding in reader.encodings.items())
     return f"kdcache cache {manifest.identity_hash[:12]}: {views}; {stored}"
@@ -156,22 +172,27 @@ def _describe_cache(manifest: Manifest, reader: CacheReader) -> str:
 
 def _view_tiles(manifest: Manifest, exhibit: Exhibit, scan: Scan) -> list[dict]:
     """Headline numbers: title, value and note."""
-    reader, confusion = exhibit.reader, scan.confusion_KK
-    error = find_share(int(confusion.sum() - confusion.trace()), int(confusion.sum()))
+    reader = exhibit.reader
     entropy = sum(sample.entropy for sample in scan.samples) / len(scan.samples)
     certain = f"nats, mean; 0 is certain, {exhibit.most_entropy:.2f} knows nothing"
     miou = manifest.information.get("teacher_miou")
     views = f" x {reader.num_views} views" if reader.num_views > 1 else ""
     shown = f"of {len(scan.samples)} looked at, of {reader.layout.num_samples}{views}"
-    error_text = "-" if error is None else f"{100 * error:.1f} %"
     miou_text = "-" if miou is None else f"{miou:.4f}"
     tiles = [
-        ("teacher error", error_text, "of the labelled pixels looked at"),
+        *([_name_error(scan)] if exhibit.has_labels else []),
         ("entropy", f"{entropy:.2f}", certain),
         ("shown", str(len(exhibit.samples)), shown),
         ("teacher mIoU on val", miou_text, "when the cache was built"),
     ]
     return [{"kind": "", "title": t, "value": value, "note": note} for t, value, note in tiles]
+
+
+def _name_error(scan: Scan) -> tuple[str, str, str]:
+    confusion = scan.confusion_KK
+    error = find_share(int(confusion.sum() - confusion.trace()), int(confusion.sum()))
+    text = "-" if error is None else f"{100 * error:.1f} %"
+    return "teacher error", text, "of the labelled pixels looked at"
 
 
 def _list_scales(exhibit: Exhibit) -> list[tuple[str, str]]:

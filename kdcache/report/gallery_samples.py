@@ -20,6 +20,9 @@ from kdcache.analysis.scan import (
     find_entropy,
     find_image,
     find_share,
+    find_size,
+    has_labels,
+    read_label,
     read_view,
     work_through,
 )
@@ -53,7 +56,12 @@ class Exhibit:
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of a view in pixels, padding included."""
-        return self.reader.layout.array("label").item_shape
+        return find_size(self.reader)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the split holds labels."""
+        return has_labels(self.reader)
 
     @property
     def most_entropy(self) -> float:
@@ -133,6 +141,7 @@ def format_error(error: float | None) -> str:
 
 def _view_sample(exhibit: Exhibit, rank: int, sample: ScannedSample) -> dict:
     percent = 100.0 if sample.error is None else 100 * sample.error
+    error = f"{format_error(sample.error)}, " if exhibit.has_labels else ""
     return {
         "rank": rank,
         "number": sample.number,
@@ -140,7 +149,7 @@ def _view_sample(exhibit: Exhibit, rank: int, sample: ScannedSample) -> dict:
         "entropy": f"{sample.entropy:.4f}",
         "classes": sample.classes,
         "name": exhibit.reader.sample_ids[sample.number],
-        "note": f"{format_error(sample.error)}, entropy {sample.entropy:.2f}",
+        "note": f"{error}entropy {sample.entropy:.2f}",
         "views": [_view_one(exhibit, sample, view) for view in range(exhibit.reader.num_views)],
     }
 
@@ -157,18 +166,23 @@ def _view_one(exhibit: Exhibit, sample: ScannedSample, view: int) -> dict:
         "photo": photo_uri(reader.read("image", view, number), longest_px=px),
         "layers": {name: class_map_uri(classes, longest_px=px) for name, classes in layers.items()},
         "heats": _draw_heats(exhibit, logits, number, view),
-        "note": _describe_view(facts, sample.views[view], view, exhibit.size_hw),
+        "note": _describe_view(exhibit, facts, sample.views[view], view),
     }
 
 
 def _find_layers(
     exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int
 ) -> dict[str, np.ndarray]:
-    """Title -> classes uint8 [H, W]; the teacher's within the image only, not on its padding."""
+    """Title -> classes uint8 [H, W]; the teacher's within the image only, not on its padding.
+
+    Without labels the teacher's alone.
+    """
     image = find_image(exhibit.reader, number, view)
     inside = np.full(exhibit.size_hw, VOID, np.uint8)
     inside[image] = find_classes(logits_Khw, exhibit.size_hw)[image]
-    return {"label": exhibit.reader.read("label", view, number), "teacher": inside}
+    if not exhibit.has_labels:
+        return {"teacher": inside}
+    return {"label": read_label(exhibit.reader, number, view), "teacher": inside}
 
 
 def _draw_heats(exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int) -> dict[str, str]:
@@ -180,21 +194,22 @@ def _draw_heats(exhibit: Exhibit, logits_Khw: Tensor, number: int, view: int) ->
     return uris
 
 
-def _describe_view(facts: dict, scanned: ScannedView, view: int, size_hw: tuple[int, int]) -> str:
+def _describe_view(exhibit: Exhibit, facts: dict, scanned: ScannedView, view: int) -> str:
     """How the view was made, as the commit record says; sizes are width x height in pixels."""
     box_hw = tuple(facts["image_box"][2:])
-    padded = "" if box_hw == size_hw else f", padded from {_format_size(box_hw)}"
+    padded = "" if box_hw == exhibit.size_hw else f", padded from {_format_size(box_hw)}"
     if "resized_hw" not in facts:
         is_whole = tuple(facts["image_hw"]) == box_hw
         shrunk = "" if is_whole else f", shrunk to {_format_size(box_hw)}"
         return f"image of {_format_size(facts['image_hw'])}{shrunk}{padded}"
     error = format_error(find_share(scanned.num_wrong, scanned.num_labelled))
+    said = f"{error}; " if exhibit.has_labels else ""
     resized, (top, left) = _format_size(facts["resized_hw"]), facts["crop_tl"]
     flipped = ", flipped" if facts["flip"] else ""
     names = ("brightness", "contrast", "saturation")
     colours = ", ".join(f"{name} {facts[name]:.2f}" for name in names)
     crop = f"crop at {left}, {top}{flipped}{padded}"
-    return f"view {view}: {error}; resized to {resized}, {crop}; {colours}"
+    return f"view {view}: {said}resized to {resized}, {crop}; {colours}"
 
 
 def _format_size(hw: Sequence[int]) -> str:
