@@ -21,7 +21,6 @@ FORMAT_VERSION = 4  # the newest
 CODED_VERSION = 3  # of caches with codecs or encodings, and without a split of unlabelled images
 RAW_VERSION = 2  # of caches of raw uint8 and float16, which older versions of kdcache read as well
 DTYPES = ("uint8", "float16", "int8", "float32")
-LOGITS_STRIDE = 8  # pixels, of the teacher's logits before its upsampling
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # little-endian uint64 offset and size
 MOST_GROUPS = 1_000_000  # of a split: some commands list them all

@@ -10,7 +10,6 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.identity import build_identity
 from kdcache.cache.layout import (
     DTYPES,
-    LOGITS_STRIDE,
     MOST_GROUPS,
     UNLABELLED,
     Codecs,
@@ -59,7 +58,7 @@ def build_manifest(
     *,
     splits: dict[str, Split],
     weights_sha256: str,
-    levels: dict[str, tuple[int, int]],
+    targets: dict[str, tuple[int, int]],
     encodings: dict[str, Encoding] | None = None,
     codecs: Codecs | None = None,
     device: torch.device,
@@ -69,7 +68,7 @@ def build_manifest(
     Args:
         splits: "train", "val" and perhaps "unlabelled", checked and fingerprinted.
         weights_sha256: hash of the teacher's weights.
-        levels: cached level -> (channels, stride).
+        targets: logits and each cached level -> (channels, stride).
         encodings: of the training split's logits and levels; those not named are float16.
         codecs: dtype -> codec; None: those of `choose_codecs` for a new cache.
         device: recorded as information only.
@@ -77,7 +76,7 @@ def build_manifest(
     encodings, codecs = encodings or {}, codecs or choose_codecs(config, None)
     num_samples = {name: len(split.samples) for name, split in splits.items()}
     layouts = build_layouts(
-        config, num_samples=num_samples, levels=levels, encodings=encodings, codecs=codecs
+        config, num_samples=num_samples, targets=targets, encodings=encodings, codecs=codecs
     )
     identity = {}
     for name, layout in layouts.items():
@@ -100,7 +99,7 @@ def build_layouts(
     config: Config,
     *,
     num_samples: dict[str, int],
-    levels: dict[str, tuple[int, int]],
+    targets: dict[str, tuple[int, int]],
     encodings: dict[str, Encoding],
     codecs: Codecs,
 ) -> dict[str, SplitLayout]:
@@ -108,14 +107,14 @@ def build_layouts(
 
     Validation logits only score the teacher, so they stay float16. Raises SettingsError if
     `cache.shard_samples` makes too many groups.
+
+    Args:
+        targets: logits and each cached level -> (channels, stride).
     """
-    logits, shard = (
-        {"logits": (config.dataset.num_classes, LOGITS_STRIDE)},
-        config.cache.shard_samples,
-    )
+    logits, shard = {"logits": targets["logits"]}, config.cache.shard_samples
     train = list_specs(
         size_hw=config.dataset.size_hw,
-        targets={**logits, **levels},
+        targets={**logits, **targets},
         encodings=encodings,
         codecs=codecs,
     )

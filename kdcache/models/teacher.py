@@ -61,12 +61,13 @@ class Teacher:
             )
         return {name: value.float() for name, value in answer.items()}
 
-    def probe_levels(self) -> dict[str, tuple[int, int]]:
-        """level -> (channels, stride in pixels), found with a forward pass of a small image."""
+    def probe_targets(self) -> dict[str, tuple[int, int]]:
+        """Logits and each level -> (channels, stride in pixels), found by asking about an image."""
         px = 4 * STRIDE
         answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
         return {
-            level: (answer[level].shape[1], px // answer[level].shape[2]) for level in self.taps
+            name: (answer[name].shape[1], px // answer[name].shape[2])
+            for name in ("logits", *self.taps)
         }
 
     def _upload(self, image_NHWC: Tensor) -> Tensor:

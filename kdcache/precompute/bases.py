@@ -31,11 +31,11 @@ from kdcache.progress import Progress
 from kdcache.storage import Storage, open_storage
 
 
-def choose_ranks(config: CacheConfig, levels: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+def choose_ranks(config: CacheConfig, targets: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     """Lowrank level -> number of coefficients.
 
     Args:
-        levels: cached level -> (channels, stride).
+        targets: logits and each cached level -> (channels, stride).
 
     Raises: SettingsError for more coefficients than channels, or an encoding of a level that is
         not cached.
@@ -47,7 +47,7 @@ def choose_ranks(config: CacheConfig, levels: Mapping[str, tuple[int, int]]) -> 
     lowrank = [level for level, kind in config.kinds.items() if kind == "lowrank"]
     ranks = {level: getattr(config.rank, level) for level in lowrank}
     for level, rank in ranks.items():
-        channels = levels[level][0]
+        channels = targets[level][0]
         if rank > channels:
             expected = f"1 to {channels}, the channels of {level}"
             raise refuse(f"cache.rank.{level}", rank, expected)
@@ -70,7 +70,7 @@ def find_bases(
     ranks: dict[str, int],
     *,
     there: Manifest | None,
-    levels: dict[str, tuple[int, int]],
+    targets: dict[str, tuple[int, int]],
     splits: dict[str, Split],
     teacher: Teacher,
     progress: Progress,
@@ -81,12 +81,13 @@ def find_bases(
     a vector.
 
     Args:
-        ranks: level -> number of coefficients. levels: level -> (channels, stride).
+        ranks: level -> number of coefficients.
+        targets: logits and each cached level -> (channels, stride).
         there: manifest of the cache that is there, if there is one.
 
     Raises: DataError, TeacherError.
     """
-    shapes = {level: (levels[level][0], rank) for level, rank in ranks.items()}
+    shapes = {level: (targets[level][0], rank) for level, rank in ranks.items()}
     bases = _read_stored(open_storage(config.cache.path), shapes, there)
     lost = {level: rank for level, rank in ranks.items() if level not in bases}
     if lost:

@@ -87,15 +87,15 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         check_encodings(root, read_config(there), config, cure=cure)
     codecs = choose_codecs(config, there)
     teacher, weights = _load_teacher(config)
-    levels = teacher.probe_levels()
-    ranks = choose_ranks(config.cache, levels)
+    targets = teacher.probe_targets()
+    ranks = choose_ranks(config.cache, targets)
     download_voc(config.dataset)
     splits = read_splits(config, progress)
     bases = find_bases(
         config,
         ranks,
         there=there,
-        levels=levels,
+        targets=targets,
         splits=splits,
         teacher=teacher,
         progress=progress,
@@ -104,7 +104,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         config,
         splits=splits,
         weights_sha256=hash_weights(weights),
-        levels=levels,
+        targets=targets,
         encodings=choose_encodings(config.cache, bases),
         codecs=codecs,
         device=teacher.device,

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kdcache.cache.layout import DTYPES, LOGITS_STRIDE, list_specs
+from kdcache.cache.layout import DTYPES, list_specs
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.stage import Stage
 from kdcache.config import Config, LayerConfig
@@ -86,7 +86,7 @@ def make_learner(config: Config) -> Learner:
         config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()}
     )
     if choose_compiling("auto", device=learner.device)[0]:
-        targets = {"logits": (config.dataset.num_classes, LOGITS_STRIDE), **LEVELS}
+        targets = {"logits": (config.dataset.num_classes, 8), **LEVELS}
         specs = list_specs(
             size_hw=config.dataset.size_hw,
             targets=targets,

@@ -137,7 +137,7 @@ def plan_store(
         config,
         splits={"train": _make_split("train", num_samples), "val": _make_split("val", 1)},
         weights_sha256="0" * 64,
-        levels=dict(levels),
+        targets={"logits": (NUM_CLASSES, 8), **levels},
         device=torch.device("cpu"),
     )
     return config, manifest

@@ -233,7 +233,12 @@ def test_other_taps_are_taken_where_the_settings_say(teacher_file: Path, referen
     answer = other(images)
     check_close(answer["low"], expected["low"])
     check_close(answer["mid"], expected["mid"])
-    assert other.probe_levels() == {"low": (512, 8), "mid": (2048, 8), "high": (256, 16)}
+    assert other.probe_targets() == {
+        "logits": (NUM_CLASSES, 8),
+        "low": (512, 8),
+        "mid": (2048, 8),
+        "high": (256, 16),
+    }
 
 
 def test_one_part_of_the_backbone_may_serve_two_levels(teacher_file: Path):
@@ -256,11 +261,16 @@ def test_high_can_stay_at_the_stride_of_any_layer(reference: nn.Module):
                 normalize_images(images)
             )["high"]
         check_close(teacher(images)["high"], expected)
-        assert teacher.probe_levels()["high"] == (expected.shape[1], 8)
+        assert teacher.probe_targets()["high"] == (expected.shape[1], 8)
 
 
 def test_probe_finds_channels_and_strides(teacher: Teacher):
-    assert teacher.probe_levels() == {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}
+    assert teacher.probe_targets() == {
+        "logits": (NUM_CLASSES, 8),
+        "low": (256, 4),
+        "mid": (512, 8),
+        "high": (1024, 16),
+    }
 
 
 def test_teacher_is_frozen_and_in_eval_mode(teacher: Teacher):

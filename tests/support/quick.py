@@ -46,12 +46,8 @@ class QuickTeacher:
             for name, count in self.channels.items()
         }
 
-    def probe_levels(self) -> dict[str, tuple[int, int]]:
-        return {
-            level: (self.channels[level], STRIDES[level])
-            for level in self.channels
-            if level != "logits"
-        }
+    def probe_targets(self) -> dict[str, tuple[int, int]]:
+        return {name: (count, self.strides[name]) for name, count in self.channels.items()}
 
 
 def use_quick_teacher() -> None:
