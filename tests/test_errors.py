@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from kdcache import errors
-from kdcache.plain import UnfitFileError
+from kdcache.disk import UnfitFileError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 ERRORS = [kind for kind in KINDS if issubclass(kind, errors.KdcacheError)]

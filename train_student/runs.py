@@ -68,7 +68,7 @@ def compare(argv: list[str]) -> None:
             help=f"write {what}; a file of that name is replaced",
         )  # fmt: skip
     args = parser.parse_args(argv)
-    from kdcache import durable
+    from kdcache import disk
     from kdcache.analysis.comparison import compare_runs
     from kdcache.report.comparison_page import format_page
     from kdcache.report.comparison_text import format_comparison, format_csv
@@ -77,7 +77,7 @@ def compare(argv: list[str]) -> None:
     forms = {args.csv: format_csv, args.html: format_page}
     asked = [path for path in forms if path is not None]
     for path in asked:  # before anything is printed: a reader may stop early, as `| head` does
-        durable.replace_file(path, forms[path](comparison).encode("utf-8", "backslashreplace"))
+        disk.replace_file(path, forms[path](comparison).encode("utf-8", "backslashreplace"))
     print_text(format_comparison(comparison))
     for path in asked:
         print_line("")

@@ -17,8 +17,8 @@ import numpy as np
 from kdcache.cache.encodings import Encoding, find_directions
 from kdcache.cache.layout import CRC_BYTES
 from kdcache.cache.shards import crc32c
+from kdcache.disk import UnfitFileError
 from kdcache.errors import CacheCorruptError
-from kdcache.plain import UnfitFileError
 from kdcache.storage import Storage
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.basis import basis_key
 from kdcache.cache.encodings import list_arrays
 from kdcache.cache.identity import describe_array
@@ -84,14 +84,14 @@ def pack_cache(
         _open(storage, source, manifest),
         _list_documents(storage, source, manifest),
     )
-    partial = durable.partial_path(out)
+    partial = disk.partial_path(out)
     with explain_disk(out), hold(partial) as descriptor:
         with create_file(partial, descriptor, manifest, documents) as packed:
             _walk(readers, manifest, "packing", progress, packed.put)
             packed.finish()
         _read_back(partial, progress)
-        durable.rename_new(partial, out)
-        durable.sync_folder(out.parent)
+        disk.rename_new(partial, out)
+        disk.sync_folder(out.parent)
     num_samples = sum(layout.num_views * layout.num_samples for layout in manifest.layouts.values())
     return Packed(num_samples, out.stat().st_size)
 

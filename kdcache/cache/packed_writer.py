@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.layout import ArraySpec, SplitLayout
 from kdcache.cache.manifest import Manifest
+from kdcache.disk import open_descriptor
 from kdcache.errors import CacheError, one_line
-from kdcache.plain import open_descriptor
 from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def hold(partial: Path) -> Iterator[int]:
         try:
             yield descriptor
         finally:
-            durable.remove(partial)
+            disk.remove(partial)
     finally:
         os.close(descriptor)
 

@@ -19,8 +19,8 @@ import crc32c as crc32c_library
 import numpy as np
 
 from kdcache.cache.layout import CRC_BYTES, ArraySpec, Group, SplitLayout, index_bytes, shard_key
+from kdcache.disk import find_identity, open_plain
 from kdcache.errors import CacheCorruptError
-from kdcache.plain import find_identity, open_plain
 from kdcache.storage.base import OpenFile, ShardFile, Storage
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many descriptors or mappings
@@ -247,7 +247,7 @@ class MappedFiles:
         """Map a local file.
 
         Args:
-            identity: of the file that is wanted, see `plain.find_identity`.
+            identity: of the file that is wanted, see `disk.find_identity`.
 
         Returns: None if it has changed, or if the system allows no further mapping. A file that
             becomes shorter while it is copied from its mapping ends the process (SIGBUS).

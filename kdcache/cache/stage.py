@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.shards import ShardSource
 from kdcache.config import CacheConfig
-from kdcache.durable import PARTIAL
+from kdcache.disk import PARTIAL
 from kdcache.errors import SettingsError
 from kdcache.storage import LocalFolder, ShardFile, open_storage
 
@@ -105,8 +105,8 @@ class Stage:
     def remove(self, key: str, *, size_bytes: int) -> None:
         """Remove a copy that is damaged or already gone; the caller must `hold` it."""
         with suppress(OSError):
-            durable.check_way((self.folder / key).parent, below=self.folder)
-            durable.remove(self.folder / key)
+            disk.check_way((self.folder / key).parent, below=self.folder)
+            disk.remove(self.folder / key)
         with self.lock:
             self._total -= size_bytes
 
@@ -145,7 +145,7 @@ class Stage:
             unfinished = copy.suffix == PARTIAL and time.time() - used_s < STALE_S
             if excess_bytes > 0 and copy not in self._used and not unfinished:
                 with suppress(OSError):
-                    durable.remove(copy)
+                    disk.remove(copy)
                     self._total -= size
                     excess_bytes -= size
 
@@ -189,8 +189,8 @@ def _check_writable(folder: Path) -> None:
     probe = folder / f"{OURS}{PARTIAL}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        durable.open_new(probe).close()
-        durable.remove(probe)
+        disk.open_new(probe).close()
+        disk.remove(probe)
     except OSError as error:
         raise SettingsError(
             f"settings: cache.stage_dir is {str(folder)!r}, expected a folder to write into "
@@ -201,7 +201,7 @@ def _check_writable(folder: Path) -> None:
 def _touch(copy: Path, size_bytes: int) -> bool:
     """Whether the whole copy exists; if so, its time of last use becomes now."""
     with suppress(OSError):
-        durable.check_way(copy.parent, below=copy.parents[1])
+        disk.check_way(copy.parent, below=copy.parents[1])
         facts = copy.lstat()
         there = stat.S_ISREG(facts.st_mode) and facts.st_size == size_bytes
         with suppress(OSError):  # it may be another user's
@@ -216,7 +216,7 @@ def _list_copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
         ours = path.name.endswith(f".{OURS}{PARTIAL}")
         if _COPY.fullmatch(path.name) and path.name.startswith(path.parent.name) and not ours:
             with suppress(OSError):
-                durable.check_way(path.parent, below=folder)
+                disk.check_way(path.parent, below=folder)
                 facts = path.lstat()
                 yield facts.st_mtime, facts.st_size, path
 
@@ -225,8 +225,8 @@ def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
     """Copy and verify. Raises OSError for the source, _RefusedError for the stage."""
     partial, total = copy.with_name(f"{file.sha256}.{OURS}{PARTIAL}"), hashlib.sha256()
     with _as_refused():
-        durable.make_folders(partial.parent, below=copy.parents[1])
-        out = durable.open_new(partial)
+        disk.make_folders(partial.parent, below=copy.parents[1])
+        out = disk.open_new(partial)
     try:
         try:
             for part in source.read_parts(PART_BYTES):
@@ -239,10 +239,10 @@ def _fetch(source: ShardSource, copy: Path, file: ShardFile) -> None:
         if total.hexdigest() != file.sha256:
             raise OSError(None, "its sha256 differs from the commit record")
         with _as_refused():
-            durable.rename(partial, copy)
+            disk.rename(partial, copy)
     finally:
         with suppress(OSError):
-            durable.remove(partial)
+            disk.remove(partial)
 
 
 def _write(out: FileIO, part: np.ndarray) -> None:

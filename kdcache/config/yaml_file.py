@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from kdcache.config import Config
+from kdcache.disk import MOST_TEXT_BYTES, UnfitFileError, read_text
 from kdcache.errors import Phrase, SettingsError, describe, one_line
-from kdcache.plain import MOST_TEXT_BYTES, UnfitFileError, read_text
 
 SECTIONS = {
     part.name: fields(part.default_factory)[0].name for part in fields(Config)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
-from kdcache.plain import UnfitFileError, read_plain
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow has more, some start other programs
 ENDINGS = frozenset(

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.data.palette import voc_palette
 from kdcache.data.scenes import CLASS_NAMES as CLASS_NAMES
 from kdcache.data.scenes import VOID as VOID
 from kdcache.data.scenes import draw_scene
+from kdcache.disk import MOST_LIST_BYTES, read_text
 from kdcache.errors import DataError
-from kdcache.plain import MOST_LIST_BYTES, read_text
 
 FEW, FEW_STEP = "few", 8
 _SPLIT_CODES = {"train": 0, "val": 1}
@@ -55,7 +55,7 @@ def write_sample_set(
     _check_lists_are_ours(voc / "ImageSets" / "Segmentation")
     root.mkdir(parents=True, exist_ok=True)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        durable.make_folders(voc / folder, below=root)
+        disk.make_folders(voc / folder, below=root)
     nums = {"train": num_train, "val": num_val}
     ids = {
         split: [f"sample_{split}_{index:04d}" for index in range(num)]
@@ -68,7 +68,7 @@ def write_sample_set(
             )
     for name, listed in {**ids, FEW: ids["train"][::FEW_STEP]}.items():
         path = voc / "ImageSets" / "Segmentation" / f"{name}.txt"
-        durable.replace_file(path, ("\n".join(listed) + "\n").encode())
+        disk.replace_file(path, ("\n".join(listed) + "\n").encode())
 
 
 def _check_arguments(*, num_train: int, num_val: int, size_px: int, seed: int) -> None:
@@ -110,9 +110,9 @@ def _write_sample(voc: Path, sample_id: str, image_HWC: np.ndarray, label_HW: np
     image_path = voc / "JPEGImages" / f"{sample_id}.jpg"
     file = BytesIO()
     Image.fromarray(image_HWC).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    durable.put_file(image_path, file.getbuffer())
+    disk.put_file(image_path, file.getbuffer())
     label = Image.fromarray(label_HW)
     label.putpalette(voc_palette().tobytes())
     file = BytesIO()
     label.save(file, "PNG")
-    durable.put_file(voc / "SegmentationClass" / f"{sample_id}.png", file.getbuffer())
+    disk.put_file(voc / "SegmentationClass" / f"{sample_id}.png", file.getbuffer())

@@ -19,8 +19,8 @@ import numpy as np
 from kdcache.config import DatasetConfig
 from kdcache.data.pictures import decode_image, decode_label, read_picture_file
 from kdcache.data.views import VOID
+from kdcache.disk import MOST_LIST_BYTES, read_text
 from kdcache.errors import DataError, Phrase, describe, one_line
-from kdcache.plain import MOST_LIST_BYTES, read_text
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"

@@ -13,7 +13,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.deploy.export import Ask, check_answers, quiet
 from kdcache.deploy.student import ByteStudent, TrainedStudent
 from kdcache.errors import TrainingError, one_line
@@ -38,7 +38,7 @@ def write(student: TrainedStudent, path: Path) -> None:
             f"{student.folder}: student cannot be lowered to ExecuTorch ({reason}); "
             "mend student.arch"
         ) from None
-    durable.write_file(path, [lowered.buffer])
+    disk.write_file(path, [lowered.buffer])
 
 
 def check(student: TrainedStudent, path: Path, images: list[np.ndarray]) -> str:

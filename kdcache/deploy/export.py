@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.deploy.student import TrainedStudent
 from kdcache.errors import (
     KdcacheError,
@@ -79,11 +79,11 @@ def export_student(
     which = f"the student of epoch {student.epoch}, mIoU {student.miou:.4f} on val"
     say(f"{student.folder}: {which}; export to {to} takes a while")
     images = [] if to == "safetensors" else find_images()  # what fails quickly comes first
-    with durable.name_own(path) as unfinished:
+    with disk.name_own(path) as unfinished:
         module.write(student, unfinished)
         result = module.check(student, unfinished, images)
-        durable.rename(unfinished, path)
-    durable.sync_folder(path.parent)
+        disk.rename(unfinished, path)
+    disk.sync_folder(path.parent)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {result}")
     return path
 

@@ -16,7 +16,7 @@ import onnxscript  # noqa: F401  torch's exporter needs it: if it is missing, fa
 import torch
 from torch import Tensor
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.deploy.export import check_answers, quiet
 from kdcache.deploy.student import ByteStudent, TrainedStudent
 from kdcache.errors import TrainingError, one_line
@@ -49,7 +49,7 @@ def write(student: TrainedStudent, path: Path) -> None:
     }
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model)
-    durable.write_file(path, [model.SerializeToString()])
+    disk.write_file(path, [model.SerializeToString()])
 
 
 def check(student: TrainedStudent, path: Path, images: list[np.ndarray]) -> str:

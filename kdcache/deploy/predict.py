@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.data.palette import voc_palette
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.deploy.student import TrainedStudent
@@ -120,7 +120,7 @@ def _make_folders(out: Path, *, run: Path) -> None:
     try:
         below.mkdir(parents=True, exist_ok=True)
         for name in (MASKS, OVERLAYS):
-            durable.make_folders(out / name, below=below)
+            disk.make_folders(out / name, below=below)
     except OSError as error:
         raise SettingsError(
             f"{out}: --out is unwritable ({error.strerror}); set another folder"
@@ -142,9 +142,9 @@ def _write(
 ) -> Prediction:
     mask = Image.fromarray(classes_HW)
     mask.putpalette(voc_palette().tobytes())
-    durable.put_file(out / MASKS / name, _encode(mask))
+    disk.put_file(out / MASKS / name, _encode(mask))
     half = image_HW3 // 2 + voc_palette()[classes_HW] // 2
-    durable.put_file(out / OVERLAYS / name, _encode(Image.fromarray(half)))
+    disk.put_file(out / OVERLAYS / name, _encode(Image.fromarray(half)))
     counts = np.bincount(classes_HW.reshape(-1), minlength=1) / classes_HW.size
     shares = {int(k): float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
     return Prediction(picture, name, classes_HW.shape, shares)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.deploy.student import TrainedStudent
 from kdcache.errors import TrainingError
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD
@@ -30,7 +30,7 @@ def write(student: TrainedStudent, path: Path) -> None:
     }
     # clones: safetensors refuses tensors that share memory
     tensors = {name: value.clone().contiguous() for name, value in _tensors(student).items()}
-    durable.write_file(path, [save(tensors, metadata=facts)])
+    disk.write_file(path, [save(tensors, metadata=facts)])
 
 
 def check(student: TrainedStudent, path: Path, images: list) -> str:

@@ -10,7 +10,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from kdcache.plain import open_descriptor
+from kdcache.disk import open_descriptor
 
 
 def lock_file(path: Path, *, wait: bool) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import flatten
 from kdcache.errors import (
@@ -161,10 +161,10 @@ def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:
 
 def remove_state(out: Path) -> None:
     """Remove the state, once the teacher is written. Raises OSError."""
-    durable.remove(find_state_path(out))
+    disk.remove(find_state_path(out))
 
 
 def _save(path: Path, contents: dict) -> None:
     buffer = io.BytesIO()
     torch.save(contents, buffer)
-    durable.replace_file(path, buffer.getbuffer())
+    disk.replace_file(path, buffer.getbuffer())

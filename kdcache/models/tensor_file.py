@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import torch
 
-from kdcache.plain import open_stream
+from kdcache.disk import open_stream
 
 
 def load_tensors(path: Path, *, follow: bool = True) -> object:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.analysis.scan import MOST_VIEWS, Scan, find_share, find_size, scan_split
 from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import read_config
 from kdcache.config.parser import flatten
+from kdcache.disk import open_plain
 from kdcache.errors import CacheError, Phrase, describe
-from kdcache.plain import open_plain
 from kdcache.progress import Progress, Silent
 from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
 from kdcache.report.gallery_samples import Exhibit, holds_directions, open_exhibit, view_samples
@@ -126,7 +126,7 @@ def _write(out: Path, html: str) -> int:
     """Returns the size in bytes; the file takes its name once it is whole. Raises CacheError."""
     data = html.encode(errors="backslashreplace")  # paths may hold bytes that are no text
     try:
-        durable.replace_file(out, data)
+        disk.replace_file(out, data)
     except OSError as error:
         reason = f"gallery cannot be written ({error.strerror})"
         raise CacheError(f"{out}: {reason}; mend that or choose another --out") from None

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.deploy.predict import MASKS, OVERLAYS, Prediction
 from kdcache.deploy.student import TrainedStudent
 from kdcache.report.panels import COARSE_PX
@@ -29,7 +29,7 @@ def write_predictions(
         pictures=[_view_picture(prediction, names) for prediction in predictions],
     )
     # a file's name may hold bytes that are no text
-    durable.replace_file(folder / PAGE, html.encode("utf-8", "backslashreplace"))
+    disk.replace_file(folder / PAGE, html.encode("utf-8", "backslashreplace"))
     return folder / PAGE
 
 

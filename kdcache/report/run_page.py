@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.manifest import read_manifest
 from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
@@ -54,7 +54,7 @@ def write_report(
     panels = _build_panels(config, data, runs, num_panels, trust=trust)
     html = render_page("run.html.j2", **view_run(config, data, runs, panels))
     # names of folders may hold bytes that are no text
-    durable.replace_file(folder / REPORT, html.encode("utf-8", "backslashreplace"))
+    disk.replace_file(folder / REPORT, html.encode("utf-8", "backslashreplace"))
     return folder / REPORT
 
 

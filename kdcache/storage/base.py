@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from kdcache.disk import UnfitFileError
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.plain import UnfitFileError
 from kdcache.storage.lock import Lease
 
 LEASES = "leases"  # the folder of leases, beside the splits
@@ -46,7 +46,7 @@ class OpenFile(Protocol):
         """Size in bytes. Raises OSError."""
 
     def find_identity(self) -> int | None:
-        """What changes as soon as the file does, see `plain.find_identity`; None if unknown."""
+        """What changes as soon as the file does, see `disk.find_identity`; None if unknown."""
 
     def read_into(self, offset: int, slots: list[np.ndarray]) -> int:
         """Fill contiguous arrays in turn, from an offset in bytes; returns the bytes read.

@@ -21,8 +21,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from kdcache.disk import MOST_DOCUMENT_BYTES, check_document
 from kdcache.errors import SettingsError, hide_passwords
-from kdcache.plain import MOST_DOCUMENT_BYTES, check_document
 
 _LIMITS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min"}
 # by obstore, with growing pauses, after 5xx, 429 and lost connections

@@ -1,6 +1,6 @@
 """A cache in a folder, local or on a network file system.
 
-Every change goes through `kdcache.durable`, one call for each step, so that tests can interrupt,
+Every change goes through `kdcache.disk`, one call for each step, so that tests can interrupt,
 refuse or skip it.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache import durable
+from kdcache import disk
+from kdcache.disk import MOST_DOCUMENT_BYTES, PlainFile, find_identity, open_plain, read_plain
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.plain import MOST_DOCUMENT_BYTES, PlainFile, find_identity, open_plain, read_plain
 from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, SOMEBODY, ShardFile, Storage
 from kdcache.storage.lock import FileLease, Lease, hold_folder, is_file_held, take_file_lease
 
@@ -101,7 +101,7 @@ class LocalFolder(Storage):
         existing = _find_existing(self.folder)
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(existing))
-        durable.make_folders(self.folder.absolute(), below=existing.absolute())
+        disk.make_folders(self.folder.absolute(), below=existing.absolute())
 
     def find_free_bytes(self) -> float:
         """Free bytes of the disk. Raises CacheError if a file is in the way."""
@@ -132,11 +132,11 @@ class LocalFolder(Storage):
     def make_folders(self, key: str) -> None:
         """Make a folder and those above it, flushed. Raises CacheCorruptError, OSError."""
         self.check_inside(key, cure="remove the link")
-        durable.make_folders(self.folder / key, below=self.folder)
+        disk.make_folders(self.folder / key, below=self.folder)
 
     def flush_folder(self, key: str) -> None:
         """Flush the names in a folder to disk. Raises OSError."""
-        durable.sync_folder(self.folder / key)
+        disk.sync_folder(self.folder / key)
 
     def replace(self, key: str, data: bytes, *, lease: Lease | None = None) -> None:
         """Replace a file in one step. Raises LeaseLostError, OSError."""
@@ -144,46 +144,46 @@ class LocalFolder(Storage):
             lease.check()
         path = self.folder / key
         self._check_folder_of(key)
-        durable.replace_file(path, data, partial=durable.partial_path(path))
+        disk.replace_file(path, data, partial=disk.partial_path(path))
 
     def write_shard(self, key: str, parts: list[bytes | memoryview], *, lease: Lease) -> ShardFile:
         """Write and read back an unfinished file. Raises LeaseLostError, OSError."""
         path = self.folder / key
         lease.check()
         self.make_folders(key.rpartition("/")[0])
-        partial = durable.partial_path(path)
-        durable.write_file(partial, parts)
+        partial = disk.partial_path(path)
+        disk.write_file(partial, parts)
         return _read_back(partial, parts)
 
     def publish_shard(self, key: str, file: ShardFile, *, lease: Lease) -> None:
         """Rename the unfinished file, and flush it. Raises LeaseLostError, OSError."""
         path = self.folder / key
-        partial = durable.partial_path(path)
+        partial = disk.partial_path(path)
         lease.check()
         if find_identity(partial.lstat()) != file.identity:
             raise OSError(errno.ESTALE, "another writer has replaced it")
-        durable.rename(partial, path)
+        disk.rename(partial, path)
         parts = key.split("/")
         for depth in range(len(parts) - 1, 1, -1):  # each may be new, made by a process now dead
-            durable.sync_folder(self.folder.joinpath(*parts[:depth]))
+            disk.sync_folder(self.folder.joinpath(*parts[:depth]))
 
     def discard_unpublished(self, keys: Iterable[str], *, lease: Lease) -> None:
         """Remove unfinished files, so that they do not fill a full disk. Raises LeaseLostError."""
         lease.check()  # if it is lost, the files are another writer's
         for key in keys:
             with suppress(OSError):
-                durable.remove(durable.partial_path(self.folder / key))
+                disk.remove(disk.partial_path(self.folder / key))
 
     def remove(self, key: str) -> None:
         """Remove a file if it exists, and flush that to disk. Raises OSError."""
         path = self.folder / key
         self._check_folder_of(key)
-        durable.remove(path)
-        durable.sync_folder(path.parent)
+        disk.remove(path)
+        disk.sync_folder(path.parent)
 
     def unfinished_key(self, key: str) -> str:
         """The key of the file while it is being written."""
-        return f"{key}{durable.PARTIAL}"
+        return f"{key}{disk.PARTIAL}"
 
     # --- holding
 

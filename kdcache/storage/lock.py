@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kdcache.disk import open_descriptor
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.machine.locks import is_same_file, lock_file, unlock_file
-from kdcache.plain import open_descriptor
 
 LOCK = ".lock"
 

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from kdcache.disk import MOST_DOCUMENT_BYTES, PlainFile, UnfitFileError, check_document, open_plain
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.plain import MOST_DOCUMENT_BYTES, PlainFile, UnfitFileError, check_document, open_plain
 from kdcache.storage.base import Storage
 from kdcache.storage.packed_table import CURE, Table, read_table
 

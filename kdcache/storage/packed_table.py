@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdcache.disk import open_plain
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,
@@ -23,7 +24,6 @@ from kdcache.errors import (
     Phrase,
     describe,
 )
-from kdcache.plain import open_plain
 
 if TYPE_CHECKING:
     import h5py

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.config import Config, StudentConfig
 from kdcache.errors import TrainingError, describe, one_line
 from kdcache.models.arch import build_student
@@ -91,7 +91,7 @@ def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    durable.replace_file(path, buffer.getbuffer())
+    disk.replace_file(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -12,8 +12,8 @@ import yaml
 
 from kdcache.config.parser import flatten
 from kdcache.config.yaml_file import OnceLoader, find_mistake, load_yaml
+from kdcache.disk import MOST_TEXT_BYTES, read_text
 from kdcache.errors import Phrase, SettingsError, describe, one_line
-from kdcache.plain import MOST_TEXT_BYTES, read_text
 
 # settings that can vary with one cache
 VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT, TERMS
 from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
+from kdcache.disk import MOST_DOCUMENT_BYTES, read_text
 from kdcache.errors import SettingsError, TrainingError, one_line
-from kdcache.plain import MOST_DOCUMENT_BYTES, read_text
 from kdcache.schema import Kind, list_of, parse_json
 from kdcache.training import run_fields as fields
 
@@ -46,7 +46,7 @@ compared, and their baselines are found.
 def write_settings(folder: Path, config: Config) -> None:
     """Write config.yaml into an existing folder."""
     text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    durable.replace_file(folder / SETTINGS, text.encode())
+    disk.replace_file(folder / SETTINGS, text.encode())
 
 
 def read_run_settings(folder: Path) -> dict:
@@ -69,7 +69,7 @@ def read_run_settings(folder: Path) -> dict:
 
 def write_result(folder: Path, result: dict) -> None:
     """Write result.json; with it a run is finished."""
-    durable.replace_file(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+    disk.replace_file(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
 
 
 def read_result(folder: Path) -> dict:
@@ -90,7 +90,7 @@ def is_finished(folder: Path) -> bool:
 def write_history(folder: Path, history: list[dict]) -> None:
     """Write metrics.jsonl, a line per epoch; written whole, so that no epoch is in it twice."""
     lines = "".join(json.dumps(entry) + "\n" for entry in history)
-    durable.replace_file(folder / METRICS, lines.encode())
+    disk.replace_file(folder / METRICS, lines.encode())
 
 
 def read_history(folder: Path, *, entry: Kind = fields.EPOCH) -> list[dict]:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.config.names import TERMS
+from kdcache.disk import read_text
 from kdcache.errors import Phrase, SettingsError, describe
-from kdcache.plain import read_text
 
 log = logging.getLogger("kdcache")
 MOST_ID_BYTES = 100
@@ -58,7 +58,7 @@ class TensorBoard(Tracker):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it imports
             from torch.utils.tensorboard import SummaryWriter
-        durable.check_way(folder / "tensorboard", below=folder)
+        disk.check_way(folder / "tensorboard", below=folder)
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
     def log(self, epoch: int, numbers: Mapping[str, float]) -> None:
@@ -83,10 +83,10 @@ class WandB(Tracker):
         import wandb
 
         file = folder / "wandb_id"
-        durable.check_way(folder / "wandb", below=folder)
+        disk.check_way(folder / "wandb", below=folder)
         # a new run gets a new id, even in the folder of an older one
         if first == 1 or not file.is_file():
-            durable.replace_file(file, uuid.uuid4().hex[:16].encode())
+            disk.replace_file(file, uuid.uuid4().hex[:16].encode())
         own_id = read_text(file, most_bytes=MOST_ID_BYTES, follow=False)
         options = {"dir": str(folder), "name": folder.name, "id": own_id}
         options |= {"resume": "allow", "reinit": "create_new"}

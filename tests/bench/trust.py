@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.verify import verify_cache
 from kdcache.config import Config
 from kdcache.config.options import Parser, read_given
@@ -52,8 +52,8 @@ def without_protocol() -> Iterator[None]:
         return base.ShardFile(sum(len(part) for part in parts), "0" * 64, local._mark(path.stat()))
 
     with (
-        patch.object(durable, "write_file", write_file),
-        patch.object(durable, "sync_folder", lambda path: None),
+        patch.object(disk, "write_file", write_file),
+        patch.object(disk, "sync_folder", lambda path: None),
         patch.object(local, "_read_back", believe),
     ):
         yield

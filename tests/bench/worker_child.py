@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache import writer
 from kdcache.cache.layout import COMMITS, Group, SplitLayout
 from kdcache.cache.lifecycle import complete_views
@@ -34,7 +34,7 @@ from kdcache.storage import LocalFolder, open_storage
 from kdcache.storage.lock import Lease
 from tests.bench.data import make_ids
 
-STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.durable
+STEPS = ("write_file", "rename", "make_folder", "sync_folder")  # of kdcache.disk
 MOST_STEPS = 40  # of a group of three arrays; who is due to die later dies right after the commit
 
 
@@ -253,10 +253,7 @@ def _simulated(record: Record, fate: Fate, clock: Clock) -> Iterator[None]:
         (pipeline, "has_record", clock.watch("looking", pipeline.has_record)),
         (LocalFolder, "refresh", clock.watch("looking", LocalFolder.refresh)),
         (writer, "write_record", clock.watch("record", writer.write_record)),
-        *(
-            (durable, name, partial(_step, name, getattr(durable, name), record, fate))
-            for name in STEPS
-        ),
+        *((disk, name, partial(_step, name, getattr(disk, name), record, fate)) for name in STEPS),
     ]
     with ExitStack() as undone:
         for owner, name, new in changes:

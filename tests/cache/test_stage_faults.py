@@ -146,9 +146,9 @@ def test_a_disk_that_says_it_is_full_at_the_end_costs_only_the_copy(
             self.file.close()
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    reader, original = open_staged(root, tmp_path / "stage"), staging.durable.open_new
+    reader, original = open_staged(root, tmp_path / "stage"), staging.disk.open_new
 
-    monkeypatch.setattr(staging.durable, "open_new", lambda path: Full(original(path)))
+    monkeypatch.setattr(staging.disk, "open_new", lambda path: Full(original(path)))
     with caplog.at_level(logging.WARNING, logger="kdcache"):
         assert read_all(reader) == plain
     assert (

@@ -1,7 +1,7 @@
 """What child processes do in these tests: build a cache, or train, and meet a fault at a chosen
 step on the disk.
 
-The steps are the calls of `kdcache.durable`, the only ways in which a cache on disk changes.
+The steps are the calls of `kdcache.disk`, the only ways in which a cache on disk changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.layout import Group
 from kdcache.cache.manifest import Manifest
 from kdcache.config.parser import make_config
@@ -79,7 +79,7 @@ def meet(fault: Fault, *, step: int, setattr: Callable = setattr) -> list[str]:
         return watched
 
     for name in STEPS:
-        setattr(durable, name, watch(name, getattr(durable, name)))
+        setattr(disk, name, watch(name, getattr(disk, name)))
     return seen
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 
 Names = dict[Path, int]  # path relative to the root -> number of the file
 
@@ -49,7 +49,7 @@ class Ledger:
     def watch(self, setattr: Callable, observe: Callable[[str], None]) -> None:
         """Follow the steps of this process from now on."""
         for name in ("write_file", "rename", "remove", "make_folder", "sync_folder"):
-            setattr(durable, name, self._follow(name, getattr(durable, name), observe))
+            setattr(disk, name, self._follow(name, getattr(disk, name), observe))
 
     def write_image(self, root: Path, *, names_survive: bool) -> None:
         """Write what a power loss leaves now.

@@ -53,7 +53,7 @@ def test_the_error_of_a_full_disk_says_how_many_bytes_are_needed(quick_data, tmp
     def refuse_shards(path, parts):
         children.refuse("write_file", (path, parts))
 
-    monkeypatch.setattr("kdcache.durable.write_file", refuse_shards)
+    monkeypatch.setattr("kdcache.disk.write_file", refuse_shards)
     with monkeypatch.context() as patch:
         patch.setattr("kdcache.cache.lifecycle.write_manifest", lambda root, manifest: None)
         patch.setattr(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cache_teacher.cli
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.layout import shard_key
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
@@ -129,7 +129,7 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
     (root / "commits/train-v0000-g00000.json").unlink()
 
     def write_and_be_disturbed(storage, manifest, group, **kwargs):
-        original = durable.rename
+        original = disk.rename
 
         def rename(old, new):
             if (
@@ -138,7 +138,7 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
                 (root / "train/low/c/0/0/0/0/0.partial").write_bytes(b"half")
             original(old, new)
 
-        monkeypatch.setattr(durable, "rename", rename)
+        monkeypatch.setattr(disk, "rename", rename)
         write_group(storage, manifest, group, **kwargs)
 
     monkeypatch.setattr("kdcache.precompute.pipeline.write_group", write_and_be_disturbed)

@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.analysis import students
 from kdcache.errors import CacheError
 from kdcache.forecast import probe
@@ -22,7 +22,7 @@ PARTS = ("setup_s", "val_s", "train_s", "score_s", "comparison_s")
 
 
 @pytest.fixture
-def disk(monkeypatch):
+def free_bytes(monkeypatch):
     """Say how many bytes are free."""
 
     def say(free):
@@ -148,22 +148,22 @@ def measure_group(config) -> int:
     return sum(array["bytes"] for array in train["arrays"].values()) // train["groups"] + 1
 
 
-def test_a_disk_that_the_cache_does_not_fit_is_told(config, disk):
-    disk(6 * measure_group(config))
+def test_a_disk_that_the_cache_does_not_fit_is_told(config, free_bytes):
+    free_bytes(6 * measure_group(config))
     facts = forecast_cache(config)
     assert facts["disk"]["fits"] is False and "IT DOES NOT FIT" in format_forecast(facts)
 
 
-def test_on_a_small_disk_the_probe_is_small(config, disk):
+def test_on_a_small_disk_the_probe_is_small(config, free_bytes):
     size_bytes = measure_group(config)
-    disk(4 * size_bytes)
+    free_bytes(4 * size_bytes)
     assert forecast_cache(config)["probe"]["num_samples"]["train"] == 16
-    disk(100 * size_bytes)
+    free_bytes(100 * size_bytes)
     assert forecast_cache(config)["probe"]["num_samples"]["train"] > 16
 
 
-def test_a_disk_that_not_even_the_probe_fits_is_one_line(config, disk, caches):
-    disk(1000)
+def test_a_disk_that_not_even_the_probe_fits_is_one_line(config, free_bytes, caches):
+    free_bytes(1000)
     with pytest.raises(CacheError) as error:
         forecast_cache(config)
     check_one_line(
@@ -179,7 +179,7 @@ def test_a_disk_that_not_even_the_probe_fits_is_one_line(config, disk, caches):
 
 @pytest.mark.parametrize("step", ["write_file", "make_folder"])
 def test_a_disk_that_fills_up_meanwhile_is_one_line_of_the_plan(config, caches, monkeypatch, step):
-    refused, real = iter([False] * 12), getattr(durable, step)
+    refused, real = iter([False] * 12), getattr(disk, step)
 
     def refuse(path, *rest, **named):
         if next(refused, True):
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_of_the_plan(config, caches, 
         return real(path, *rest, **named)
 
     with monkeypatch.context() as patch, pytest.raises(CacheError) as error:
-        patch.setattr(f"kdcache.durable.{step}", refuse)
+        patch.setattr(f"kdcache.disk.{step}", refuse)
         forecast_cache(config)
     check_one_line(
         error, "free disk space is used up (No space left on device), expected ", "that plan makes"
@@ -203,5 +203,5 @@ def test_another_refusal_of_the_disk_keeps_its_own_words(config, monkeypatch):
         monkeypatch.context() as patch,
         pytest.raises(CacheError, match=r"folder is unwritable \(Read-only"),
     ):
-        patch.setattr("kdcache.durable.write_file", refuse)
+        patch.setattr("kdcache.disk.write_file", refuse)
         forecast_cache(config)

@@ -11,7 +11,7 @@ from kdcache.cache.layout import Group, SplitLayout, shard_key
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.verify import Choose
-from kdcache.durable import PARTIAL
+from kdcache.disk import PARTIAL
 from kdcache.storage import open_storage
 
 

@@ -118,6 +118,6 @@ def test_a_teacher_is_replaced_in_one_step(fitting, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("kdcache.durable.rename", refuse)
+        patch.setattr("kdcache.disk.rename", refuse)
         fit_files.save_teacher(config.fit.out, {"w": torch.ones(1)}, config, facts={})
     assert config.fit.out.read_bytes() == b"an older teacher"

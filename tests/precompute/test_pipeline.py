@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.lifecycle import find_missing_groups, open_for_writing
 from kdcache.cache.writer import write_group
 from kdcache.config.parser import make_config
@@ -219,14 +219,14 @@ def overflow(job, monkeypatch):
 
 
 def fill_disk(job, monkeypatch, error=None):
-    error, original = error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), durable.write_file
+    error, original = error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), disk.write_file
 
     def write_file(path, parts):
         if "train/mid/c/0/1" in str(path):
             raise error
         original(path, parts)
 
-    monkeypatch.setattr(durable, "write_file", write_file)
+    monkeypatch.setattr(disk, "write_file", write_file)
     return (CacheError if isinstance(error, OSError) else type(error)), "train-v0000-g00001"
 
 

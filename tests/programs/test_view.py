@@ -131,7 +131,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(root, capsys, tmp_path, m
 
     for step in ("write_file", "rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"kdcache.durable.{step}", refuse)
+            patch.setattr(f"kdcache.disk.{step}", refuse)
             words = "page.html", "cannot be written (Permission denied)", "--out"
             check_refused(capsys, [root, "--out", tmp_path / "page.html"], *words)
         assert not list(tmp_path.glob("page.html*"))

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.layout import commit_key, shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.pack import pack_cache
@@ -84,7 +84,7 @@ def test_a_name_taken_while_packing_is_not_replaced(root, tmp_path, monkeypatch)
             pack_cache(root, out)
         assert out.read_bytes() == b"mine" and not out.with_name("x.h5.partial").exists()
         out.unlink()
-        monkeypatch.setattr("kdcache.durable.os.link", refuse_link)
+        monkeypatch.setattr("kdcache.disk.os.link", refuse_link)
 
 
 def refuse_link(old: Path, new: Path) -> None:
@@ -93,7 +93,7 @@ def refuse_link(old: Path, new: Path) -> None:
 
 
 def test_without_links_a_packed_file_gets_its_name_too(root, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcache.durable.os.link", refuse_link)
+    monkeypatch.setattr("kdcache.disk.os.link", refuse_link)
     pack_cache(root, tmp_path / "x.h5")
     assert not verify_cache(open_storage(tmp_path / "x.h5"), data=True).damage
     assert not (tmp_path / "x.h5.partial").exists()
@@ -331,7 +331,7 @@ def test_import_of_a_damaged_file_says_where_and_goes_on_with_a_sound_one(
     [("zarr.json", "make room"), ("/c/", "mend that and run the same command again")],
 )
 def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch, full_at, words):
-    write = durable.write_file
+    write = disk.write_file
 
     def refuse(path, parts):
         if full_at in str(path):
@@ -339,7 +339,7 @@ def test_import_onto_a_full_disk_is_one_line(file, tmp_path, monkeypatch, full_a
         write(path, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdcache.durable.write_file", refuse)
+        patch.setattr("kdcache.disk.write_file", refuse)
         with pytest.raises(CacheError) as error:
             unpack_cache(open_storage(file), tmp_path / "back")
     check_one_line(error, str(tmp_path / "back"), "No space left on device", words)

@@ -15,12 +15,11 @@ ALLOWED: dict[str, dict[str, str]] = {
     "torch.load": {"kdcache/models/tensor_file.py": "no code, nothing compressed"},
     "yaml.load": {"kdcache/config/yaml_file.py": "no aliases, no tags, no name twice"},
     "open for writing": {
-        "kdcache/durable.py": "a new file, never through a link",
+        "kdcache/disk.py": "a new file, never through a link",
         "kdcache/cache/packed_writer.py": "HDF5 opens by name; the file is held and no link",
     },
     "os.open": {
-        "kdcache/durable.py": "a new file; folders, to flush them",
-        "kdcache/plain.py": "plain files only",
+        "kdcache/disk.py": "a new file; plain files only; folders, to flush them",
         "kdcache/storage/local.py": "a folder, to make its server look",
         "kdcache/command.py": "/dev/null, when nobody reads our output any more",
     },

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.config.options import Parser
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import HALVES, Study, read_study
@@ -30,9 +30,9 @@ def write_page() -> None:
     """Replace tables and pictures; the text between them stays."""
     lines = read_lines(RECORDED)
     page = PAGE.read_text(encoding="utf-8")
-    durable.replace_file(PAGE, fill_page(page, lines).encode())
+    disk.replace_file(PAGE, fill_page(page, lines).encode())
     for path, picture in make_pictures(lines).items():
-        durable.replace_file(path, picture.encode())
+        disk.replace_file(path, picture.encode())
 
 
 def fill_page(page: str, lines: Sequence[dict]) -> str:

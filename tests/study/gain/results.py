@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.errors import SettingsError, one_line
 from kdcache.storage.lock import hold_folder
 from kdcache.training.run_folder import is_finished, read_history, read_result
@@ -65,7 +65,7 @@ def read_lines(path: Path) -> list[dict]:
 
 def write_lines(path: Path, lines: Iterable[dict]) -> None:
     """Replace the file."""
-    durable.replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    disk.replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def record(lines: Sequence[dict], path: Path = RECORDED) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcache import durable
+from kdcache import disk
 from kdcache.cache.manifest import find_manifest
 from kdcache.config.parser import make_config, merge, unflatten
 from kdcache.errors import TrainingError
@@ -109,7 +109,7 @@ def train_job(study: Study, job: Job, *, place: Place, say: Say) -> None:
     folder, root = place.run_folder(job), open_storage(place.cache_path(job))
     result = distill(make_run_settings(study, job, place=place), root=root)
     for name in (BEST, LAST):
-        durable.remove(folder / name)
+        disk.remove(folder / name)
     miou, took = result.student["last_miou"], format_time(result.student["seconds"])
     say(f"{job.name}: mIoU {miou:.4f} on the half {place.half}, {took}")
 
