@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
-from kdcache.analysis.runs import CACHE, Run, read_encoding
+from kdcache.analysis.runs import CACHE, SHARE, Run, read_encoding
+from kdcache.config.names import IDLE_SHARE
 from kdcache.training.run_folder import TEACHING
 
 Measure = Callable[[Run], float | None]
@@ -193,4 +194,5 @@ def _without_teacher(facts: dict) -> dict:
     idle = {"loss.temperature", "loss.pseudo_threshold", "loss.channel_temperature"}
     idle |= {"loss.project", "cache.levels", CACHE}
     plain = {name: value for name, value in facts.items() if name not in idle}
-    return plain | {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)
+    plain |= {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)
+    return plain | {SHARE: IDLE_SHARE if facts[SHARE] is not None else None}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache.config.names import IDLE_SHARE
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
 from kdcache.training.run_fields import EPOCH_TIMES
 from kdcache.training.run_folder import (
@@ -19,7 +20,7 @@ from kdcache.training.run_folder import (
     read_run_settings,
 )
 
-SEED = "train.seed"
+SEED, SHARE = "train.seed", "train.unlabelled_share"
 CACHE, PICTURES, UNLABELLED = "cache", "images and labels", "unlabelled images"
 DEPTH = 2  # a folder of runs, or of folders of runs
 
@@ -127,12 +128,18 @@ def _make_run(folder: Path, result: dict) -> Run:
 
 
 def _keep_effective(facts: dict) -> dict:
-    """The facts without settings of terms that have no weight: those are not computed."""
+    """The facts without settings of terms that have no weight: those are not computed.
+
+    How large the unlabelled share is makes no difference to a run with labels only.
+    """
     idle = {"loss.temperature"} if not facts["loss.beta"] else set()
     idle |= {"cache.levels", "loss.project"} if not facts["loss.gamma"] else set()
     idle |= {"loss.pseudo_threshold"} if not facts["loss.pseudo"] else set()
     idle |= {"loss.channel_temperature"} if not facts["loss.channel"] else set()
-    return {name: value for name, value in facts.items() if name not in idle}
+    kept = {name: value for name, value in facts.items() if name not in idle}
+    if not any(facts[name] for name in TEACHING) and kept[SHARE] is not None:
+        kept[SHARE] = IDLE_SHARE
+    return kept
 
 
 def _list_origin(facts: dict, result: dict) -> dict:

@@ -22,6 +22,10 @@ PRESETS = {
 }
 """The kinds of all answers by one word: what is recommended, forecast and measured."""
 
+IDLE_SHARE = 0.5
+"""`train.unlabelled_share` of runs with labels only: what it is makes no difference to them, that
+it is set decides the number of their steps. A batch of two rows allows no other."""
+
 SizePx = int | list[int]
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -13,6 +13,7 @@ import torch
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
+from kdcache.config.names import IDLE_SHARE
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage
 from kdcache.training.arithmetic import choose_arithmetic
@@ -113,11 +114,15 @@ def find_baseline(
 def baseline_config(config: Config) -> Config:
     """Settings for training the same student on labels only.
 
-    Seed, data order and epochs stay. Other settings of the loss and levels have no effect then and
-    become the defaults, so that runs that differ in them share one baseline.
+    Seed, data order and epochs stay. What has no effect then (other settings of the loss, levels,
+    how large the unlabelled share is) becomes one value for all, so that runs that differ in it
+    share one baseline.
     """
     loss = LossConfig(alpha=config.loss.alpha or 1.0, beta=0.0, gamma=0.0)
-    return replace(config, loss=loss, cache=replace(config.cache, levels=[]))
+    train = config.train
+    if train.unlabelled_share is not None:
+        train = replace(train, unlabelled_share=IDLE_SHARE)
+    return replace(config, loss=loss, train=train, cache=replace(config.cache, levels=[]))
 
 
 def hash_settings(config: Config, manifest: Manifest, *, count: int) -> str:

@@ -159,6 +159,19 @@ def test_a_baseline_is_one_of_as_many_unlabelled_images(runs):
     ]
 
 
+def test_shares_have_one_baseline(runs):
+    """A run with labels only draws the same batches whatever its share is."""
+    shares, others = (0.25, 0.75), {"unlabelled_samples": 8}
+    write_baseline(runs / "b", 0.5, settings={"train.unlabelled_share": 0.25}, **others)
+    for share, miou in zip(shares, (0.6, 0.7), strict=True):
+        settings = {"train.unlabelled_share": share}
+        write_run(runs / f"s{share}", miou, settings=settings, **others)
+    write_run(runs / "none", 0.9, settings={"train.unlabelled_share": None})
+    comparison = compare_runs([runs])
+    paired = [row.differences(best_miou)[0] for row in comparison.compared if row.pairs]
+    assert sorted(paired) == pytest.approx([10.0, 20.0])
+
+
 def test_rows_are_named_by_what_differs_in_the_order_of_numbers(runs):
     for beta in (10.0, 2.0, 0.5):
         write_run(runs / f"{beta}", 0.5, settings={"loss.beta": beta})

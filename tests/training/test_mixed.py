@@ -186,6 +186,17 @@ def test_runs_that_differ_in_the_loss_share_a_baseline(recipe, mixed_root, tmp_p
     assert second.baseline_folder == first.baseline_folder and len(seen) == 8
 
 
+def test_runs_that_differ_in_the_share_share_a_baseline(recipe, mixed_root, tmp_path, monkeypatch):
+    first, seen = distill(recipe, root=mixed_root), note_batches(monkeypatch)
+    other = {"train": {"unlabelled_share": 0.25}, "run": {"dir": str(tmp_path / "runs" / "other")}}
+    second = distill(merge(recipe, other), root=mixed_root)
+    assert second.baseline_folder == first.baseline_folder and len(seen) == 8
+    alone = merge(recipe, {"loss": {"beta": 0.0, "pseudo": 0.0, "gamma": 0.0}, **other})
+    alone = merge(alone, {"run": {"dir": str(tmp_path / "alone"), "baseline": False}})
+    labels_only = distill(alone, root=mixed_root)
+    assert labels_only.student["last_miou"] == first.baseline["last_miou"]
+
+
 class Listen(TrainingEvents):
     def __init__(self):
         self.lines = []
