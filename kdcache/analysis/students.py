@@ -26,8 +26,8 @@ from kdcache.errors import (
     one_line,
 )
 from kdcache.machine.devices import check_precision, choose_device
-from kdcache.models.arch import recall_student
 from kdcache.models.own_code import Trust
+from kdcache.models.student import recall_student
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.progress import Progress

@@ -23,8 +23,7 @@ from kdcache.errors import (
     show_value,
 )
 from kdcache.machine.locks import lock_file, unlock_file
-from kdcache.models.stored_state import OPTIMIZER, TENSORS
-from kdcache.models.tensor_file import load_tensors
+from kdcache.models.stored_state import OPTIMIZER, TENSORS, load_tensors
 from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 
 STATE = fields(

@@ -1,4 +1,4 @@
-"""Whose code may run: a student of the user's that a file names waits for a word of the user's.
+"""The module of a student of the user's: whether its code may run, importing it, and its hash.
 
 A cache or a run folder of a stranger names what it likes, and to import is to run. So nothing that
 is stored is imported, unless the same command line names it or says `--trust-code`, and its file
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
+import inspect
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.errors import Phrase, SettingsError, describe, one_line
 
 log = logging.getLogger("kdcache")
 MOST_STEPS = 8  # from a module to the one that it takes the function from, and on
@@ -69,7 +72,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_source_unseen(arch: str) -> str | None:
-    """Like `arch.hash_source`, but found without importing anything; None if there is no file."""
+    """Like `hash_source`, but found without importing anything; None if there is no file."""
     package, _, name = arch.partition(":")
     path = _find_file(package, name)
     try:
@@ -82,6 +85,57 @@ def let_import_from_here() -> None:
     """Let modules of the current folder be found, as `python -m` does and a console script not."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
+
+
+def find_function(arch: str) -> Callable:
+    """The function that `student.arch` names, imported.
+
+    Args:
+        arch: `package.module:function`.
+
+    Raises: SettingsError if it cannot be imported from here.
+    """
+    package, _, name = arch.partition(":")
+    let_import_from_here()
+    try:
+        return getattr(importlib.import_module(package), name)
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
+        expected = "package.module:function that can be imported from here"
+        raise refuse_student(
+            arch, f"no such function ({one_line(error, named=True)})", expected
+        ) from None
+
+
+def hash_source(arch: str) -> str:
+    """12 hex digits of the sha256 of the file that defines `student.arch`, or "unknown".
+
+    They differ if another student has the same name. Files that it imports are not hashed.
+    """
+    source = find_source(arch)
+    return hash_file(Path(source)) if source else "unknown"
+
+
+def find_source(arch: str) -> str | None:
+    """The file that defines a function; None if it is built into Python or typed in.
+
+    Args:
+        arch: `package.module:function`.
+
+    Raises: SettingsError if there is no such function.
+    """
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(find_function(arch)))
+        return source if source and Path(source).is_file() else None
+    except (TypeError, OSError):
+        return None
+
+
+def refuse_student(arch: str, found: str, expected: str) -> SettingsError:
+    """The error for a student that cannot be used: what it does, and what it must."""
+    field, cure = f"student.arch {arch}", "mend it or change student.arch"
+    return SettingsError(
+        describe("settings", field=field, found=Phrase(found), expected=Phrase(expected), cure=cure)
+    )
 
 
 def _find_file(package: str, name: str, steps: int = MOST_STEPS) -> Path | None:

@@ -1,16 +1,24 @@
-"""The student: MobileNetV3-Small, ASPP, two skip connections.
+"""The student named by `student.arch`: the built-in one, or a module of yours.
 
+The built-in one is MobileNetV3-Small with ASPP and two skip connections.
 Letters: N batch, C channels, H, W height and width.
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from kdcache.config import StudentConfig
+from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.errors import KdcacheError, one_line
 from kdcache.models.inputs import resize_to
+from kdcache.models.own_code import find_function, refuse_student
 from kdcache.models.weights import download_weights
 
 # level -> index into MobileNetV3-Small's features; torchvision defines their channels and strides
@@ -83,3 +91,163 @@ def count_parameters(model: nn.Module) -> int:
 def _conv_block(inputs: int, outputs: int, *, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+RETURNS = "(logits [N, num_classes, H, W] on any grid, {level: features [N, C, H, W]})"
+
+
+class OwnStudent(nn.Module):
+    """Your module with the interface of `LightweightSegmentationModel`; weights keep their names.
+
+    Args:
+        module: image [N, 3, H, W] -> (logits [N, num_classes, h, w] on any grid, {level: features
+            [N, C, h, w]}).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image_NCHW: Tensor, *, return_features: bool = False, full_size: bool = True):
+        """Logits upsampled to the image, or (logits, features) if `return_features`.
+
+        Args:
+            image_NCHW: normalised float32 images.
+            full_size: upsample the logits to the size of the image.
+        """
+        logits, features = self.module(image_NCHW)
+        if full_size:
+            logits = resize_to(logits, image_NCHW.shape[-2:])
+        return (logits, features) if return_features else logits
+
+    def state_dict(self, *args: object, **options: object) -> dict:
+        """The state dict of your module, without a prefix.
+
+        Args:
+            args, options: those of `torch.nn.Module.state_dict`.
+        """
+        return self.module.state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping, *args: object, **options: object) -> object:
+        """Load a state dict of your module, without a prefix.
+
+        Args:
+            state_dict: name of a weight -> tensor.
+            args, options: as `strict`, those of `torch.nn.Module.load_state_dict`.
+
+        Returns: the names of missing and of unexpected weights.
+        """
+        return self.module.load_state_dict(state_dict, *args, **options)
+
+
+def build_student(
+    config: StudentConfig, *, num_classes: int, pretrained: bool | None = None
+) -> nn.Module:
+    """The student, initialised from torch's random state, on the CPU.
+
+    Args:
+        config: the section `student` of the settings.
+        num_classes: channels of its logits.
+        pretrained: overrides the setting; False if weights are loaded afterwards.
+
+    Raises: SettingsError if `student.arch` cannot be imported, fails, or returns no module.
+    """
+    if config.arch == BUILT_IN_STUDENT:
+        pretrained = config.pretrained if pretrained is None else pretrained
+        return LightweightSegmentationModel(
+            num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels
+        )
+    function = find_function(config.arch)
+    try:
+        module = function(num_classes=num_classes, **config.options)
+    except KdcacheError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
+        expected = "a function of num_classes and student.options"
+        raise refuse_student(
+            config.arch, f"failing ({one_line(error, named=True)})", expected
+        ) from None
+    if not isinstance(module, nn.Module):
+        raise refuse_student(
+            config.arch,
+            f"giving a {type(module).__name__}",
+            "a function that gives a torch.nn.Module",
+        )
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise refuse_student(config.arch, "without parameters to train", "one at least")
+    return OwnStudent(module)
+
+
+def recall_student(facts: Mapping[str, object]) -> StudentConfig:
+    """The student settings of a run, from the hyperparameters it stored.
+
+    Args:
+        facts: dotted name of a setting, as "student.arch" -> its value.
+
+    Raises: KeyError if they are not those of a run.
+    """
+    arch = facts.get("student.arch", BUILT_IN_STUDENT)
+    if arch == BUILT_IN_STUDENT:
+        return StudentConfig(pretrained=False, aspp_channels=facts["student.aspp_channels"])
+    return StudentConfig(arch=arch, options=facts["student.options"], pretrained=False)
+
+
+def find_channels(
+    student: nn.Module, levels: Iterable[str], *, arch: str, num_classes: int, hw: tuple[int, int]
+) -> dict[str, int]:
+    """level -> channels of the student's features, found with a forward pass of an empty image.
+
+    A copy of your own student also gets two images in training mode.
+
+    Args:
+        levels: those that it must have.
+        arch: `student.arch`, for messages.
+        num_classes: channels that its logits must have.
+        hw: height and width of the images in pixels.
+
+    Raises: SettingsError if it does not return what a student must, or lacks a level.
+    """
+    training = student.training
+    answer = _ask(student.eval(), 1, hw, arch=arch)
+    student.train(training)
+    _check_answer(answer, levels, arch=arch, num_classes=num_classes)
+    if arch != BUILT_IN_STUDENT:
+        with torch.random.fork_rng([]):
+            _ask(copy.deepcopy(student).train(), 2, hw, arch=arch)
+    return {level: answer[1][level].shape[1] for level in levels}
+
+
+@torch.no_grad()
+def _ask(student: nn.Module, count: int, hw: tuple[int, int], *, arch: str) -> tuple:
+    try:
+        return student(torch.zeros(count, 3, *hw), return_features=True, full_size=False)
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
+        what = "two images in training mode," if student.training else "an image"
+        found = f"failing at {what} of {hw[0]}x{hw[1]} ({one_line(error, named=True)})"
+        raise refuse_student(arch, found, f"to return {RETURNS}") from None
+
+
+def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classes: int) -> None:
+    logits, features = answer
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[:2] != (1, num_classes):
+        found = f"returning logits {_shape(logits)} for one image"
+        raise refuse_student(
+            arch,
+            found,
+            f"logits [1, {num_classes}, height, width], dataset.num_classes {num_classes}",
+        )
+    for level in levels:
+        there = features.get(level) if isinstance(features, Mapping) else None
+        if not isinstance(there, Tensor) or there.ndim != 4:
+            found = f"returning {_shape(there)} as features of level {level!r}"
+            given = f"[{', '.join(map(str, features))}]" if isinstance(features, Mapping) else "[]"
+            need = (
+                f"[N, C, H, W] of each of cache.levels {list(levels)} (or set cache.levels {given})"
+            )
+            raise refuse_student(arch, found, need)
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -16,8 +16,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from kdcache.disk import open_stream
 from kdcache.errors import Phrase, TeacherError, describe, one_line
-from kdcache.models.stored_state import TENSORS
-from kdcache.models.tensor_file import load_tensors
+from kdcache.models.stored_state import TENSORS, load_tensors
 from kdcache.schema import FieldError
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from kdcache import disk
 from kdcache.config import Config, StudentConfig
 from kdcache.errors import TrainingError, describe, one_line
-from kdcache.models.arch import build_student
 from kdcache.models.own_code import Trust
 from kdcache.models.stored_state import (
     OPTIMIZER,
     STATE_DICT,
     TENSORS,
+    load_tensors,
     restore_optimizer,
     restore_scheduler,
     tensor,
 )
-from kdcache.models.tensor_file import load_tensors
+from kdcache.models.student import build_student
 from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
 from kdcache.training.run_fields import FACTS

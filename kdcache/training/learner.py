@@ -16,7 +16,8 @@ from kdcache.config import LEVELS, Config
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import KdcacheError, TrainingError, one_line
 from kdcache.losses import KnowledgeDistillationLoss
-from kdcache.models.arch import build_student, find_channels, find_source
+from kdcache.models.own_code import find_source
+from kdcache.models.student import build_student, find_channels
 from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process

@@ -11,8 +11,7 @@ from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import flatten
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
-from kdcache.models.arch import hash_source
-from kdcache.models.own_code import hash_source_unseen
+from kdcache.models.own_code import hash_source, hash_source_unseen
 from kdcache.storage.lock import LOCK
 from kdcache.training.arithmetic import choose_arithmetic, choose_compiling
 from kdcache.training.checkpoint import read_checkpoint

@@ -21,8 +21,8 @@ from kdcache.deploy.onnx import open_session, write
 from kdcache.deploy.pictures import find_images
 from kdcache.deploy.student import ByteStudent, TrainedStudent, load_student
 from kdcache.errors import TrainingError
-from kdcache.models.arch import OwnStudent
 from kdcache.models.inputs import normalize_images
+from kdcache.models.student import OwnStudent
 from tests.support.helpers import check_one_line
 from train_student.cli import main
 

@@ -10,10 +10,18 @@ from kdcache.config import VOID
 from kdcache.config.parser import make_config, merge
 from kdcache.data.voc import find_samples, read_sample
 from kdcache.errors import SettingsError, TrainingError
-from kdcache.models import fit_views, teacher
+from kdcache.models import fit_loop, teacher
 from kdcache.models.fit import fit_teacher
-from kdcache.models.fit_loop import Fitting, compute_loss, update_average, warm_decay
-from kdcache.models.fit_views import make_view, plan_epoch, weigh_by_frequency, weigh_classes
+from kdcache.models.fit_loop import (
+    Fitting,
+    compute_loss,
+    make_view,
+    plan_epoch,
+    update_average,
+    warm_decay,
+    weigh_by_frequency,
+    weigh_classes,
+)
 from kdcache.precompute.group import draw_view
 from kdcache.progress import Silent
 
@@ -58,13 +66,13 @@ def test_what_is_fitted_is_what_phase_one_draws(config, view):
 
 
 def test_each_epoch_shows_every_sample_once_by_its_own_view(fitting, monkeypatch):
-    shown, real = [], fit_views.make_view
+    shown, real = [], fit_loop.make_view
 
     def note(config, sample, view):
         shown.append((view, sample.id))
         return real(config, sample, view)
 
-    monkeypatch.setattr(fit_views, "make_view", note)
+    monkeypatch.setattr(fit_loop, "make_view", note)
     fit_teacher(make_config(fitting))
     ids = [sample.id for sample in find_samples(make_config(fitting).dataset, "train")]
     assert sorted(shown) == sorted((view, id) for view in range(3) for id in ids)

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from kdcache.errors import SettingsError
-from kdcache.models.arch import hash_source
-from kdcache.models.own_code import Trust, hash_file, hash_source_unseen
+from kdcache.models.own_code import Trust, hash_file, hash_source, hash_source_unseen
 from tests.support.helpers import check_one_line
 
 SOUND = "def build(num_classes):\n    pass\n"

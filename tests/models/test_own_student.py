@@ -14,13 +14,8 @@ import yaml
 from kdcache.config import StudentConfig
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError, TrainingError
-from kdcache.models.arch import (
-    build_student,
-    find_channels,
-    find_function,
-    hash_source,
-    recall_student,
-)
+from kdcache.models.own_code import find_function, hash_source
+from kdcache.models.student import build_student, find_channels, recall_student
 from kdcache.report.training import report_result
 from kdcache.training.checkpoint import BEST, LAST
 from kdcache.training.distill import distill
