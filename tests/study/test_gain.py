@@ -18,6 +18,7 @@ from kdcache.data.voc import VOC_DIR
 from kdcache.storage import open_storage
 from kdcache.training.loop import train_epoch, train_step
 from tests.study.__main__ import main
+from tests.study.gain import results
 
 EPOCH = "kdcache.training.loop.train_epoch"
 ROOT = Path(__file__).parents[2]
@@ -172,6 +173,21 @@ def test_what_is_left_is_listed_the_most_important_first_and_once(words, finishe
     assert end.startswith("5 runs are left of 7, 2 are finished")
     assert gain(words, finished, "--dry-run", "--only", "recipe", "--labels", "10") == 0
     assert "2 runs are left of 2" in capsys.readouterr().out
+
+
+def test_recorded_runs_may_be_left_to_the_machine_that_trained_them(
+    words, finished, tmp_path, monkeypatch, capsys
+):
+    recorded = tmp_path / "recorded.jsonl"
+    monkeypatch.setattr(results, "RECORDED", recorded)
+    lines = [{**line, "seed": 1} for line in read_results(finished)]
+    results.record(lines, recorded)
+    assert gain(words, tmp_path / "out", "--dry-run", "--unrecorded", "--labels", "5") == 0
+    *runs, _ = capsys.readouterr().out.splitlines()
+    assert [run.split()[-1] for run in runs] == [
+        "labels-5labels-3steps-seed0",
+        "recipe-5labels-all-3steps-seed0",
+    ]
 
 
 def test_a_cache_of_another_teacher_and_links_to_other_images_are_refused(

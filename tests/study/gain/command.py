@@ -27,7 +27,7 @@ from tests.study.gain.jobs import Job, Place, Selection, plan_jobs
 from tests.study.gain.page import write_page
 from tests.study.gain.plan import HALVES, Study, read_study
 from tests.study.gain.points import read_lists
-from tests.study.gain.results import read_lines, record
+from tests.study.gain.results import find_unrecorded, read_lines, record
 from tests.study.gain.table import render_goals, render_tables
 from tests.study.gain.teachers import find_teachers
 from tests.study.gain.train import run_jobs
@@ -61,6 +61,8 @@ def _run(study: Study, options: argparse.Namespace, argv: list[str]) -> int:
     for name in sorted(told):
         print(f"left out: runs of teacher {name}, which has no file; give --teacher {name}=FILE")
     jobs = [job for job in jobs if job.teacher not in told]
+    if options.unrecorded:
+        jobs = find_unrecorded(study, jobs, place=place)
     if options.dry_run:
         _list_jobs(study, jobs, place, num_processes=options.jobs)
         return 0
@@ -145,6 +147,8 @@ def parse_gain(argv: list[str]) -> tuple[argparse.Namespace, Study]:
     add("--seeds", type=read_numbers(0), metavar="N[,N]", help="seeds")
     add("--budget", type=read_numbers(1), metavar="N[,N]", help="steps")
     add("--jobs", type=read_count(1, 256), default=1, metavar="N", help="processes (default: 1)")
+    add("--unrecorded", action="store_true",
+        help="leave out runs whose results tests/study has already")  # fmt: skip
     add("--dry-run", action="store_true", help="list the runs that are left, with their minutes")
     add("--table", action="store_true", help="print the table of finished runs")
     add("--record", action="store_true",

@@ -30,14 +30,7 @@ def make_line(study: Study, job: Job, *, place: Place) -> dict:
     folder = place.run_folder(job)
     result, last = read_result(folder), read_history(folder)[-1]
     return {
-        "data": study.name,
-        "half": place.half,
-        "arm": job.arm,
-        "also": list(job.also),
-        "labels": job.labels,
-        "teacher": job.teacher,
-        "budget": job.steps,
-        "seed": job.seed,
+        **_identify(study, job, place=place),
         "last_miou": round(result["last_miou"], 5),
         "best_miou": round(result["miou"], 5),
         "teacher_miou": _round(result["teacher_miou"]),
@@ -72,6 +65,26 @@ def record(lines: Sequence[dict], path: Path = RECORDED) -> None:
     """Add lines to those of the repository, in place of older ones of the same runs."""
     both = {find_key(line): line for line in [*read_lines(path), *lines]}
     write_lines(path, [both[key] for key in sorted(both)])
+
+
+def find_unrecorded(study: Study, jobs: Iterable[Job], *, place: Place) -> list[Job]:
+    """The runs that have no line in the repository; another machine may have trained them."""
+    recorded = {find_key(line) for line in read_lines(RECORDED)}
+    return [job for job in jobs if find_key(_identify(study, job, place=place)) not in recorded]
+
+
+def _identify(study: Study, job: Job, *, place: Place) -> dict:
+    """The part of a run's line that tells it from the others."""
+    return {
+        "data": study.name,
+        "half": place.half,
+        "arm": job.arm,
+        "also": list(job.also),
+        "labels": job.labels,
+        "teacher": job.teacher,
+        "budget": job.steps,
+        "seed": job.seed,
+    }
 
 
 def _round(value: float | None) -> float | None:
