@@ -25,7 +25,7 @@ nightly: $(READY)
 exhaustive: $(READY)
 	$(BIN)/python -m pytest -m exhaustive
 
-# Every command of README.md as it is written, on small data; what cannot be run is listed with its reason.
+# Every command of README.md and docs/ as it is written, on small data; what cannot be run is listed with its reason.
 readme: $(READY)
 	$(BIN)/python -m tests.readme
 

@@ -1,5 +1,5 @@
-"""Runs the README's commands as they are written, on small data: `make readme`; some minutes on two
-cores.
+"""Runs the commands of README.md and docs/ as they are written, on small data: `make readme`;
+some minutes on two cores.
 
 In a temporary folder with the project's packages, the shipped configurations cut to one epoch, data
 sets generated for demo and CamVid, teachers with random weights, and an S3 server on this machine.
@@ -23,9 +23,9 @@ import yaml
 
 from kdcache.data.sample_set import write_sample_set
 from kdcache.models.teacher import build_fcn
+from tests.support.pages import GUIDES, ROOT, list_blocks, list_commands, read
 from tests.support.s3_server import CREDENTIALS, make_bucket, serve_s3
 
-ROOT = Path(__file__).resolve().parents[1]
 NOT_RUN = {
     "pip install": "installs packages",
     "tests/integrity": "asks what a teacher knows; this one has random weights (make test runs it "
@@ -35,32 +35,24 @@ NOT_RUN = {
     "COCO_WITH_VOC_LABELS_V1": "downloads weights",
     "python -m cache_teacher$": "downloads VOC 2012, 2 GB",
     "python -m train_student$": "needs the cache of VOC 2012",
+    "data/ccp": "needs the photographs of Clothing Co-Parsing",
+    "--record": "writes into a page of this project",
 }
 PHASES = (
     "python -m cache_teacher --config configs/demo.yaml && "
     "python -m train_student --config configs/demo.yaml --run.resume"
 )
-INSTEAD = {
+INSTEAD = {  # an expression, and what stands there on small data
     "make demo": PHASES,
     "s3://BUCKET": "s3://bucket",
     "/scratch/": "scratch/",
     "caches/voc2012": "caches/camvid",
     # few directions hold what a teacher has learnt, not the features of random weights
     "fidelity caches/compact": "fidelity caches/demo",
+    # hours: what would be trained is listed
+    "(tests.study gain .*)": r"\1 --dry-run",
+    "(runs/tune .*|runs/chosen .*) --seeds .*": r"\1 --seeds 0",
 }
-
-
-def list_blocks(text: str) -> list[tuple[str, str]]:
-    """(language, content) of each fenced block."""
-    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
-
-
-def list_commands(block: str) -> list[str]:
-    """The commands of a bash block, continued lines joined; a script is one."""
-    if block.startswith("#!"):
-        return [block]
-    lines = [line.partition("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def find_reason(command: str) -> str | None:
@@ -89,10 +81,10 @@ def prepare(folder: Path) -> None:
 
 
 def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float]]:
-    """(command, outcome, seconds) in the README's order; an outcome is "ok", "not run: ..." or what
-    went wrong.
+    """(command, outcome, seconds), page by page; an outcome is "ok", "not run: ..." or what went
+    wrong.
     """
-    for language, block in list_blocks((ROOT / "README.md").read_text(encoding="utf-8")):
+    for language, block in (block for page in GUIDES for block in list_blocks(read(page))):
         if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
             (folder / name[1]).write_text(block, encoding="utf-8")
         elif language == "python":
@@ -110,7 +102,7 @@ def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float
 def _run_command(command: str, folder: Path, env: dict[str, str]) -> tuple[str, str, float]:
     words = command
     for placeholder, ours in INSTEAD.items():
-        words = words.replace(placeholder, ours)
+        words = re.sub(placeholder, ours, words)
     return _run(["bash", "-c", words], command, folder, env)
 
 

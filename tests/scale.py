@@ -1,4 +1,4 @@
-"""Time and money past one machine: the tables of kdcache/forecast/SCALE.md, from parameters that
+"""Time and money past one machine: the tables of docs/cluster.md, from parameters that
 you may replace.
 
 python -m tests.scale [--rate 100] [--student-rate 400] [--bandwidth 10000] [--per-hour 2]
@@ -33,7 +33,7 @@ DATA_SETS = {
 }  # images, classes
 GPUS = (1, 8, 64, 512)
 TARGETS = {"low": (256, 4), "mid": (512, 8), "high": (1024, 16)}  # FCN-ResNet50's channels, stride
-# Measured (SCALE.md): a compact sample of 11 classes, what a class adds, reading an image
+# Measured (docs/cluster.md): a compact sample of 11 classes, what a class adds, reading an image
 COMPACT_BYTES, CLASS_BYTES, READING_S = 0.941e6, 3.04e3, 1.84e-3
 READERS = 4  # threads that read and check the data set
 DOLLARS_PER_PUT, DOLLARS_PER_GET, DOLLARS_PER_GB_MONTH = 0.005 / 1000, 0.0004 / 1000, 0.023

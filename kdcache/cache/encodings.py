@@ -1,6 +1,6 @@
 """How a teacher's logits and features are stored: float16, int8 with a scale, or lowrank.
 
-lowrank stores coefficients in a basis of R directions. FORMAT.md has the mathematics.
+lowrank stores coefficients in a basis of R directions. docs/format.md has the mathematics.
 Letters: N samples, C channels, R coefficients, H, W height and width.
 """
 

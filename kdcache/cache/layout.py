@@ -1,6 +1,6 @@
 """The grid of the format: array names, shapes, dtypes, shard groups and keys of files.
 
-FORMAT.md describes it in words.
+docs/format.md describes it in words.
 
 Letters: V views, N samples, S samples per shard.
 """

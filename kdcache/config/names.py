@@ -13,8 +13,8 @@ LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""
 KINDS = ("float16", "int8", "lowrank")
-"""How one answer of the teacher is stored. Manifests, FORMAT.md and messages about a stored answer
-say these."""
+"""How one answer of the teacher is stored. Manifests, docs/format.md and messages about a stored
+answer say these."""
 PRESETS = {
     "exact": {"logits": "float16", "features": "float16"},
     "half": {"logits": "int8", "features": "int8"},

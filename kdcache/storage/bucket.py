@@ -1,4 +1,4 @@
-"""A cache in a bucket of an object store. FORMAT.md has the protocol.
+"""A cache in a bucket of an object store. docs/format.md has the protocol.
 
 There are no folders, links or partial files: an object is put whole and is then durable. A put is
 refused if another process has replaced the object since we read its version. So a writer that was

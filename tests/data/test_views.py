@@ -10,7 +10,6 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageEnhance, ImageOps
 
-import kdcache
 from kdcache.config import AugmentConfig
 from kdcache.data.views import MEAN_RGB, SCHEME, VOID, ViewParameters, apply, draw, fit_inside
 
@@ -292,7 +291,7 @@ def test_void_is_kept_as_255():
 
 
 def apply_by_the_page(view: ViewParameters, image: np.ndarray) -> np.ndarray:
-    """FORMAT.md, "Views", step by step with Pillow."""
+    """docs/format.md, "Views", step by step with Pillow."""
     picture = Image.fromarray(image).resize(view.resized_hw[::-1], Image.Resampling.BILINEAR)
     (top, left), (_, _, height, width) = view.crop_tl, view.image_box
     picture = picture.crop((left, top, left + width, top + height))
@@ -315,13 +314,13 @@ def test_pixels_of_a_view_are_those_that_the_format_describes(size_hw: tuple[int
         found, expected = apply(view, image, label)[0], apply_by_the_page(view, image)
         assert np.array_equal(found, expected), (
             "apply moves pixels: caches built before hold others. Give SCHEME a new name and "
-            "describe it in FORMAT.md, Views, and here"
+            "describe it in docs/format.md, Views, and here"
         )
     assert flips == {True, False}
 
 
 def test_the_format_describes_this_scheme():
-    page = (Path(kdcache.__file__).parent / "cache/FORMAT.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/format.md").read_text(encoding="utf-8")
     assert f"## Views: scheme `{SCHEME}`\n" in page and f"`{SCHEME}/SEED/ID`" in page
 
 

@@ -300,8 +300,8 @@ def test_a_file_of_300_megabytes_is_not_read(root, truth, name):
 
 
 def seal(text: str) -> bytes:
-    """Any text as FORMAT.md wants it: its own sha256 as the last field, taken with zeros in its
-    place.
+    """Any text as docs/format.md wants it: its own sha256, taken with zeros there, as the last
+    field.
     """
     head, tail = text.rstrip().removesuffix("}").rstrip().encode() + b',\n "sha256": "', b'"\n}\n'
     return head + hashlib.sha256(head + b"0" * 64 + tail).hexdigest().encode() + tail

@@ -47,7 +47,7 @@ def to_json(document: object) -> str:
 
 
 def seal(document: dict) -> bytes:
-    """Any JSON as FORMAT.md wants it: its own sha256 as the last field."""
+    """Any JSON as docs/format.md wants it: its own sha256 as the last field."""
     text = to_json({name: value for name, value in document.items() if name != "sha256"})
     head = text.rstrip().removesuffix("}").rstrip().encode() + b',\n "sha256": "'
     tail = b'"\n}\n'

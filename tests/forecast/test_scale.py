@@ -1,5 +1,5 @@
-"""SCALE.md's tables of time and money past one machine: they are what the arithmetic gives, and the
-arithmetic is right.
+"""The tables of time and money past one machine in docs/cluster.md: they are what the arithmetic
+gives, and the arithmetic is right.
 """
 
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 
 from tests import scale
 
-SCALE = (Path(__file__).parents[2] / "kdcache/forecast/SCALE.md").read_text(encoding="utf-8")
+SCALE = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
 
 
 def test_readme_has_the_tables_that_the_arithmetic_gives():
     for table in scale.render_tables([]):
-        assert table in SCALE, "SCALE.md differs; put there what `python -m tests.scale` prints"
+        assert table in SCALE, "put into docs/cluster.md what `python -m tests.scale` prints"
 
 
 def test_the_sum_by_hand_is_the_one_in_the_words():

@@ -1,5 +1,5 @@
-"""What MATHEMATICS.md claims, in float64 or on numbers made for it. Letters as there; what other
-files test is not repeated.
+"""What docs/mathematics.md claims, in float64 or on numbers made for it. Letters as there; what
+other files test is not repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kdcache.losses.target import Target
 from kdcache.models.inputs import resize_to
 from kdcache.models.student import STUDENT_CHANNELS
 
-TEXT = (Path(__file__).parents[2] / "kdcache/losses/MATHEMATICS.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs/mathematics.md").read_text(encoding="utf-8")
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

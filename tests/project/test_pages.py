@@ -1,4 +1,4 @@
-"""The pages of the library: shipped with it, and what they name is there."""
+"""The pages: what they name and link to is there, and the guide's figures are right."""
 
 from __future__ import annotations
 
@@ -13,42 +13,64 @@ import yaml
 from kdcache.config import LEVELS, config_to_dict
 from kdcache.config.parser import flatten, make_config
 from tests.support.commands import read_grid_command
+from tests.support.pages import PAGES, ROOT, list_anchors, list_links, read
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "kdcache").rglob("*.md"))
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+MADE = {"study.md"}  # by a command
 
 
-def test_every_page_is_shipped():
+def test_templates_are_shipped_and_pages_stand_in_docs():
     project = tomllib.loads(read(ROOT / "pyproject.toml"))
     shipped = project["tool"]["setuptools"]["package-data"]["kdcache"]
-    room = ROOT / "kdcache"
-    templates = [path for path in (room / "report/templates").iterdir() if path.is_file()]
-    needed = {str(path.relative_to(room)) for path in PAGES} | {"report/templates/*"}
-    assert set(shipped) == needed and {path.suffix for path in templates} == {".css", ".j2", ".js"}
+    templates = [p for p in (ROOT / "kdcache/report/templates").iterdir() if p.is_file()]
+    assert shipped == ["report/templates/*"] and not list((ROOT / "kdcache").rglob("*.md"))
+    assert {path.suffix for path in templates} == {".css", ".j2", ".js"}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in list_links(read(page)):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.is_file(), link
+        assert not anchor or anchor in list_anchors(read(target)), link
+
+
+def test_no_heading_of_a_page_stands_twice():
+    for page in PAGES:
+        anchors = list_anchors(read(page))
+        assert len(set(anchors)) == len(anchors), page.name
+
+
+def test_pages_named_in_code_and_text_are_there():
+    """`docs/format.md` and `docs/format.md, "Views"`: the file, and a heading that begins so."""
+    for path in list_texts():
+        for name in re.findall(r"(?<![\w/.*])((?:docs/)?\w+\.md)\b", read(path)):
+            known = [ROOT / name, path.parent / name, ROOT / "docs" / name]
+            assert name in MADE or any(file.is_file() for file in known), f"{path}: {name}"
+        for name, heading in re.findall(r"((?:docs/)?\w+\.md), \"([^\"]+)\"", read(path)):
+            pattern = rf"^#+ {re.escape(heading)}"
+            assert re.search(pattern, read(ROOT / name), re.MULTILINE), f"{path}: {heading}"
+
+
+def list_texts() -> list[Path]:
+    """The files of code, settings and text that name pages of today."""
+    folders = ("kdcache", "cache_teacher", "train_student", "tests", "docs", "configs")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    found += [*PAGES, ROOT / "pyproject.toml"]
+    kinds = {".py", ".md", ".yaml", ".toml", ".j2"}
+    return [p for p in found if p.suffix in kinds and p.is_file() and p != Path(__file__)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_is_there(page):
     for name in re.findall(
         r"(?<![\w/])(?:kdcache|tests|configs|train_student|cache_teacher)/[\w/]+(?:\.\w+)?",
         read(page),
     ):
         assert "NAME" in name or (ROOT / name).exists(), name
-    documents = {path.name: path for path in (*PAGES, ROOT / "README.md", ROOT / "BENCHMARKS.md")}
-    for document, heading in re.findall(
-        r"\b(README|BENCHMARKS\.md|FORMAT\.md), \"([^\"]+)\"", read(page)
-    ):
-        name = document if "." in document else f"{document}.md"
-        assert re.search(rf"^#+ {re.escape(heading)}", read(documents[name]), re.MULTILINE), (
-            f"{document}: {heading}"
-        )
 
 
-TUNING = read(ROOT / "kdcache/training/TUNING.md")
+TUNING = read(ROOT / "docs/training.md")
 GRIDS = re.findall(r"^python -m train_student (--config .*)$", TUNING, re.MULTILINE)
 
 

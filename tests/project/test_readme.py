@@ -1,30 +1,30 @@
-"""What README and configs say works: commands parse (`make readme` runs them), Python runs, named
-files exist.
+"""What README, docs/ and configs say works: commands parse (`make readme` runs them), Python runs,
+named files exist.
 """
 
 import importlib
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
+from cache_teacher import cli as cache_teacher
 from kdcache.config.options import Parser, read_given
 from kdcache.config.parser import make_config, merge
 from kdcache.config.typed import read_settings
 from kdcache.training.distill import distill
 from tests import readme
 from tests.support.commands import read_grid_command
+from tests.support.pages import GUIDES, PAGES, ROOT, list_all_commands, list_blocks, read
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-    if line.startswith("python -m") and not line.startswith("python -m pytest")
+ALL_COMMANDS = [command for page in GUIDES for command in list_all_commands(read(page))]
+PROGRAMS = ("python -m cache_teacher", "python -m train_student")
+COMMANDS = sorted({command for command in ALL_COMMANDS if command.startswith(PROGRAMS)})
+PYTHON = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in GUIDES
+    for number, (kind, block) in enumerate(list_blocks(read(page)))
+    if kind == "python"
 ]
 
 
@@ -33,7 +33,7 @@ class Parsed(BaseException):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_readme_commands_parse(command, tmp_path, monkeypatch):
+def test_commands_of_the_pages_parse(command, tmp_path, monkeypatch):
     """Each by the parser of its own command; settings are in range, at each point of a grid."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "runs").mkdir()
@@ -58,25 +58,24 @@ def test_readme_commands_parse(command, tmp_path, monkeypatch):
 
 
 def test_readme_has_commands_of_both_programs():
-    assert (
-        sum("cache_teacher" in c for c in COMMANDS) >= 3
-        and sum("train_student" in c for c in COMMANDS) >= 3
-    )
+    commands = list_all_commands(read(ROOT / "README.md"))
+    assert sum("cache_teacher" in c for c in commands) >= 3
+    assert sum("train_student" in c for c in commands) >= 3
 
 
-def test_readme_python_runs(built_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_of_the_pages_runs(block, built_root, tmp_path, monkeypatch):
     (tmp_path / "caches").mkdir()
     (tmp_path / "caches" / "demo").symlink_to(built_root)
     monkeypatch.chdir(tmp_path)
-    blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(blocks) > 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    if "demo.h5" in block:
+        cache_teacher.main(["export", "caches/demo", "demo.h5"])
+    exec(compile(block, "a page", "exec"), {})
 
 
-def test_readme_student_of_ones_own_is_one(built_root, given, tmp_path, monkeypatch):
+def test_student_of_ones_own_is_one(built_root, given, tmp_path, monkeypatch):
     (block,) = [
-        block for kind, block in BLOCKS if kind == "python" and block.startswith("# my_student.py")
+        param.values[0] for param in PYTHON if param.values[0].startswith("# my_student.py")
     ]
     (tmp_path / "my_student.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
@@ -92,34 +91,26 @@ def test_readme_student_of_ones_own_is_one(built_root, given, tmp_path, monkeypa
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-def test_every_command_of_the_readme_runs():
+def test_every_command_of_the_pages_runs():
     assert readme.main() == 0
 
 
 def test_commands_that_are_not_run_have_a_reason_and_the_others_are_run():
-    commands = [c for kind, block in BLOCKS if kind == "bash" for c in readme.list_commands(block)]
-    left = [command for command in commands if readme.find_reason(command)]
-    assert len(commands) > 30 and len(left) < 12
+    left = [command for command in ALL_COMMANDS if readme.find_reason(command)]
+    assert len(ALL_COMMANDS) > 50 and len(left) < 20
     for words in readme.NOT_RUN:
         assert any(readme.find_reason(c) == readme.NOT_RUN[words] for c in left), words
 
 
-def test_readme_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make ([\w-]+)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_of_the_pages_exist(page):
+    makefile = read(ROOT / "Makefile")
+    commands = [c for c in list_all_commands(read(page)) if c.startswith("make ")]
+    named = re.findall(r"`make ([\w-]+)", read(page)) + [c.split()[1] for c in commands]
+    for target in named:
         assert f"\n{target}:" in makefile
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_configs_are_valid(path):
     assert make_config(read_settings(path)).dataset.num_classes > 1
-
-
-def test_the_worked_example_of_the_format_runs():
-    text = (ROOT / "kdcache/cache/FORMAT.md").read_text(encoding="utf-8")
-    (example,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        if "import numpy" in block
-    ]
-    exec(compile(example, "FORMAT.md", "exec"), {})
