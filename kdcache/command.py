@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from kdcache.config.options import Parser
-from kdcache.errors import KdcacheError, Phrase, SettingsError, ToldElsewhere, describe, one_line
+from kdcache.errors import (
+    KdcacheError,
+    Phrase,
+    SettingsError,
+    ToldElsewhere,
+    describe,
+    is_out_of_memory,
+    one_line,
+)
 from kdcache.models.own_code import Trust
 from kdcache.progress import print_line
 from kdcache.storage import Storage, open_storage
@@ -156,7 +164,7 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
         error.exit_code = CANNOT_RUN
         raise
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (isinstance(error, OSError) or _is_out_of_memory(error)):
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):
             raise
         reason = one_line(error)
         unable = KdcacheError(f"{where}: cannot be {doing} ({reason}); mend that and try again")
@@ -199,7 +207,7 @@ def _explain(error: Exception) -> str:
     """One line about what has ended a command."""
     if isinstance(error, KdcacheError):
         return str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             f"out of memory ({one_line(error)}); lower teacher.batch_size, train.batch_size or "
             "fit.batch_size, or set train.residency disk"
@@ -208,13 +216,6 @@ def _explain(error: Exception) -> str:
         where, why = error.filename or "a file", error.strerror or error
         return f"{where}: {why}; mend that and start again"
     return f"{one_line(error, named=True)}: {A_BUG}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch's allocator for CPUs has no error of its own."""
-    torch = sys.modules.get("torch")  # importing it takes seconds, and only it raises its errors
-    kinds = (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _show_warnings() -> None:

@@ -1,6 +1,7 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
 import re
+import sys
 from functools import partial
 
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
@@ -97,6 +98,13 @@ def one_line(error: object, *, named: bool = False) -> str:
     text, kind = str(error).strip(), type(error).__name__
     text = " ".join((text.partition("\n")[0] if named else text).split())[:120]
     return f"{kind}: {text}" if named and text else text or kind
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is missing; torch's allocator for CPUs has no error of its own."""
+    torch = sys.modules.get("torch")  # importing it takes seconds, and only it raises its errors
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def hide_passwords(text: str) -> str:

@@ -19,6 +19,7 @@ from kdcache.cache.layout import (
 )
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
+from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD
 from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored_of_cache
 from kdcache.data.views import SCHEME
@@ -200,10 +201,15 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
 
     Validation stores no levels, so the layers they come from do not matter there.
     """
-    facts = {"arch": config.teacher.arch, "precision": config.teacher.precision}
+    teacher = config.teacher
+    facts = {"arch": teacher.arch, "precision": teacher.precision}
+    # what was not recorded before stays so where it is the default
+    for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        if getattr(teacher, name) != list(default):
+            facts[name] = getattr(teacher, name)
     if not train:
         return facts
     levels, layers = config.cache.levels, config_to_dict(config)["teacher"]["layers"]
-    if "high" in levels and config.teacher.high_stride != STRIDE:  # the default is not recorded
-        facts["high_stride"] = config.teacher.high_stride
+    if "high" in levels and teacher.high_stride != STRIDE:
+        facts["high_stride"] = teacher.high_stride
     return {**facts, "layers": {level: layers[level] for level in levels}}

@@ -9,6 +9,14 @@ VOID = 255  # stored label of what no loss and no metric counts: void pixels, pa
 FROM_CACHE = ("dataset", "augment", "teacher")  # sections that describe what a cache holds
 OF_CACHE = (*FROM_CACHE, "cache")  # those of a manifest that are read; the others choose nothing
 BUILT_IN_STUDENT = "mobilenetv3_small"
+FCNS = ("fcn_resnet50", "fcn_resnet101")
+TORCHVISION = (
+    *FCNS, "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large",
+)  # fmt: skip
+"""Teachers that torchvision has."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB from 0 to 1, as torchvision's weights expect it."""
 LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from kdcache.config.checks import check_positive, check_range
-from kdcache.config.names import Precision
+from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD, TORCHVISION, Precision
+from kdcache.errors import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """Which part of the teacher's backbone each feature level is taken from."""
+    """Which part of the teacher each feature level is taken from.
+
+    layer1 to layer4 are the stages of a built-in teacher; any other part goes by its name, as in
+    classifier.2, and [NUMBER or NAME] behind it takes one of several tensors that it gives.
+    """
 
     low: str = "layer1"
-    """Backbone part behind low (layer1: 256 channels, stride 4)."""
+    """Part behind low (layer1 of a ResNet: 256 channels, stride 4)."""
     mid: str = "layer2"
-    """Backbone part behind mid (layer2: 512 channels, stride 8)."""
+    """Part behind mid (layer2 of a ResNet: 512 channels, stride 8)."""
     high: str = "layer3"
-    """Backbone part behind high (layer3: 1024 channels, stride 8, resized to
-    teacher.high_stride)."""
+    """Part behind high (layer3 of a ResNet: 1024 channels, stride 8), resized to
+    teacher.high_stride."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The frozen teacher, asked once."""
 
-    arch: Literal["fcn_resnet50", "fcn_resnet101"] = "fcn_resnet50"
-    """torchvision segmentation model."""
+    arch: str = "fcn_resnet50"
+    """A segmentation model of torchvision: fcn_resnet50, fcn_resnet101, deeplabv3_resnet50,
+    deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large."""
+    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    """What is subtracted from red, green and blue, each from 0 to 1."""
+    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    """What they are then divided by, each above 0."""
     weights: str = "COCO_WITH_VOC_LABELS_V1"
     """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from
     `cache_teacher fit`)."""
@@ -47,6 +58,18 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         check_range("teacher.batch_size", self.batch_size, 1, 65_536)
+        self._check_arch()
+        for name, least in (("mean", -1000), ("std", 1e-6)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(least <= value <= 1000 for value in values):
+                raise refuse(f"teacher.{name}", values, f"three numbers from {least:g} to 1000")
+
+    def _check_arch(self) -> None:
+        """Raise SettingsError, with the nearest name, for an unknown one."""
+        if self.arch not in TORCHVISION:
+            near = difflib.get_close_matches(self.arch, TORCHVISION, n=1)
+            expected = near[0] if near else f"{', '.join(TORCHVISION[:-1])} or {TORCHVISION[-1]}"
+            raise refuse("teacher.arch", self.arch, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,11 @@ _NAMES = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
     list: "a list", dict: "names with values", NoneType: "null",
 }  # fmt: skip
+_LISTS = {
+    (int,): "a list of whole numbers",
+    (float,): "a list of numbers",
+    (str,): "a list of names, as in [a, b]",
+}
 
 
 @cache
@@ -126,8 +131,8 @@ def describe_type(kind: object) -> str:
 
 def _describe_plain(kind: object) -> str:
     origin, inner = get_origin(kind) or kind, get_args(kind)
-    if origin is list and inner in ((int,), (str,)):
-        return "a list of whole numbers" if inner == (int,) else "a list of names, as in [a, b]"
+    if origin is list and inner in _LISTS:
+        return _LISTS[inner]
     return _NAMES[origin]
 
 

@@ -146,7 +146,7 @@ def weigh_encodings(job: Job, asked: Mapping[str, Asked], *, progress: Progress)
                 layouts = build_layouts(
                     config,
                     num_samples={split: layout.num_samples for split, layout in here.items()},
-                    targets=job.teacher.probe_targets(),
+                    targets=job.targets,
                     encodings=encodings,
                     codecs={dtype: choose_codec(codec, dtype) for dtype in DTYPES},
                 )

@@ -250,7 +250,7 @@ def _time_step(job: Job, batch_size: int) -> float:
     """Seconds of a training step as the comparison does it, on zeros; one before it warms up."""
     device, levels = job.teacher.device, job.config.cache.levels
     config = students.plan_students(students.use_built_in(job.config), levels=levels, device=device)
-    channels = {level: shape[0] for level, shape in job.teacher.probe_targets().items()}
+    channels = {name: shape[0] for name, shape in job.targets.items()}
     learner = build_learner(config, teacher_channels=channels)
     bases = {level: torch.from_numpy(basis).to(device) for level, basis in job.bases.items()}
     learner.targets = Targets(job.manifest.encodings, bases)

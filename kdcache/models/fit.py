@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from kdcache.config import Config
+from kdcache.config.names import FCNS
 from kdcache.data.unlabelled import check_apart
 from kdcache.data.voc import Split, download_voc, read_split
-from kdcache.errors import TeacherError, TrainingError, one_line
+from kdcache.errors import TeacherError, TrainingError, one_line, refuse
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.fit_files import (
     find_state_path,
@@ -51,6 +52,9 @@ def fit_teacher(
         TrainingError at a non-finite loss or a state of other settings.
     """
     progress = progress or Silent()
+    if config.teacher.arch not in FCNS:
+        expected = f"{' or '.join(FCNS)}, which fit trains; bring other weights trained elsewhere"
+        raise refuse("teacher.arch", config.teacher.arch, expected)
     device = choose_device(config.teacher.device, field="teacher.device")
     if config.fit.precision != "auto":
         check_precision(config.fit.precision, device, field="fit.precision")

@@ -9,29 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from kdcache.config.names import IMAGENET_MEAN as IMAGENET_MEAN
+from kdcache.config.names import IMAGENET_STD as IMAGENET_STD
 
 
-def normalize_images(image_NHWC: Tensor) -> Tensor:
-    """Normalise images with ImageNet's mean and standard deviation.
+def normalize_images(
+    image_NHWC: Tensor,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Tensor:
+    """Normalise images.
 
     Args:
         image_NHWC: uint8 RGB.
+        mean, std: of RGB from 0 to 1; ImageNet's if they are not given.
 
     Returns: float32 [N, 3, H, W] in channels_last memory.
     """
-    mean, std = _mean_and_std(image_NHWC.device)
-    return ((image_NHWC.float() - mean) / std).permute(0, 3, 1, 2)
+    mean_C, std_C = _mean_and_std(image_NHWC.device, mean, std)
+    return ((image_NHWC.float() - mean_C) / std_C).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+def _mean_and_std(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
     """On the scale 0..255; cached, since a copy to a GPU waits for all work queued there."""
     with torch.inference_mode(False):
-        return tuple(
-            (torch.tensor(values) * 255).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        return tuple((torch.tensor(values) * 255).to(device) for values in (mean, std))
 
 
 def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:

@@ -1,74 +1,103 @@
-"""The frozen FCN teacher and its feature taps. Letters: N batch, C channels, H height, W width."""
+"""The frozen teacher: images in, logits and features out.
+
+Letters: N batch, K classes, C channels, H, W height and width of images, h, w of a grid.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
-from kdcache.errors import Phrase, SettingsError, TeacherError, describe
+from kdcache.config.names import FCNS
+from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
 from kdcache.machine.devices import use_exact_float32
-from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
+from kdcache.models.networks import (
+    Network,
+    build_network,
+    find_logits,
+    refuse_network,
+    wrap_torchvision,
+)
+from kdcache.models.parts import Parts, describe_kind
+from kdcache.models.probe import probe
 from kdcache.models.weights import read_teacher_weights
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Teacher:
-    """A frozen FCN: uint8 images in; logits before the upsampling, and tapped features, out.
+    """A frozen network: uint8 images in; logits before the upsampling, and features, out.
 
     Args:
-        model: torchvision FCN without auxiliary head, in eval mode.
-        taps: level -> backbone part, e.g. {"low": "layer1"}.
+        network: put into eval mode, its weights frozen.
+        taps: level -> part, e.g. {"low": "layer1"}.
         device: where it runs.
         precision: float32 (exact, TF32 off), bfloat16 or float16 (autocast).
         high_stride: stride in pixels that `high` is resized to, whatever its tap has.
+        mean, std: what normalises images, of RGB from 0 to 1.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        network: Network,
         *,
         taps: dict[str, str],
         device: torch.device,
         precision: str,
         high_stride: int = STRIDE,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        check_taps(model, taps)
-        self.high_stride = high_stride
-        self.model = (
-            model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        )
+        self.parts = Parts(network.module, taps, stages=network.stages)
+        self.network, self.high_stride = network, high_stride
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.model = network.module.to(device, memory_format=network.memory_format)
+        self.model.eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
         if self.dtype is None:
             use_exact_float32()
+        self._targets: dict[tuple, dict[str, tuple[int, int]]] = {}
 
     @torch.inference_mode()
     def __call__(self, image_NHWC: Tensor) -> dict[str, Tensor]:
         """Logits and features of uint8 RGB images [N, H, W, 3], H and W multiples of 16.
 
-        Returns: float32 "logits" [N, num_classes, H/8, W/8] and each level [N, C, h, w]; `high` is
-            at `high_stride`.
+        Returns: float32 "logits" [N, num_classes, h, w], as the network gives them before its
+            upsampling, and each level [N, C, h, w]; `high` is at `high_stride`.
+        Raises: TeacherError for what no logits are, SettingsError for what no features are.
         """
         hw = image_NHWC.shape[1:3]
-        x = normalize_images(self._upload(image_NHWC)).contiguous(memory_format=torch.channels_last)
+        x = normalize_images(self._upload(image_NHWC), mean=self.mean, std=self.std)
+        x = x.contiguous(memory_format=self.network.memory_format)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            answer = self._forward(x)
+            logits = self._ask(x)
+        answer = {**self.parts.take(hw), "logits": logits}
         if "high" in answer:
             answer["high"] = resize_to(
                 answer["high"].float(), tuple(px // self.high_stride for px in hw)
             )
         return {name: value.float() for name, value in answer.items()}
 
-    def probe_targets(self) -> dict[str, tuple[int, int]]:
-        """Logits and each level -> (channels, stride in pixels), found by asking about an image."""
-        px = 4 * STRIDE
-        answer = self(torch.zeros(1, px, px, 3, dtype=torch.uint8))
-        return {
-            name: (answer[name].shape[1], px // answer[name].shape[2])
-            for name in ("logits", *self.taps)
-        }
+    def probe_targets(
+        self, size_hw: tuple[int, int], val_hw: tuple[int, int]
+    ) -> dict[str, tuple[int, int]]:
+        """Logits and each level -> (channels, stride in pixels), found by asking about an image.
+
+        Args:
+            size_hw, val_hw: heights and widths of training and validation views in pixels.
+
+        Raises: TeacherError or SettingsError for answers that cannot be stored.
+        """
+        if (size_hw, val_hw) not in self._targets:
+            small_hw = (4 * STRIDE, 4 * STRIDE)
+            sizes = [small_hw] if self.network.one_stride else [*{size_hw: 0, val_hw: 0}]
+            self._targets[size_hw, val_hw] = probe(self, self.network, self.taps, sizes)
+        return self._targets[size_hw, val_hw]
 
     def _upload(self, image_NHWC: Tensor) -> Tensor:
         """To the device, from pinned memory: a copy from other memory waits for the GPU's queue."""
@@ -76,13 +105,23 @@ class Teacher:
             image_NHWC = image_NHWC.pin_memory()
         return image_NHWC.to(self.device, non_blocking=True)
 
-    def _forward(self, x: Tensor) -> dict[str, Tensor]:
-        answer = {}
-        for name, part in self.model.backbone.items():
-            x = part(x)
-            answer.update({level: x for level, tap in self.taps.items() if tap == name})
-        answer["logits"] = self.model.classifier(x)
-        return answer
+    def _ask(self, x_NCHW: Tensor) -> Tensor:
+        """The logits [N, K, h, w]. Raises TeacherError."""
+        size = f"{x_NCHW.shape[2]}x{x_NCHW.shape[3]}"
+        try:
+            given = self.network.ask(x_NCHW)
+        except (Exception, SystemExit) as error:  # whatever code of others meets
+            if isinstance(error, KdcacheError) or is_out_of_memory(error):
+                raise
+            found = f"failing at an image of {size} ({one_line(error, named=True)})"
+            raise refuse_network(self.network.name, found, "to give logits") from None
+        logits, count = find_logits(given), self.network.num_classes
+        if logits is None or logits.ndim != 4 or logits.shape[:2] != (len(x_NCHW), count):
+            found = f"giving {describe_kind(given if logits is None else logits)} in eval mode"
+            expected = f"logits [{len(x_NCHW)}, {count}, height, width]"
+            expected += f" for {len(x_NCHW)} images of {size}, dataset.num_classes {count}"
+            raise refuse_network(self.network.name, found, expected)
+        return logits
 
 
 def build_teacher(
@@ -94,12 +133,16 @@ def build_teacher(
         for an unknown tap.
     """
     state = read_teacher_weights(config.arch, config.weights)
-    with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
-        model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
-    load_weights(model, state, where=config.weights, num_classes=num_classes)
+    if config.arch in FCNS:
+        with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
+            model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
+        network = wrap_torchvision(model, num_classes=num_classes, name=config.arch)
+    else:
+        network = build_network(config, num_classes=num_classes)
+    load_weights(network.module, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
-    asked = {"precision": config.precision, "high_stride": config.high_stride}
-    return Teacher(model, taps=taps, device=device, **asked), state
+    asked = {name: getattr(config, name) for name in ("precision", "high_stride", "mean", "std")}
+    return Teacher(network, taps=taps, device=device, **asked), state
 
 
 def build_fcn(arch: str, *, num_classes: int, aux_head: bool) -> nn.Module:
@@ -119,21 +162,13 @@ def load_weights(
 
     Raises: TeacherError naming the class count or the first name or shape that differs.
     """
-    head = state.get("classifier.4.weight")
-    if head is not None and head.shape[0] != num_classes:
-        cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
-        raise TeacherError(
-            describe(
-                where,
-                field="number of classes",
-                found=head.shape[0],
-                expected=num_classes,
-                cure=cure,
-            )
-        )
     own = model.state_dict()
     expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in expected.keys() & found.keys():
+        count, *rest = found[name] or (0,)
+        if expected[name] == (num_classes, *rest) and count != num_classes:
+            raise _refuse_classes(where, count, num_classes)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             cure = "use weights of teacher.arch"
@@ -150,20 +185,12 @@ def load_weights(
     model.load_state_dict(fitting, assign=True)
 
 
-def check_taps(model: nn.Module, taps: dict[str, str]) -> None:
-    """Raises SettingsError if a tap is not a part of the backbone."""
-    known = [
-        name for name in dict(model.backbone.items()) if name.startswith("layer")
-    ]  # bn1's output is overwritten in place
-    for level, tap in taps.items():
-        if tap not in known:
-            expected = Phrase("one of " + ", ".join(known))
-            raise SettingsError(
-                describe(
-                    "settings",
-                    field=f"teacher.layers.{level}",
-                    found=tap,
-                    expected=expected,
-                    cure="choose one",
-                )
-            )
+def _refuse_classes(where: str, found: int, expected: int) -> TeacherError:
+    """The error for weights of another number of classes."""
+    shown = f"{found} with background" if found == expected + 1 else found
+    cure = "set dataset.num_classes or fit a teacher with `python -m cache_teacher fit`"
+    return TeacherError(
+        describe(
+            where, field="number of classes", found=Phrase(shown), expected=expected, cure=cure
+        )
+    )

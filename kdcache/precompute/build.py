@@ -87,7 +87,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         check_encodings(root, read_config(there), config, cure=cure)
     codecs = choose_codecs(config, there)
     teacher, weights = _load_teacher(config)
-    targets = teacher.probe_targets()
+    targets = teacher.probe_targets(config.dataset.size_hw, config.dataset.val_hw)
     ranks = choose_ranks(config.cache, targets)
     download_voc(config.dataset)
     splits = read_splits(config, progress)

@@ -52,6 +52,12 @@ class Job:
         return open_storage(self.config.cache.path)
 
     @property
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """Logits and each cached level -> (channels, stride in pixels)."""
+        data = self.config.dataset
+        return self.teacher.probe_targets(data.size_hw, data.val_hw)
+
+    @property
     def encoder(self) -> Encoder:
         """Encodes answers as this cache stores them, on the teacher's device."""
         return Encoder(self.manifest.encodings, self.bases, self.teacher.device)

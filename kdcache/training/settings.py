@@ -34,6 +34,15 @@ from kdcache.storage import Storage
 from kdcache.training.order import find_smallest_batch
 from kdcache.training.tracking import check_tracker
 
+FIXED = (
+    "dataset.train_split",
+    "dataset.val_split",
+    "teacher.high_stride",
+    "teacher.mean",
+    "teacher.std",
+    "cache.shard_samples",
+)
+"""Settings of the cache that its identity does not name, or only if they are not the default."""
 # a cache written by an older version may lack some of these
 KEPT_OF_CACHE = ("levels", "shard_samples", "encoding", "rank", "codec")
 
@@ -94,12 +103,7 @@ def check_given(root: Storage, manifest: Manifest, given: dict, *, cure: str) ->
     check_encodings(root, cached, full, cure=cure)
     known = flatten(config_to_dict(cached))
     _check_unlabelled(root, known["dataset.unlabelled"], given.get("dataset.unlabelled"))
-    for name in (
-        "dataset.train_split",
-        "dataset.val_split",
-        "teacher.high_stride",
-        "cache.shard_samples",
-    ):
+    for name in FIXED:
         if name in given and given[name] != known[name]:
             raise CacheMismatchError(
                 describe(root, field=name, found=known[name], expected=given[name], cure=cure)

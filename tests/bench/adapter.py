@@ -18,6 +18,7 @@ from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.stage import Stage
 from kdcache.config import Config, LayerConfig
 from kdcache.config.parser import make_config, merge
+from kdcache.models.networks import wrap_torchvision
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.precompute import build
 from kdcache.training.arithmetic import choose_compiling
@@ -121,7 +122,8 @@ def make_teacher(*, num_classes: int, device: torch.device, precision: str) -> T
     """FCN-ResNet50 with random weights and the default taps."""
     taps = {level: getattr(LayerConfig(), level) for level in LEVELS}
     model = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=False)
-    return Teacher(model, taps=taps, device=device, precision=precision)
+    network = wrap_torchvision(model, num_classes=num_classes)
+    return Teacher(network, taps=taps, device=device, precision=precision)
 
 
 def precision_of(learner: Learner) -> str:

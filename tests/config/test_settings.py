@@ -224,7 +224,7 @@ def test_unknown_section_is_refused(refused):
         ("train.epochs", "many", "a whole number"),
         ("run.resume", "maybe", "true or false"),
         ("cache.levels", "low", "a list of names, as in [a, b]"),
-        ("teacher.arch", "vgg", "fcn_resnet50 or fcn_resnet101"),
+        ("teacher.arch", "vgg", "fcn_resnet50, fcn_resnet101, deeplabv3_resnet50"),
         ("train.precision", "float16", "auto, float32 or bfloat16"),
     ],
 )

@@ -18,6 +18,7 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from kdcache.config import LayerConfig, TeacherConfig
 from kdcache.errors import SettingsError, TeacherError
 from kdcache.models.inputs import normalize_images
+from kdcache.models.networks import wrap_torchvision
 from kdcache.models.student import STUDENT_CHANNELS, LightweightSegmentationModel, count_parameters
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import (
@@ -233,7 +234,7 @@ def test_other_taps_are_taken_where_the_settings_say(teacher_file: Path, referen
     answer = other(images)
     check_close(answer["low"], expected["low"])
     check_close(answer["mid"], expected["mid"])
-    assert other.probe_targets() == {
+    assert other.probe_targets(HW, HW) == {
         "logits": (NUM_CLASSES, 8),
         "low": (512, 8),
         "mid": (2048, 8),
@@ -250,7 +251,7 @@ def test_high_can_stay_at_the_stride_of_any_layer(reference: nn.Module):
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
     for tap in ("layer3", "layer4"):
         teacher = Teacher(
-            reference,
+            wrap_torchvision(reference, num_classes=NUM_CLASSES),
             taps={"high": tap},
             device=torch.device("cpu"),
             precision="float32",
@@ -261,11 +262,11 @@ def test_high_can_stay_at_the_stride_of_any_layer(reference: nn.Module):
                 normalize_images(images)
             )["high"]
         check_close(teacher(images)["high"], expected)
-        assert teacher.probe_targets()["high"] == (expected.shape[1], 8)
+        assert teacher.probe_targets(HW, HW)["high"] == (expected.shape[1], 8)
 
 
 def test_probe_finds_channels_and_strides(teacher: Teacher):
-    assert teacher.probe_targets() == {
+    assert teacher.probe_targets(HW, HW) == {
         "logits": (NUM_CLASSES, 8),
         "low": (256, 4),
         "mid": (512, 8),
@@ -426,15 +427,24 @@ def test_tensor_of_another_shape_is_refused_by_name(tmp_path: Path, state):
         make_teacher(tmp_path / "grey.pth")
 
 
-@pytest.mark.parametrize(
-    "tap", ["layer9", "bn1"]
-)  # what bn1 gives is overwritten in place by the ReLU behind it
-def test_tap_that_is_no_layer_of_the_backbone_is_refused(teacher_file: Path, tap: str):
+def test_tap_that_is_no_part_is_refused_with_the_nearest_names(teacher_file: Path):
     with pytest.raises(SettingsError) as error:
-        make_teacher(teacher_file, mid=tap)
+        make_teacher(teacher_file, mid="layer9")
     check_one_line(
-        error, f"settings: teacher.layers.mid is '{tap}', expected one of layer1, ", "layer4"
+        error, "settings: teacher.layers.mid is 'layer9', expected one of layer1, ", "layer4"
     )
+    with pytest.raises(SettingsError) as error:
+        make_teacher(teacher_file, mid="backbone.layer2.7")
+    check_one_line(error, "'backbone.layer2.7', expected", "backbone.layer2.2")
+
+
+def test_what_the_part_behind_a_tap_overwrites_is_kept(teacher_file: Path, reference: nn.Module):
+    """The ReLU behind bn1 works in place."""
+    with torch.no_grad():
+        backbone = reference.backbone
+        before = backbone["bn1"](backbone["conv1"](normalize_images(make_images())))
+    assert before.min() < 0
+    check_close(make_teacher(teacher_file, mid="bn1")[0](make_images())["mid"], before)
 
 
 @pytest.mark.parametrize("container", ["pickle", "torch", "torch_legacy"])

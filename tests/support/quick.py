@@ -46,7 +46,7 @@ class QuickTeacher:
             for name, count in self.channels.items()
         }
 
-    def probe_targets(self) -> dict[str, tuple[int, int]]:
+    def probe_targets(self, *sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
         return {name: (count, self.strides[name]) for name, count in self.channels.items()}
 
 

@@ -45,9 +45,9 @@ class RememberingTeacher:
             rows[row] = answer
         return {"logits": torch.stack(rows)}
 
-    def probe_targets(self) -> dict[str, tuple[int, int]]:
+    def probe_targets(self, *sizes: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Logits alone: no features are stored."""
-        return self.teacher.probe_targets()
+        return self.teacher.probe_targets(*sizes)
 
 
 @contextmanager
