@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.cache.encodings import Encoding
+from kdcache.cache.encodings import Encoding, Targets
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.models.inputs import normalize_images
 from kdcache.training.batches import Batch
 from kdcache.training.loop import Learner, compute_loss
-from kdcache.training.targets import Targets
 
 
 class AnswerErrors:

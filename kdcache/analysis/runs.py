@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kdcache.config.names import IDLE_SHARE
 from kdcache.errors import Phrase, SettingsError, TrainingError, describe
-from kdcache.training.run_fields import EPOCH_TIMES
 from kdcache.training.run_folder import (
     BEFORE,
+    EPOCH_TIMES,
     RESULT,
     SETTINGS,
     TEACHING,

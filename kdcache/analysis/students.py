@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from kdcache.cache.encodings import Targets
 from kdcache.cache.identity import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
@@ -34,12 +35,11 @@ from kdcache.progress import Progress
 from kdcache.storage import Storage
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import BEST, read_checkpoint
-from kdcache.training.learner import build_learner, find_teacher_channels
+from kdcache.training.learner import build_learner, find_teacher_channels, open_targets
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.order import plan_epoch
 from kdcache.training.run_identity import find_identity
 from kdcache.training.settings import check_given
-from kdcache.training.targets import Targets, open_targets
 
 STEPS = 40  # of training before the gradients that count: a fresh student's are not typical
 FRESH, TRAINED = "fresh", f"after {STEPS} steps"

@@ -7,7 +7,7 @@ Letters: N samples, C channels, R coefficients, H, W height and width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from kdcache.config import KINDS
@@ -129,6 +129,25 @@ def make_target(name: str, arrays: Mapping[str, Tensor], basis_CR: Tensor | None
     from kdcache.losses.target import Target
 
     return Target(arrays[name], arrays.get(scale_name(name)), basis_CR)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How the answers of one cache are stored; without arguments all are float16.
+
+    encodings: of logits and levels. bases: level -> float32 [C, R] on the training device.
+    """
+
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def list_arrays(self, name: str) -> list[str]:
+        """The arrays that must be read for an answer."""
+        return list_arrays(name, self.encodings.get(name, Encoding()))
+
+    def make(self, name: str, arrays: Mapping[str, Tensor]) -> Target | None:
+        """The answer in a batch, None where it was not read."""
+        return make_target(name, arrays, self.bases.get(name)) if name in arrays else None
 
 
 def _to_half(values_NCHW: Tensor) -> Tensor:

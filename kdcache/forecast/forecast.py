@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kdcache.analysis import students
+from kdcache.cache.encodings import Targets
 from kdcache.cache.layout import SPLITS, ArraySpec, Group, SplitLayout, index_bytes
 from kdcache.cache.lifecycle import (
     check_same_cache,
@@ -31,7 +32,6 @@ from kdcache.storage.local import find_folder
 from kdcache.training.compiling import make_trial_batch
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
-from kdcache.training.targets import Targets
 
 NUM_STUDENTS, NUM_SOURCES = 2, 2  # of the comparison: fresh and trained; cached and live answers
 

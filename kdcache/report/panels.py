@@ -27,8 +27,8 @@ from kdcache.report.pictures import (
     shrink_photo,
     thin_classes,
 )
-from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.checkpoint import read_student
+from kdcache.training.learner import choose_arithmetic
 
 NUM_PANELS = 6
 # 64 samples of 512x512 take about 20 s on two CPU cores, and nobody should wait long for a report.

@@ -14,9 +14,8 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.machine.memory import count_own_cores
-from kdcache.training.joined import JoinedReader
 from kdcache.training.order import SampleView
-from kdcache.training.residency import Kind, ResidentSamples
+from kdcache.training.samples import JoinedReader, Kind, ResidentSamples
 
 
 @dataclass(frozen=True)

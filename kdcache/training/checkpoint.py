@@ -24,8 +24,7 @@ from kdcache.models.stored_state import (
 from kdcache.models.student import build_student
 from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
-from kdcache.training.run_fields import FACTS
-from kdcache.training.run_folder import BEFORE, BEST, LAST, SETTINGS, write_history
+from kdcache.training.run_folder import BEFORE, BEST, FACTS, LAST, SETTINGS, write_history
 
 _CURE = "delete the run folder and start again"
 _RANDOM = tensor(torch.uint8, sides=1)

@@ -1,8 +1,11 @@
-"""torch.compile for a learner: what takes the place of the forward pass and of the loss."""
+"""torch.compile for a learner: whether to, and what takes the place of forward pass and loss."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
+import shutil
 
 import torch
 
@@ -10,7 +13,6 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.progress import Say
-from kdcache.training.arithmetic import choose_compiling
 from kdcache.training.batches import Batch
 from kdcache.training.learner import Learner, list_arrays
 from kdcache.training.loop import compute_step
@@ -34,6 +36,22 @@ def compile_where_worth(config: Config, train: CacheReader, learner: Learner, *,
     if not learner.processes.has_every(works) and works:  # asked first: each process must ask
         learner.forward, learner.loss.compute_band = plain
         say("compile: off, not possible in every process")
+
+
+def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:
+    """Whether `train.compile` means compiling on this machine, and a line that says so."""
+    if setting == "off":
+        return False, "compile: off, as set"
+    missing = _find_missing_tool(device)
+    if missing:
+        return False, f"compile: off, {missing}"
+    if setting == "auto" and device.type == "cpu":
+        # measured: 22 to 100 s of compiling for 2 to 4 % of a step
+        return (
+            False,
+            "compile: off, on a CPU it gains less than it takes (train.compile on tries it)",
+        )
+    return True, "compile: on, compiling now, which takes one to three minutes"
 
 
 def compile_learner(learner: Learner, batch: Batch) -> bool:
@@ -77,3 +95,12 @@ def make_trial_batch(specs: list[ArraySpec], *, batch_size: int, device: torch.d
         for spec in specs
     }
     return Batch(arrays, ["trial"] * batch_size)
+
+
+def _find_missing_tool(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton is missing"
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if any(shutil.which(name) for name in compilers):
+        return None
+    return f"no C++ compiler ({' or '.join(compilers)}) found"

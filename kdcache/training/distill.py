@@ -16,8 +16,7 @@ from kdcache.config import Config, LossConfig
 from kdcache.config.names import IDLE_SHARE
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage
-from kdcache.training.arithmetic import choose_arithmetic
-from kdcache.training.learner import check_student
+from kdcache.training.learner import check_student, choose_arithmetic
 from kdcache.training.processes import Alone, format_processes
 from kdcache.training.run import Data, PlannedRun, TrainingEvents, open_configured, train_run
 from kdcache.training.run_folder import BEFORE

@@ -1,4 +1,6 @@
-"""What a run trains, built from its settings: student, loss, optimiser, learning rate schedule."""
+"""What a run trains, built from its settings: student, loss, optimiser, learning rate schedule; on
+which device, and in which precision.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdcache.cache.encodings import Targets
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import KdcacheError, TrainingError, one_line
 from kdcache.losses import KnowledgeDistillationLoss
+from kdcache.machine.devices import (
+    check_precision,
+    choose_device,
+    supports_bfloat16,
+    use_exact_float32,
+)
 from kdcache.models.own_code import find_source
 from kdcache.models.student import build_student, find_channels
-from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process
-from kdcache.training.targets import Targets, open_targets
+from kdcache.training.samples import JoinedReader
 
 KNOWN_FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)
 """Errors that say themselves what is wrong."""
@@ -56,6 +64,12 @@ def open_learner(config: Config, train: CacheReader, processes: Alone) -> Learne
     return learner
 
 
+def open_targets(reader: CacheReader | JoinedReader, device: torch.device) -> Targets:
+    """Of a training split."""
+    bases = {level: torch.from_numpy(basis).to(device) for level, basis in reader.bases.items()}
+    return Targets(reader.encodings, bases)
+
+
 def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learner:
     """Student, loss, optimiser and schedule, initialised from train.seed, as is dropout's sequence.
 
@@ -85,6 +99,22 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
         forward=student,
         arch=config.student.arch,
     )
+
+
+def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
+    """Device and autocast dtype (None: float32, TF32 off).
+
+    Raises: SettingsError if the machine lacks them.
+    """
+    device = choose_device(config.train.device, field="train.device")
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and supports_bfloat16(device) else "float32"
+    check_precision(precision, device, field="train.precision")
+    if precision == "float32":
+        use_exact_float32()
+        return device, None
+    return device, getattr(torch, precision)
 
 
 def check_student(config: Config) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kdcache.cache.encodings import Targets
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.errors import TrainingError
@@ -18,7 +19,6 @@ from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Bar, Progress
 from kdcache.training.batches import Batch, BatchReader
-from kdcache.training.joined import JoinedReader
 from kdcache.training.learner import Learner, explain_failures
 from kdcache.training.order import (
     SampleView,
@@ -27,7 +27,7 @@ from kdcache.training.order import (
     split_batches,
 )
 from kdcache.training.processes import Alone
-from kdcache.training.targets import Targets, find_labelled
+from kdcache.training.samples import JoinedReader, find_labelled
 
 
 def run_epoch(

@@ -22,13 +22,12 @@ from kdcache.storage.lock import hold_folder
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_state, restore, save_epoch
 from kdcache.training.compiling import compile_where_worth
-from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
 from kdcache.training.loop import run_epoch
 from kdcache.training.processes import Alone
-from kdcache.training.residency import choose_residency, find_need, format_residency
 from kdcache.training.run_folder import is_finished, read_result, write_result, write_settings
 from kdcache.training.run_identity import check_folder, find_origin, hyperparameters
+from kdcache.training.samples import LABELLED, JoinedReader, choose_residency, find_need
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
 
 
@@ -225,7 +224,7 @@ def open_readers(
     pairs = ((samples, names), (data.val, ["image", "label"]))
     needs = [find_need(*pair) for pair in pairs]
     choice = choose_residency(config.train.residency, needs, device=device)
-    events.said(format_residency(choice))
+    events.said(choice.describe())
     size = learner.processes.largest_share(config.train.batch_size)
     train, val = (
         BatchReader(reader, arrays=names, batch_size=size, device=device, residency=choice.kind)

@@ -1,4 +1,7 @@
-"""The files of a run folder that are text: settings, metrics, result. Nothing here needs torch."""
+"""The files of a run folder that are text, and the fields of them and of checkpoints.
+
+Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from kdcache import disk
+from kdcache.cache.fields import MACHINE, SHARE
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT, TERMS
 from kdcache.config.parser import make_config
@@ -15,8 +19,79 @@ from kdcache.config.typed import read_stored
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.disk import MOST_DOCUMENT_BYTES, read_text
 from kdcache.errors import SettingsError, TrainingError, one_line
-from kdcache.schema import Kind, list_of, parse_json
-from kdcache.training import run_fields as fields
+from kdcache.schema import (
+    Kind,
+    all_of,
+    fields,
+    list_of,
+    maybe,
+    number,
+    parse_json,
+    plain,
+    table_of,
+    text,
+    whole,
+)
+
+_TIME = number(0, 1e12)
+_ANY = number(-1e30, 1e30)
+_ORIGIN = {
+    "pictures_identity": maybe(text()),
+    "validation_identity": maybe(text()),
+    "unlabelled_samples": whole(1),
+}
+IOUS = list_of(maybe(SHARE), most=254)
+
+HYPERPARAMETERS: Kind = all_of(
+    plain,
+    fields(
+        {"loss.beta": _ANY, "loss.gamma": _ANY},
+        {
+            **dict.fromkeys(("loss.alpha", "loss.pseudo", "loss.channel"), _ANY),
+            "train.seed": whole(),
+            "train.unlabelled_share": maybe(SHARE),
+            "student.options": table_of(plain),
+        },
+    ),
+)
+"""Settings that decided the numbers, by dotted name; an older kdcache has fewer."""
+
+RESULT_FIELDS: Kind = fields(
+    {"hyperparameters": HYPERPARAMETERS, "cache_identity": text(), "miou": SHARE},
+    {
+        **_ORIGIN,
+        **MACHINE,
+        "device_type": text(),
+        "processes": list_of(whole(1), most=100_000),
+        **dict.fromkeys(("baseline_miou", "teacher_miou"), maybe(SHARE)),
+        "last_miou": SHARE,
+        "baseline": maybe(text()),
+        **dict.fromkeys(("improvement_points", "improvement_percent"), maybe(_ANY)),
+        "per_class_iou": table_of(maybe(SHARE)),
+        **dict.fromkeys(("params", "epochs", "best_epoch"), whole(1)),
+        "seconds": _TIME,
+    },
+)
+_TIMES = dict.fromkeys(("step_s", "data_wait_s", "validation_s", "time_s"), _TIME)
+_LOSSES = dict.fromkeys(("total", "ce", "pseudo", "kd", "channel", "feature", "lr"), _ANY)
+_OTHERS = {"epoch": whole(1), "processes": whole(1), "per_class_iou": IOUS}
+EPOCH: Kind = fields(
+    {"miou": SHARE, "total": _ANY, "time_s": _TIME}, {**_TIMES, **_LOSSES, **_OTHERS}
+)
+"""A line of metrics.jsonl."""
+EPOCH_TIMES: Kind = fields({"time_s": _TIME, "validation_s": _TIME})
+"""All that a comparison reads of a line."""
+
+FACTS: Kind = fields(
+    {
+        "hyperparameters": HYPERPARAMETERS,
+        "cache_identity": text(),
+        "history": list_of(EPOCH, least=1),
+    },
+    {**_ORIGIN, "epoch": whole(1), "miou": SHARE, "baseline_miou": maybe(SHARE)},
+)
+"""What a checkpoint has beside tensors."""
+
 
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
@@ -76,7 +151,7 @@ def read_result(folder: Path) -> dict:
     """The contents of result.json. Raises TrainingError if it is missing or damaged."""
     try:
         result = parse_json(_read_text(folder / RESULT))
-        fields.RESULT(result)
+        RESULT_FIELDS(result)
         return result
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(folder / RESULT, "result", error) from None
@@ -93,7 +168,7 @@ def write_history(folder: Path, history: list[dict]) -> None:
     disk.replace_file(folder / METRICS, lines.encode())
 
 
-def read_history(folder: Path, *, entry: Kind = fields.EPOCH) -> list[dict]:
+def read_history(folder: Path, *, entry: Kind = EPOCH) -> list[dict]:
     """The entries of metrics.jsonl, one per epoch. Raises TrainingError if missing or damaged.
 
     Args:

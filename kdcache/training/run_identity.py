@@ -13,8 +13,9 @@ from kdcache.config.parser import flatten
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
 from kdcache.models.own_code import hash_source, hash_source_unseen
 from kdcache.storage.lock import LOCK
-from kdcache.training.arithmetic import choose_arithmetic, choose_compiling
 from kdcache.training.checkpoint import read_checkpoint
+from kdcache.training.compiling import choose_compiling
+from kdcache.training.learner import choose_arithmetic
 from kdcache.training.run_folder import BEFORE, LAST, SETTINGS, TEACHING, is_finished, read_result
 
 _SAME = "resume with the settings of the run, or choose another run.dir"

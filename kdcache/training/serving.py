@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdcache.cache.encodings import Targets
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
@@ -25,11 +26,15 @@ from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
 from kdcache.storage import Storage, open_storage
 from kdcache.training.batches import BatchReader
-from kdcache.training.joined import LABELLED, JoinedReader
-from kdcache.training.learner import find_teacher_channels
+from kdcache.training.learner import find_teacher_channels, open_targets
 from kdcache.training.order import plan_epoch, plan_mixed_epoch, split_batches
-from kdcache.training.residency import choose_residency, find_need
-from kdcache.training.targets import Targets, find_labelled, open_targets
+from kdcache.training.samples import (
+    LABELLED,
+    JoinedReader,
+    choose_residency,
+    find_labelled,
+    find_need,
+)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from kdcache.config.parser import make_config, merge
 from kdcache.models.networks import wrap_torchvision
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.precompute import build
-from kdcache.training.arithmetic import choose_compiling
 from kdcache.training.batches import Batch, BatchReader
-from kdcache.training.compiling import compile_learner, make_trial_batch
+from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.learner import build_learner, list_arrays
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.order import split_batches

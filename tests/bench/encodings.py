@@ -18,9 +18,8 @@ from kdcache.config.parser import make_config, merge
 from kdcache.data.voc import VOC_DIR
 from kdcache.precompute.build import build_cache
 from kdcache.training.batches import BatchReader
-from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays
+from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays, open_targets
 from kdcache.training.order import plan_epoch
-from kdcache.training.targets import open_targets
 from tests.bench import adapter
 from tests.bench.copying import time_s
 from tests.bench.figures import SPECS, Figure, make_figure, median_ratio, skip_figure

@@ -13,6 +13,7 @@ import torch
 import zarr
 
 from kdcache.cache.basis import BasisLearner, basis_key, hash_basis, read_basis
+from kdcache.cache.encodings import Targets
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
@@ -31,8 +32,8 @@ from kdcache.precompute.build import build_cache
 from kdcache.precompute.repair import repair_cache
 from kdcache.progress import Silent
 from kdcache.storage import open_storage
+from kdcache.training.learner import open_targets
 from kdcache.training.settings import resolve_config
-from kdcache.training.targets import Targets, open_targets
 from tests.support import quick
 from tests.support.helpers import check_one_line
 

@@ -25,7 +25,7 @@ from kdcache.cache.verify import verify_cache
 from kdcache.storage import LocalFolder, open_storage
 from kdcache.storage.packed import PackedFile
 from kdcache.training.batches import BatchReader
-from kdcache.training.residency import find_need
+from kdcache.training.samples import find_need
 from tests.support.packed_kinds import KINDS, build, read_files, read_samples
 from train_student.cli import main as train_student
 

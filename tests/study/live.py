@@ -16,11 +16,10 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.progress import Progress, Say
 from kdcache.report.training import format_epoch
 from kdcache.storage.lock import hold_folder
-from kdcache.training.arithmetic import choose_arithmetic
 from kdcache.training.augment import Augmentation, make_augmentation
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
-from kdcache.training.learner import build_learner, find_teacher_channels
+from kdcache.training.learner import build_learner, choose_arithmetic, find_teacher_channels
 from kdcache.training.loop import Learner, run_epoch
 from kdcache.training.run import Data
 from kdcache.training.run_folder import (

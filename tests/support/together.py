@@ -20,7 +20,7 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
 from kdcache.progress import Silent
-from kdcache.training import arithmetic, compiling, loop, processes, run
+from kdcache.training import compiling, loop, processes, run
 from kdcache.training import learner as learning
 from kdcache.training.distill import distill
 from kdcache.training.processes import Alone, join_processes
@@ -227,7 +227,7 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     learner = learning.open_learner(config, data.train, joined)
-    arithmetic.shutil.which = lambda name: name
+    compiling.shutil.which = lambda name: name
     compiling.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )

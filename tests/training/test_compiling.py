@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from kdcache.config.parser import make_config
-from kdcache.training import arithmetic, compiling
-from kdcache.training.arithmetic import choose_compiling
+from kdcache.training import compiling
 from kdcache.training.batches import Batch
-from kdcache.training.compiling import compile_learner
+from kdcache.training.compiling import choose_compiling, compile_learner
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
 from kdcache.training.run_identity import hyperparameters
@@ -66,8 +65,8 @@ def make_batch(num: int) -> Batch:
     ],
 )
 def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
-    monkeypatch.setattr(arithmetic.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
     chosen, line = choose_compiling(setting, device=device)
     assert chosen is on
     assert line.startswith(f"compile: {'on' if on else 'off'}, ") and "\n" not in line
@@ -75,7 +74,7 @@ def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
 
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_without_a_compiler_it_is_off_and_said(monkeypatch, setting):
-    monkeypatch.setattr(arithmetic.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert choose_compiling(setting, device=GPU) == (
         False,
@@ -186,7 +185,7 @@ def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
 
 
 def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
-    monkeypatch.setattr(arithmetic.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
     names = {}
     for setting in ("auto", "off", "on"):
         config = make_config(

@@ -25,9 +25,9 @@ from kdcache.report.run_page import rewrite_report
 from kdcache.training import loop
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.distill import ABOUT_THE_RECIPE, distill
-from kdcache.training.joined import LABELLED, JoinedReader
 from kdcache.training.run import TrainingEvents
 from kdcache.training.run_folder import LAST, read_history
+from kdcache.training.samples import LABELLED, JoinedReader
 from tests.support.helpers import VOC, check_one_line
 from train_student.cli import main as train_student
 

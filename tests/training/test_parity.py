@@ -26,11 +26,10 @@ from kdcache.config.parser import make_config, merge
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.precompute.build import build_cache
 from kdcache.training.batches import Batch, BatchReader
-from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays
+from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays, open_targets
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.order import plan_epoch
 from kdcache.training.run import Data, open_data
-from kdcache.training.targets import open_targets
 from tests.study.live import ask_teacher
 
 CPU = torch.device("cpu")

@@ -21,15 +21,14 @@ from kdcache.cache.shards import MappedFiles
 from kdcache.errors import CacheCorruptError, SettingsError
 from kdcache.machine import memory
 from kdcache.storage.local import PlainFile
-from kdcache.training import residency
+from kdcache.training import samples
 from kdcache.training.batches import BatchReader
 from kdcache.training.order import plan_epoch
-from kdcache.training.residency import (
+from kdcache.training.samples import (
     Need,
     ResidentSamples,
     choose_residency,
     find_need,
-    format_residency,
 )
 
 ARRAYS = ["image", "label", "logits", "low", "mid", "high"]
@@ -50,8 +49,8 @@ def copy(built_root, tmp_path) -> Path:
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with 10 GB of free memory and a GPU with 4 GB free."""
-    monkeypatch.setattr(residency, "find_free_ram", lambda: 10 * GB)
-    monkeypatch.setattr(residency, "find_free_gpu", lambda device: 4 * GB)
+    monkeypatch.setattr(samples, "find_free_ram", lambda: 10 * GB)
+    monkeypatch.setattr(samples, "find_free_gpu", lambda device: 4 * GB)
 
 
 def read(reader: CacheReader, array: str, view: int, sample: int, maps: MappedFiles) -> np.ndarray:
@@ -80,7 +79,7 @@ def test_auto_takes_the_fastest_memory_that_holds_everything(
     needs = [make_need(int(size_gb * GB) - GB // 4, 10), make_need(GB // 4, 5)]
     choice = choose_residency(setting, needs, device=device)
     assert choice.kind == kind
-    line = format_residency(choice)
+    line = choice.describe()
     assert line.startswith(f"residency: {kind}, samples are ") and "\n" not in line
     if setting != "disk":
         assert f"{size_gb:.2f} GB" in line

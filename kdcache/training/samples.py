@@ -1,4 +1,5 @@
-"""Where the samples of a run stay after they are first read: GPU memory, mapped RAM, or disk only.
+"""The samples that training reads: labelled and unlabelled ones as one split, and where they stay
+after they are first read: in GPU memory, in mapped RAM, or on disk only.
 
 Processes that train together count as one: they share mapped pages, and each has a GPU of its own,
 which may come to hold every sample over the epochs.
@@ -6,21 +7,82 @@ which may come to hold every sample over the epochs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
+from kdcache.cache.shards import MappedFiles
+from kdcache.config import VOID
 from kdcache.errors import SettingsError
 from kdcache.machine.memory import allow_mapped_files, find_free_gpu, find_free_ram
-from kdcache.training.joined import JoinedReader
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
 RAM_SHARE = 0.8
+LABELLED = "labelled"
+"""An array of our own, uint8 [1] for each sample: 1 if it has a label, 0 if not."""
+
+
+class JoinedReader:
+    """Samples of "train", then those of "unlabelled", whose label is VOID everywhere.
+
+    Offers what a `BatchReader` asks of a `CacheReader`, and the array LABELLED.
+
+    Args:
+        labelled, unlabelled: both splits of one cache; the views that both have are used.
+    """
+
+    def __init__(self, labelled: CacheReader, unlabelled: CacheReader) -> None:
+        self.parts = labelled, unlabelled
+        self.num_labelled = labelled.layout.num_samples
+        self.num_unlabelled = unlabelled.layout.num_samples
+        arrays = (*labelled.layout.arrays, ArraySpec(LABELLED, (1,), "uint8"))
+        num_samples = self.num_labelled + self.num_unlabelled
+        self.layout = replace(labelled.layout, num_samples=num_samples, arrays=arrays)
+        self.sample_ids = [*labelled.sample_ids, *unlabelled.sample_ids]
+        self.storage = labelled.storage
+        self.num_views = min(part.num_views for part in self.parts)
+        self.encodings, self.bases = labelled.encodings, labelled.bases
+        self.is_remote, self.is_single_file = labelled.is_remote, labelled.is_single_file
+
+    def stored_bytes(self, array: str) -> int:
+        """Bytes of an array's shard files in all views, estimated from view 0."""
+        return sum(
+            part.stored_bytes(array)
+            for part in self.parts
+            if array in {spec.name for spec in part.layout.arrays}
+        )
+
+    def read_into(
+        self,
+        slot: np.ndarray,
+        *,
+        array: str,
+        view: int,
+        sample: int,
+        maps: MappedFiles | None = None,
+    ) -> None:
+        """Like `CacheReader.read_into`; samples from `num_labelled` on are unlabelled."""
+        is_labelled = sample < self.num_labelled
+        if array == LABELLED:
+            slot[:] = is_labelled
+        elif array == "label" and not is_labelled:
+            slot[:] = VOID
+        else:
+            part = self.parts[0 if is_labelled else 1]
+            own = sample if is_labelled else sample - self.num_labelled
+            part.read_into(slot, array=array, view=view, sample=own, maps=maps)
+
+
+def find_labelled(arrays: Mapping[str, Tensor]) -> Tensor | None:
+    """Which rows of a batch have a label, bool [N]; None if all have one."""
+    return arrays[LABELLED][:, 0].bool() if LABELLED in arrays else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +105,15 @@ class Residency:
 
     kind: Kind
     reason: str
+
+    def describe(self) -> str:
+        """A line for the terminal: the residency and its reason."""
+        where = {
+            "disk": "read from where they are each time",
+            "ram": "mapped into memory",
+            "gpu": "kept on the GPU",
+        }
+        return f"residency: {self.kind}, samples are {where[self.kind]} ({self.reason})"
 
 
 def find_need(reader: CacheReader | JoinedReader, arrays: list[str]) -> Need:
@@ -144,16 +215,6 @@ class ResidentSamples:
         return torch.tensor([self._row(place) for place in places]).to(
             self.device, non_blocking=True
         )
-
-
-def format_residency(choice: Residency) -> str:
-    """A line for the terminal: the residency and its reason."""
-    where = {
-        "disk": "read from where they are each time",
-        "ram": "mapped into memory",
-        "gpu": "kept on the GPU",
-    }
-    return f"residency: {choice.kind}, samples are {where[choice.kind]} ({choice.reason})"
 
 
 def _gb(size_bytes: int) -> str:
