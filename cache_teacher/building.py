@@ -15,7 +15,7 @@ from kdcache.config import Config, config_to_dict
 from kdcache.config.options import Parser, read_given
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
-from kdcache.machine.workers import find_worker
+from kdcache.machine.process import find_worker
 from kdcache.progress import Console, print_line, print_text
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def sample_set(argv: list[str]) -> None:
 
 
 def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSummary]:
-    """What builds: this process, perhaps one of several (`kdcache.machine.workers`), or Ray.
+    """What builds: this process, perhaps one of several (`kdcache.machine.process`), or Ray.
 
     Raises: SettingsError if Ray is missing, or `workers` is given without it.
     """

@@ -13,7 +13,7 @@ from kdcache.config.names import FROM_CACHE
 from kdcache.config.options import Parser, find_words, override, read_given
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
-from kdcache.machine.workers import find_worker
+from kdcache.machine.process import find_worker
 from kdcache.progress import Console, join_lines, print_line, print_text
 from kdcache.storage import Storage, open_storage
 

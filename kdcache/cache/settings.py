@@ -24,7 +24,7 @@ from kdcache.config.parser import make_config
 from kdcache.config.typed import read_stored_of_cache
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
-from kdcache.machine.versions import describe_machine
+from kdcache.machine.process import describe_machine
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdcache.errors import Phrase, SettingsError, describe
-from kdcache.machine.workers import Worker, find_worker
+from kdcache.machine.process import Worker, find_worker
 
 
 def choose_device(name: str, *, field: str) -> torch.device:

@@ -22,7 +22,7 @@ from kdcache.errors import (
     one_line,
     show_value,
 )
-from kdcache.machine.locks import lock_file, unlock_file
+from kdcache.machine.process import lock_file, unlock_file
 from kdcache.models.stored_state import OPTIMIZER, TENSORS, load_tensors
 from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 

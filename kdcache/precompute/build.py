@@ -27,7 +27,7 @@ from kdcache.data.unlabelled import check_apart, read_unlabelled
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import CacheMismatchError
 from kdcache.machine.devices import check_precision, choose_device
-from kdcache.machine.workers import Worker, find_worker
+from kdcache.machine.process import Worker, find_worker
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases

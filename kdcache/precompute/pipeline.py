@@ -22,8 +22,7 @@ from kdcache.cache.records import has_record
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.voc import Split
-from kdcache.machine.memory import count_own_cores, find_free_ram
-from kdcache.machine.workers import find_worker
+from kdcache.machine.process import count_own_cores, find_free_ram, find_worker
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views
 from kdcache.storage import Storage, open_storage

@@ -26,7 +26,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import has_record, list_records
 from kdcache.config import Config
 from kdcache.errors import CacheError, Phrase, describe
-from kdcache.machine.workers import Worker
+from kdcache.machine.process import Worker
 from kdcache.precompute.build import (
     BuildSummary,
     finish_cache,

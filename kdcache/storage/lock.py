@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kdcache.disk import open_descriptor
 from kdcache.errors import CacheError, KdcacheError
-from kdcache.machine.locks import is_same_file, lock_file, unlock_file
+from kdcache.machine.process import is_same_file, lock_file, unlock_file
 
 LOCK = ".lock"
 

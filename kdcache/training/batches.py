@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
-from kdcache.machine.memory import count_own_cores
+from kdcache.machine.process import count_own_cores
 from kdcache.training.order import SampleView
 from kdcache.training.samples import JoinedReader, Kind, ResidentSamples
 

@@ -25,7 +25,7 @@ from kdcache.errors import (
     describe,
 )
 from kdcache.machine.devices import find_gpu
-from kdcache.machine.workers import find_worker
+from kdcache.machine.process import find_worker
 from kdcache.training.order import raw_words
 
 Item = TypeVar("Item")

@@ -14,7 +14,7 @@ from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
 from kdcache.errors import SettingsError
-from kdcache.machine.versions import describe_machine
+from kdcache.machine.process import describe_machine
 from kdcache.models.student import count_parameters
 from kdcache.progress import Progress
 from kdcache.storage import Storage

@@ -20,7 +20,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.config import VOID
 from kdcache.errors import SettingsError
-from kdcache.machine.memory import allow_mapped_files, find_free_gpu, find_free_ram
+from kdcache.machine.process import allow_mapped_files, find_free_gpu, find_free_ram
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student

@@ -27,7 +27,7 @@ from kdcache.cache.lifecycle import complete_views
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
-from kdcache.machine.workers import Worker
+from kdcache.machine.process import Worker
 from kdcache.precompute import build, pipeline
 from kdcache.precompute.pipeline import Crew, Job, Pipeline
 from kdcache.storage import LocalFolder, open_storage

@@ -388,7 +388,7 @@ def test_groups_held_by_another_process_are_returned_and_the_others_written(job)
     ("cores", "writers", "groups"), [(1, 1, 3), (2, 1, 3), (4, 2, 5), (16, 8, 11), (128, 8, 11)]
 )
 def test_the_crew_grows_with_the_machine(monkeypatch, cores, writers, groups):
-    monkeypatch.setattr("kdcache.machine.memory.count_cores", lambda: cores)
+    monkeypatch.setattr("kdcache.machine.process.count_cores", lambda: cores)
     crew = choose_crew(1)
     assert crew.writers == writers and crew.most_groups == groups
 
@@ -396,7 +396,7 @@ def test_the_crew_grows_with_the_machine(monkeypatch, cores, writers, groups):
 @pytest.mark.parametrize(("group_gb", "writers"), [(0.5, 8), (1.0, 4), (2.5, 1), (100.0, 1)])
 def test_the_crew_shrinks_where_groups_are_large(monkeypatch, group_gb, writers):
     """Half of 10 GB may be held: the group at the teacher and those at the writers."""
-    monkeypatch.setattr("kdcache.machine.memory.count_cores", lambda: 64)
+    monkeypatch.setattr("kdcache.machine.process.count_cores", lambda: 64)
     monkeypatch.setattr(pipeline, "find_free_ram", lambda: 10_000_000_000)
     assert choose_crew(int(group_gb * 1e9)).writers == writers
 

@@ -19,7 +19,7 @@ from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError
 from kdcache.machine.devices import choose_device
-from kdcache.machine.workers import Worker, find_worker
+from kdcache.machine.process import Worker, find_worker
 from kdcache.precompute.build import build_cache, prepare_job
 from kdcache.precompute.pipeline import Pipeline, choose_crew
 from kdcache.progress import Silent
@@ -102,14 +102,14 @@ def test_a_helper_meets_the_owner_of_a_stripe_last():
 
 
 def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):
-    monkeypatch.setattr("kdcache.machine.memory.count_cores", lambda: 16)
-    monkeypatch.setattr("kdcache.machine.memory.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("kdcache.machine.process.count_cores", lambda: 16)
+    monkeypatch.setattr("kdcache.machine.process.os.cpu_count", lambda: 16)
     assert choose_crew(1).writers == 8
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert choose_crew(1).writers == 2
     monkeypatch.setattr(
-        "kdcache.machine.memory.os.cpu_count", lambda: 64
+        "kdcache.machine.process.os.cpu_count", lambda: 64
     )  # bound to a quarter of them
     assert choose_crew(1).writers == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -19,7 +19,7 @@ from kdcache.cache import shards
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.shards import MappedFiles
 from kdcache.errors import CacheCorruptError, SettingsError
-from kdcache.machine import memory
+from kdcache.machine import process
 from kdcache.storage.local import PlainFile
 from kdcache.training import samples
 from kdcache.training.batches import BatchReader
@@ -98,10 +98,10 @@ def test_gpu_residency_is_refused_where_it_cannot_be(machine):
 
 
 def test_more_files_than_may_be_open_are_not_mapped(machine, monkeypatch):
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr(process.resource, "getrlimit", lambda which: (1024, 4096))
     choice = choose_residency("auto", [make_need(GB, 3073)], device=CPU)
     assert choice.kind == "disk" and "3073 shard files" in choice.reason
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    monkeypatch.setattr(process.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
     assert choose_residency("auto", [make_need(GB, 32_000)], device=CPU).kind == "ram"
     assert (
         choose_residency("auto", [make_need(GB, 32_001)], device=CPU).kind == "disk"
@@ -110,12 +110,12 @@ def test_more_files_than_may_be_open_are_not_mapped(machine, monkeypatch):
 
 def test_the_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch):
     raised = []
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr(process.resource, "getrlimit", lambda which: (1024, 4096))
     monkeypatch.setattr(
-        memory.resource, "setrlimit", lambda which, limits: raised.append((which, limits))
+        process.resource, "setrlimit", lambda which, limits: raised.append((which, limits))
     )
-    assert memory.allow_mapped_files(0) and raised == []
-    assert memory.allow_mapped_files(3072) and raised == [(resource.RLIMIT_NOFILE, (4096, 4096))]
+    assert process.allow_mapped_files(0) and raised == []
+    assert process.allow_mapped_files(3072) and raised == [(resource.RLIMIT_NOFILE, (4096, 4096))]
 
 
 def test_need_counts_the_arrays_and_views_in_use(built_root):
@@ -146,24 +146,24 @@ def test_free_memory_is_that_of_the_machine_or_its_container_whichever_is_less(
     tmp_path, monkeypatch
 ):
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:   700 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.find_free_ram() == 700 * 1024  # no container
+    monkeypatch.setattr(process, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(process, "_CGROUP", tmp_path)
+    assert process.find_free_ram() == 700 * 1024  # no container
     for name, text in {
         "memory.max": "max",
         "memory.current": "5",
         "memory.stat": "anon 1\n",
     }.items():
         (tmp_path / name).write_text(text)
-    assert memory.find_free_ram() == 700 * 1024  # a container without a limit
+    assert process.find_free_ram() == 700 * 1024  # a container without a limit
     (tmp_path / "memory.max").write_text("100000\n")
     (tmp_path / "memory.current").write_text("90000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 20000\nactive_file 30000\n")
-    assert memory.find_free_ram() == 60_000
+    assert process.find_free_ram() == 60_000
 
 
 def test_free_memory_is_found_here():
-    assert 1 << 20 < memory.find_free_ram() < 1 << 50
+    assert 1 << 20 < process.find_free_ram() < 1 << 50
 
 
 # --- the same bits
