@@ -31,8 +31,7 @@ from kdcache.cache.layout import (
 )
 from kdcache.cache.records import read_json, read_sealed, seal
 from kdcache.config import LEVELS
-from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored_of_cache
+from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.errors import (
     CacheCorruptError,
     CacheError,

@@ -33,8 +33,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import CommitRecord, seal, seal_record
 from kdcache.cache.zarr_metadata import list_metadata
 from kdcache.config import LEVELS
-from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored_of_cache
+from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.errors import CacheError, Phrase, SettingsError, describe
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage

@@ -20,8 +20,7 @@ from kdcache.cache.layout import (
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
 from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD
-from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored_of_cache
+from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
 from kdcache.machine.process import describe_machine

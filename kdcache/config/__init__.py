@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from kdcache.config.cache import CacheConfig as CacheConfig
-from kdcache.config.cache import RankConfig as RankConfig
-from kdcache.config.data import VOC_CLASSES as VOC_CLASSES
-from kdcache.config.data import AugmentConfig as AugmentConfig
-from kdcache.config.data import DatasetConfig as DatasetConfig
+from kdcache.config.caching import VOC_CLASSES as VOC_CLASSES
+from kdcache.config.caching import AugmentConfig as AugmentConfig
+from kdcache.config.caching import CacheConfig as CacheConfig
+from kdcache.config.caching import DatasetConfig as DatasetConfig
+from kdcache.config.caching import RankConfig as RankConfig
 from kdcache.config.names import KINDS as KINDS
 from kdcache.config.names import LEVELS as LEVELS
 from kdcache.config.names import PRESETS as PRESETS

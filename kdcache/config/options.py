@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
 from kdcache.config import Config, config_to_dict
-from kdcache.config.parser import flatten, unflatten
-from kdcache.config.typed import (
+from kdcache.config.parser import (
     check_values,
     find_owner,
+    flatten,
     read_flat,
     refuse_unknown,
     setting_types,
+    unflatten,
 )
 from kdcache.errors import SettingsError
 

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.config.checks import check_positive, check_range
-from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD, TORCHVISION, Precision
+from kdcache.config.names import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TORCHVISION,
+    Precision,
+    check_positive,
+    check_range,
+)
 from kdcache.errors import refuse
 
 

@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kdcache.config.checks import as_hw, check_positive, check_range, check_size
-from kdcache.config.names import BUILT_IN_STUDENT, STRIDE, TERMS, SizePx
+from kdcache.config.names import (
+    BUILT_IN_STUDENT,
+    STRIDE,
+    TERMS,
+    SizePx,
+    as_hw,
+    check_positive,
+    check_range,
+    check_size,
+)
 from kdcache.errors import refuse
 from kdcache.schema import FieldError, plain
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from kdcache.config import DatasetConfig
-from kdcache.config.data import REST
+from kdcache.config.caching import REST
 from kdcache.data.pictures import ENDINGS
 from kdcache.data.voc import SAMPLE_ID, VOC_DIR, Sample, Split, check_samples, list_path, read_ids
 from kdcache.errors import DataError, Phrase, describe

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from kdcache.config.checks import clean_address
+from kdcache.config.names import clean_address
 from kdcache.storage.base import ShardFile as ShardFile
 from kdcache.storage.base import Storage as Storage
 from kdcache.storage.local import LocalFolder as LocalFolder

@@ -14,8 +14,7 @@ from kdcache import disk
 from kdcache.cache.fields import MACHINE, SHARE
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT, TERMS
-from kdcache.config.parser import make_config
-from kdcache.config.typed import read_stored
+from kdcache.config.parser import make_config, read_stored
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.disk import MOST_DOCUMENT_BYTES, read_text
 from kdcache.errors import SettingsError, TrainingError, one_line

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from kdcache.config.typed import read_settings
+from kdcache.config.parser import read_settings
 from kdcache.errors import one_line
 from tests.bench import (
     coded,

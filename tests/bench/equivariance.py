@@ -28,7 +28,7 @@ from kdcache.analysis.students import (
 from kdcache.cache.manifest import read_manifest
 from kdcache.command import run_command
 from kdcache.config import STRIDE
-from kdcache.config.checks import as_hw
+from kdcache.config.names import as_hw
 from kdcache.progress import Silent
 from kdcache.training.augment import Augmentation
 from kdcache.training.batches import Batch

@@ -11,8 +11,7 @@ import yaml
 
 from kdcache.config import KINDS, Config, DatasetConfig, config_from_dict, config_to_dict
 from kdcache.config.options import Parser, override, read_given
-from kdcache.config.parser import flatten, make_config, merge
-from kdcache.config.typed import read_settings, setting_types
+from kdcache.config.parser import flatten, make_config, merge, read_settings, setting_types
 from kdcache.errors import SettingsError
 from tests.support.helpers import check_one_line
 

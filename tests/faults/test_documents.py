@@ -23,7 +23,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import seal as seal_document
 from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import verify_cache
-from kdcache.config.typed import setting_types
+from kdcache.config.parser import setting_types
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.report.cache_info import describe_cache, format_info
 from kdcache.report.findings import describe_findings, format_findings

@@ -10,8 +10,7 @@ import pytest
 
 from cache_teacher import cli as cache_teacher
 from kdcache.config.options import Parser, read_given
-from kdcache.config.parser import make_config, merge
-from kdcache.config.typed import read_settings
+from kdcache.config.parser import make_config, merge, read_settings
 from kdcache.training.distill import distill
 from tests import readme
 from tests.support.commands import read_grid_command

@@ -17,8 +17,7 @@ import argparse
 from pathlib import Path
 
 from kdcache.config.options import Parser
-from kdcache.config.parser import make_config, merge
-from kdcache.config.typed import read_settings
+from kdcache.config.parser import make_config, merge, read_settings
 from kdcache.progress import Console
 from kdcache.training.settings import check_crop
 from tests.study.runs import ARMS, Study, build_caches, find_rows, run_study

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.config.parser import make_config, merge, unflatten
-from kdcache.config.typed import check_values
+from kdcache.config.parser import check_values, make_config, merge, unflatten
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.errors import Phrase, SettingsError, describe
 
