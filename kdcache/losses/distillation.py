@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from kdcache.config import VOID
 from kdcache.losses.features import feature_loss, projected_student_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
-from kdcache.losses.pseudo import count_pixels
-from kdcache.losses.target import PixelTargets, Target
+from kdcache.losses.target import PixelTargets, Target, count_pixels
 from kdcache.losses.terms import LossTerms, Term, channel_divergence, count_positions
 
 

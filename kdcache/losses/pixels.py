@@ -2,7 +2,7 @@
 
 At full size the scores of a batch are tens of megabytes, and every step of the textbook formula
 reads and writes them: a loss costs memory traffic, not arithmetic. Here scores stay on their coarse
-grid. One band of rows at a time is upsampled (`bands`), all terms and their gradient are computed
+grid. One band of rows at a time is upsampled (`target`), all terms and their gradient are computed
 while it is in the processor's cache, and the gradient is brought back to the coarse grid.
 
 A pixel has one class to learn: its label, or the teacher's class in images without labels. So both
@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from kdcache.config import VOID
-from kdcache.losses.bands import Upsampled, split_bands
-from kdcache.losses.pseudo import find_classes
-from kdcache.losses.target import PixelTargets
+from kdcache.losses.target import PixelTargets, Upsampled, find_classes, split_bands
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from kdcache.losses import (
     KnowledgeDistillationLoss,
-    bands,
     cross_entropy,
     feature_distance,
     features,
     kd_divergence,
+    target,
 )
-from kdcache.losses.bands import Upsampled
-from kdcache.losses.target import Target
+from kdcache.losses.target import Target, Upsampled
 from kdcache.models.inputs import resize_to
 
 WEIGHTS = {"alpha": 0.9, "beta": 0.5, "gamma": 0.3, "temperature": 4.0}
@@ -108,7 +107,7 @@ def test_value_and_gradients_are_those_of_the_definitions(
     """Bands of one row, of seven rows (the last one short), of an image, of two of three images, of
     everything.
     """
-    monkeypatch.setitem(bands.BAND_NUMBERS, "cpu", band_numbers)
+    monkeypatch.setitem(target.BAND_NUMBERS, "cpu", band_numbers)
     monkeypatch.setitem(features.TILE_NUMBERS, "cpu", tile_numbers)
     check_equal(make_case(), make_loss())
 

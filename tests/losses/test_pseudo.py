@@ -11,12 +11,12 @@ from torch import Tensor
 from kdcache.losses import (
     KnowledgeDistillationLoss,
     Term,
-    bands,
     cross_entropy,
     kd_divergence,
     pseudo_cross_entropy,
+    target,
 )
-from kdcache.losses.pseudo import find_classes
+from kdcache.losses.target import find_classes
 from kdcache.models.inputs import resize_to
 from tests.support.helpers import check_one_line
 
@@ -94,7 +94,7 @@ def test_value_and_gradient_are_those_of_the_definitions(
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 def test_bands_do_not_matter(monkeypatch, band_numbers: int, threshold: float):
     """Of one row, of seven rows, of two of three images, of everything."""
-    monkeypatch.setitem(bands.BAND_NUMBERS, "cpu", band_numbers)
+    monkeypatch.setitem(target.BAND_NUMBERS, "cpu", band_numbers)
     check_equal(make_loss(temperature=4.0, pseudo_threshold=threshold), make_case(), monkeypatch)
 
 
