@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.reader import CacheReader
-from kdcache.data.sampling import choose_extremes, space_evenly
+from kdcache.data.pictures import choose_extremes, space_evenly
 from kdcache.metrics import VOID, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.progress import Progress

@@ -1,11 +1,14 @@
-"""The one way to decode a picture: a few formats, a limit on its pixels, and 8 bits a channel."""
+"""Pictures: the one way to decode them, the colours of classes, and which of many are shown.
+
+Decoding takes a few formats, has a limit on pixels, and gives 8 bits a channel.
+"""
 
 from __future__ import annotations
 
 import io
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -132,3 +135,37 @@ def _refuse_size(path: Path, found: str) -> DataError:
     expected = Phrase(f"{MOST_PIXELS} pixels at most")
     facts = {"field": "size", "found": Phrase(found), "expected": expected}
     return DataError(describe(path, **facts, cure="make it smaller"))
+
+
+def voc_palette() -> np.ndarray:
+    """The colour map of PASCAL VOC, uint8 [256, 3].
+
+    The bits of the class number are spread over red, green and blue.
+    """
+    number = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((number >> (3 * bit + channel) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return colours
+
+
+def space_evenly(total: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..total-1, evenly spaced, rising."""
+    count = min(total, most)
+    return [step * total // count for step in range(count)]
+
+
+def choose_extremes(values: Mapping[int, float], count: int) -> list[int]:
+    """The `count` keys with the largest and the smallest value, half of each.
+
+    Returns: keys in falling order of their value, equal values by key. If `count` is odd, one more
+    of the largest; all keys if there are no more than `count`.
+    """
+    falling = sorted(values, key=lambda key: (-values[key], key))
+    if len(falling) <= count:
+        return falling
+    least = count // 2
+    return falling[: count - least] + falling[len(falling) - least :]

@@ -17,7 +17,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from kdcache import disk
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 from kdcache.data.scenes import CLASS_NAMES as CLASS_NAMES
 from kdcache.data.scenes import VOID as VOID
 from kdcache.data.scenes import draw_scene

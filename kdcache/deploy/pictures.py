@@ -14,8 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from kdcache.cache.reader import open_split
-from kdcache.data.pictures import ENDINGS, decode_image, read_picture_file
-from kdcache.data.sampling import space_evenly
+from kdcache.data.pictures import ENDINGS, decode_image, read_picture_file, space_evenly
 from kdcache.data.views import fit_inside
 from kdcache.deploy.student import TrainedStudent
 from kdcache.errors import CacheError, DataError, Phrase, SettingsError, describe

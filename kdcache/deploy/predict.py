@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdcache import disk
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 from kdcache.deploy.pictures import find_pictures, fit_picture, read_picture
 from kdcache.deploy.student import TrainedStudent
 from kdcache.errors import KdcacheError, SettingsError

@@ -15,7 +15,7 @@ from torch import nn
 from kdcache.analysis.scan import find_image, read_teacher_classes
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
-from kdcache.data.sampling import choose_extremes, space_evenly
+from kdcache.data.pictures import choose_extremes, space_evenly
 from kdcache.metrics import VOID
 from kdcache.models.inputs import normalize_images
 from kdcache.models.own_code import Trust

@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 from kdcache.metrics import VOID
 
 LONGEST_PX = 320  # a column of the page is 220 px wide

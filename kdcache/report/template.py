@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -22,7 +22,7 @@ from kdcache.cache.settings import build_manifest
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import AugmentConfig, Config
 from kdcache.config.parser import make_config
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 from kdcache.data.views import draw
 from kdcache.data.voc import VOC_DIR, Sample, Split
 from kdcache.storage import open_storage

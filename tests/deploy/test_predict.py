@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcache.data.palette import voc_palette
+from kdcache.data.pictures import voc_palette
 from kdcache.deploy.pictures import find_images, fit_picture, read_picture
 from kdcache.deploy.predict import find_classes, predict_pictures
 from kdcache.deploy.student import TrainedStudent, load_student

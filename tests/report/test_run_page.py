@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from kdcache.config.parser import make_config, merge
+from kdcache.data.pictures import choose_extremes, space_evenly
 from kdcache.data.sample_set import write_sample_set
-from kdcache.data.sampling import choose_extremes, space_evenly
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
 from kdcache.precompute.build import build_cache
 from kdcache.report.charts import Curve, build_chart, find_ticks
