@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kdcache.cache.encodings import Targets
-from kdcache.cache.identity import check_identity
+from kdcache.cache.facts import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import stored_config, teacher_facts

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache.basis import read_bases, write_bases
-from kdcache.cache.identity import check_identity
+from kdcache.cache.facts import check_identity
 from kdcache.cache.layout import (
     COMMITS,
     MANIFEST,

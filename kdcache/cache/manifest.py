@@ -12,8 +12,7 @@ from pathlib import Path
 
 from kdcache.cache.codecs import Codec, make_coder
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
-from kdcache.cache.fields import IDENTITY, INFORMATION
-from kdcache.cache.identity import describe_array, hash_facts
+from kdcache.cache.facts import IDENTITY, INFORMATION, describe_array, hash_facts
 from kdcache.cache.layout import (
     COMMITS,
     DTYPES,

@@ -17,7 +17,7 @@ import numpy as np
 from kdcache import disk
 from kdcache.cache.basis import basis_key
 from kdcache.cache.encodings import list_arrays
-from kdcache.cache.identity import describe_array
+from kdcache.cache.facts import describe_array
 from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import MANIFEST, Group, commit_key, find_version
 from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdcache.cache.fields import check_views
+from kdcache.cache.facts import check_views
 from kdcache.cache.layout import (
     COMMITS,
     ArraySpec,

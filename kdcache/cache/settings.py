@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdcache.cache.codecs import Codec, choose_codec
 from kdcache.cache.encodings import Encoding
-from kdcache.cache.identity import build_identity
+from kdcache.cache.facts import build_identity
 from kdcache.cache.layout import (
     DTYPES,
     MOST_GROUPS,

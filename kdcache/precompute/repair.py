@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.basis import basis_key
-from kdcache.cache.identity import find_differences
+from kdcache.cache.facts import find_differences
 from kdcache.cache.layout import Group
 from kdcache.cache.lifecycle import check_same_identity, complete_views, rewrite_metadata
 from kdcache.cache.manifest import Manifest, read_manifest

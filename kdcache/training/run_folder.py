@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from kdcache import disk
-from kdcache.cache.fields import MACHINE, SHARE
+from kdcache.cache.facts import MACHINE, SHARE
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT, TERMS
 from kdcache.config.parser import make_config, read_stored

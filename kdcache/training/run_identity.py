@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdcache.cache.identity import hash_facts
+from kdcache.cache.facts import hash_facts
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict

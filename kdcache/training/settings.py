@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from kdcache.cache.identity import check_identity
+from kdcache.cache.facts import check_identity
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.settings import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.cache.identity import hash_facts
+from kdcache.cache.facts import hash_facts
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.records import seal
