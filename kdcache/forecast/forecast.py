@@ -20,9 +20,14 @@ from kdcache.cache.lifecycle import (
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
-from kdcache.forecast.encodings import MOST_KEPT, EncodingTable, ask_teacher, weigh_encodings
+from kdcache.forecast.answers import (
+    MOST_KEPT,
+    EncodingTable,
+    ask_teacher,
+    estimate_score,
+    weigh_encodings,
+)
 from kdcache.forecast.probe import Probe, count_samples, probe_cache
-from kdcache.forecast.quality import estimate_score
 from kdcache.precompute.build import ORDER, prepare_job
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples

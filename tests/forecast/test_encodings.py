@@ -3,7 +3,7 @@
 import pytest
 
 from kdcache.errors import TeacherError
-from kdcache.forecast import encodings, probe
+from kdcache.forecast import answers, probe
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
 from kdcache.report.forecast import format_forecast
@@ -66,8 +66,8 @@ def test_of_large_answers_fewer_are_kept(config, monkeypatch):
     sample_bytes = 4 * (
         8 * 4 * 4 + 4 * 8 * 8 + 6 * 4 * 4 + 8 * 2 * 2
     )  # logits of 8 classes, low, mid, high
-    monkeypatch.setattr(encodings, "MOST_KEPT_BYTES", 6 * sample_bytes)
+    monkeypatch.setattr(answers, "MOST_KEPT_BYTES", 6 * sample_bytes)
     expected = forecast_cache(config)
     assert expected["compared"]["num_samples"] == 6 and len(expected["others"]) == 5
-    monkeypatch.setattr(encodings, "MOST_KEPT_BYTES", 1)
+    monkeypatch.setattr(answers, "MOST_KEPT_BYTES", 1)
     assert forecast_cache(config)["compared"]["num_samples"] == 1

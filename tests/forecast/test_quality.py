@@ -25,7 +25,7 @@ def test_the_estimate_is_near_what_phase_one_then_finds(config):
 
 def test_the_warning_of_phase_one_is_said_before_it(config, monkeypatch):
     mious = iter((0.6, 0.4))
-    monkeypatch.setattr("kdcache.forecast.quality.compute_miou", lambda confusion: next(mious))
+    monkeypatch.setattr("kdcache.forecast.answers.compute_miou", lambda confusion: next(mious))
     facts = forecast_cache(config)
     line = "mIoU is 0.400 on the training views, 0.600 on val: it teaches worse than it can; try "
     assert facts["teacher"]["warning"].startswith(f"{line}augment.color_jitter 0 (is 0.3), ")

@@ -1,6 +1,7 @@
-"""What a cache would weigh in other encodings: a few answers, encoded and coded in each.
+"""A few answers of the teacher before a cache is built: what they weigh in each encoding, and how
+right they are.
 
-Letters: N samples, C channels, H, W height and width (of the grid at hand).
+Letters: N samples, C channels, K classes, H, W height and width (of the grid at hand).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from kdcache.cache.writer import encode_samples
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.data.voc import Sample
 from kdcache.forecast.folder import sum_shards
-from kdcache.forecast.probe import pick_samples
+from kdcache.forecast.probe import Probe, pick_samples
+from kdcache.metrics import compute_miou, count_confusion
+from kdcache.models.inputs import resize_to
 from kdcache.precompute.bases import choose_encodings
 from kdcache.precompute.group import LARGEST, Encoder, draw_view, refuse_answer
 from kdcache.precompute.pipeline import Job
+from kdcache.precompute.score import find_warning
 from kdcache.progress import Progress
 
 CODECS = ("raw", "blosc-zstd")
@@ -205,3 +209,27 @@ def _measure_sample(
             chunks = encode_samples(spec, arrays[spec.name])
             total += sum(chunk.size + CRC_BYTES for chunk in chunks)
     return total / count
+
+
+def estimate_score(config: Config, probe: Probe, train: Asked) -> dict:
+    """mIoU (0 to 1) on the probe's val samples and on training views, and the warning they earn.
+
+    Args:
+        train: what was asked about training views.
+
+    Returns: JSON values; "warning" is None if phase one would have none.
+    """
+    labels_NHW, num_classes = torch.from_numpy(train.views["label"]), config.dataset.num_classes
+    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for logits, label_HW in zip(train.answers["logits"], labels_NHW, strict=True):
+        classes = resize_to(logits[None], label_HW.shape).argmax(1)
+        confusion_KK += count_confusion(classes, label_HW[None], num_classes=num_classes)
+    val_miou, train_miou = compute_miou(probe.val_confusion_KK), compute_miou(confusion_KK)
+    warning = find_warning(val_miou, train_miou, config=config, val_scale=probe.val_scale)
+    counts = {"val": probe.num_samples["val"], "train": len(labels_NHW)}
+    return {
+        "val_miou": val_miou,
+        "train_miou": train_miou,
+        "num_samples": counts,
+        "warning": warning,
+    }
