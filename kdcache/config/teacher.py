@@ -47,8 +47,11 @@ class TeacherConfig:
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     """What they are then divided by, each above 0."""
     weights: str = "COCO_WITH_VOC_LABELS_V1"
-    """torchvision weights name, or path of a checkpoint (.pth, .pt; for example from
+    """torchvision weights name, or path of a checkpoint (.pth, .pt, .safetensors; for example from
     `cache_teacher fit`)."""
+    weights_key: str | None = None
+    """Where in the checkpoint the weights are, as in model_ema, or state_dict.teacher for the names
+    that begin with teacher. (default: where they can only be)."""
     layers: LayerConfig = field(default_factory=LayerConfig)
     """Feature taps by level."""
     high_stride: Literal[8, 16] = 16

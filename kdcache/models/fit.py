@@ -13,6 +13,7 @@ from kdcache.data.unlabelled import check_apart
 from kdcache.data.voc import Split, download_voc, read_split
 from kdcache.errors import TeacherError, TrainingError, one_line, refuse
 from kdcache.machine.devices import check_precision, choose_device
+from kdcache.models.checkpoints import describe_state, is_backbone, is_counter
 from kdcache.models.fit_files import (
     find_state_path,
     find_whose,
@@ -143,7 +144,8 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
     """
     model = build_fcn(config.teacher.arch, num_classes=config.dataset.num_classes, aux_head=True)
     try:
-        state = read_teacher_weights(config.teacher.arch, config.teacher.weights)
+        teacher = config.teacher
+        state = read_teacher_weights(teacher.arch, teacher.weights, key=teacher.weights_key)
     except WeightsAbsentError as error:
         if find_weights_enum(
             config.teacher.arch, config.teacher.weights
@@ -153,18 +155,24 @@ def build_start(config: Config, *, say: Say) -> nn.Module:
         say(f"from scratch, since {f'{config.fit.out} is not there yet' if absent else error}")
         return _calm_residuals(model)
     own = model.state_dict()
+    if is_backbone(state):  # of torchvision's classifier, for example
+        state = {f"backbone.{name}": value for name, value in state.items()}
     fitting = {
         name: value
         for name, value in state.items()
         if name in own and value.shape == own[name].shape
     }
-    if len(fitting) < len([name for name in own if name.startswith("backbone.")]):
+    needed = [name for name in own if name.startswith("backbone.") and not is_counter(name)]
+    if len([name for name in fitting if not is_counter(name)]) < len(needed):
+        what = describe_state(state)
+        kind = f" but of {what}" if what and what != describe_state(own) else ""
         raise TeacherError(
-            f"{config.teacher.weights}: weights are not those of a {config.teacher.arch}; "
+            f"{config.teacher.weights}: weights are not those of a {config.teacher.arch}{kind}; "
             "set teacher.weights"
         )
     model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting and not name.startswith(AUX_PREFIX)]
+    fresh = [n for n in own if n not in {*fitting, *needed} and not n.startswith(AUX_PREFIX)]
+    fresh = [name for name in fresh if not is_counter(name)]
     say(
         f"from {config.teacher.weights}"
         + (f", with a new head for {config.dataset.num_classes} classes" if fresh else "")

@@ -103,6 +103,8 @@ def find_whose(config: Config, fingerprints: Mapping[str, str]) -> dict[str, obj
     given = config_to_dict(config)
     sections = {name: given[name] for name in ("dataset", "augment", "fit")}
     chosen = {name: given["teacher"][name] for name in ("arch", "weights")}
+    if given["teacher"]["weights_key"] is not None:  # states of before do not have it
+        chosen["weights_key"] = given["teacher"]["weights_key"]
     sections |= {"teacher": chosen, "train": {"seed": given["train"]["seed"]}}
     facts = {name: value for name, value in flatten(sections).items() if name not in NOT_WHOSE}
     return {**facts, **{f"images of {split}": value for split, value in fingerprints.items()}}

@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from kdcache.disk import open_stream
 from kdcache.errors import show_value
 from kdcache.schema import FieldError, Kind, fields, list_of, number, table_of
 
 
-def load_tensors(path: Path, *, follow: bool = True) -> object:
+def load_tensors(path: Path, *, follow: bool = True, allow: Sequence[type] = ()) -> object:
     """What a file of torch.save holds, on the CPU: plain tensors, numbers and texts.
 
     Args:
         follow: take a link for the file that it names; False for files of a run.
+        allow: classes that hold values and run nothing, which the file may use, too.
 
     Raises: OSError; whatever damaged bytes end in: a dozen kinds, as struct.error and IndexError.
     """
     with open_stream(path, follow=follow) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
         _check_archive(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with safe_globals(list(allow)):
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_archive(file: BinaryIO) -> None:

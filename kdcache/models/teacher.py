@@ -15,6 +15,7 @@ from kdcache.config import STRIDE, TeacherConfig
 from kdcache.config.names import FCNS
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
 from kdcache.machine.devices import use_exact_float32
+from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
 from kdcache.models.networks import (
     Network,
@@ -132,7 +133,7 @@ def build_teacher(
     Raises: TeacherError if weights are unreadable or for another number of classes; SettingsError
         for an unknown tap.
     """
-    state = read_teacher_weights(config.arch, config.weights)
+    state = read_teacher_weights(config.arch, config.weights, key=config.weights_key)
     if config.arch in FCNS:
         with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
             model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
@@ -163,26 +164,37 @@ def load_weights(
     Raises: TeacherError naming the class count or the first name or shape that differs.
     """
     own = model.state_dict()
-    expected = {name: tuple(value.shape) for name, value in own.items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    names = _match_names(own, state)
+    expected = {name: tuple(own[name].shape) for name in own}
+    found = {names[name]: tuple(value.shape) for name, value in state.items()}
     for name in expected.keys() & found.keys():
         count, *rest = found[name] or (0,)
         if expected[name] == (num_classes, *rest) and count != num_classes:
             raise _refuse_classes(where, count, num_classes)
-    for name in sorted(expected.keys() | found.keys()):
+    counters = {name for name in own if is_counter(name)}
+    missing = {name: torch.zeros((), dtype=torch.int64) for name in counters - found.keys()}
+    for name in sorted(expected.keys() - missing.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            cure = "use weights of teacher.arch"
-            raise TeacherError(
-                describe(
-                    where,
-                    field=f"tensor {name}",
-                    found=found.get(name),
-                    expected=expected.get(name),
-                    cure=cure,
-                )
-            )
-    fitting = {name: value.to(own[name].dtype) for name, value in state.items()}
-    model.load_state_dict(fitting, assign=True)
+            raise _refuse_tensor(where, name, found, expected)
+    fitting = {names[name]: value.to(own[names[name]].dtype) for name, value in state.items()}
+    model.load_state_dict({**fitting, **missing}, assign=True)
+
+
+def _match_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:
+    """Name in the file -> name in the model, whose own names may have a prefix of wrappers."""
+    prefix = find_prefix(own)
+    return {name: name if name in own else f"{prefix}{name}" for name in state}
+
+
+def _refuse_tensor(where: str, name: str, found: dict, expected: dict) -> TeacherError:
+    """The error for weights of another model, by its kind, else by a tensor's name."""
+    kinds = [describe_state(names) for names in (found, expected)]
+    field, shown, wanted = f"tensor {name}", found.get(name), expected.get(name)
+    if kinds[0] and kinds[0] != kinds[1]:
+        field, shown = "teacher", Phrase(kinds[0])
+        wanted = Phrase(kinds[1] or "the model of teacher.arch")
+    cure = "use weights of teacher.arch, or set it"
+    return TeacherError(describe(where, field=field, found=shown, expected=wanted, cure=cure))
 
 
 def _refuse_classes(where: str, found: int, expected: int) -> TeacherError:

@@ -14,37 +14,47 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
+from kdcache.config.names import TORCHVISION
 from kdcache.disk import open_stream
 from kdcache.errors import Phrase, TeacherError, describe, one_line
-from kdcache.models.stored_state import TENSORS, load_tensors
-from kdcache.schema import FieldError
+from kdcache.models.checkpoints import (
+    WeightsAbsentError,
+    is_counter,
+    read_checkpoint,
+    read_state_dict,
+)
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
 
 
-class WeightsAbsentError(TeacherError):
-    """The weights are not on this machine and cannot be fetched."""
-
-
-def read_teacher_weights(arch: str, weights: str) -> dict[str, Tensor]:
+def read_teacher_weights(arch: str, weights: str, *, key: str | None = None) -> dict[str, Tensor]:
     """The teacher's float32 state dict without its auxiliary head.
 
+    Names are without the prefixes that wrappers of a module give to all of them.
+
     Args:
-        arch: torchvision model name.
+        arch: teacher.arch.
         weights: torchvision weights name (downloaded, checked by sha256 prefix) or path of a
             checkpoint.
+        key: where in the file they are, as teacher.weights_key; None: where they can only be.
 
-    Raises: TeacherError if the file is missing, damaged, holds code, or cannot be downloaded.
+    Raises: TeacherError if the file is missing, damaged, holds code, cannot be downloaded or is
+        ambiguous, or a number in it is not finite.
     """
     enum = find_weights_enum(arch, weights)
-    state = (
-        download_weights(enum) if enum else read_state_dict(Path(weights), field="teacher.weights")
-    )
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in sorted(state.items())
-        if not name.startswith(AUX_PREFIX)
-    }
+    if enum:
+        state = download_weights(enum)
+    else:
+        state = read_checkpoint(Path(weights), field="teacher.weights", key=key)
+    kept = {name: value for name, value in sorted(state.items()) if not name.startswith(AUX_PREFIX)}
+    for name, value in kept.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            found, expected = Phrase("not finite"), Phrase("numbers")
+            cure = "the training that wrote it went astray; give another checkpoint"
+            raise TeacherError(
+                describe(weights, field=f"tensor {name}", found=found, expected=expected, cure=cure)
+            )
+    return {name: v.float() if v.is_floating_point() else v for name, v in kept.items()}
 
 
 def find_teacher_file(arch: str, weights: str) -> Path | None:
@@ -62,7 +72,7 @@ def hash_weights(state: dict[str, Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
-        if name.startswith(AUX_PREFIX) or name.endswith("num_batches_tracked"):
+        if name.startswith(AUX_PREFIX) or is_counter(name):
             continue
         array = value.detach().cpu().float().contiguous().numpy()
         total.update(f"{name}{tuple(array.shape)}".encode())
@@ -72,7 +82,7 @@ def hash_weights(state: dict[str, Tensor]) -> str:
 
 def find_weights_enum(arch: str, weights: str) -> WeightsEnum | None:
     """The torchvision weights of that name for `arch`, or None if `weights` is a path."""
-    return get_model_weights(arch).__members__.get(weights)
+    return get_model_weights(arch).__members__.get(weights) if arch in TORCHVISION else None
 
 
 def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
@@ -88,49 +98,6 @@ def download_weights(enum: WeightsEnum) -> dict[str, Tensor]:
         _download(enum, path)
     _check_prefix(enum, path)
     return read_state_dict(path, field=f"weights {enum.name}")
-
-
-def read_state_dict(path: Path, *, field: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: a state dict, or one under model_state_dict or state_dict.
-
-    Code in it is never run.
-
-    Raises: TeacherError if the file is missing, damaged, or holds something else.
-    """
-    if not path.is_file():
-        cure = (
-            f"set {field} to a checkpoint or to a torchvision weights name; "
-            "`make demo` needs no network"
-        )
-        raise WeightsAbsentError(
-            describe(
-                path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure
-            )
-        )
-    stored = _load_tensors(path, field=field)
-    for key in ("model_state_dict", "state_dict"):
-        stored = stored.get(key, stored) if isinstance(stored, dict) else stored
-    try:
-        TENSORS(stored if isinstance(stored, dict) and stored else None)
-    except FieldError as error:
-        found = Phrase(f"a {type(stored).__name__} ({error})")
-        expected = Phrase("a state dict of tensors")
-        raise TeacherError(
-            describe(path, field=field, found=found, expected=expected, cure="re-save it")
-        ) from None
-    return stored
-
-
-def _load_tensors(path: Path, *, field: str) -> object:
-    try:
-        return load_tensors(path)
-    # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
-    except Exception as error:
-        reason = one_line(error)
-        cure = "write it with torch.save or fetch it again"
-        raise TeacherError(
-            f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}"
-        ) from None
 
 
 def _download(enum: WeightsEnum, path: Path) -> None:

@@ -134,7 +134,9 @@ def _weights_fact(config: Config, given: dict) -> dict:
         return {}
     return {
         "weights_sha256": hash_weights(
-            read_teacher_weights(config.teacher.arch, config.teacher.weights)
+            read_teacher_weights(
+                config.teacher.arch, config.teacher.weights, key=config.teacher.weights_key
+            )
         )
     }
 
