@@ -49,6 +49,8 @@ INSTEAD = {  # an expression, and what stands there on small data
     "caches/voc2012": "caches/camvid",
     # few directions hold what a teacher has learnt, not the features of random weights
     "fidelity caches/compact": "fidelity caches/demo",
+    # by boto3
+    r"aws s3 sync (\S+) s3://(\w+)/(\S+)": r"python -m tests.support.s3_copy \1 \2 \3",
     # hours: what would be trained is listed
     "(tests.study gain .*)": r"\1 --dry-run",
     "(runs/tune .*|runs/chosen .*) --seeds .*": r"\1 --seeds 0",

@@ -40,8 +40,8 @@ class Limit:
     loss_rel: float | None = None
 
 
-# How faithful each encoding must be, measured by the student after some steps; README, "Size", says
-# what it means. The smaller a loss, the more of it rounding is: loss_rel 1e-7 to 2e-5 were seen.
+# How faithful each encoding must be, measured by the student after some steps (docs/caches.md says
+# what it means). The smaller a loss, the more of it rounding is: loss_rel 1e-7 to 2e-5 were seen.
 EXACT = Limit(grad_cos=0.999999, loss_rel=1e-4)
 # With autocast or on a GPU even the teacher differs if it is asked again.
 EXACT_NOT_FLOAT32 = Limit(grad_cos=0.999, loss_rel=1e-2)

@@ -24,7 +24,8 @@ from kdcache.losses.target import Target
 from kdcache.models.inputs import resize_to
 from kdcache.models.student import STUDENT_CHANNELS
 
-TEXT = (Path(__file__).parents[2] / "docs/mathematics.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs/mathematics.md"
+TEXT = " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

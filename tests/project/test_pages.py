@@ -70,7 +70,8 @@ def test_what_a_page_names_is_there(page):
         assert "NAME" in name or (ROOT / name).exists(), name
 
 
-TUNING = read(ROOT / "docs/training.md")
+TRAINING = read(ROOT / "docs/training.md")
+TUNING = re.split(r"(?m)^## ", TRAINING[TRAINING.index("\n## Choosing the settings") + 4 :])[0]
 GRIDS = re.findall(r"^python -m train_student (--config .*)$", TUNING, re.MULTILINE)
 
 
@@ -103,7 +104,7 @@ def test_intervals_of_the_guide_are_students_t():
     """Quantiles of t at 97.5 % with 2, 4 and 7 degrees of freedom, from any table."""
     said = {
         int(n): float(half)
-        for n, half in re.findall(r"(\d)(?: seeds know the mean)? to ±(\d\.\d)", TUNING)
+        for n, half in re.findall(r"(\d)(?: seeds know the mean)?\s+to ±(\d\.\d)", TUNING)
     }
     assert said == {
         n: pytest.approx(t * 2.4 / n**0.5, abs=0.05)

@@ -67,6 +67,8 @@ def test_python_of_the_pages_runs(block, built_root, tmp_path, monkeypatch):
     (tmp_path / "caches").mkdir()
     (tmp_path / "caches" / "demo").symlink_to(built_root)
     monkeypatch.chdir(tmp_path)
+    if "student.onnx" in block:
+        pytest.skip("needs a run that was exported; `make readme` has one")
     if "demo.h5" in block:
         cache_teacher.main(["export", "caches/demo", "demo.h5"])
     exec(compile(block, "a page", "exec"), {})

@@ -14,6 +14,7 @@ import pytest
 from tests.study.gain.command import parse_gain
 from tests.study.gain.page import (
     PAGE,
+    README,
     ROOT,
     STUDIES,
     choose_lines,
@@ -24,7 +25,7 @@ from tests.study.gain.page import (
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import read_study
 from tests.study.gain.results import RECORDED, read_lines, record
-from tests.study.gain.table import render_goals, render_tables, render_teachers
+from tests.study.gain.table import render_goals, render_short, render_tables, render_teachers
 
 
 @pytest.fixture
@@ -77,6 +78,17 @@ def test_differences_are_paired_by_seed_with_students_interval(camvid):
     assert "| 367 | - | labels | 2 | 0.3750 ± 0.0212 | - | - |" in table
     for arm in ("kl", "recipe"):  # two common seeds: 4 and 5 points
         assert f"| 367 | all | {arm} | 3 | 0.4200 ± 0.0100 | +4.5 [-1.9, +10.9] |" in table
+
+
+def test_the_short_table_has_the_recipe_beside_labels_only(camvid):
+    lines = make_lines(MIOUS)
+    for line in lines:
+        line["also"] = ["recipe"] if line["arm"] == "kl" else []
+    few = make_lines({("recipe", 46): [0.35]}, teacher="few")
+    table = render_short(camvid, [*lines, *few]).splitlines()
+    assert table[2].startswith("| 46 of 367 | all 367 labels | 0.240 ± 0.010 | 0.417 ± 0.015 | **+")
+    assert table[3] == "| 46 of 367 | the same 46 | 0.240 ± 0.010 | 0.350 | +10.0 (one seed) | 1 |"
+    assert table[4].endswith("| 0.375 ± 0.021 | 0.420 ± 0.010 | +4.5 [-1.9, +10.9] | 2 |")
 
 
 def test_goals_are_reached_by_mean_and_interval(camvid):
@@ -134,7 +146,9 @@ def test_recorded_results_replace_those_of_the_same_runs(tmp_path):
 
 def test_tables_and_pictures_of_the_page_are_those_of_the_recorded_runs(names):
     lines, page = read_lines(RECORDED), PAGE.read_text(encoding="utf-8")
-    assert fill_page(page, lines) == page, "run `python -m tests.study page`"
+    for text in (page, README.read_text(encoding="utf-8")):
+        assert "<!-- end -->" in text
+        assert fill_page(text, lines) == text, "run `python -m tests.study page`"
     for path, picture in make_pictures(lines).items():
         assert path.read_text(encoding="utf-8") == picture and path.name in page
     for name in names:

@@ -1,4 +1,4 @@
-"""The page of results: its tables and pictures are made from the recorded runs."""
+"""The page of results and README's short table: made from the recorded runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from kdcache.config.options import Parser
 from tests.study.gain.picture import render_picture
 from tests.study.gain.plan import HALVES, Study, read_study
 from tests.study.gain.results import RECORDED, read_lines
-from tests.study.gain.table import render_goals, render_tables, render_teachers
+from tests.study.gain.table import render_goals, render_short, render_tables, render_teachers
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/results.md"
+README = ROOT / "README.md"
 STUDIES = Path(__file__).parents[1]
 NOTHING = "No runs are recorded yet.\n"
-_TABLES = re.compile(r"(<!-- tables: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLES = re.compile(r"(<!-- (tables|short): (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def run_page(argv: list[str]) -> None:
-    """Write docs/results.md again, its tables and pictures, from the recorded runs."""
+    """Write docs/results.md and README.md again, tables and pictures, from the recorded runs."""
     Parser(prog="python -m tests.study page", description=run_page.__doc__).parse_args(argv)
     write_page()
 
@@ -29,21 +30,26 @@ def run_page(argv: list[str]) -> None:
 def write_page() -> None:
     """Replace tables and pictures; the text between them stays."""
     lines = read_lines(RECORDED)
-    page = PAGE.read_text(encoding="utf-8")
-    disk.replace_file(PAGE, fill_page(page, lines).encode())
+    for path in (PAGE, README):
+        page = path.read_text(encoding="utf-8")
+        disk.replace_file(path, fill_page(page, lines).encode())
     for path, picture in make_pictures(lines).items():
         disk.replace_file(path, picture.encode())
 
 
 def fill_page(page: str, lines: Sequence[dict]) -> str:
-    """The page with today's tables between `<!-- tables: DATA HALF -->` and `<!-- end -->`."""
+    """The page with today's tables between `<!-- tables: DATA HALF -->` and `<!-- end -->`, or the
+    short one behind `<!-- short: DATA HALF -->`.
+    """
 
     def fill(found: re.Match) -> str:
-        study, own = find_study(found[2]), choose_lines(lines, found[2], half=found[3])
+        study, own = find_study(found[3]), choose_lines(lines, found[3], half=found[4])
+        if found[2] == "short":
+            return f"{found[1]}{render_short(study, own)}{found[5]}"
         parts = [_show_picture(study, own), render_goals(study, own)]
         parts += [render_teachers(own), render_tables(study, own) or NOTHING]
         text = "\n".join(filter(None, parts))
-        return f"{found[1]}{text}{found[4]}"
+        return f"{found[1]}{text}{found[5]}"
 
     return _TABLES.sub(fill, page)
 

@@ -41,6 +41,26 @@ def render_tables(study: Study, lines: Sequence[dict]) -> str:
     return "\n".join(_render_budget(study, values, budget) for budget in budgets)
 
 
+def render_short(study: Study, lines: Sequence[dict]) -> str:
+    """The arm `recipe` beside labels only, at the smallest budget: a line for each number of labels
+    and teacher.
+    """
+    values = find_values(lines)
+    budget, most = min(p.budget for p in values), max(p.labels for p in values)
+    points = [p for p in values if (p.budget, p.arm) == (budget, "recipe")]
+    head = ["labels", "teacher has seen", "labels only", "with the cache"]
+    head += ["gain in points [95 %]", "seeds"]
+    rows = [head, ["---"] * len(head)]
+    for point in sorted(points, key=lambda p: _order(study, p)):
+        own, base = values[point], find_baseline(study, values, point, point.labels)
+        gain = compare(own, base)
+        seen = f"all {most} labels" if point.teacher == "all" else f"the same {point.labels}"
+        cells = [f"{point.labels} of {most}", seen]
+        cells += [format_spread([run[s] for s in sorted(run)], digits=3) for run in (base, own)]
+        rows.append([*cells, format_difference(gain), str(gain.count if gain else 0)])
+    return "\n".join([*map(render_line, rows), ""])
+
+
 def render_goals(study: Study, lines: Sequence[dict]) -> str:
     """A table of the study's goals beside what was measured; empty without goals."""
     if not study.goals:
