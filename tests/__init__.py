@@ -1,0 +1,1 @@
+"""The tests, and what measures. A package, so that no installed one called `tests` hides it."""
