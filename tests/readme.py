@@ -70,6 +70,7 @@ def prepare(folder: Path) -> None:
     for path in (ROOT / "configs").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings["train"] = {**settings["train"], "epochs": 1}
+        settings["fit"] = {**settings.get("fit", {}), "epochs": 1}
         (folder / "configs" / path.name).write_text(yaml.safe_dump(settings), encoding="utf-8")
     (folder / "teachers").mkdir()
     torch.manual_seed(0)
