@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from kdcache.config import VOID
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
+from tests.support.waits import Waits
 
 
 def draw_pair(
@@ -109,3 +111,11 @@ def test_iou_of_huge_counts_is_exact():
     """float32 has 24 bits; a validation set has more pixels."""
     confusion = torch.tensor([[2**40, 1], [0, 3]])
     assert compute_iou_per_class(confusion) == [2**40 / (2**40 + 1), 0.75]
+
+
+def test_counting_a_batch_does_not_wait_for_a_gpu():
+    label = torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8)
+    label[0, 0] = VOID
+    with Waits() as waits:
+        found = count_confusion(torch.randint(0, 4, (2, 8, 8)), label, num_classes=4)
+    assert not waits.seen and found.sum() == 120 and found.dtype == torch.int64

@@ -92,7 +92,7 @@ def find_classes(student: TrainedStudent, image_HW3: np.ndarray, *, size: Size) 
     """
     hw = image_HW3.shape[:2]
     padded, (height, width) = fit_picture(image_HW3, _choose_size(student, hw, size))
-    logits_1Khw = student.ask(padded[None])[..., :height, :width]
+    logits_1Khw = student.ask(padded[None], autocast=student.autocast)[..., :height, :width]
     return _find_best_class(logits_1Khw, hw)
 
 

@@ -43,14 +43,23 @@ class TrainedStudent:
     miou: float
     cache_identity: str
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """In what the student was scored on a CPU; None: float32."""
+        return torch.bfloat16 if self.config.train.precision == "bfloat16" else None
+
     @torch.inference_mode()
-    def ask(self, image_NHW3: np.ndarray) -> Tensor:
-        """Logits float32 [N, K, H, W] of uint8 RGB images, computed as in validation on a CPU.
+    def ask(self, image_NHW3: np.ndarray, *, autocast: torch.dtype | None = None) -> Tensor:
+        """Logits float32 [N, K, H, W] of uint8 RGB images, on the CPU.
+
+        Args:
+            autocast: what the student computes in; None: float32, as exported files do.
 
         Raises: TrainingError if the student fails on images of this size.
         """
         try:
-            return self.module(normalize_images(torch.from_numpy(image_NHW3)))
+            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+                return self.module(normalize_images(torch.from_numpy(image_NHW3)))
         except Exception as error:  # the user's code may raise anything, torch a bare RuntimeError
             height, width = image_NHW3.shape[1:3]
             raise TrainingError(

@@ -13,8 +13,11 @@ def choose_device(name: str, *, field: str) -> torch.device:
 
     If there are more workers than GPUs, they share them.
 
+    From then on float32 is float32 on GPUs (`use_exact_float32`).
+
     Raises: SettingsError if the device is not on this machine.
     """
+    use_exact_float32()
     if name == "auto":
         return _choose_gpu(find_worker()) if torch.cuda.is_available() else torch.device("cpu")
     known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -61,6 +64,12 @@ def supports_bfloat16(device: torch.device) -> bool:
 
 
 def use_exact_float32() -> None:
-    """float32 means float32 on GPUs: TF32 keeps 10 bits of the mantissa."""
+    """float32 means float32 on GPUs, whatever the environment says: TF32 keeps 10 bits of 23.
+
+    With bfloat16 or float16, too: losses, upsampling and bases are float32 beside them.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        if hasattr(part, "fp32_precision"):  # from torch 2.9 on; else convolutions would inherit it
+            part.fp32_precision = "ieee"

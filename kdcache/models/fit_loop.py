@@ -161,7 +161,7 @@ class Fitting:
 
     def _step(self, image_NHWC: Tensor, label_NHW: Tensor) -> float:
         with torch.autocast(**self.autocast):
-            answer = self.model(normalize_images(image_NHWC))
+            answer = ask_heads(self.model, normalize_images(image_NHWC))
         loss = compute_loss(answer, label_NHW.long(), weights_K=self.weights_K)
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -217,11 +217,21 @@ def choose_arithmetic(config: Config, device: torch.device) -> dict:
     return {"dtype": torch.bfloat16, "enabled": precision == "bfloat16"}
 
 
+def ask_heads(model: nn.Module, image_NCHW: Tensor) -> dict[str, Tensor]:
+    """Scores float32 [N, K, H, W] of both heads, "out" and "aux", at the size of the images.
+
+    Unlike torchvision's forward it upsamples in float32 under autocast, too.
+    """
+    hw, features = image_NCHW.shape[-2:], model.backbone(image_NCHW)
+    heads = {"out": model.classifier, "aux": model.aux_classifier}
+    return {name: resize_to(head(features[name]).float(), hw) for name, head in heads.items()}
+
+
 def compute_loss(answer: dict[str, Tensor], label_NHW: Tensor, *, weights_K: Tensor | None):
     """Cross-entropy of both heads, the mean over valid pixels, by weight if classes have weights.
 
     Args:
-        answer: "out" and "aux", scores [N, K, H, W]. label_NHW: int64, VOID does not count.
+        answer: "out" and "aux", scores float32 [N, K, H, W]. label_NHW: int64, VOID does not count.
 
     Returns: scalar float32.
     """
@@ -230,9 +240,7 @@ def compute_loss(answer: dict[str, Tensor], label_NHW: Tensor, *, weights_K: Ten
     heads = {"out": 1.0, "aux": AUX_WEIGHT}
     losses = (
         share
-        * F.cross_entropy(
-            answer[head].float(), label_NHW, weights_K, ignore_index=VOID, reduction="sum"
-        )
+        * F.cross_entropy(answer[head], label_NHW, weights_K, ignore_index=VOID, reduction="sum")
         for head, share in heads.items()
     )
     return sum(losses) / max(total, 1)

@@ -41,7 +41,11 @@ def _mean_and_std(
 
 
 def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Bilinear, align_corners off: the one alignment that teacher, cache and loss share."""
+    """Bilinear, align_corners off: the one alignment that teacher, cache and loss share.
+
+    In half precision neighbouring classes tie, and on a GPU the backward pass adds up in the
+    tensor's own type: what is compared or trained is float32 before it comes here.
+    """
     if x_NCHW.shape[-2:] == tuple(hw):
         return x_NCHW
     return F.interpolate(x_NCHW, size=hw, mode="bilinear", align_corners=False)

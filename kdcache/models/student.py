@@ -54,7 +54,7 @@ class LightweightSegmentationModel(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = BATCHNORM_MOMENTUM
-        self.aspp = ASPP(576, ASPP_RATES, aspp_channels)
+        self.aspp = _Aspp(576, ASPP_RATES, aspp_channels)
         self.skip_mid = _conv_block(STUDENT_CHANNELS["mid"], SKIP_CHANNELS, kernel=1)
         self.skip_low = _conv_block(STUDENT_CHANNELS["low"], SKIP_CHANNELS, kernel=1)
         self.head = _conv_block(aspp_channels + 2 * SKIP_CHANNELS, HEAD_CHANNELS, kernel=3)
@@ -76,11 +76,22 @@ class LightweightSegmentationModel(nn.Module):
             features.update({level: x for level, tap in TAPS.items() if tap == index})
         grid = features["low"].shape[-2:]
         parts = [self.aspp(x), self.skip_mid(features["mid"]), self.skip_low(features["low"])]
-        x = self.head(torch.cat([resize_to(part, grid) for part in parts], dim=1))
+        x = self.head(torch.cat([resize_to(part.float(), grid) for part in parts], dim=1))
         logits = self.classifier(x)
         if full_size:
-            logits = resize_to(logits, image_NCHW.shape[-2:])
+            logits = resize_to(logits.float(), image_NCHW.shape[-2:])
         return (logits, features) if return_features else logits
+
+
+class _Aspp(ASPP):
+    """torchvision's, whose pooled branch is upsampled in float32 under autocast, too."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        *branches, pooling = self.convs
+        pooled = nn.Sequential.forward(pooling, x_NCHW)  # without torchvision's upsampling
+        parts = [branch(x_NCHW) for branch in branches]
+        parts.append(resize_to(pooled.float(), x_NCHW.shape[-2:]))
+        return self.project(torch.cat(parts, dim=1))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -117,7 +128,7 @@ class OwnStudent(nn.Module):
         """
         logits, features = self.module(image_NCHW)
         if full_size:
-            logits = resize_to(logits, image_NCHW.shape[-2:])
+            logits = resize_to(logits.float(), image_NCHW.shape[-2:])
         return (logits, features) if return_features else logits
 
     def state_dict(self, *args: object, **options: object) -> dict:

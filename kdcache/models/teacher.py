@@ -14,7 +14,6 @@ from torchvision.models import get_model
 from kdcache.config import STRIDE, TeacherConfig
 from kdcache.config.names import FCNS
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
-from kdcache.machine.devices import use_exact_float32
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
 from kdcache.models.networks import (
@@ -60,8 +59,6 @@ class Teacher:
         self.model = network.module.to(device, memory_format=network.memory_format)
         self.model.eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
-        if self.dtype is None:
-            use_exact_float32()
         self._targets: dict[tuple, dict[str, tuple[int, int]]] = {}
 
     @torch.inference_mode()

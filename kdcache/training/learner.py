@@ -23,7 +23,6 @@ from kdcache.machine.devices import (
     check_precision,
     choose_device,
     supports_bfloat16,
-    use_exact_float32,
 )
 from kdcache.models.own_code import find_source
 from kdcache.models.student import build_student, find_channels
@@ -102,7 +101,7 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
 
 
 def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
-    """Device and autocast dtype (None: float32, TF32 off).
+    """Device and autocast dtype (None: float32).
 
     Raises: SettingsError if the machine lacks them.
     """
@@ -111,10 +110,7 @@ def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and supports_bfloat16(device) else "float32"
     check_precision(precision, device, field="train.precision")
-    if precision == "float32":
-        use_exact_float32()
-        return device, None
-    return device, getattr(torch, precision)
+    return device, None if precision == "float32" else getattr(torch, precision)
 
 
 def check_student(config: Config) -> None:

@@ -212,9 +212,9 @@ class ResidentSamples:
         return place[0] * self.num_samples + place[1]
 
     def _rows(self, places: list[tuple[int, int]]) -> Tensor:
-        return torch.tensor([self._row(place) for place in places]).to(
-            self.device, non_blocking=True
-        )
+        rows = torch.tensor([self._row(place) for place in places])
+        pinned = rows.pin_memory() if self.device.type == "cuda" else rows  # else the copy waits
+        return pinned.to(self.device, non_blocking=True)
 
 
 def _gb(size_bytes: int) -> str:

@@ -69,7 +69,9 @@ def test_the_size_that_the_student_sees_can_be_chosen(student, monkeypatch):
     seen = []
     ask = TrainedStudent.ask
     monkeypatch.setattr(
-        TrainedStudent, "ask", lambda self, image: seen.append(image.shape[1:3]) or ask(self, image)
+        TrainedStudent,
+        "ask",
+        lambda self, image, **k: seen.append(image.shape[1:3]) or ask(self, image, **k),
     )
     for size in (None, 64, "original"):
         assert find_classes(student, np.asarray(draw_picture(90, 131)), size=size).shape == (
