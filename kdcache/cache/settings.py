@@ -28,7 +28,7 @@ from kdcache.machine.process import describe_machine
 if TYPE_CHECKING:
     import torch
 
-    from kdcache.data.voc import Split
+    from kdcache.data.pictures import Split
     from kdcache.storage import Storage
 
 VAL_VIEW_RULE = {"scheme": "pad"}  # validation images are padded, and shrunk if they do not fit

@@ -1,20 +1,25 @@
-"""Pictures: the one way to decode them, the colours of classes, and which of many are shown.
+"""Pictures: the one way to decode them, alone or as the image and label of a sample; VOC's colours,
+and which of many are shown.
 
 Decoding takes a few formats, has a limit on pixels, and gives 8 bits a channel.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from kdcache.config import VOID, DatasetConfig
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
 
@@ -39,6 +44,30 @@ _CURES = {
 }
 _LARGE_PIXELS = 1 << 24  # from here on one at a time: each takes up to 12 bytes a pixel
 _one_large = threading.Lock()
+_RESTORE = "restore the file"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its label, as files; label_path is None if it has no label."""
+
+    id: str
+    image_path: Path
+    label_path: Path | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The checked samples of a split, in the order of its list.
+
+    `fingerprint` is the sha256 over ids and file contents, in that order; `digests` are the sha256
+    (hex) of each image's file.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+    fingerprint: str
+    digests: tuple[str, ...] = ()
 
 
 def read_picture_file(path: Path, *, cure: str) -> bytes:
@@ -81,6 +110,34 @@ def decode_image(
 def decode_label(path: Path, data: bytes, *, cure: str) -> np.ndarray:
     """The numbers in a palette or grey picture, uint8 [H, W]. Raises: as `decode_image`."""
     return _decode(path, data, np.asarray, kind="label", cure=cure, look=None)
+
+
+def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image, uint8 RGB [H, W, 3], and the label, uint8 [H, W] with void as 255, if it has one.
+
+    Raises: DataError if a file is missing, damaged, or not as the settings say.
+    """
+    image = decode_image(sample.image_path, _read(sample.image_path), cure=_RESTORE)
+    if sample.label_path is None:
+        return image, None
+    label = decode_label(sample.label_path, _read(sample.label_path), cure=_RESTORE)
+    _check_label(config, sample, image.shape[:2], label)
+    return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
+
+
+def check_samples(
+    config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
+) -> Split:
+    """Decode and hash every file of these samples. Raises: as `read_split`."""
+    total, images = hashlib.sha256(), []
+    with ThreadPoolExecutor(4) as pool:
+        for sample, digests in zip(
+            samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
+        ):
+            total.update(f"{' '.join([sample.id, *digests])}\n".encode())
+            images.append(digests[0])
+            advance(1)
+    return Split(name, tuple(samples), total.hexdigest(), tuple(images))
 
 
 def _decode(
@@ -169,3 +226,52 @@ def choose_extremes(values: Mapping[int, float], count: int) -> list[int]:
         return falling
     least = count // 2
     return falling[: count - least] + falling[len(falling) - least :]
+
+
+def _check_sample(config: DatasetConfig, sample: Sample) -> list[str]:
+    """Decode its files fully; returns the sha256 (hex) of the image's, then of the label's."""
+    image_bytes = _read(sample.image_path)
+    # only its size is kept: four large ones at once would take gigabytes
+    image_hw = decode_image(sample.image_path, image_bytes, cure=_RESTORE).shape[:2]
+    image_digest = hashlib.sha256(image_bytes).hexdigest()
+    if sample.label_path is None:
+        return [image_digest]
+    label_bytes = _read(sample.label_path)
+    label = decode_label(sample.label_path, label_bytes, cure=_RESTORE)
+    _check_label(config, sample, image_hw, label)
+    return [image_digest, hashlib.sha256(label_bytes).hexdigest()]
+
+
+def _read(path: Path) -> bytes:
+    cure = (
+        "restore the file (after an interrupted download: delete VOCdevkit) or take its id out "
+        "of the split list"
+    )
+    return read_picture_file(path, cure=cure)
+
+
+def _check_label(
+    config: DatasetConfig, sample: Sample, image_hw: tuple[int, int], label: np.ndarray
+) -> None:
+    if image_hw != label.shape:
+        found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
+        expected = Phrase(f"{image_hw[1]}x{image_hw[0]} as {sample.image_path.name}")
+        raise DataError(
+            describe(
+                sample.label_path,
+                field="size",
+                found=found,
+                expected=expected,
+                cure="restore the file",
+            )
+        )
+    classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
+    bad = [
+        int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)
+    ]
+    if bad:
+        expected = Phrase(f"0 to {config.num_classes - 1} or {config.ignore_index}")
+        cure = "set dataset.num_classes or mend the label"
+        raise DataError(
+            describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure)
+        )

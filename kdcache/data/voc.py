@@ -1,4 +1,5 @@
-"""The VOC folder layout: lists of ids -> uint8 images and labels, checked before they are used.
+"""Which samples a data set in the VOC folder layout has: those of its lists of ids, and unlabelled
+ones, by a list, in a folder, or as the rest; never val's.
 
 torchvision's VOCSegmentation downloads and checks the archive. It is not used for reading: it knows
 neither trainaug nor sample ids, and its errors do not name the file.
@@ -6,51 +7,23 @@ neither trainaug nor sample ids, and its errors do not name the file.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tarfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from kdcache.config import DatasetConfig
-from kdcache.data.pictures import decode_image, decode_label, read_picture_file
-from kdcache.data.views import VOID
+from kdcache.config.caching import REST
+from kdcache.data.pictures import ENDINGS, Sample, Split, check_samples
 from kdcache.disk import MOST_LIST_BYTES, read_text
 from kdcache.errors import DataError, Phrase, describe, one_line
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+SETTING = "dataset.unlabelled"
 # no separators and no leading dot: an id can never leave its folder
 SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
-_RESTORE = "restore the file"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and its label, as files; label_path is None if it has no label."""
-
-    id: str
-    image_path: Path
-    label_path: Path | None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The checked samples of a split, in the order of its list.
-
-    `fingerprint` is the sha256 over ids and file contents, in that order; `digests` are the sha256
-    (hex) of each image's file.
-    """
-
-    name: str
-    samples: tuple[Sample, ...]
-    fingerprint: str
-    digests: tuple[str, ...] = ()
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
@@ -89,34 +62,6 @@ def read_split(
     Raises: DataError for the first bad file.
     """
     return check_samples(config, split, find_samples(config, split), advance=advance)
-
-
-def check_samples(
-    config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
-) -> Split:
-    """Decode and hash every file of these samples. Raises: as `read_split`."""
-    total, images = hashlib.sha256(), []
-    with ThreadPoolExecutor(4) as pool:
-        for sample, digests in zip(
-            samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
-        ):
-            total.update(f"{' '.join([sample.id, *digests])}\n".encode())
-            images.append(digests[0])
-            advance(1)
-    return Split(name, tuple(samples), total.hexdigest(), tuple(images))
-
-
-def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
-    """The image, uint8 RGB [H, W, 3], and the label, uint8 [H, W] with void as 255, if it has one.
-
-    Raises: DataError if a file is missing, damaged, or not as the settings say.
-    """
-    image = decode_image(sample.image_path, _read(sample.image_path), cure=_RESTORE)
-    if sample.label_path is None:
-        return image, None
-    label = decode_label(sample.label_path, _read(sample.label_path), cure=_RESTORE)
-    _check_label(config, sample, image.shape[:2], label)
-    return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
 
 
 def download_voc(config: DatasetConfig) -> None:
@@ -199,50 +144,113 @@ def read_ids(path: Path, *, least: int = 2) -> list[str]:
     return ids
 
 
-def _check_sample(config: DatasetConfig, sample: Sample) -> list[str]:
-    """Decode its files fully; returns the sha256 (hex) of the image's, then of the label's."""
-    image_bytes = _read(sample.image_path)
-    # only its size is kept: four large ones at once would take gigabytes
-    image_hw = decode_image(sample.image_path, image_bytes, cure=_RESTORE).shape[:2]
-    image_digest = hashlib.sha256(image_bytes).hexdigest()
-    if sample.label_path is None:
-        return [image_digest]
-    label_bytes = _read(sample.label_path)
-    label = decode_label(sample.label_path, label_bytes, cure=_RESTORE)
-    _check_label(config, sample, image_hw, label)
-    return [image_digest, hashlib.sha256(label_bytes).hexdigest()]
+def read_unlabelled(
+    config: DatasetConfig,
+    labelled: Mapping[str, Split],
+    *,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Split:
+    """Find, decode and hash every image that `dataset.unlabelled` names.
+
+    Args:
+        labelled: "train" and "val": none of their images may be among them, by id or by content.
+        advance: called with 1 after each checked image.
+
+    Raises: DataError for the first bad image, for one that is also in `labelled`, and if there are
+        no images.
+    """
+    samples = find_unlabelled(config, labelled)
+    split = check_samples(config, config.unlabelled, samples, advance=advance)
+    check_apart({**labelled, "unlabelled": split})
+    return split
 
 
-def _read(path: Path) -> bytes:
-    cure = (
-        "restore the file (after an interrupted download: delete VOCdevkit) or take its id out "
-        "of the split list"
+def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> list[Sample]:
+    """The images that `dataset.unlabelled` names, without labels; they are not opened.
+
+    In the order of the list, else by name. Raises: DataError.
+    """
+    name, base = config.unlabelled, config.root / VOC_DIR
+    ids = {sample.id: role for role, split in labelled.items() for sample in split.samples}
+    where = list_path(config, name) if SAMPLE_ID.fullmatch(name) else Path(name)
+    if name == REST:
+        where = base / "JPEGImages"
+        found = [s for s in _find_images(where, (".jpg",)) if s.id not in ids]
+    elif SAMPLE_ID.fullmatch(name) and where.is_file():
+        found = [
+            Sample(id, base / "JPEGImages" / f"{id}.jpg", None) for id in read_ids(where, least=1)
+        ]
+    elif Path(name).is_dir():
+        where = Path(name)
+        found = _find_images(where, ENDINGS)
+    else:
+        raise _refuse(where, "list", "missing", f"this list, a folder of images, or {REST}")
+    if not found:
+        raise _refuse(where, "unlabelled images", "none", "one or more", "give another")
+    twice = next((sample for sample in found if sample.id in ids), None)
+    if twice:
+        expected, cure = f"no image of {ids[twice.id]}", "rename it or take it out of one of them"
+        raise _refuse(where, "sample id", repr(twice.id), expected, cure)
+    return found
+
+
+def check_apart(splits: Mapping[str, Split]) -> None:
+    """Check that no two splits have an image in common, by id or by content (sha256 of its file).
+
+    Raises: DataError naming both images.
+    """
+    by_id: dict[str, tuple[str, Sample]] = {}
+    by_content: dict[str, tuple[str, Sample]] = {}
+    for role, split in splits.items():
+        pairs = list(zip(split.samples, split.digests, strict=True))
+        for sample, digest in pairs:
+            other = by_id.get(sample.id) or by_content.get(digest)
+            if other:
+                raise _refuse_shared(*other, role, sample)
+        by_id |= {sample.id: (role, sample) for sample, _ in pairs}
+        by_content |= {digest: (role, sample) for sample, digest in pairs}
+
+
+def _refuse_shared(role: str, sample: Sample, other_role: str, other: Sample) -> DataError:
+    return DataError(
+        describe(
+            other.image_path,
+            field=f"image {other.id!r} of {other_role}",
+            found=Phrase(f"also {sample.id!r} of {role}"),
+            expected=Phrase("another image"),
+            cure="take it out of one of them",
+        )
     )
-    return read_picture_file(path, cure=cure)
 
 
-def _check_label(
-    config: DatasetConfig, sample: Sample, image_hw: tuple[int, int], label: np.ndarray
-) -> None:
-    if image_hw != label.shape:
-        found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
-        expected = Phrase(f"{image_hw[1]}x{image_hw[0]} as {sample.image_path.name}")
+def _find_images(folder: Path, endings: Iterable[str]) -> list[Sample]:
+    """The images directly in a folder, by name; hidden files and those of other kinds are left."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    except OSError as error:
         raise DataError(
-            describe(
-                sample.label_path,
-                field="size",
-                found=found,
-                expected=expected,
-                cure="restore the file",
-            )
-        )
-    classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
-    bad = [
-        int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)
-    ]
+            f"{folder}: folder is unreadable ({error.strerror}); change {SETTING}"
+        ) from None
+    images = [Sample(p.stem, p, None) for p in paths if p.suffix.lower() in endings]
+    bad = next((image for image in images if not SAMPLE_ID.fullmatch(image.id)), None)
     if bad:
-        expected = Phrase(f"0 to {config.num_classes - 1} or {config.ignore_index}")
-        cure = "set dataset.num_classes or mend the label"
-        raise DataError(
-            describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure)
+        cure = "rename it or take it out"
+        raise _refuse(bad.image_path, "name", repr(bad.id), "letters, digits, _ - .", cure)
+    first: dict[str, Path] = {}
+    for image in images:
+        if first.setdefault(image.id, image.image_path) is not image.image_path:
+            cure = "rename or remove one of them"
+            raise _refuse(image.image_path, "sample id", first[image.id].name, "another", cure)
+    return images
+
+
+def _refuse(where: Path, field: str, found: str, expected: str, cure: str = "") -> DataError:
+    return DataError(
+        describe(
+            where,
+            field=field,
+            found=Phrase(found),
+            expected=Phrase(expected),
+            cure=f"{cure}, or change {SETTING}".removeprefix(", or "),
         )
+    )

@@ -9,8 +9,8 @@ from torch import nn
 
 from kdcache.config import Config
 from kdcache.config.names import FCNS
-from kdcache.data.unlabelled import check_apart
-from kdcache.data.voc import Split, download_voc, read_split
+from kdcache.data.pictures import Split
+from kdcache.data.voc import check_apart, download_voc, read_split
 from kdcache.errors import TeacherError, TrainingError, one_line, refuse
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.checkpoints import describe_state, is_backbone, is_counter

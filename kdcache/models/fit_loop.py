@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcache.config import VOID, Config
+from kdcache.data.pictures import Sample, read_sample
 from kdcache.data.views import apply, draw, fit_inside
-from kdcache.data.voc import Sample, find_samples, read_sample
+from kdcache.data.voc import find_samples
 from kdcache.errors import TrainingError
 from kdcache.machine.devices import supports_bfloat16
 from kdcache.metrics import compute_miou, count_confusion

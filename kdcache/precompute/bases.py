@@ -22,7 +22,7 @@ from kdcache.cache.layout import MANIFEST
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import list_records
 from kdcache.config import CacheConfig, Config
-from kdcache.data.voc import Split
+from kdcache.data.pictures import Split
 from kdcache.errors import CacheCorruptError, TeacherError, refuse
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import draw_view

@@ -23,8 +23,8 @@ from kdcache.cache.manifest import find_manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
-from kdcache.data.unlabelled import check_apart, read_unlabelled
-from kdcache.data.voc import Split, download_voc, read_split
+from kdcache.data.pictures import Split
+from kdcache.data.voc import check_apart, download_voc, read_split, read_unlabelled
 from kdcache.errors import CacheMismatchError
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.machine.process import Worker, find_worker

@@ -20,8 +20,8 @@ from kdcache.cache.encodings import Encoding, encode
 from kdcache.cache.layout import UNLABELLED, Group
 from kdcache.cache.writer import GroupContents
 from kdcache.config import Config
+from kdcache.data.pictures import Sample, Split, read_sample
 from kdcache.data.views import apply, draw, fit_inside
-from kdcache.data.voc import Sample, Split, read_sample
 from kdcache.errors import TeacherError
 from kdcache.models.teacher import Teacher
 

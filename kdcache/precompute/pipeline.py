@@ -21,7 +21,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
-from kdcache.data.voc import Split
+from kdcache.data.pictures import Split
 from kdcache.machine.process import count_own_cores, find_free_ram, find_worker
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views

@@ -22,9 +22,9 @@ from kdcache.cache.settings import build_manifest
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import AugmentConfig, Config
 from kdcache.config.parser import make_config
-from kdcache.data.pictures import voc_palette
+from kdcache.data.pictures import Sample, Split, voc_palette
 from kdcache.data.views import draw
-from kdcache.data.voc import VOC_DIR, Sample, Split
+from kdcache.data.voc import VOC_DIR
 from kdcache.storage import open_storage
 from kdcache.storage.base import ShardFile
 from tests.bench.adapter import LEVELS

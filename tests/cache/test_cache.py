@@ -14,8 +14,9 @@ from kdcache.cache.layout import shard_key
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
+from kdcache.data.pictures import read_sample
 from kdcache.data.views import apply, draw
-from kdcache.data.voc import read_sample, read_split
+from kdcache.data.voc import read_split
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, TeacherError
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.teacher import Teacher, build_teacher

@@ -14,8 +14,7 @@ from PIL import Image
 
 from kdcache.config import DatasetConfig
 from kdcache.data.pictures import ENDINGS, FORMATS, MOST_PIXELS, decode_image, decode_label
-from kdcache.data.unlabelled import read_unlabelled
-from kdcache.data.voc import read_split
+from kdcache.data.voc import read_split, read_unlabelled
 from kdcache.deploy.pictures import read_picture
 from kdcache.errors import DataError
 from tests.support.helpers import check_one_line, write_voc

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from kdcache.config import DatasetConfig
-from kdcache.data.unlabelled import check_apart, read_unlabelled
-from kdcache.data.voc import Split, read_sample, read_split
+from kdcache.data.pictures import Split, read_sample
+from kdcache.data.voc import check_apart, read_split, read_unlabelled
 from kdcache.errors import DataError, SettingsError
 from tests.support.helpers import check_one_line, write_list, write_sample, write_voc
 

@@ -13,14 +13,8 @@ from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
 from kdcache.config import DatasetConfig
-from kdcache.data.voc import (
-    VOC_ARCHIVE,
-    VOC_DIR,
-    download_voc,
-    find_samples,
-    read_sample,
-    read_split,
-)
+from kdcache.data.pictures import read_sample
+from kdcache.data.voc import VOC_ARCHIVE, VOC_DIR, download_voc, find_samples, read_split
 from kdcache.errors import DataError
 from tests.support.helpers import (
     ARCHIVE,

@@ -9,8 +9,9 @@ import numpy as np
 
 from kdcache.cache.settings import stored_config
 from kdcache.config import Config
+from kdcache.data.pictures import Sample, read_sample
 from kdcache.data.views import apply, draw, fit_inside
-from kdcache.data.voc import VOC_DIR, Sample, find_samples, read_sample
+from kdcache.data.voc import VOC_DIR, find_samples
 from tests.integrity.opened import Opened
 
 

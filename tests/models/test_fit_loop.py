@@ -8,7 +8,8 @@ import torch
 
 from kdcache.config import VOID
 from kdcache.config.parser import make_config, merge
-from kdcache.data.voc import find_samples, read_sample
+from kdcache.data.pictures import read_sample
+from kdcache.data.voc import find_samples
 from kdcache.errors import SettingsError, TrainingError
 from kdcache.models import fit_loop, teacher
 from kdcache.models.fit import fit_teacher

@@ -16,7 +16,7 @@ from kdcache import disk
 from kdcache.cache.lifecycle import find_missing_groups, open_for_writing
 from kdcache.cache.writer import write_group
 from kdcache.config.parser import make_config
-from kdcache.data import voc
+from kdcache.data import pictures
 from kdcache.errors import CacheError, DataError, TeacherError
 from kdcache.precompute import build, pipeline
 from kdcache.precompute import group as shard_group
@@ -191,7 +191,7 @@ def fail_drawing(job, monkeypatch):
 def read_or_fail(config, sample, bad):
     if sample == bad:
         raise DataError(f"{sample.image_path}: image is unreadable")
-    return voc.read_sample(config, sample)
+    return pictures.read_sample(config, sample)
 
 
 def fail_asking(job, monkeypatch, error=TeacherError):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.config.parser import make_config, merge
-from kdcache.data.voc import VOC_DIR, Sample, find_samples
+from kdcache.data.pictures import Sample
+from kdcache.data.voc import VOC_DIR, find_samples
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.storage.lock import hold_folder
 from tests.study.gain.plan import HALVES, Study
