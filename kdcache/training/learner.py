@@ -26,7 +26,7 @@ from kdcache.machine.devices import (
 )
 from kdcache.models.own_code import find_source
 from kdcache.models.student import build_student, find_channels
-from kdcache.training.augment import Augmentation, make_augmentation
+from kdcache.training.batches import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process
 from kdcache.training.samples import JoinedReader
 

@@ -30,8 +30,7 @@ from kdcache.command import run_command
 from kdcache.config import STRIDE
 from kdcache.config.names import as_hw
 from kdcache.progress import Silent
-from kdcache.training.augment import Augmentation
-from kdcache.training.batches import Batch
+from kdcache.training.batches import Augmentation, Batch
 from kdcache.training.loop import Learner
 from kdcache.training.order import split_batches
 

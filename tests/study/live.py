@@ -16,8 +16,7 @@ from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.progress import Progress, Say
 from kdcache.report.training import format_epoch
 from kdcache.storage.lock import hold_folder
-from kdcache.training.augment import Augmentation, make_augmentation
-from kdcache.training.batches import Batch, BatchReader
+from kdcache.training.batches import Augmentation, Batch, BatchReader, make_augmentation
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
 from kdcache.training.learner import build_learner, choose_arithmetic, find_teacher_channels
 from kdcache.training.loop import Learner, run_epoch

@@ -21,8 +21,7 @@ from kdcache.precompute.build import build_cache
 from kdcache.progress import Silent
 from kdcache.training import compiling, loop
 from kdcache.training import learner as learning
-from kdcache.training.augment import Augmentation, Move, make_augmentation
-from kdcache.training.batches import Batch
+from kdcache.training.batches import Augmentation, Batch, Move, make_augmentation
 from kdcache.training.distill import distill
 from kdcache.training.run_identity import hyperparameters
 from tests.bench import equivariance
