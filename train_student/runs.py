@@ -106,7 +106,7 @@ def export(argv: list[str]) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.deploy.export import export_student, import_format
-    from kdcache.deploy.pictures import find_images
+    from kdcache.deploy.predict import find_images
     from kdcache.deploy.student import load_student
 
     import_format(args.to)  # what is missing is said before anything takes time
@@ -144,7 +144,7 @@ def predict(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from kdcache.deploy.predict import predict_pictures
     from kdcache.deploy.student import load_student
-    from kdcache.report.predictions import write_predictions
+    from kdcache.report.panels import write_predictions
 
     student = load_student(args.run, trust=read_trust(args))
     out = args.out or args.run / "predictions"

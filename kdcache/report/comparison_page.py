@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kdcache.analysis.comparison import Comparison
 from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
-from kdcache.report.charts import find_ticks
 from kdcache.report.comparison_text import (
     NO_BASELINE,
     ONE_PAIR,
@@ -17,7 +16,7 @@ from kdcache.report.comparison_text import (
     say_no_difference,
     say_pairs,
 )
-from kdcache.report.template import render_page
+from kdcache.report.template import find_ticks, render_page
 
 
 def format_page(comparison: Comparison) -> str:

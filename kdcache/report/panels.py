@@ -1,21 +1,27 @@
-"""The validation samples of a report: image, label, and what teacher, baseline and student answer.
+"""Pictures of what a student says: validation samples of a report beside label, teacher and
+baseline, and the page over predictions.
 
 Letters: H height, W width, K classes.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import nn
 
+from kdcache import disk
 from kdcache.analysis.scan import find_image, read_teacher_classes
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.data.pictures import choose_extremes, space_evenly
+from kdcache.deploy.predict import MASKS, OVERLAYS, Prediction
+from kdcache.deploy.student import TrainedStudent
 from kdcache.metrics import VOID
 from kdcache.models.inputs import normalize_images
 from kdcache.models.own_code import Trust
@@ -27,6 +33,7 @@ from kdcache.report.pictures import (
     shrink_photo,
     thin_classes,
 )
+from kdcache.report.template import BESIDE, render_page
 from kdcache.training.checkpoint import read_student
 from kdcache.training.learner import choose_arithmetic
 
@@ -37,6 +44,7 @@ NUM_SCANNED = 64
 COARSE_PX = 256  # smaller pictures are enlarged pixel by pixel, larger ones smoothly reduced
 MOST_CHARACTERS = 4_200_000  # of all pictures as text, so that a page stays below 5 MB
 LEAST_PX = 40
+PAGE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -178,4 +186,39 @@ def _view_panel(panel: Panel, px: int) -> dict:
         "percent": f"{100 * panel.disagreement:.1f}",
         "is_coarse": max(panel.image.shape) < COARSE_PX,
         "pictures": uris,
+    }
+
+
+def write_predictions(
+    predictions: list[Prediction], student: TrainedStudent, *, folder: Path
+) -> Path:
+    """Write index.html beside the folders of masks and overlays; returns its path."""
+    names = student.config.dataset.names
+    html = render_page(
+        "predictions.html.j2",
+        title=f"{student.folder.resolve().name}: {len(predictions)} images",
+        images=BESIDE,
+        epoch=student.epoch,
+        miou=student.miou,
+        pictures=[_view_picture(prediction, names) for prediction in predictions],
+    )
+    # a file's name may hold bytes that are no text
+    disk.replace_file(folder / PAGE, html.encode("utf-8", "backslashreplace"))
+    return folder / PAGE
+
+
+def _view_picture(prediction: Prediction, names: list[str]) -> dict:
+    height, width = prediction.hw
+    file = quote(os.fsencode(prediction.name))
+    return {
+        "path": str(prediction.picture),
+        "name": prediction.picture.name,
+        "height": height,
+        "width": width,
+        "is_coarse": max(height, width) < COARSE_PX,
+        "files": {"overlay": f"{OVERLAYS}/{file}", "mask": f"{MASKS}/{file}"},
+        "shares": [
+            {"number": number, "name": names[number], "percent": f"{100 * share:.1f}"}
+            for number, share in prediction.shares.items()
+        ],
     }

@@ -11,11 +11,10 @@ from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import Phrase, TrainingError, describe
 from kdcache.models.own_code import Trust
-from kdcache.report.charts import Chart, Curve, build_chart
 from kdcache.report.confusion import view_confusion
 from kdcache.report.finished import Finished, read_finished, view_budget, view_facts
 from kdcache.report.panels import NUM_PANELS, Panel, Predictor, build_panels, view_samples
-from kdcache.report.template import format_share, render_page
+from kdcache.report.template import Chart, Curve, build_chart, format_share, render_page
 from kdcache.storage import open_storage
 from kdcache.training.checkpoint import BEST
 from kdcache.training.loop import plan_batches

@@ -15,7 +15,7 @@ from PIL import Image
 from kdcache.config import DatasetConfig
 from kdcache.data.pictures import ENDINGS, FORMATS, MOST_PIXELS, decode_image, decode_label
 from kdcache.data.voc import read_split, read_unlabelled
-from kdcache.deploy.pictures import read_picture
+from kdcache.deploy.predict import read_picture
 from kdcache.errors import DataError
 from tests.support.helpers import check_one_line, write_voc
 

@@ -22,7 +22,7 @@ from kdcache.config.parser import merge
 from kdcache.data.sample_set import CLASS_NAMES
 from kdcache.deploy import export, safetensors
 from kdcache.deploy.export import check_answers, compare, measure_latency
-from kdcache.deploy.pictures import find_images
+from kdcache.deploy.predict import find_images
 from kdcache.deploy.student import TrainedStudent, load_student
 from kdcache.errors import DataError, SettingsError, TrainingError
 from kdcache.report.panels import Predictor

@@ -18,7 +18,7 @@ from torch import nn
 from kdcache.data.sample_set import CLASS_NAMES
 from kdcache.deploy.export import export_student
 from kdcache.deploy.onnx import open_session, write
-from kdcache.deploy.pictures import find_images
+from kdcache.deploy.predict import find_images
 from kdcache.deploy.student import ByteStudent, TrainedStudent, load_student
 from kdcache.errors import TrainingError
 from kdcache.models.inputs import normalize_images

@@ -15,12 +15,17 @@ import torch
 from PIL import Image
 
 from kdcache.data.pictures import voc_palette
-from kdcache.deploy.pictures import find_images, fit_picture, read_picture
-from kdcache.deploy.predict import find_classes, predict_pictures
+from kdcache.deploy.predict import (
+    find_classes,
+    find_images,
+    fit_picture,
+    predict_pictures,
+    read_picture,
+)
 from kdcache.deploy.student import TrainedStudent, load_student
 from kdcache.errors import TrainingError
 from kdcache.models.inputs import resize_to
-from kdcache.report.predictions import write_predictions
+from kdcache.report.panels import write_predictions
 from tests.support.helpers import check_one_line
 from train_student.cli import main
 

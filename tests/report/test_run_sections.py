@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from kdcache.metrics import VOID
-from kdcache.report.charts import MOST_POINTS, Curve, build_chart
 from kdcache.report.confusion import (
     MOST_CLASSES,
     MOST_PAIRS,
@@ -26,7 +25,7 @@ from kdcache.report.pictures import (
     heat_colours,
 )
 from kdcache.report.run_page import view_classes
-from kdcache.report.template import LONGEST_NAME, read_asset
+from kdcache.report.template import LONGEST_NAME, MOST_POINTS, Curve, build_chart, read_asset
 from tests.support.pages import decode, parse_text, render
 
 CSS = read_asset("pages.css")

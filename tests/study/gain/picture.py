@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from kdcache.report.charts import find_ticks
+from kdcache.report.template import find_ticks
 from tests.study.gain.plan import Study
 from tests.study.gain.table import Point, Values, find_values
 
