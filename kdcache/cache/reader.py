@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from kdcache.cache.basis import read_bases
-from kdcache.cache.codecs import as_bytes, make_coder
+from kdcache.cache.codecs import make_coder
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.index import Location, SplitIndex
 from kdcache.cache.manifest import Manifest, read_manifest
@@ -127,7 +127,7 @@ class CacheReader(SplitIndex):
     ) -> None:
         array, view, sample = item
         coder = self._coders.get(array)
-        chunk = as_bytes(slot) if coder is None else self._room.get(place.size_bytes)
+        chunk = self._room.get(place.size_bytes) if coder else slot.reshape(-1).view(np.uint8)
         is_checked = self._fetch_checked(place, chunk, item, maps)
         if coder is not None:
             try:
