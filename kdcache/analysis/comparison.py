@@ -1,19 +1,89 @@
-"""Comparison of finished runs: from folders to rows with names, or to a refusal."""
+"""Comparison of finished runs: from folders to named rows of runs that differ only in the seed,
+each with its baseline, or to a refusal.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from kdcache.analysis.rows import Row, build_rows
-from kdcache.analysis.runs import CACHE, Run, find_runs
+from kdcache.analysis.runs import (
+    CACHE,
+    SHARE,
+    Estimate,
+    Measure,
+    Run,
+    estimate,
+    find_runs,
+    read_encoding,
+)
+from kdcache.config.names import IDLE_SHARE
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.training.run_folder import TEACHING
 
 log = logging.getLogger("kdcache")
+
+
+@dataclass
+class Row:
+    """Runs by seed, all with the same `facts`.
+
+    baseline: the row with the same settings but without the teacher, if there is one.
+    """
+
+    facts: dict
+    runs: dict[int, Run] = field(default_factory=dict)
+    baseline: Row | None = None
+    name: str = ""
+
+    @property
+    def uses_teacher(self) -> bool:
+        """False for a baseline."""
+        return any(run.uses_teacher for run in self.runs.values())
+
+    @cached_property
+    def pairs(self) -> list[tuple[Run, Run]]:
+        """(run, its baseline) for each seed that both rows have."""
+        other = self.baseline.runs if self.baseline else {}
+        return [(run, other[seed]) for seed, run in sorted(self.runs.items()) if seed in other]
+
+    def estimate(self, measure: Measure) -> Estimate | None:
+        """The measure over the seeds; None if no run has it."""
+        values = [value for run in self.runs.values() if (value := measure(run)) is not None]
+        return estimate(values) if values else None
+
+    def differences(self, measure: Measure) -> dict[int, float]:
+        """Seed -> run minus baseline, in points (hundredths of the measure), if both have it."""
+        measured = [(run.seed, measure(run), measure(base)) for run, base in self.pairs]
+        return {seed: 100 * (a - b) for seed, a, b in measured if a is not None and b is not None}
+
+    def difference(self, measure: Measure) -> Estimate | None:
+        """The differences over the seeds; None without a pair."""
+        values = self.differences(measure).values()
+        return estimate(values) if values else None
+
+    def paired_means(self, measure: Measure) -> tuple[float, float] | None:
+        """Means of row and baseline over the seeds of `differences`; None without a pair."""
+        measured = [(measure(run), measure(base)) for run, base in self.pairs]
+        both = [pair for pair in measured if None not in pair]
+        return tuple(map(statistics.fmean, zip(*both, strict=True))) if both else None
+
+    @cached_property
+    def encoding(self) -> str | None:
+        """The encoding of the cache all runs share; None for a baseline, which may share any."""
+        found = (read_encoding(run.folder) for run in self.runs.values() if self.uses_teacher)
+        return next(filter(None, found), None)
+
+    @property
+    def epoch_s(self) -> float | None:
+        """Median seconds of an epoch over the runs; None if no run says it."""
+        times = [run.epoch_s for run in self.runs.values() if run.epoch_s is not None]
+        return statistics.median(times) if times else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +158,50 @@ def _keep_known(runs: list[Run]) -> tuple[list[Run], list[str]]:
     unknown = [run for run in runs if run.validation is None] if known else []
     why = "validation data is unknown (an older kdcache trained it), and that of other runs is not"
     return known or runs, [f"{run.folder}: {why}; train it again" for run in unknown]
+
+
+def build_rows(runs: Iterable[Run]) -> tuple[list[Row], list[str]]:
+    """Rows with their baselines.
+
+    Returns: the rows, and a line for each run that repeats another's settings and seed: a seed
+        counts once.
+    """
+    rows, repeated = [], []
+    for run in runs:
+        row = next((row for row in rows if row.facts == run.facts), None)
+        if row is None:
+            row = Row(run.facts)
+            rows.append(row)
+        first = row.runs.setdefault(run.seed, run)
+        if first is not run:
+            repeated.append(
+                f"{run.folder}: settings and seed are those of {first.folder}, which has mIoU "
+                f"{first.miou:.4f}, this one {run.miou:.4f}; only that one is counted"
+            )
+    for row in rows:
+        row.baseline = _find_baseline(row, rows)
+    return rows, repeated
+
+
+def _find_baseline(row: Row, rows: list[Row]) -> Row | None:
+    """The baseline with the same settings.
+
+    None if there is none, or several: a run of an older kdcache does not name its images, and may
+    fit baselines on different ones.
+    """
+    wanted = _without_teacher(row.facts)
+    plain = [other for other in rows if not other.uses_teacher]
+    fitting = [other for other in plain if {**other.facts, **wanted} == other.facts]
+    return fitting[0] if row.uses_teacher and len(fitting) == 1 else None
+
+
+def _without_teacher(facts: dict) -> dict:
+    """The facts of the baseline that `kdcache.training.distill.baseline_config` makes of a run."""
+    idle = {"loss.temperature", "loss.pseudo_threshold", "loss.channel_temperature"}
+    idle |= {"loss.project", "cache.levels", CACHE}
+    plain = {name: value for name, value in facts.items() if name not in idle}
+    plain |= {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)
+    return plain | {SHARE: IDLE_SHARE if facts[SHARE] is not None else None}
 
 
 def name_rows(rows: list[Row]) -> list[Row]:

@@ -1,10 +1,14 @@
-"""Finished runs as a comparison sees them: what decided their numbers, and the numbers."""
+"""Finished runs as a comparison sees them: what decided their numbers, the numbers, and the
+estimate of a number over several runs.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kdcache.config.names import IDLE_SHARE
@@ -22,6 +26,7 @@ from kdcache.training.run_folder import (
 
 SEED, SHARE = "train.seed", "train.unlabelled_share"
 CACHE, PICTURES, UNLABELLED = "cache", "images and labels", "unlabelled images"
+CONFIDENCE = 0.95
 DEPTH = 2  # a folder of runs, or of folders of runs
 
 
@@ -51,6 +56,24 @@ class Run:
     def uses_teacher(self) -> bool:
         """False for a baseline."""
         return any(self.facts[name] for name in TEACHING)
+
+
+Measure = Callable[[Run], float | None]
+
+
+def best_miou(run: Run) -> float:
+    """mIoU of the best epoch, 0 to 1."""
+    return run.miou
+
+
+def last_miou(run: Run) -> float:
+    """mIoU of the last epoch, 0 to 1."""
+    return run.last_miou
+
+
+def class_iou(number: int) -> Measure:
+    """The measure "IoU of this class"."""
+    return lambda run: run.ious[number]
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -175,3 +198,69 @@ def _read_epoch_s(folder: Path) -> float | None:
     except TrainingError:  # the run counts all the same
         return None
     return statistics.median(entry["time_s"] - entry["validation_s"] for entry in entries)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of `count` values, their standard deviation (n - 1), and the 95 % interval of the mean.
+
+    One value has neither deviation nor interval.
+    """
+
+    count: int
+    mean: float
+    deviation: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and 0 is outside."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """The estimate of one or more values.
+
+    Its interval assumes independent, normally distributed values, as Student (1908) does.
+    """
+    values = list(values)
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Estimate(1, mean)
+    deviation = statistics.stdev(values)
+    half = find_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    return Estimate(len(values), mean, deviation, (mean - half, mean + half))
+
+
+@cache
+def find_quantile(freedom: int) -> float:
+    """t such that 95 % of Student's distribution lie between -t and t, by bisection.
+
+    Args:
+        freedom: degrees of freedom, >= 1.
+    """
+    low, high = 1.0, 16.0  # t falls from 12.7 to 1.96
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if find_coverage(middle, freedom) < CONFIDENCE else (low, middle)
+    return (low + high) / 2
+
+
+def find_coverage(t: float, freedom: int) -> float:
+    """Share of Student's distribution between -t and t, 0 to 1.
+
+    A finite sum of positive terms, so nothing cancels: Abramowitz and Stegun, Handbook of
+    Mathematical Functions (1964), 26.7.3 and 26.7.4.
+
+    Args:
+        t: >= 0. freedom: degrees of freedom, >= 1.
+    """
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
+    if freedom == 1:
+        return 2 * angle / math.pi
+    term = total = cosine if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kdcache.analysis.comparison import Comparison
-from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
+from kdcache.analysis.comparison import Comparison, Row
+from kdcache.analysis.runs import Estimate, best_miou, class_iou, last_miou
 from kdcache.report.comparison_text import (
     NO_BASELINE,
     ONE_PAIR,

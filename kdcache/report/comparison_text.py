@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from kdcache.analysis.comparison import Comparison, format_value, list_beyond_loss, list_shared
-from kdcache.analysis.rows import Estimate, Row, best_miou, class_iou, last_miou
-from kdcache.analysis.runs import SEED, Run
+from kdcache.analysis.comparison import Comparison, Row, format_value, list_beyond_loss, list_shared
+from kdcache.analysis.runs import SEED, Estimate, Run, best_miou, class_iou, last_miou
 from kdcache.progress import escape_line
 
 WIDTH = 100

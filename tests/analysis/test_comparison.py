@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from kdcache.analysis.comparison import compare_runs
-from kdcache.analysis.rows import best_miou, class_iou, last_miou
+from kdcache.analysis.runs import best_miou, class_iou, last_miou
 from kdcache.config.parser import merge
 from kdcache.errors import SettingsError
 from kdcache.training.distill import distill

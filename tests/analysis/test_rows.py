@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from kdcache.analysis.rows import estimate, find_coverage, find_quantile
+from kdcache.analysis.runs import estimate, find_coverage, find_quantile
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdcache.analysis.rows import Estimate, estimate
+from kdcache.analysis.runs import Estimate, estimate
 from tests.study.gain.plan import Goal, Study
 from tests.study.table import format_spread, render_line
 
