@@ -17,7 +17,7 @@ from kdcache.training.distill import distill
 from kdcache.training.processes import Alone
 from kdcache.training.run_folder import METRICS, RESULT, SETTINGS, read_result
 from tests.support import quick
-from tests.support.pages import Page, parse
+from tests.support.html_pages import Page, parse
 from train_student.cli import main
 
 

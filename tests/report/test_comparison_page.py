@@ -10,7 +10,7 @@ import pytest
 from kdcache.report.comparison_text import lay_out, measure_width, wrap
 from kdcache.report.template import read_asset
 from tests.support.finished import write_baseline, write_run, write_three_seeds
-from tests.support.pages import Page, parse
+from tests.support.html_pages import Page, parse
 from train_student.cli import main
 
 NASTY = ["車" * 70, '</table><script>alert("1")</script>', "Wohnungseingangstür" * 12]

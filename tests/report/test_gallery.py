@@ -27,7 +27,7 @@ from kdcache.report.gallery import Gallery, write_gallery
 from kdcache.report.pictures import DARK_VOID, NUM_HEATS
 from kdcache.storage import open_storage
 from tests.support import quick
-from tests.support.pages import Page, parse
+from tests.support.html_pages import Page, parse
 
 NUM_CLASSES = len(CLASS_NAMES)
 NASTY = [

@@ -8,7 +8,7 @@ from kdcache.cache.pack import pack_cache
 from kdcache.cache.reader import open_split
 from kdcache.report.gallery import write_gallery
 from tests.support import quick
-from tests.support.pages import parse
+from tests.support.html_pages import parse
 
 NUM_UNLABELLED = 3
 

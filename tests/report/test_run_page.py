@@ -23,7 +23,7 @@ from kdcache.report.template import Curve, build_chart, find_ticks
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import DistillationResult, distill
 from kdcache.training.run_folder import write_result
-from tests.support.pages import Page, decode, parse, parse_text, render
+from tests.support.html_pages import Page, decode, parse, parse_text, render
 from tests.support.tiny_teacher import build_tiny_fcn
 
 NASTY = ['<b>hinter & "grund"</b>', "車 </table><script>alert(1)</script>"]

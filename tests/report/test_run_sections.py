@@ -26,7 +26,7 @@ from kdcache.report.pictures import (
 )
 from kdcache.report.run_page import view_classes
 from kdcache.report.template import LONGEST_NAME, MOST_POINTS, Curve, build_chart, read_asset
-from tests.support.pages import decode, parse_text, render
+from tests.support.html_pages import decode, parse_text, render
 
 CSS = read_asset("pages.css")
 TINTS_PERCENT = [int(percent) for percent in re.findall(r"\.tint\d \{ --mix: (\d+)%", CSS)]

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from kdcache.report.template import TEMPLATES, build_environment, read_asset, render_page, shorten
-from tests.support.pages import parse_text
+from tests.support.html_pages import parse_text
 
 NAMES = sorted(path.name for path in TEMPLATES.glob("*.j2"))
 HOSTILE = "</title><script>alert('1')</script>\" onload=\"x"
