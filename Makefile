@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Each worker of the tests takes a core and about 1.5 GB.
 SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test nightly exhaustive readme bench study study-encodings lint clean-demo
+.PHONY: demo test nightly exhaustive readme bench study study-encodings lint docs clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -54,10 +54,19 @@ lint: $(READY)
 	$(BIN)/python -m tests.architecture
 	$(BIN)/python -m tests.reading
 
+# The pages as a site in build/site, which needs no network and no server: open build/site/index.html.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 clean-demo:
 	rm -rf data/demo teachers/demo.pth caches/demo runs/demo
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[docs]' -c constraints.txt
 	touch $@

@@ -12,10 +12,11 @@ import yaml
 
 from kdcache.config import LEVELS, config_to_dict
 from kdcache.config.parser import flatten, make_config
+from tests.site import AT_ROOT
 from tests.support.commands import read_grid_command
 from tests.support.pages import PAGES, ROOT, list_anchors, list_links, read
 
-MADE = {"study.md"}  # by a command
+MADE = {"study.md", *AT_ROOT.values()}  # by a command, or for the site
 
 
 def test_templates_are_shipped_and_pages_stand_in_docs():
