@@ -179,6 +179,7 @@ def _say_fidelity(config: Config) -> None:
     """Compare a few samples with the teacher at the end of phase one."""
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
     from kdcache.analysis.students import use_built_in
+    from kdcache.models.own_code import Trust
     from kdcache.report.findings import format_fidelity_line
 
     given = config_to_dict(use_built_in(config))
@@ -186,7 +187,11 @@ def _say_fidelity(config: Config) -> None:
     here = {"teacher": weights, **{name: given[name] for name in ("student", "loss", "train")}}
     try:
         result = measure_fidelity(
-            config.cache.path, here, num_samples=FEW_SAMPLES, progress=Console()
+            config.cache.path,
+            here,
+            num_samples=FEW_SAMPLES,
+            trust=Trust(teacher=config.teacher.arch),  # the teacher of this command line
+            progress=Console(),
         )
     except KdcacheError as error:  # the cache is complete all the same
         log.warning("the cache is complete, but was not compared with the teacher: %s", error)

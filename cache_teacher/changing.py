@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from kdcache.command import build_cache_parser, read_count, read_new_path
+from kdcache.command import (
+    add_trust,
+    build_cache_parser,
+    read_count,
+    read_new_path,
+    read_trust,
+)
 from kdcache.config.options import read_given
 from kdcache.progress import Console, print_line, print_text
 
@@ -21,12 +27,13 @@ def repair(argv: list[str]) -> None:
         settings=True,
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    add_trust(parser)
     args = parser.parse_args(argv)
-    given = read_given(args)
+    given, trust = read_given(args), read_trust(args)
     from kdcache.precompute.repair import repair_cache
     from kdcache.report.findings import format_repair
 
-    done = repair_cache(args.path, given, dry_run=args.dry_run, progress=Console())
+    done = repair_cache(args.path, given, dry_run=args.dry_run, trust=trust, progress=Console())
     print_text(format_repair(done, args.path, dry_run=args.dry_run))
 
 

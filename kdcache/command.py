@@ -24,7 +24,7 @@ from kdcache.errors import (
     is_out_of_memory,
     one_line,
 )
-from kdcache.models.own_code import Trust
+from kdcache.models.own_code import STUDENT, TEACHER, Trust
 from kdcache.progress import print_line
 from kdcache.storage import Storage, open_storage
 
@@ -101,13 +101,14 @@ def add_trust(parser: Parser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--trust-code", action="store_true",
-        help="import whatever student the run names, also if its file has changed",
+        help="import whatever student or teacher is named, also if its file has changed",
     )  # fmt: skip
 
 
 def read_trust(args: argparse.Namespace) -> Trust:
     """Which code of the user's this command line allows to import."""
-    return Trust(arch=getattr(args, "student.arch", None), any_code=args.trust_code)
+    named = (getattr(args, name, None) for name in (STUDENT, TEACHER))
+    return Trust(*named, any_code=args.trust_code)
 
 
 def read_count(least: int, most: int | None = None) -> Callable[[str], int]:

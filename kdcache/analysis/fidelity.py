@@ -73,14 +73,15 @@ def measure_fidelity(
             the device.
         num_samples: at least 2. seed: chooses the samples. run: folder of a run from this cache,
             whose student is compared, too. trust: whether a student of the user's that the run
-            names may be imported (default: no); one that `given` names is.
+            names, or a teacher of the user's, may be imported (default: no); a student that
+            `given` names is.
 
     Returns: JSON values, also stored in the manifest; `failures` is empty if every limit is kept.
     Raises: CacheError, TeacherError, SettingsError, TrainingError.
     """
     root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
-    opened = open_with_teacher(root, manifest, given)
+    opened = open_with_teacher(root, manifest, given, trust=trust)
     students = make_students(opened, run=run, trust=trust, progress=progress)
     places = opened.choose_places(num_samples, seed)
     answers, gradients = _compare(opened, students, places, progress)

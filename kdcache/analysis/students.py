@@ -15,7 +15,7 @@ from kdcache.cache.encodings import Targets
 from kdcache.cache.facts import check_identity
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.settings import stored_config, teacher_facts
+from kdcache.cache.settings import check_teacher_code, stored_config, teacher_facts
 from kdcache.config import Config, LossConfig, StudentConfig
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.errors import (
@@ -27,6 +27,7 @@ from kdcache.errors import (
     one_line,
 )
 from kdcache.machine.devices import check_precision, choose_device
+from kdcache.models.networks import hash_network
 from kdcache.models.own_code import Trust
 from kdcache.models.student import recall_student
 from kdcache.models.teacher import Teacher, build_teacher
@@ -82,19 +83,23 @@ class CacheWithTeacher:
         return sorted(divmod(place, num_samples) for place in chosen)
 
 
-def open_with_teacher(root: Storage, manifest: Manifest, given: dict) -> CacheWithTeacher:
+def open_with_teacher(
+    root: Storage, manifest: Manifest, given: dict, *, trust: Trust | None = None
+) -> CacheWithTeacher:
     """Open a cache's complete views and build its teacher.
 
     Args:
+        trust: whether a teacher of the user's that the cache names may be imported (default: no).
         given: settings that differ from those the cache was built with: where the weights are now,
             the device.
 
     Raises: CacheMismatchError if the teacher or a setting is not the cache's, SettingsError,
         TeacherError, CacheError.
     """
+    config, levels = stored_config(root, manifest, given), list(manifest.encodings)[1:]
+    check_teacher_code(root, manifest, config, trust=trust)
     others = {section: values for section, values in given.items() if section != "teacher"}
     check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
-    config, levels = stored_config(root, manifest, given), list(manifest.encodings)[1:]
     device = choose_device(config.teacher.device, field="teacher.device")
     check_precision(config.teacher.precision, device, field="teacher.precision")
     config = plan_students(config, levels=levels, device=device)
@@ -102,7 +107,8 @@ def open_with_teacher(root: Storage, manifest: Manifest, given: dict) -> CacheWi
         config.teacher, num_classes=config.dataset.num_classes, levels=levels, device=device
     )
     asked = manifest.identity["train"]["teacher"]
-    facts = {**teacher_facts(config, train=True), "weights_sha256": hash_weights(weights)}
+    hashes = {"weights_sha256": hash_weights(weights), "source": hash_network(config.teacher)}
+    facts = teacher_facts(config, train=True, **hashes)
     cure = "give the teacher the cache was built with (teacher.weights says where it is)"
     check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
     num_views = max(manifest.complete_views["train"], 1)

@@ -10,6 +10,7 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.facts import build_identity
 from kdcache.cache.layout import (
     DTYPES,
+    MANIFEST,
     MOST_GROUPS,
     UNLABELLED,
     Codecs,
@@ -24,6 +25,7 @@ from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
 from kdcache.machine.process import describe_machine
+from kdcache.models.own_code import TEACHER, Trust
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +55,29 @@ def stored_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     return read_config(manifest, {"dataset": {"download": False}}, given, here)
 
 
+def check_teacher_code(
+    root: Storage, manifest: Manifest, config: Config, *, trust: Trust | None
+) -> None:
+    """Check that the teacher of a cache may be asked, if it is code of the user's.
+
+    Args:
+        config: settings of the cache, overridden by those given.
+        trust: what this command line allows (default: nothing).
+
+    Raises: SettingsError if it may not be imported.
+    """
+    if config.teacher.is_own:
+        source, where = manifest.identity["train"]["teacher"].get("source"), root.name(MANIFEST)
+        allowed = trust or Trust()
+        allowed.check(config.teacher.arch, source=source, where=where, field=TEACHER)
+
+
 def build_manifest(
     config: Config,
     *,
     splits: dict[str, Split],
     weights_sha256: str,
+    source: str | None = None,
     targets: dict[str, tuple[int, int]],
     encodings: dict[str, Encoding] | None = None,
     codecs: Codecs | None = None,
@@ -68,6 +88,7 @@ def build_manifest(
     Args:
         splits: "train", "val" and perhaps "unlabelled", checked and fingerprinted.
         weights_sha256: hash of the teacher's weights.
+        source: of the teacher's code or architecture, as `hash_network`; None if its name says all.
         targets: logits and each cached level -> (channels, stride).
         encodings: of the training split's logits and levels; those not named are float16.
         codecs: dtype -> codec; None: those of `choose_codecs` for a new cache.
@@ -82,7 +103,7 @@ def build_manifest(
     for name, layout in layouts.items():
         train = name != "val"  # unlabelled images are drawn, asked about and stored as those
         data = {**dataset_facts(config, train=train), "sha256": splits[name].fingerprint}
-        teacher = {**teacher_facts(config, train=train), "weights_sha256": weights_sha256}
+        teacher = teacher_facts(config, train=train, weights_sha256=weights_sha256, source=source)
         identity[name] = build_identity(
             dataset=data,
             augment=train_view_rule(config) if train else VAL_VIEW_RULE,
@@ -195,10 +216,19 @@ def train_view_rule(config: Config) -> dict:
     return {"scheme": SCHEME, **augment}
 
 
-def teacher_facts(config: Config, *, train: bool) -> dict:
-    """The teacher's part of the identity, without its weights.
+def teacher_facts(
+    config: Config,
+    *,
+    train: bool,
+    weights_sha256: str | None = None,
+    source: str | None = None,
+) -> dict:
+    """The teacher's part of the identity, without what is None.
 
     Validation stores no levels, so the layers they come from do not matter there.
+
+    Args:
+        weights_sha256, source: as in `build_manifest`; the settings do not say them.
     """
     teacher = config.teacher
     facts = {"arch": teacher.arch, "precision": teacher.precision}
@@ -206,9 +236,13 @@ def teacher_facts(config: Config, *, train: bool) -> dict:
     for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         if getattr(teacher, name) != list(default):
             facts[name] = getattr(teacher, name)
+    if teacher.options:
+        facts["options"] = teacher.options
+    known = {"weights_sha256": weights_sha256, "source": source}
+    known = {name: value for name, value in known.items() if value is not None}
     if not train:
-        return facts
+        return facts | known
     levels, layers = config.cache.levels, config_to_dict(config)["teacher"]["layers"]
     if "high" in levels and teacher.high_stride != STRIDE:
         facts["high_stride"] = teacher.high_stride
-    return {**facts, "layers": {level: layers[level] for level in levels}}
+    return {**facts, "layers": {level: layers[level] for level in levels}, **known}

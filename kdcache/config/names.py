@@ -24,6 +24,9 @@ TORCHVISION = (
 """Teachers that torchvision has."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB from 0 to 1, as torchvision's weights expect it."""
+AS_BUILT = "as_built"  # teacher.weights: those that the network comes with
+OWN_CODE = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+"""package.module:function of the user's."""
 LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""
@@ -42,6 +45,8 @@ IDLE_SHARE = 0.5
 it is set decides the number of their steps. A batch of two rows allows no other."""
 
 SizePx = int | list[int]
+Option = bool | int | float | str | list | None
+"""What a function of the user's is called with."""
 Precision = Literal["float32", "bfloat16", "float16"]
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""

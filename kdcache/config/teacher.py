@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from kdcache.config.names import (
+    AS_BUILT,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    OWN_CODE,
     TORCHVISION,
+    Option,
     Precision,
     check_positive,
     check_range,
 )
 from kdcache.errors import refuse
+from kdcache.schema import FieldError, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +46,18 @@ class TeacherConfig:
 
     arch: str = "fcn_resnet50"
     """A segmentation model of torchvision: fcn_resnet50, fcn_resnet101, deeplabv3_resnet50,
-    deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large."""
+    deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large; or
+    package.module:function of yours, which takes num_classes and returns a module that returns
+    logits."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """What your function is called with besides num_classes, e.g. {width: 32}."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     """What is subtracted from red, green and blue, each from 0 to 1."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     """What they are then divided by, each above 0."""
     weights: str = "COCO_WITH_VOC_LABELS_V1"
     """torchvision weights name, or path of a checkpoint (.pth, .pt, .safetensors; for example from
-    `cache_teacher fit`)."""
+    `cache_teacher fit`); as_built: those that your function gives its module."""
     weights_key: str | None = None
     """Where in the checkpoint the weights are, as in model_ema, or state_dict.teacher for the names
     that begin with teacher. (default: where they can only be)."""
@@ -73,12 +82,26 @@ class TeacherConfig:
             if len(values) != 3 or not all(least <= value <= 1000 for value in values):
                 raise refuse(f"teacher.{name}", values, f"three numbers from {least:g} to 1000")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the teacher is code of the user's."""
+        return re.fullmatch(OWN_CODE, self.arch) is not None
+
     def _check_arch(self) -> None:
-        """Raise SettingsError, with the nearest name, for an unknown one."""
-        if self.arch not in TORCHVISION:
+        """Raise SettingsError for an unknown name, with the nearest one, or idle settings."""
+        if self.arch not in TORCHVISION and not self.is_own:
             near = difflib.get_close_matches(self.arch, TORCHVISION, n=1)
-            expected = near[0] if near else f"{', '.join(TORCHVISION[:-1])} or {TORCHVISION[-1]}"
+            expected = f"{near[0] if near else ', '.join(TORCHVISION)} or package.module:function"
             raise refuse("teacher.arch", self.arch, expected)
+        try:
+            plain(self.options)  # they are stored with every cache
+        except FieldError as error:
+            raise refuse("teacher.options", self.options, f"finite values ({error})") from None
+        if self.options and not self.is_own:
+            raise refuse("teacher.options", self.options, f"nothing for {self.arch}")
+        if self.weights == AS_BUILT and not self.is_own:
+            expected = f"a checkpoint or a weights name: {self.arch} is built without weights"
+            raise refuse("teacher.weights", self.weights, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

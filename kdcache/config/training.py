@@ -9,8 +9,10 @@ from typing import Literal
 
 from kdcache.config.names import (
     BUILT_IN_STUDENT,
+    OWN_CODE,
     STRIDE,
     TERMS,
+    Option,
     SizePx,
     as_hw,
     check_positive,
@@ -19,8 +21,6 @@ from kdcache.config.names import (
 )
 from kdcache.errors import refuse
 from kdcache.schema import FieldError, plain
-
-Option = bool | int | float | str | list | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
-        own = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", self.arch)
+        own = re.fullmatch(OWN_CODE, self.arch)
         if self.arch != BUILT_IN_STUDENT and not own:
             raise refuse(
                 "student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function"

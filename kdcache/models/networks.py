@@ -14,6 +14,7 @@ from torchvision.models import get_model
 
 from kdcache.config import TeacherConfig
 from kdcache.errors import Phrase, TeacherError, describe
+from kdcache.models.own_code import TEACHER, call_function, hash_source_unseen
 
 MOBILENET_STAGES = ("3", "6", "12", "16")  # strides 4, 8, 16, 16; 24, 40, 112, 960 channels
 
@@ -37,7 +38,13 @@ class Network:
 
 
 def build_network(config: TeacherConfig, *, num_classes: int) -> Network:
-    """The network of `teacher.arch`, without weights: they are loaded afterwards."""
+    """The network of `teacher.arch`; weights are loaded afterwards, unless it comes with them.
+
+    Raises: SettingsError if it cannot be built.
+    """
+    if config.is_own:
+        module = _call_own(config, num_classes)
+        return Network(config.arch, module, num_classes, ask=module)
     with torch.device("meta"):  # millions of weights that would be drawn and thrown away
         model = get_model(config.arch, weights=None, weights_backbone=None, num_classes=num_classes)
     return wrap_torchvision(model, num_classes=num_classes, name=config.arch)
@@ -59,6 +66,23 @@ def wrap_torchvision(model: nn.Module, *, num_classes: int, name: str = "fcn_res
         one_stride=True,
         memory_format=torch.channels_last,
     )
+
+
+def hash_network(config: TeacherConfig) -> str | None:
+    """What defines a network beside its name, options and weights, as 12 hex digits.
+
+    The file of a function of the user's, which is not imported; None if there is nothing else.
+    """
+    return hash_source_unseen(config.arch) or "unknown" if config.is_own else None
+
+
+def _call_own(config: TeacherConfig, num_classes: int) -> nn.Module:
+    """The user's module; what it draws is the same each time, and nobody else's."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return call_function(
+            config.arch, num_classes=num_classes, options=config.options, field=TEACHER
+        )
 
 
 def find_logits(given: object) -> Tensor | None:

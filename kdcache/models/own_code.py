@@ -1,4 +1,4 @@
-"""The module of a student of the user's: whether its code may run, importing it, and its hash.
+"""A student or teacher of the user's: whether its code may run, importing it, and its hash.
 
 A cache or a run folder of a stranger names what it likes, and to import is to run. So nothing that
 is stored is imported, unless the same command line names it or says `--trust-code`, and its file
@@ -13,15 +13,20 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import Phrase, SettingsError, describe, one_line
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("kdcache")
+STUDENT, TEACHER = "student.arch", "teacher.arch"
 MOST_STEPS = 8  # from a module to the one that it takes the function from, and on
 
 
@@ -32,37 +37,42 @@ class Trust:
     Args:
         arch: `--student.arch` of this command line; a stored student of that name is imported if
             its file is the recorded one.
+        teacher: `--teacher.arch`, likewise.
         any_code: `--trust-code`: whatever a file names, also if its source has changed.
     """
 
     arch: str | None = None
+    teacher: str | None = None
     any_code: bool = False
 
-    def check(self, arch: str, *, source: object, where: object) -> None:
-        """Check that a stored `student.arch` may be imported; nothing is imported here.
+    def check(self, arch: str, *, source: object, where: object, field: str = STUDENT) -> None:
+        """Check that a stored student or teacher may be imported; nothing is imported here.
 
         Args:
+            arch: its name.
             source: the recorded hash of its file, None if there is none.
             where: the file that names it, for messages.
+            field: the setting, student.arch or teacher.arch.
 
         Raises: SettingsError if it may not, or if its file is another one now.
         """
         if arch == BUILT_IN_STUDENT:
             return
-        if not (self.any_code or self.arch == arch):
+        if not (self.any_code or arch == (self.arch if field == STUDENT else self.teacher)):
             expected = Phrase("named on this command line: code that a file names is not run")
-            cure = f"if you trust that module, add --student.arch {arch} or --trust-code"
+            cure = f"if you trust that module, add --{field} {arch} or --trust-code"
             raise SettingsError(
-                describe(where, field="student.arch", found=arch, expected=expected, cure=cure)
+                describe(where, field=field, found=arch, expected=expected, cure=cure)
             )
         found = hash_source_unseen(arch)
         if source in (None, "unknown") or found in (source, None):
             return
         if self.any_code:
-            log.warning("the file of student.arch %s has changed since the run was trained", arch)
+            since = "the run was trained" if field == STUDENT else "the cache was built"
+            log.warning("the file of %s %s has changed since %s", field, arch, since)
             return
         cure = "restore that file, or add --trust-code to run it as it is now"
-        field = f"file of student.arch {arch}"
+        field = f"file of {field} {arch}"
         raise SettingsError(describe(where, field=field, found=found, expected=source, cure=cure))
 
 
@@ -87,11 +97,12 @@ def let_import_from_here() -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def find_function(arch: str) -> Callable:
-    """The function that `student.arch` names, imported.
+def find_function(arch: str, *, field: str = STUDENT) -> Callable:
+    """The function that `student.arch` or `teacher.arch` names, imported.
 
     Args:
         arch: `package.module:function`.
+        field: the setting, for messages.
 
     Raises: SettingsError if it cannot be imported from here.
     """
@@ -101,9 +112,37 @@ def find_function(arch: str) -> Callable:
         return getattr(importlib.import_module(package), name)
     except (Exception, SystemExit) as error:  # whatever code of yours meets
         expected = "package.module:function that can be imported from here"
-        raise refuse_student(
-            arch, f"no such function ({one_line(error, named=True)})", expected
-        ) from None
+        found = f"no such function ({one_line(error, named=True)})"
+        raise refuse_code(arch, found, expected, field=field) from None
+
+
+def call_function(
+    arch: str, *, num_classes: int, options: Mapping[str, object], field: str = STUDENT
+) -> nn.Module:
+    """What the user's function gives, a module.
+
+    Args:
+        arch: `package.module:function`.
+        num_classes, options: what it is called with.
+        field: the setting that names it, for messages.
+
+    Raises: SettingsError if it cannot be imported, fails, or gives something else.
+    """
+    from torch import nn
+
+    function = find_function(arch, field=field)
+    try:
+        module = function(num_classes=num_classes, **options)
+    except KdcacheError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever code of yours meets
+        found = f"failing ({one_line(error, named=True)})"
+        expected = f"a function of num_classes and {field.partition('.')[0]}.options"
+        raise refuse_code(arch, found, expected, field=field) from None
+    if not isinstance(module, nn.Module):
+        found = f"giving a {type(module).__name__}"
+        raise refuse_code(arch, found, "a function that gives a torch.nn.Module", field=field)
+    return module
 
 
 def hash_source(arch: str) -> str:
@@ -130,11 +169,17 @@ def find_source(arch: str) -> str | None:
         return None
 
 
-def refuse_student(arch: str, found: str, expected: str) -> SettingsError:
-    """The error for a student that cannot be used: what it does, and what it must."""
-    field, cure = f"student.arch {arch}", "mend it or change student.arch"
+def refuse_code(arch: str, found: str, expected: str, *, field: str = STUDENT) -> SettingsError:
+    """The error for code that cannot be used: what it does, and what it must."""
+    cure = f"mend it or change {field}"
     return SettingsError(
-        describe("settings", field=field, found=Phrase(found), expected=Phrase(expected), cure=cure)
+        describe(
+            "settings",
+            field=f"{field} {arch}",
+            found=Phrase(found),
+            expected=Phrase(expected),
+            cure=cure,
+        )
     )
 
 

@@ -16,9 +16,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from kdcache.config import StudentConfig
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import KdcacheError, one_line
+from kdcache.errors import one_line
 from kdcache.models.inputs import resize_to
-from kdcache.models.own_code import find_function, refuse_student
+from kdcache.models.own_code import call_function, refuse_code
 from kdcache.models.weights import download_weights
 
 # level -> index into MobileNetV3-Small's features; torchvision defines their channels and strides
@@ -168,24 +168,9 @@ def build_student(
         return LightweightSegmentationModel(
             num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels
         )
-    function = find_function(config.arch)
-    try:
-        module = function(num_classes=num_classes, **config.options)
-    except KdcacheError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever code of yours meets
-        expected = "a function of num_classes and student.options"
-        raise refuse_student(
-            config.arch, f"failing ({one_line(error, named=True)})", expected
-        ) from None
-    if not isinstance(module, nn.Module):
-        raise refuse_student(
-            config.arch,
-            f"giving a {type(module).__name__}",
-            "a function that gives a torch.nn.Module",
-        )
+    module = call_function(config.arch, num_classes=num_classes, options=config.options)
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise refuse_student(config.arch, "without parameters to train", "one at least")
+        raise refuse_code(config.arch, "without parameters to train", "one at least")
     return OwnStudent(module)
 
 
@@ -235,14 +220,14 @@ def _ask(student: nn.Module, count: int, hw: tuple[int, int], *, arch: str) -> t
     except (Exception, SystemExit) as error:  # whatever code of yours meets
         what = "two images in training mode," if student.training else "an image"
         found = f"failing at {what} of {hw[0]}x{hw[1]} ({one_line(error, named=True)})"
-        raise refuse_student(arch, found, f"to return {RETURNS}") from None
+        raise refuse_code(arch, found, f"to return {RETURNS}") from None
 
 
 def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classes: int) -> None:
     logits, features = answer
     if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[:2] != (1, num_classes):
         found = f"returning logits {_shape(logits)} for one image"
-        raise refuse_student(
+        raise refuse_code(
             arch,
             found,
             f"logits [1, {num_classes}, height, width], dataset.num_classes {num_classes}",
@@ -255,7 +240,7 @@ def _check_answer(answer: tuple, levels: Iterable[str], *, arch: str, num_classe
             need = (
                 f"[N, C, H, W] of each of cache.levels {list(levels)} (or set cache.levels {given})"
             )
-            raise refuse_student(arch, found, need)
+            raise refuse_code(arch, found, need)
 
 
 def _shape(value: object) -> str:

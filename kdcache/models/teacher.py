@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
-from kdcache.config.names import FCNS
+from kdcache.config.names import AS_BUILT, FCNS
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
@@ -25,7 +25,7 @@ from kdcache.models.networks import (
 )
 from kdcache.models.parts import Parts, describe_kind
 from kdcache.models.probe import probe
-from kdcache.models.weights import read_teacher_weights
+from kdcache.models.weights import read_teacher_weights, take_weights
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -130,14 +130,17 @@ def build_teacher(
     Raises: TeacherError if weights are unreadable or for another number of classes; SettingsError
         for an unknown tap.
     """
-    state = read_teacher_weights(config.arch, config.weights, key=config.weights_key)
     if config.arch in FCNS:
         with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
             model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
         network = wrap_torchvision(model, num_classes=num_classes, name=config.arch)
     else:
         network = build_network(config, num_classes=num_classes)
-    load_weights(network.module, state, where=config.weights, num_classes=num_classes)
+    if config.weights == AS_BUILT:
+        state = take_weights(network.module, where=f"teacher.arch {config.arch}")
+    else:
+        state = read_teacher_weights(config.arch, config.weights, key=config.weights_key)
+        load_weights(network.module, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
     asked = {name: getattr(config, name) for name in ("precision", "high_stride", "mean", "std")}
     return Teacher(network, taps=taps, device=device, **asked), state
@@ -174,7 +177,8 @@ def load_weights(
         if expected.get(name) != found.get(name):
             raise _refuse_tensor(where, name, found, expected)
     fitting = {names[name]: value.to(own[names[name]].dtype) for name, value in state.items()}
-    model.load_state_dict({**fitting, **missing}, assign=True)
+    on_meta = any(value.is_meta for value in own.values())
+    model.load_state_dict({**fitting, **missing}, assign=on_meta)
 
 
 def _match_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:

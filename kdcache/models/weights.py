@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from kdcache.config.names import TORCHVISION
@@ -22,6 +22,7 @@ from kdcache.models.checkpoints import (
     is_counter,
     read_checkpoint,
     read_state_dict,
+    strip_prefixes,
 )
 
 AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
@@ -46,13 +47,30 @@ def read_teacher_weights(arch: str, weights: str, *, key: str | None = None) -> 
         state = download_weights(enum)
     else:
         state = read_checkpoint(Path(weights), field="teacher.weights", key=key)
+    return _check_finite(state, where=weights)
+
+
+def take_weights(module: nn.Module, *, where: str) -> dict[str, Tensor]:
+    """The state dict of a module that comes with weights, as `read_teacher_weights` gives it.
+
+    Args:
+        where: for messages.
+
+    Raises: TeacherError if a number in it is not finite.
+    """
+    tensors = {name: x for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    return _check_finite(strip_prefixes(tensors)[0], where=where)
+
+
+def _check_finite(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """The sorted state dict in float32, without auxiliary head. Raises TeacherError."""
     kept = {name: value for name, value in sorted(state.items()) if not name.startswith(AUX_PREFIX)}
     for name, value in kept.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             found, expected = Phrase("not finite"), Phrase("numbers")
             cure = "the training that wrote it went astray; give another checkpoint"
             raise TeacherError(
-                describe(weights, field=f"tensor {name}", found=found, expected=expected, cure=cure)
+                describe(where, field=f"tensor {name}", found=found, expected=expected, cure=cure)
             )
     return {name: v.float() if v.is_floating_point() else v for name, v in kept.items()}
 

@@ -28,6 +28,7 @@ from kdcache.data.voc import check_apart, download_voc, read_split, read_unlabel
 from kdcache.errors import CacheMismatchError
 from kdcache.machine.devices import check_precision, choose_device
 from kdcache.machine.process import Worker, find_worker
+from kdcache.models.networks import hash_network
 from kdcache.models.teacher import Teacher, build_teacher
 from kdcache.models.weights import hash_weights
 from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases
@@ -104,6 +105,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
         config,
         splits=splits,
         weights_sha256=hash_weights(weights),
+        source=hash_network(config.teacher),
         targets=targets,
         encodings=choose_encodings(config.cache, bases),
         codecs=codecs,

@@ -12,10 +12,12 @@ from kdcache.cache.layout import Group
 from kdcache.cache.lifecycle import check_same_identity, complete_views, rewrite_metadata
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
-from kdcache.cache.settings import stored_config
+from kdcache.cache.settings import check_teacher_code, stored_config
 from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
+from kdcache.config import Config
 from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
+from kdcache.models.own_code import Trust
 from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
 from kdcache.precompute.pipeline import Job
@@ -37,6 +39,7 @@ def repair_cache(
     given: dict,
     *,
     dry_run: bool = False,
+    trust: Trust | None = None,
     progress: Progress | None = None,
 ) -> Repair:
     """Verify every byte, then recompute what is damaged or missing.
@@ -45,6 +48,7 @@ def repair_cache(
         given: settings that differ from those the cache was built with: where data set and weights
             are now, the device.
         dry_run: only say what would be done; needs neither data set nor teacher.
+        trust: whether a teacher of the user's that the cache names may be imported (default: no).
 
     Raises: CacheMismatchError if data set or teacher are not those of the cache, CacheCorruptError
         if its manifest is damaged.
@@ -59,7 +63,10 @@ def repair_cache(
         return Repair(findings, groups, documents)
     bases = [basis_key(level) for level in manifest.encodings]
     needs_teacher = groups or any(key in bases for key in documents)
-    job = _prepare_repair(root, manifest, given, progress) if needs_teacher else None
+    config = stored_config(root, manifest, given)
+    if needs_teacher:
+        check_teacher_code(root, manifest, config, trust=trust)
+    job = _prepare_repair(root, manifest, config, progress) if needs_teacher else None
     rewrite_metadata(root, job.bases if job else {})
     if job:
         _recompute(job, groups, progress)
@@ -67,8 +74,8 @@ def repair_cache(
     return Repair(findings, groups, documents)
 
 
-def _prepare_repair(root: Storage, manifest: Manifest, given: dict, progress: Progress) -> Job:
-    job = prepare_job(stored_config(root, manifest, given), progress)
+def _prepare_repair(root: Storage, manifest: Manifest, config: Config, progress: Progress) -> Job:
+    job = prepare_job(config, progress)
     for split, identity in job.manifest.identity.items():
         differences = find_differences(manifest.identity[split], identity)
         if differences and all(name.endswith("basis_sha256") for name, _, _ in differences):

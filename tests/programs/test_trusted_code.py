@@ -139,6 +139,35 @@ def test_what_a_run_names_is_not_imported(command, place, run, here, built_root,
         assert code == 2 and f"add --student.arch {ARCH} or --trust-code" in lines[0], lines
 
 
+@pytest.fixture
+def root_of_teacher(cache, here) -> Path:
+    """A cache whose manifest names the module as its teacher."""
+    root = Path(cache.cache.path)
+    settings = dict(read_manifest(root).information["settings"])
+    settings["teacher"] = {**settings["teacher"], "arch": ARCH, "weights": "as_built"}
+    add_information(root, {"settings": settings})
+    (root / "commits" / "train-v0000-g00000.json").unlink()
+    return root
+
+
+@pytest.mark.parametrize("command", [*LOOKING, *CHANGING])
+def test_a_teacher_that_a_manifest_names_is_not_imported(
+    command, root_of_teacher, here, tmp_path, call
+):
+    more = {"export": [tmp_path / "again.h5"], "fidelity": ["--samples", 2]}
+    words = [command, root_of_teacher, *more.get(command, [])]
+    program = cache_teacher.cli.main
+    if command == "train":
+        words, program = ["--cache.path", root_of_teacher], train_student.cli.main
+    code, lines = call(program, *words)
+    assert not (here / "executed").exists() and "trap_student" not in sys.modules
+    if command in ("fidelity", "repair"):
+        assert code == 2 and f"add --teacher.arch {ARCH} or --trust-code" in lines[0], lines
+    if command == "repair":  # fidelity knows from the settings that it is another teacher
+        call(program, *words, "--teacher.arch", ARCH)
+        assert (here / "executed").exists()
+
+
 @pytest.mark.parametrize("kind", ["folder", "packed"])
 @pytest.mark.parametrize("command", [*LOOKING, *CHANGING])
 def test_what_a_manifest_names_is_not_imported(command, kind, root, here, tmp_path, call):
