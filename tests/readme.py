@@ -51,8 +51,12 @@ INSTEAD = {  # an expression, and what stands there on small data
     "fidelity caches/compact": "fidelity caches/demo",
     # by boto3
     r"aws s3 sync (\S+) s3://(\w+)/(\S+)": r"python -m tests.support.s3_copy \1 \2 \3",
-    # hours: what would be trained is listed
+    "(train_student --cache.path .*)": r"\1 --train.epochs 1",  # no config that was cut
+    # hours: what would be trained is listed, or a part of it is
     "(tests.study gain .*)": r"\1 --dry-run",
+    r"make study-encodings CONFIG=(\S+)": r"python -m tests.study encodings --config \1 "
+    "--out build/study-encodings --seeds 0 --arms none,exact",
+    "(tests.study encodings .*--views) .*": r"\1 1,2 --seeds 0",
     "(runs/tune .*|runs/chosen .*) --seeds .*": r"\1 --seeds 0",
 }
 

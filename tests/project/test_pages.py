@@ -36,6 +36,12 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert not anchor or anchor in list_anchors(read(target)), link
 
 
+def test_readme_links_to_every_page():
+    linked = {link.partition("#")[0] for link in list_links(read(ROOT / "README.md"))}
+    pages = {page.relative_to(ROOT).as_posix() for page in PAGES}
+    assert pages - linked == {"README.md"}
+
+
 def test_no_heading_of_a_page_stands_twice():
     for page in PAGES:
         anchors = list_anchors(read(page))
