@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,7 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from kdcache import seals
 from kdcache.config.options import Parser
+from kdcache.disk import FULL
 from kdcache.errors import (
     KdcacheError,
     Phrase,
@@ -184,6 +187,7 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     _show_warnings()
+    seals.forget_told()
     try:
         return work() or 0
     except ToldElsewhere as error:
@@ -204,6 +208,14 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         return error.exit_code if isinstance(error, KdcacheError) else 1
 
 
+def ignore_interrupts() -> None:
+    """From now on Ctrl-C does nothing: all is done, and Python unloads its libraries for a while.
+
+    It would end the process by the signal, without a line.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _explain(error: Exception) -> str:
     """One line about what has ended a command."""
     if isinstance(error, KdcacheError):
@@ -215,7 +227,8 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, OSError):  # disk full, permissions: what no check at the edge can foresee
         where, why = error.filename or "a file", error.strerror or error
-        return f"{where}: {why}; mend that and start again"
+        cure = "make room and run it again" if error.errno in FULL else "mend that and start again"
+        return f"{where}: {why}; {cure}"
     return f"{one_line(error, named=True)}: {A_BUG}"
 
 

@@ -2,10 +2,9 @@
 
 What survives a kill or a power loss is decided here. The functions that change something are called
 as `disk.rename`, so that tests can interrupt, refuse or skip each call. An unfinished file ends in
-`.partial`. Nothing is written through a link: a file is always a new one, which then takes its
-name, and `check_way` refuses folders that are links on the way from the root of a cache, a run or a
-stage. Only plain files are read, so that no pipe or device can hang a command, and documents only
-up to a size. Functions raise OSError.
+`.partial`. Nothing is written through a link: a file is a new one, which then takes its name, and
+`check_way` refuses links on the way from the root of a cache, a run or a stage. Only plain files
+are read: no pipe or device hangs a command. Functions raise OSError.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def partial_path(path: Path) -> Path:
@@ -38,16 +39,24 @@ def open_new(path: Path) -> FileIO:
     return FileIO(os.open(path, flags, 0o666), "w")
 
 
-def write_file(
-    path: Path,
-    parts: Iterable[bytes | memoryview],
-) -> None:
-    """Write a new file in place of an old file or link, and flush its contents to disk."""
-    with BufferedWriter(open_new(path)) as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a new file in place of an old one, flushed. An OSError says what a full disk lacks."""
+    _write(path, list(parts), flush=True)
+
+
+def _write(path: Path, parts: list[bytes | memoryview], *, flush: bool) -> None:
+    try:
+        with BufferedWriter(open_new(path)) as file:
+            for part in parts:
+                file.write(part)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        needed, what = sum(map(len, parts)), error.strerror
+        if error.errno in FULL:
+            what += f", it needs {needed} bytes, {shutil.disk_usage(path.parent).free} are free"
+        raise OSError(error.errno, what, str(path)) from None
 
 
 def rename(old: Path, new: Path) -> None:
@@ -56,10 +65,9 @@ def rename(old: Path, new: Path) -> None:
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """Rename a file by a hard link, which replaces nothing.
+    """Rename a file by a hard link, which replaces nothing, or if there are none after a look.
 
-    If the file system has no hard links, `new` is looked for before. Raises FileExistsError if
-    `new` exists.
+    Raises: FileExistsError if `new` exists.
     """
     try:
         os.link(old, new)
@@ -129,24 +137,27 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes | memoryview, *, partial: Path | None = None) -> None:
+def replace_file(path: Path, *parts: bytes | memoryview, partial: Path | None = None) -> None:
     """Replace a file: after a crash the old or the new one is there, whole.
 
     Args:
-        partial: the name of the unfinished file, by the holder of a lease or lock only; None: one
-            of its own, so that two writers cannot mix their bytes.
+        partial: where it is unfinished, by the holder of a lease or lock; None: a name of its own.
     """
-    with name_own(path) if partial is None else nullcontext(partial) as unfinished:
-        write_file(unfinished, [data])
-        rename(unfinished, path)
+    try:
+        with name_own(path) if partial is None else nullcontext(partial) as unfinished:
+            write_file(unfinished, parts)
+            rename(unfinished, path)
+    except (OSError, KeyboardInterrupt):
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
 def put_file(path: Path, data: bytes | memoryview) -> None:
     """Replace a file that is easily made again: it may be lost with the power."""
     with name_own(path) as unfinished:
-        with BufferedWriter(open_new(unfinished)) as file:
-            file.write(data)
+        _write(unfinished, [data], flush=False)
         rename(unfinished, path)
 
 
@@ -154,19 +165,22 @@ def put_file(path: Path, data: bytes | memoryview) -> None:
 def name_own(path: Path) -> Iterator[Path]:
     """A name beside `path` that nobody else writes to or can foresee, for an unfinished file.
 
-    If the block fails, or ends without having renamed the file, it is removed.
+    If the block fails, or has not renamed the file, it is removed. An OSError then names `path`.
     """
     own = path.parent / f"{path.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
     try:
         yield own
+    except OSError as error:
+        if error.filename == str(own):
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             own.unlink(missing_ok=True)
 
 
 MOST_TEXT_BYTES = 150_000  # of YAML: a few hundred lines, and PyYAML reads 20 kB a second
-# of JSON: a commit record has about 0.5 kB a sample, of 65,536 at most, and Python makes less than
-# 1 GB of so many bytes, whatever they are
+# of JSON: a commit record has 0.5 kB a sample, of 65,536 at most; Python makes less than 1 GB of it
 MOST_DOCUMENT_BYTES = 34 << 20
 MOST_LIST_BYTES = 256 << 20  # of ids
 _READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
@@ -222,13 +236,11 @@ class PlainFile:
 
 @contextmanager
 def open_plain(path: str | Path, *, follow: bool = False) -> Iterator[PlainFile]:
-    """Open a plain file for reading.
+    """Open a plain file for reading. Raises OSError, also for a link, a folder, or a pipe.
 
     Args:
-        follow: take a link for the file that it names, which is right for what a person has named
-            and wrong for the files of a cache or a run.
-
-    Raises OSError, also for a link, a folder, or a pipe, which might never answer.
+        follow: take a link for the file that it names: for what a person has named, never for the
+            files of a cache or a run.
     """
     descriptor = open_descriptor(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
     try:
@@ -243,7 +255,7 @@ def open_stream(path: str | Path, *, follow: bool = True) -> BinaryIO:
 
 
 def open_descriptor(path: str | Path, flags: int) -> int:
-    """A descriptor of a plain file, which is made if `flags` say so. Raises OSError."""
+    """A descriptor of a plain file, made if `flags` say so. Raises OSError."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -265,10 +277,9 @@ def read_plain(path: str | Path, *, most_bytes: int, follow: bool = True) -> byt
             return opened.read(most_bytes)
     except OSError as error:
         what = {errno.ELOOP: "a link", errno.EINVAL: "no file", errno.ENXIO: "no file"}
-        if error.errno in what:
-            what = f"file is {what[error.errno]}, expected a plain file"
-            raise UnfitFileError(what) from None
-        raise
+        if error.errno not in what:
+            raise
+        raise UnfitFileError(f"file is {what[error.errno]}, expected a plain file") from None
 
 
 def check_document(size_bytes: int, *, most_bytes: int) -> None:

@@ -1,10 +1,15 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
+import errno
 import re
 import sys
 from functools import partial
 
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 
 class KdcacheError(Exception):
@@ -87,6 +92,16 @@ def refuse(field_name: str, found: object, expected: str) -> SettingsError:
             cure=f"change {field_name}",
         )
     )
+
+
+def find_cure(error: object, otherwise: str) -> str:
+    """The cure for a file that could not be read: what the system refused may be sound.
+
+    Args:
+        otherwise: the cure for a damaged file.
+    """
+    refused = isinstance(error, OSError) and error.errno in _REFUSED
+    return "mend that and run the same command again" if refused else otherwise
 
 
 def one_line(error: object, *, named: bool = False) -> str:

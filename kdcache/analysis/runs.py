@@ -19,6 +19,7 @@ from kdcache.training.run_folder import (
     RESULT,
     SETTINGS,
     TEACHING,
+    DamagedHistoryError,
     read_history,
     read_result,
     read_run_settings,
@@ -146,7 +147,7 @@ def _make_run(folder: Path, result: dict) -> Run:
         last_miou=float(result["last_miou"]),
         best_epoch=result["best_epoch"],
         validation=result.get("validation_identity"),
-        epoch_s=_read_epoch_s(folder),
+        epoch_s=_read_epoch_s(folder, result),
     )
 
 
@@ -192,9 +193,11 @@ def read_encoding(folder: Path) -> str | None:
     return str(encoding)
 
 
-def _read_epoch_s(folder: Path) -> float | None:
+def _read_epoch_s(folder: Path, result: dict) -> float | None:
     try:
-        entries = read_history(folder, entry=EPOCH_TIMES)
+        entries = read_history(folder, result, entry=EPOCH_TIMES)
+    except DamagedHistoryError:
+        raise
     except TrainingError:  # the run counts all the same
         return None
     return statistics.median(entry["time_s"] - entry["validation_s"] for entry in entries)

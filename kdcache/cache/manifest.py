@@ -28,7 +28,7 @@ from kdcache.cache.layout import (
     drop_label,
     find_version,
 )
-from kdcache.cache.records import read_json, read_sealed, seal
+from kdcache.cache.records import read_json, read_sealed
 from kdcache.config import LEVELS
 from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.errors import (
@@ -40,6 +40,7 @@ from kdcache.errors import (
     describe,
 )
 from kdcache.schema import plain
+from kdcache.seals import seal_json
 from kdcache.storage import Storage, open_storage
 
 _CURE = (
@@ -110,7 +111,7 @@ def _pictures(facts: dict) -> dict:
 
 def write_manifest(storage: Storage | str | Path, manifest: Manifest) -> None:
     """Replace manifest.json in one step; the storage must be locked. Raises OSError."""
-    open_storage(storage).replace(MANIFEST, seal(describe_manifest(manifest)))
+    open_storage(storage).replace(MANIFEST, seal_json(describe_manifest(manifest)))
 
 
 def describe_manifest(manifest: Manifest) -> dict:

@@ -30,12 +30,14 @@ from kdcache.cache.packed_writer import (
     hold,
 )
 from kdcache.cache.reader import CacheReader
-from kdcache.cache.records import CommitRecord, seal, seal_record
+from kdcache.cache.records import CommitRecord, seal_record
 from kdcache.cache.zarr_metadata import list_metadata
 from kdcache.config import LEVELS
 from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.errors import CacheError, Phrase, SettingsError, describe
+from kdcache.machine.process import check_lock
 from kdcache.progress import Progress, Silent
+from kdcache.seals import seal_json
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.packed_table import check_count
 
@@ -89,6 +91,7 @@ def pack_cache(
             _walk(readers, manifest, "packing", progress, packed.put)
             packed.finish()
         _read_back(partial, progress)
+        check_lock(partial, descriptor)
         disk.rename_new(partial, out)
         disk.sync_folder(out.parent)
     num_samples = sum(layout.num_views * layout.num_samples for layout in manifest.layouts.values())
@@ -122,7 +125,7 @@ def _list_documents(
     def read(key: str, make: Callable[[], bytes]) -> tuple[str, bytes]:
         return key, storage.read_document(key, cure=storage.repair_cure) if whole else make()
 
-    yield read(MANIFEST, lambda: seal(describe_manifest(manifest)))
+    yield read(MANIFEST, lambda: seal_json(describe_manifest(manifest)))
     for document in list_metadata(manifest):
         contents = document.contents
         yield read(document.key, lambda contents=contents: json.dumps(contents, indent=2).encode())

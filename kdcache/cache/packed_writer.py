@@ -23,6 +23,7 @@ from kdcache.cache.layout import ArraySpec, SplitLayout
 from kdcache.cache.manifest import Manifest
 from kdcache.disk import open_descriptor
 from kdcache.errors import CacheError, one_line
+from kdcache.machine.process import is_same_file
 from kdcache.storage.packed_table import DOCUMENTS, FORMAT
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def hold(partial: Path) -> Iterator[int]:
         try:
             yield descriptor
         finally:
-            disk.remove(partial)
+            if is_same_file(partial, descriptor):
+                disk.remove(partial)
     finally:
         os.close(descriptor)
 

@@ -8,8 +8,6 @@ the last field: the sha256 of the file's bytes with 64 zeros in its place.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,12 +25,11 @@ from kdcache.cache.layout import (
 from kdcache.data.voc import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
 from kdcache.schema import MOST_DEPTH, parse_json
+from kdcache.seals import SealError, check_json, seal_json
 from kdcache.storage.base import ShardFile, Storage
 from kdcache.storage.lock import Lease
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ZEROS = b"0" * 64
-_TAIL = b'"\n}\n'
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def seal_record(group: Group, record: CommitRecord) -> bytes:
         "crc32c": record.crcs,
         "views": record.views,
     }
-    return seal(document)
+    return seal_json(document)
 
 
 def has_record(storage: Storage, group: Group) -> bool:
@@ -200,29 +197,18 @@ def _check_size(found: object, layout: SplitLayout, spec: ArraySpec, group: Grou
         raise ValueError(f"{spec.name} is {repr(found)[:20]} bytes, expected {bound}{most}")
 
 
-def seal(document: dict) -> bytes:
-    """Serialise a JSON object, with its seal. Raises ValueError for NaN or infinity."""
-    body = (
-        json.dumps({**document, "sha256": _ZEROS.decode()}, indent=1, allow_nan=False).encode()
-        + b"\n"
-    )
-    return _put_seal(body, hashlib.sha256(body).hexdigest().encode())
-
-
 def read_sealed(storage: Storage, key: str, *, cure: str) -> dict:
     """Read a sealed document and check its seal.
 
     Raises CacheCorruptError if it is missing, unreadable, or its bytes are not those written.
     """
     data = storage.read_document(key, cure=cure)
-    found = data[-len(_TAIL) - 64 : -len(_TAIL)]
-    if (
-        not data.endswith(_TAIL)
-        or found != hashlib.sha256(_put_seal(data, _ZEROS)).hexdigest().encode()
-    ):
+    try:
+        check_json(data)
+    except SealError:
         raise CacheCorruptError(
             storage.name(key), "file is damaged, its sha256 is not that of its contents", cure=cure
-        )
+        ) from None
     return _parse_json(storage.name(key), data, cure=cure)
 
 
@@ -255,7 +241,3 @@ def _parse_json(where: str, data: bytes, *, cure: str) -> dict:
 def _is_deeper(value: object, most: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(most == 0 or _is_deeper(one, most - 1) for one in inner)
-
-
-def _put_seal(data: bytes, digits: bytes) -> bytes:
-    return data[: -len(_TAIL) - 64] + digits + data[-len(_TAIL) :]

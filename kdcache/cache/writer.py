@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from kdcache import disk
 from kdcache.cache.codecs import as_bytes, make_coder
 from kdcache.cache.layout import ArraySpec, Group, SplitLayout, commit_key, shard_key
 from kdcache.cache.manifest import Manifest
@@ -18,7 +20,6 @@ from kdcache.storage.base import ShardFile, Storage
 from kdcache.storage.lock import Lease
 
 Files = dict[str, ShardFile]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def write_chunks(
         raise CacheError(
             f"{storage}: shard group {group.name} cannot be coded ({error}); {cure}"
         ) from None
+    except KeyboardInterrupt:
+        with suppress(CacheError, OSError):
+            storage.discard_unpublished(keys, lease=lease)
+        raise
     except OSError as error:
         storage.discard_unpublished(keys, lease=lease)
         raise _explain(storage, layout, group, error) from None
@@ -175,10 +180,11 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
 
 def _explain(storage: Storage, layout: SplitLayout, group: Group, error: OSError) -> CacheError:
     """The error if a disk or object store refuses to take a group."""
-    lack, free = "", storage.find_free_bytes() if error.errno in _FULL else float("inf")
+    why = os.strerror(error.errno) if error.errno else error.strerror
+    lack, free = "", storage.find_free_bytes() if error.errno in disk.FULL else float("inf")
     if free < float("inf"):
         lack = f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
     return CacheError(
-        f"{storage}: shard group {group.name} cannot be written ({error.strerror}){lack}; "
+        f"{storage}: shard group {group.name} cannot be written ({why}){lack}; "
         "mend that and run the same command again, what is committed is kept"
     )

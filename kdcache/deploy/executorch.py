@@ -14,7 +14,7 @@ from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
 from kdcache import disk
-from kdcache.deploy.export import Ask, check_answers, quiet
+from kdcache.deploy.export import Ask, check_answers, check_export, quiet
 from kdcache.deploy.student import ByteStudent, TrainedStudent
 from kdcache.errors import TrainingError, one_line
 
@@ -50,6 +50,10 @@ def check(student: TrainedStudent, path: Path, images: list[np.ndarray]) -> str:
 
 
 def open_program(path: Path) -> Ask:
-    """Run the file with ExecuTorch: uint8 RGB [1, H, W, 3] -> logits float32 [1, K, H, W]."""
+    """Run the file with ExecuTorch: uint8 RGB [1, H, W, 3] -> logits float32 [1, K, H, W].
+
+    Raises: TrainingError if its sha256 is not the one beside it.
+    """
+    check_export(path)
     method = Runtime.get().load_program(path).load_method("forward")
     return lambda image_NHW3: method.execute([torch.from_numpy(image_NHW3)])[0].clone()

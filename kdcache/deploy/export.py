@@ -9,6 +9,7 @@ Letters: N images, H height, W width, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import statistics
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache import disk
+from kdcache import disk, seals
 from kdcache.deploy.student import TrainedStudent
+from kdcache.disk import UnfitFileError, open_stream, read_plain
 from kdcache.errors import (
     KdcacheError,
     Phrase,
@@ -34,6 +36,7 @@ from kdcache.errors import (
     describe,
     one_line,
 )
+from kdcache.machine.process import lock_file, unlock_file
 from kdcache.progress import Say
 
 FILES = {"onnx": "student.onnx", "safetensors": "student.safetensors", "executorch": "student.pte"}
@@ -41,6 +44,7 @@ Ask = Callable[[np.ndarray], Tensor]  # uint8 RGB [N, H, W, 3] -> logits float32
 MOST_DIFFERENCE = 1e-3  # between two logits
 LEAST_AGREEMENT = 0.9999  # share of pixels whose best class is the same
 WARM_UPS, ROUNDS = 3, 15
+MOST_SEAL_BYTES = 1000
 
 
 def import_format(name: str) -> ModuleType:
@@ -82,10 +86,50 @@ def export_student(
     with disk.name_own(path) as unfinished:
         module.write(student, unfinished)
         result = module.check(student, unfinished, images)
-        disk.rename(unfinished, path)
-    disk.sync_folder(path.parent)
+        with _hold(path):
+            seal = seals.format_beside(_hash_file(unfinished), path.name)
+            disk.remove(_find_seal(path))  # after a crash a file without one, never a wrong one
+            disk.rename(unfinished, path)
+            disk.replace_file(_find_seal(path), seal)
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {result}")
     return path
+
+
+def check_export(path: Path) -> None:
+    """Compare an exported file with the sha256 beside it; one without is a warning.
+
+    Raises: TrainingError if it is damaged; OSError.
+    """
+    seal = _find_seal(path)
+    if not seal.exists():
+        if path.suffix != disk.PARTIAL:
+            seals.tell_unsealed(path)
+        return
+    try:
+        text = read_plain(seal, most_bytes=MOST_SEAL_BYTES).decode("ascii", "replace")
+        seals.check_beside(text, _hash_file(path))
+    except (seals.SealError, UnfitFileError) as error:
+        raise TrainingError(f"{path}: file is damaged ({error}); export it again") from None
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Let no other process replace the file and its seal. Raises OSError."""
+    lock = path.with_name(f"{path.name}.lock")
+    descriptor = lock_file(lock, wait=True)
+    try:
+        yield
+    finally:
+        unlock_file(lock, descriptor)
+
+
+def _find_seal(path: Path) -> Path:
+    return path.with_name(path.name + seals.BESIDE)
+
+
+def _hash_file(path: Path) -> str:
+    with open_stream(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

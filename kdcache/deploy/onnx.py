@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcache import disk
-from kdcache.deploy.export import check_answers, quiet
+from kdcache.deploy.export import check_answers, check_export, quiet
 from kdcache.deploy.student import ByteStudent, TrainedStudent
 from kdcache.errors import TrainingError, one_line
 
@@ -80,7 +80,11 @@ def _takes(student: TrainedStudent, image_HW3: np.ndarray) -> bool:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Run the file with onnxruntime on one thread of the CPU."""
+    """Run the file with onnxruntime on one thread of the CPU.
+
+    Raises: TrainingError if its sha256 is not the one beside it.
+    """
+    check_export(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(

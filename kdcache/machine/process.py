@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcache.disk import open_descriptor
-from kdcache.errors import SettingsError
+from kdcache.errors import KdcacheError, SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +181,10 @@ def _find_container_free() -> float:
         return float("inf")
 
 
+class LockLostError(KdcacheError):
+    """A lock was removed while it was held: another process may write, so this one must not."""
+
+
 def lock_file(path: Path, *, wait: bool) -> int | None:
     """Lock the file `path` in an existing folder by flock; it is made if it is missing.
 
@@ -216,6 +220,15 @@ def unlock_file(path: Path, descriptor: int) -> None:
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def check_lock(path: Path, descriptor: int) -> None:
+    """Raise LockLostError if the locked file is no longer at `path`; call it before each write."""
+    if not is_same_file(path, descriptor):
+        raise LockLostError(
+            f"{path}: lock was removed while it was held, expected it to stay; what is finished is "
+            "kept, run the same command again once no other process writes here"
+        )
 
 
 def is_same_file(path: Path, descriptor: int) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kdcache import seals
 from kdcache.disk import open_stream
-from kdcache.errors import Phrase, SettingsError, TeacherError, describe, one_line
+from kdcache.errors import Phrase, SettingsError, TeacherError, describe, find_cure, one_line
 from kdcache.models.stored_state import TENSORS, load_tensors
 from kdcache.schema import FieldError
 
@@ -200,14 +201,19 @@ def _load(path: Path, *, field: str) -> object:
         if path.suffix == ".safetensors":
             with open_stream(path) as file:
                 return parse(file.read())
-        return load_tensors(path, allow=PLAIN)
+        stored, is_sealed = load_tensors(path, allow=PLAIN)
     # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
     except Exception as error:
         reason = one_line(error)
-        cure = "write it with torch.save or fetch it again"
+        sealed = isinstance(error, seals.SealError)
+        again = "restore it from a copy, or fit it again" if sealed else "fetch it again"
+        cure = find_cure(error, again if sealed else f"write it with torch.save or {again}")
         raise TeacherError(
             f"{path}: {field} is unreadable as plain tensors ({reason}); {cure}"
         ) from None
+    if not is_sealed and isinstance(stored, dict) and {"fit", "class_names"} <= stored.keys():
+        seals.tell_unsealed(path)  # a teacher of our `fit`; those of others have no seals
+    return stored
 
 
 def _import_safetensors(path: Path, field: str) -> object:

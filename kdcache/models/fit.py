@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -59,11 +60,12 @@ def fit_teacher(
     device = choose_device(config.teacher.device, field="teacher.device")
     if config.fit.precision != "auto":
         check_precision(config.fit.precision, device, field="fit.precision")
-    with hold_output(config.fit.out):
+    with hold_output(config.fit.out) as check_held:
         train, val = _read_splits(config, progress)
         whose = find_whose(config, {"train": train.fingerprint, "val": val.fingerprint})
         fitting = _begin(config, train, whose, device=device, say=say)
-        _run(fitting, whose, progress=progress, say=say)
+        _run(fitting, whose, check_held, progress=progress, say=say)
+        check_held()
         return _finish(fitting, say=say)
 
 
@@ -93,7 +95,14 @@ def _begin(config: Config, train: Split, whose: dict, *, device: torch.device, s
     return fitting
 
 
-def _run(fitting: Fitting, whose: dict, *, progress: Progress, say: Say) -> None:
+def _run(
+    fitting: Fitting,
+    whose: dict,
+    check_held: Callable[[], None],
+    *,
+    progress: Progress,
+    say: Say,
+) -> None:
     """Train and score what is left; a state is written before scoring, which must not cost it."""
     out, epochs, first = fitting.config.fit.out, fitting.config.fit.epochs, fitting.epoch
     began_s = saved_s = time.monotonic()
@@ -108,6 +117,7 @@ def _run(fitting: Fitting, whose: dict, *, progress: Progress, say: Say) -> None
                 return
             fitting.train_epoch(bar)
             if time.monotonic() - saved_s >= STATE_EVERY_S:
+                check_held()
                 write_state(out, {"whose": whose, **fitting.to_state()})
                 saved_s = time.monotonic()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from kdcache import disk
+from kdcache import disk, seals
 from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import flatten
 from kdcache.errors import (
@@ -19,11 +17,12 @@ from kdcache.errors import (
     SettingsError,
     TrainingError,
     describe,
+    find_cure,
     one_line,
     show_value,
 )
-from kdcache.machine.process import lock_file, unlock_file
-from kdcache.models.stored_state import OPTIMIZER, TENSORS, load_tensors
+from kdcache.machine.process import check_lock, lock_file, unlock_file
+from kdcache.models.stored_state import OPTIMIZER, TENSORS, load_tensors, save_tensors
 from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 
 STATE = fields(
@@ -54,8 +53,10 @@ class FileInUseError(KdcacheError):
 
 
 @contextmanager
-def hold_output(path: Path) -> Iterator[None]:
+def hold_output(path: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock of `fit.out` until the block ends; its folder is made if it is missing.
+
+    Gives a function to call before each write: it raises LockLostError if the lock was removed.
 
     Raises: FileInUseError if another process holds it; SettingsError if `fit.out` cannot be
         written, before hours are spent.
@@ -67,7 +68,7 @@ def hold_output(path: Path) -> Iterator[None]:
             f"{path}: fit.out is in use by another process; wait for it or set another path"
         )
     try:
-        yield
+        yield lambda: check_lock(lock, descriptor)
     finally:
         unlock_file(lock, descriptor)
 
@@ -91,7 +92,7 @@ def save_teacher(path: Path, weights: Mapping[str, Tensor], config: Config, *, f
         facts: JSON-like, stored beside the weights, the settings of `fit` and the class names.
     """
     about = {"class_names": config.dataset.names, "fit": config_to_dict(config.fit)}
-    _save(path, {"model_state_dict": dict(weights), **about, **facts})
+    save_tensors(path, {"model_state_dict": dict(weights), **about, **facts})
 
 
 def find_whose(config: Config, fingerprints: Mapping[str, str]) -> dict[str, object]:
@@ -117,7 +118,7 @@ def find_state_path(out: Path) -> Path:
 
 def write_state(out: Path, state: dict) -> None:
     """Replace the state of a fit into `out`. Raises OSError."""
-    _save(find_state_path(out), state)
+    save_tensors(find_state_path(out), state)
 
 
 def read_state(out: Path, *, whose: Mapping[str, object]) -> dict | None:
@@ -129,15 +130,17 @@ def read_state(out: Path, *, whose: Mapping[str, object]) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = load_tensors(path, follow=False)
+        state, is_sealed = load_tensors(path, follow=False)
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
-        reason = one_line(error)
-        raise TrainingError(f"{path}: state is unreadable ({reason}); delete it") from None
+        reason, cure = one_line(error), find_cure(error, "delete it")
+        raise TrainingError(f"{path}: state is unreadable ({reason}); {cure}") from None
     try:
         STATE(state)
         _check_epochs(state)
     except FieldError as error:
         raise TrainingError(f"{path}: state is unreadable ({error}); delete it") from None
+    if not is_sealed:
+        seals.tell_unsealed(path)
     _check_whose(path, state["whose"], whose)
     return state
 
@@ -163,9 +166,3 @@ def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:
 def remove_state(out: Path) -> None:
     """Remove the state, once the teacher is written. Raises OSError."""
     disk.remove(find_state_path(out))
-
-
-def _save(path: Path, contents: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    disk.replace_file(path, buffer.getbuffer())

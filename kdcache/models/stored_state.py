@@ -17,25 +17,45 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from kdcache import disk, seals
 from kdcache.disk import open_stream
 from kdcache.errors import show_value
 from kdcache.schema import FieldError, Kind, fields, list_of, number, table_of
 
 
-def load_tensors(path: Path, *, follow: bool = True, allow: Sequence[type] = ()) -> object:
+def save_tensors(path: Path, contents: dict) -> None:
+    """Replace a file by one of torch.save, with its seal. Raises OSError.
+
+    Args:
+        contents: tensors, numbers and texts; the file says in the field `sealed`, too, that it is.
+    """
+    archive = seals.SealedArchive()
+    torch.save({**contents, seals.FIELD: "sha256"}, archive)
+    disk.replace_file(path, *archive.finish())
+
+
+def load_tensors(
+    path: Path, *, follow: bool = True, allow: Sequence[type] = ()
+) -> tuple[object, bool]:
     """What a file of torch.save holds, on the CPU: plain tensors, numbers and texts.
 
     Args:
         follow: take a link for the file that it names; False for files of a run.
         allow: classes that hold values and run nothing, which the file may use, too.
 
-    Raises: OSError; whatever damaged bytes end in: a dozen kinds, as struct.error and IndexError.
+    Returns: the contents, and whether they were compared with a seal.
+
+    Raises: OSError; SealError for damage that a seal tells; else whatever damaged bytes end in: a
+        dozen kinds, as struct.error and IndexError.
     """
     with open_stream(path, follow=follow) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about old pickles before it refuses them
+        is_sealed = seals.check_archive(file)
         _check_archive(file)
         with safe_globals(list(allow)):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
+    seals.check_contents(contents, is_sealed=is_sealed)
+    return contents, is_sealed
 
 
 def _check_archive(file: BinaryIO) -> None:

@@ -21,7 +21,7 @@ NEEDED = (
 )  # fmt: skip
 PARTS = {"wait": "data wait", "step": "step", "validation": "validation"}
 UNKNOWN = "not recorded"
-_CURE = "delete the run folder and start again"
+_CURE = "restore it from a copy, or train that run again"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_finished(folder: Path) -> Finished:
         raise TrainingError(
             f"{folder / RESULT}: result is unreadable (it has no {missing[0]}); {_CURE}"
         )
-    history = read_history(folder)
+    history = read_history(folder, result)
     if result["best_epoch"] > len(history):
         found = f"best_epoch is {result['best_epoch']} of {len(history)}"
         raise TrainingError(

@@ -12,8 +12,9 @@ from kdcache.report.run_page import REPORT, write_report
 from kdcache.report.template import format_share
 from kdcache.training.distill import DistillationResult
 from kdcache.training.learner import KNOWN_FAILURES
+from kdcache.training.planned_run import PlannedRun
 from kdcache.training.processes import Alone
-from kdcache.training.run import Data, PlannedRun, TrainingEvents
+from kdcache.training.run import Data, TrainingEvents
 from kdcache.training.run_folder import is_finished
 
 log = logging.getLogger("kdcache")

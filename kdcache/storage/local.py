@@ -11,8 +11,8 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,14 @@ from kdcache import disk
 from kdcache.disk import MOST_DOCUMENT_BYTES, PlainFile, find_identity, open_plain, read_plain
 from kdcache.errors import CacheCorruptError, CacheError
 from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, SOMEBODY, ShardFile, Storage
-from kdcache.storage.lock import FileLease, Lease, hold_folder, is_file_held, take_file_lease
+from kdcache.storage.lock import (
+    FileLease,
+    FolderLock,
+    Lease,
+    hold_folder,
+    is_file_held,
+    take_file_lease,
+)
 
 
 class LocalFolder(Storage):
@@ -30,6 +37,7 @@ class LocalFolder(Storage):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._text = str(folder)
+        self._held: FolderLock | None = None
 
     def __reduce__(self) -> tuple:
         return LocalFolder, (self.folder,)
@@ -139,9 +147,10 @@ class LocalFolder(Storage):
         disk.sync_folder(self.folder / key)
 
     def replace(self, key: str, data: bytes, *, lease: Lease | None = None) -> None:
-        """Replace a file in one step. Raises LeaseLostError, OSError."""
-        if lease is not None:
-            lease.check()
+        """Replace a file in one step. Raises LeaseLostError, LockLostError, OSError."""
+        holding = self._held if lease is None else lease
+        if holding is not None:
+            holding.check()
         path = self.folder / key
         self._check_folder_of(key)
         disk.replace_file(path, data, partial=disk.partial_path(path))
@@ -187,9 +196,14 @@ class LocalFolder(Storage):
 
     # --- holding
 
-    def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
         """Lock the folder; see `hold_folder`. Raises FolderInUseError, OSError."""
-        return hold_folder(self.folder, wait=wait)
+        with hold_folder(self.folder, wait=wait) as self._held:
+            try:
+                yield
+            finally:
+                self._held = None
 
     def take_lease(self, name: str, *, wait: bool = False) -> AbstractContextManager[FileLease]:
         """Hold a lease; see `take_file_lease`. Raises CacheError."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kdcache.disk import open_descriptor
 from kdcache.errors import CacheError, KdcacheError
-from kdcache.machine.process import is_same_file, lock_file, unlock_file
+from kdcache.machine.process import check_lock, is_same_file, lock_file, unlock_file
 
 LOCK = ".lock"
 
@@ -47,30 +47,35 @@ def refuse_lost(where: str, fate: str) -> LeaseLostError:
     )
 
 
+class FolderLock:
+    """The held lock of a folder; call `check` before each change of a file in it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+
+    def check(self) -> None:
+        """Raise LockLostError if the file was removed: another process may hold a new one."""
+        check_lock(self.path, self.descriptor)
+
+
 @contextmanager
-def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of an existing folder until the block ends.
+def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[FolderLock]:
+    """Hold the lock of an existing folder until the block ends. The lock's file stays.
 
     Args:
         wait: wait if another process holds it.
 
     Raises: FolderInUseError if another process holds it and `wait` is false, OSError.
     """
-    descriptor = open_descriptor(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-    try:
-        _lock_folder(folder, descriptor, wait=wait)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock_folder(folder: Path, descriptor: int, *, wait: bool) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+    descriptor = lock_file(folder / LOCK, wait=wait)
+    if descriptor is None:
         raise FolderInUseError(
             f"{folder}: folder is in use by another process; wait for it or choose another"
-        ) from None
+        )
+    try:
+        yield FolderLock(folder / LOCK, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_empty(folder: Path) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from kdcache import disk
+from kdcache import seals
 from kdcache.config import Config, StudentConfig
-from kdcache.errors import TrainingError, describe, one_line
+from kdcache.errors import TrainingError, describe, find_cure, one_line
 from kdcache.models.own_code import Trust
 from kdcache.models.stored_state import (
     OPTIMIZER,
@@ -19,6 +18,7 @@ from kdcache.models.stored_state import (
     load_tensors,
     restore_optimizer,
     restore_scheduler,
+    save_tensors,
     tensor,
 )
 from kdcache.models.student import build_student
@@ -26,7 +26,7 @@ from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
 from kdcache.training.run_folder import BEFORE, BEST, FACTS, LAST, SETTINGS, write_history
 
-_CURE = "delete the run folder and start again"
+_CURE = "restore it from a copy, or delete the run folder and start again"
 _RANDOM = tensor(torch.uint8, sides=1)
 CHECKPOINT = all_of(
     fields(
@@ -61,15 +61,11 @@ def save_epoch(
 
 
 def read_state(folder: Path, *, resume: bool) -> dict | None:
-    """The last checkpoint, None if there is none to go on from; metrics.jsonl is cut to its epochs.
+    """The last checkpoint; None if there is none to go on from.
 
     Raises: TrainingError if the checkpoint is damaged.
     """
-    if not (resume and (folder / LAST).is_file()):
-        return None
-    state = read_checkpoint(folder / LAST)
-    write_history(folder, state["history"])
-    return state
+    return read_checkpoint(folder / LAST) if resume and (folder / LAST).is_file() else None
 
 
 def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
@@ -88,25 +84,25 @@ def save_checkpoint(path: Path, learner: Learner, *, facts: dict) -> None:
         "cuda_random_state": torch.cuda.get_rng_state(learner.device) if cuda else None,
         **facts,
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    disk.replace_file(path, buffer.getbuffer())
+    save_tensors(path, state)
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A checkpoint as it was saved; code in it is never run.
+    """A checkpoint as it was saved, compared with its seal; code in it is never run.
 
     Raises: TrainingError if the file is damaged or something else.
     """
     try:
-        state = load_tensors(path, follow=False)
+        state, is_sealed = load_tensors(path, follow=False)
     except Exception as error:  # damaged bytes end in a dozen kinds: struct.error, IndexError, ...
-        reason = one_line(error)
-        raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {_CURE}") from None
+        reason, cure = one_line(error), find_cure(error, _CURE)
+        raise TrainingError(f"{path}: checkpoint is unreadable ({reason}); {cure}") from None
     try:
         CHECKPOINT(state)
     except FieldError as error:
         raise TrainingError(f"{path}: checkpoint is unreadable ({error}); {_CURE}") from None
+    if not is_sealed:
+        seals.tell_unsealed(path)
     return state
 
 

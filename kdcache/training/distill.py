@@ -17,8 +17,9 @@ from kdcache.config.names import IDLE_SHARE
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage
 from kdcache.training.learner import check_student, choose_arithmetic
+from kdcache.training.planned_run import PlannedRun
 from kdcache.training.processes import Alone, format_processes
-from kdcache.training.run import Data, PlannedRun, TrainingEvents, open_configured, train_run
+from kdcache.training.run import Data, TrainingEvents, open_configured, train_run
 from kdcache.training.run_folder import BEFORE
 from kdcache.training.run_identity import (
     check_folder,

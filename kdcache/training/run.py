@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,50 +11,25 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
-from kdcache.errors import SettingsError
-from kdcache.machine.process import describe_machine
-from kdcache.models.student import count_parameters
 from kdcache.progress import Progress
 from kdcache.storage import Storage
-from kdcache.storage.lock import hold_folder
 from kdcache.training.batches import BatchReader
-from kdcache.training.checkpoint import read_state, restore, save_epoch
+from kdcache.training.checkpoint import read_state, restore
 from kdcache.training.compiling import compile_where_worth
 from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
 from kdcache.training.loop import run_epoch
+from kdcache.training.planned_run import (
+    PlannedRun,
+    begin_folder,
+    finish_run,
+    save_run,
+    take_folder,
+)
 from kdcache.training.processes import Alone
-from kdcache.training.run_folder import is_finished, read_result, write_result, write_settings
-from kdcache.training.run_identity import check_folder, find_origin, hyperparameters
+from kdcache.training.run_folder import HeldFolder
+from kdcache.training.run_identity import hyperparameters
 from kdcache.training.samples import LABELLED, JoinedReader, choose_residency, find_need
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run to be made.
-
-    Args:
-        config: all settings.
-        folder: of the run.
-        resume: go on with an interrupted run; a finished one gives its result.
-        wait: if another process trains in this folder, wait for its result; else that is a
-            FolderInUseError.
-        baseline: folder of the run it is compared with, if there is one.
-    """
-
-    config: Config
-    folder: Path
-    resume: bool
-    wait: bool = False
-    baseline: Path | None = None
-
-    def find_baseline_miou(self) -> float | None:
-        """mIoU of the baseline, 0 to 1; None if it is not finished.
-
-        Raises: TrainingError if its result is damaged.
-        """
-        there = self.baseline is not None and is_finished(self.baseline)
-        return read_result(self.baseline)["miou"] if there else None
 
 
 @dataclass(frozen=True)
@@ -153,46 +126,25 @@ def train_run(
     FolderInUseError.
     """
     processes, events, config = processes or Alone(), events or TrainingEvents(), run.config
-    with ExitStack() as held:
+    with HeldFolder() as held:
         result = processes.lead(take_folder, run, data.manifest, held=held)
         if result is not None:
             return result
         learner, history = prepare(run, data, processes, events=events)
-        tracker = _open_tracker(run, len(history), held=held) if processes.leads else None
         train, val = processes.agree(open_readers, config, data, learner, events)
+        processes.lead(begin_folder, run, history, held)  # what is refused has changed nothing
+        tracker = _open_tracker(run, len(history), held=held) if processes.leads else None
         for epoch in range(len(history) + 1, config.train.epochs + 1):
             entry, confusion = run_epoch(
                 config, learner, train, val, epoch=epoch, progress=progress
             )
             history.append(entry)
             with explain_failures(learner.arch):
-                processes.lead(_save, run, data.manifest, learner, history, confusion)
+                processes.lead(save_run, run, data.manifest, learner, history, confusion, held)
             if tracker is not None:
                 tracker.log(epoch, list_numbers(entry, config.dataset.names))
             events.epoch_finished(config, history, folder=run.folder)
-        return processes.lead(_finish, run, data.manifest, learner, history)
-
-
-def take_folder(run: PlannedRun, manifest: Manifest, *, held: ExitStack) -> dict | None:
-    """Check a run's folder, make it if need be, and hold it for as long as `held` is open.
-
-    Returns: the result if the run is finished. Raises: as `check_folder`; FolderInUseError;
-    SettingsError if the folder cannot be written.
-    """
-    folder = run.folder
-    check_folder(run.config, manifest, folder, resume=run.resume)
-    if run.resume and is_finished(folder):
-        return read_result(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(hold_folder(folder, wait=run.wait))
-        if run.resume and is_finished(folder):  # by the process that was waited for
-            return read_result(folder)
-        write_settings(folder, run.config)
-    except OSError as error:
-        reason = f"run.dir is unwritable ({error.strerror})"
-        raise SettingsError(f"{folder}: {reason}; set another folder") from None
-    return None
+        return processes.lead(finish_run, run, data.manifest, learner, history, held)
 
 
 def prepare(
@@ -233,63 +185,9 @@ def open_readers(
     return train, val
 
 
-def add_baseline(run: PlannedRun, result: dict) -> bool:
-    """Complete the result of a run whose baseline was finished later; returns whether it was."""
-    late = result["baseline_miou"] is None and run.find_baseline_miou() is not None
-    if late:
-        result |= _compare(run, result["miou"])
-        write_result(run.folder, result)
-    return late
-
-
-def _open_tracker(run: PlannedRun, num_done: int, *, held: ExitStack) -> Guarded | None:
+def _open_tracker(run: PlannedRun, num_done: int, *, held: HeldFolder) -> Guarded | None:
     facts, kind = hyperparameters(run.config), run.config.run.track
     tracker = choose_tracker(kind, run.folder, first=num_done + 1, facts=facts)
     if tracker is not None:
         held.callback(tracker.close)
     return tracker
-
-
-def _save(
-    run: PlannedRun, manifest: Manifest, learner: Learner, history: list[dict], confusion: object
-) -> None:
-    origin = find_origin(run.config, manifest)
-    facts = {"baseline_miou": run.find_baseline_miou(), **origin}
-    save_epoch(learner, folder=run.folder, history=history, facts=facts, confusion=confusion)
-
-
-def _finish(run: PlannedRun, manifest: Manifest, learner: Learner, history: list[dict]) -> dict:
-    """Write result.json; device and versions in it are those of the process that ends the run."""
-    config, best = run.config, max(history, key=lambda entry: entry["miou"])
-    result = {
-        "miou": best["miou"],
-        **_compare(run, best["miou"]),
-        "teacher_miou": manifest.information.get("teacher_miou"),
-        "per_class_iou": dict(zip(config.dataset.names, best["per_class_iou"], strict=True)),
-        "params": count_parameters(learner.student),
-        "epochs": len(history),
-        "best_epoch": best["epoch"],
-        "last_miou": history[-1]["miou"],
-        "seconds": sum(entry["time_s"] for entry in history),
-        **describe_machine(learner.device),
-        "device_type": learner.device.type,
-        "processes": sorted({entry.get("processes", 1) for entry in history}),
-        **find_origin(config, manifest),
-    }
-    write_result(run.folder, result)
-    return result
-
-
-def _compare(run: PlannedRun, miou: float) -> dict:
-    """The run beside its baseline; None if there is none, or it is not finished."""
-    baseline_miou = run.find_baseline_miou()
-    if baseline_miou is None:
-        names = ("baseline_miou", "baseline", "improvement_points", "improvement_percent")
-        return dict.fromkeys(names)
-    gain = miou - baseline_miou
-    return {
-        "baseline_miou": baseline_miou,
-        "baseline": os.path.relpath(run.baseline, run.folder),
-        "improvement_points": 100 * gain,
-        "improvement_percent": 100 * gain / baseline_miou if baseline_miou else None,
-    }

@@ -9,14 +9,22 @@ from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.parser import flatten
+from kdcache.config.parser import flatten, make_config
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
 from kdcache.models.own_code import hash_source, hash_source_unseen
-from kdcache.storage.lock import LOCK
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.compiling import choose_compiling
 from kdcache.training.learner import choose_arithmetic
-from kdcache.training.run_folder import BEFORE, LAST, SETTINGS, TEACHING, is_finished, read_result
+from kdcache.training.run_folder import (
+    BEFORE,
+    LAST,
+    SETTINGS,
+    TEACHING,
+    is_finished,
+    is_unused,
+    read_result,
+    read_run_settings,
+)
 
 _SAME = "resume with the settings of the run, or choose another run.dir"
 
@@ -94,7 +102,19 @@ def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bo
     Raises: SettingsError if the folder holds something else; OtherRunError if it holds a run of
     other settings or another cache; TrainingError if that run is damaged.
     """
-    if not folder.exists() or (folder.is_dir() and _is_unused(folder)):
+    check_place(config, folder, resume=resume)
+    stored = _read_stored(folder) if folder.is_dir() else None
+    if stored is not None:
+        _check_same_run(config, manifest, folder, stored)
+
+
+def check_place(config: Config, folder: Path, *, resume: bool) -> None:
+    """What `check_folder` can check by names and settings alone: is it a folder for this run?
+
+    Raises: SettingsError if the folder holds something else, OtherRunError if its settings are
+    those of another run that has not finished an epoch.
+    """
+    if not folder.exists() or (folder.is_dir() and is_unused(folder)):
         return
     ours = folder.is_dir() and (folder / SETTINGS).is_file()
     if not (resume and ours):
@@ -104,9 +124,37 @@ def check_folder(config: Config, manifest: Manifest, folder: Path, *, resume: bo
         raise SettingsError(
             describe(folder, field="run.dir", found=found, expected=expected, cure=cure)
         )
-    stored = _read_stored(folder)
-    if stored is not None:
-        _check_same_run(config, manifest, folder, stored)
+    if not (is_finished(folder) or (folder / LAST).is_file()):
+        _check_settings(config, folder)
+
+
+def _check_settings(config: Config, folder: Path) -> None:
+    """Check that settings beside no result and no checkpoint are those of this run.
+
+    They could be a file of any program, which is not to be overwritten.
+    """
+    stored, cure = read_run_settings(folder), "set run.dir to another folder"
+    lacking = next((name for name in config_to_dict(config) if name not in stored), None)
+    if lacking is not None:
+        found, expected = Phrase("missing"), Phrase("a section, as a run writes it")
+        where = folder / SETTINGS
+        raise SettingsError(
+            describe(where, field=lacking, found=found, expected=expected, cure=cure)
+        )
+    found, expected = _list_choices(make_config(stored)), _list_choices(config)
+    for name, value in expected.items():
+        if found[name] != value:
+            raise _other_run(folder, name, found[name], value)
+
+
+def _list_choices(config: Config) -> dict[str, object]:
+    """Settings of a run by dotted name, without those that one run may have in several words."""
+    settings = config_to_dict(config)
+    chosen = {section: settings[section] for section in ("student", "loss", "train")}
+    several = ("device", "residency", "precision", "compile", "crop")
+    chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in several}
+    options = chosen["student"].pop("options")
+    return {**flatten(chosen), "student.options": options, "augment.views": config.augment.views}
 
 
 def check_source(config: Config, folder: Path, *, resume: bool) -> None:
@@ -127,11 +175,6 @@ def _read_stored(folder: Path) -> dict | None:
     if is_finished(folder):
         return read_result(folder)
     return read_checkpoint(folder / LAST) if (folder / LAST).is_file() else None
-
-
-def _is_unused(folder: Path) -> bool:
-    """A run that was killed before its settings were whole leaves no more than this."""
-    return {entry.name for entry in folder.iterdir()} <= {LOCK, f"{SETTINGS}.partial"}
 
 
 def _check_same_run(config: Config, manifest: Manifest, folder: Path, stored: dict) -> None:

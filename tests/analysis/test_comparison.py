@@ -19,11 +19,12 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def refuse(capsys, *argv) -> str:
-    """The one line of an error of exit code 2."""
+def refuse(capsys, *argv, unsealed: bool = False) -> str:
+    """The one line of an error of exit code 2, behind that of runs of before, if there are some."""
     assert main(["compare", *map(str, argv)]) == 2
     out, err = capsys.readouterr()
     *warnings, line = err.splitlines()
+    assert ("unsealed (before 0.2)" in (warnings or [""]).pop(0)) == unsealed
     assert not out and all(warning.startswith("warning: left out: ") for warning in warnings)
     assert line.startswith("train_student compare: ")
     return line
@@ -255,7 +256,7 @@ def test_foreign_folders_and_files_are_named(runs, capsys):
 
 
 def test_times_and_encodings_that_are_unreadable_are_unknown(runs):
-    folder = write_run(runs / "a", 0.5)
+    folder = write_run(runs / "a", 0.5, older=True)
     (folder / "metrics.jsonl").write_text("{")
     (folder / "config.yaml").write_text("cache: [")
     (row,) = compare_runs([folder]).rows
@@ -290,10 +291,12 @@ def test_runs_of_an_older_version_are_compared_with_their_like_alone(runs, capsy
         for line in comparison.left_out
     )
     assert main(["compare", str(runs / "old")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.count("unsealed (before 0.2)") == 1
     assert "+10.00" in out and "Validation data: unknown" in out and "taken on trust" in out
     write_run(runs / "old" / "more", 0.4, seed=1, older=True, ious={"sky": 0.4})
-    assert "number of classes is 1, expected 2" in refuse(capsys, runs / "old")
+    line = refuse(capsys, runs / "old", unsealed=True)
+    assert "number of classes is 1, expected 2" in line
 
 
 def test_of_older_runs_on_several_images_none_has_a_baseline(runs):

@@ -35,6 +35,7 @@ from tests.bench import (
     reading,
     rivals,
     scaling,
+    sealing,
     staging,
     table,
     training,
@@ -57,6 +58,7 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "scaling": scaling.measure,
     "encodings": encodings.measure,
     "opening": opening.measure,
+    "sealing": sealing.measure,
     "growth": growth.measure,
 }
 

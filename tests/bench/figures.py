@@ -338,6 +338,16 @@ SPECS = (
         "median of 3 fresh readers",
     ),
     Spec(
+        "checkpoint_seal",
+        "sealing",
+        "ratio",
+        goal=1.1,
+        at_least=False,
+        definition="time to write a checkpoint with its sha256 (34 MB: a student and the moments "
+        "of AdamW) over torch.save into memory and writing that, both flushed and renamed, "
+        "alternating; details have the ratio of reading",
+    ),
+    Spec(
         "rss_growth",
         "growth",
         "ratio",

@@ -23,7 +23,6 @@ from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.lifecycle import check_free_space
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
-from kdcache.cache.records import seal
 from kdcache.cache.shards import MappedFiles
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
@@ -31,6 +30,7 @@ from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, Se
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.repair import repair_cache
 from kdcache.report.cache_info import describe_cache, format_info
+from kdcache.seals import seal_json
 from kdcache.training.batches import BatchReader
 from kdcache.training.settings import resolve_config
 from tests.support import quick
@@ -192,7 +192,7 @@ def test_a_manifest_with_a_codec_nobody_knows_is_one_line(root):
         {"name": "zstd", "configuration": {"level": []}},
     ):
         document["splits"]["train"]["arrays"][3]["codec"] = codec
-        (root / "manifest.json").write_bytes(seal(document))
+        (root / "manifest.json").write_bytes(seal_json(document))
         with pytest.raises(CacheCorruptError) as error:
             open_split(root, "train")
         check_one_line(error, "manifest.json: manifest is damaged")
@@ -314,7 +314,7 @@ def test_a_manifest_that_asks_for_terabytes_is_one_line(root):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
     document["splits"]["train"]["arrays"][2]["item_shape"] = [1024, 2**20, 2**10]
-    (root / "manifest.json").write_bytes(seal(document))
+    (root / "manifest.json").write_bytes(seal_json(document))
     with pytest.raises(CacheCorruptError, match="a sample of 'logits' has more than"):
         open_split(root, "train")
 
@@ -322,7 +322,7 @@ def test_a_manifest_that_asks_for_terabytes_is_one_line(root):
 def test_a_manifest_of_version_2_has_no_codecs(root):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
-    (root / "manifest.json").write_bytes(seal({**document, "format_version": 2}))
+    (root / "manifest.json").write_bytes(seal_json({**document, "format_version": 2}))
     with pytest.raises(CacheCorruptError, match="format_version is 2, its arrays are of 3"):
         open_split(root, "train")
 
@@ -355,7 +355,7 @@ def test_a_manifest_whose_arrays_are_not_those_of_its_identity_is_one_line(root)
         array["codec"] = codec
         if codec is None:
             array.pop("codec")
-        (root / "manifest.json").write_bytes(seal(document))
+        (root / "manifest.json").write_bytes(seal_json(document))
         with pytest.raises(CacheCorruptError) as error:
             open_split(root, "train")
         check_one_line(

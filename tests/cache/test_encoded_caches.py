@@ -17,7 +17,6 @@ from kdcache.cache.encodings import Targets
 from kdcache.cache.leftovers import collect_leftovers
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
-from kdcache.cache.records import seal
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import (
@@ -31,6 +30,7 @@ from kdcache.precompute import build as phase_one
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.repair import repair_cache
 from kdcache.progress import Silent
+from kdcache.seals import seal_json
 from kdcache.storage import open_storage
 from kdcache.training.learner import open_targets
 from kdcache.training.settings import resolve_config
@@ -318,7 +318,7 @@ def test_a_manifest_whose_arrays_and_encodings_differ_is_one_line(root, change):
     document = json.loads((root / "manifest.json").read_text())
     document.pop("sha256")
     change(document["splits"]["train"])
-    (root / "manifest.json").write_bytes(seal(document))
+    (root / "manifest.json").write_bytes(seal_json(document))
     with pytest.raises(CacheError) as error:
         open_split(root, "train")
     check_one_line(error, "manifest.json: manifest is damaged")

@@ -10,7 +10,6 @@ import pytest
 from kdcache.cache.facts import hash_facts
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
-from kdcache.cache.records import seal
 from kdcache.config.parser import make_config
 from kdcache.data.sample_set import write_sample_set
 from kdcache.data.voc import VOC_DIR
@@ -21,6 +20,7 @@ from kdcache.errors import (
     DataError,
 )
 from kdcache.precompute.build import build_cache
+from kdcache.seals import seal_json
 from kdcache.storage import open_storage
 from kdcache.training.settings import resolve_config
 from tests.support.helpers import check_one_line, write_list
@@ -205,6 +205,6 @@ def test_a_manifest_whose_split_is_not_as_train_is_damaged(data, root, quick_tea
         document["format_version"] = 3
     else:
         arrays[0]["item_shape"][0] += 16
-    (root / "manifest.json").write_bytes(seal(document))
+    (root / "manifest.json").write_bytes(seal_json(document))
     with pytest.raises(CacheCorruptError, match="manifest is damaged"):
         read_manifest(root)

@@ -25,6 +25,7 @@ from kdcache.deploy.export import check_answers, compare, measure_latency
 from kdcache.deploy.predict import find_images
 from kdcache.deploy.student import TrainedStudent, load_student
 from kdcache.errors import DataError, SettingsError, TrainingError
+from kdcache.models.stored_state import save_tensors
 from kdcache.report.panels import Predictor
 from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import distill
@@ -96,7 +97,7 @@ def set_channels(path: Path) -> None:
 
 
 def empty_history(path: Path) -> None:
-    torch.save({**torch.load(path, weights_only=True), "history": []}, path)
+    save_tensors(path, {**torch.load(path, weights_only=True), "history": []})
 
 
 def test_safetensors_load_into_a_plain_module_in_three_lines_and_say_whose_they_are(run, capsys):

@@ -19,11 +19,11 @@ from PIL import Image
 import cache_teacher.cli
 import train_student.cli
 from kdcache.cache.reader import open_split
-from kdcache.cache.records import seal
 from kdcache.config import DatasetConfig
 from kdcache.data.voc import download_voc
 from kdcache.errors import CacheCorruptError, DataError, TrainingError
 from kdcache.models.teacher import build_teacher
+from kdcache.seals import seal_json
 from kdcache.training.checkpoint import read_checkpoint
 from tests.support import quick
 from tests.support.helpers import (
@@ -80,7 +80,7 @@ def test_a_sample_id_that_could_leave_its_folder_is_refused(root, bad):
     document = json.loads((root / RECORD).read_text())
     del document["sha256"]
     document["sample_ids"][0] = bad
-    (root / RECORD).write_bytes(seal(document))
+    (root / RECORD).write_bytes(seal_json(document))
     with pytest.raises(CacheCorruptError) as error:
         open_split(root, "train").locate("label", 1, 0)
     check_one_line(

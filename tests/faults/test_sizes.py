@@ -208,7 +208,7 @@ def test_metrics_are_a_plain_file_of_a_plausible_size(tmp_path, harm):
     else:
         {"pipe": os.mkfifo, "folder": Path.mkdir}[harm](path)
     with pytest.raises(KdcacheError) as error:
-        read_history(tmp_path)
+        read_history(tmp_path, {})
     check_one_line(error, "metrics.jsonl")
 
 

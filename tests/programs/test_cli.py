@@ -194,7 +194,7 @@ def test_interruption_and_a_full_disk_are_one_line(capsys):
     assert run_command("x", interrupt) == 130
     assert run_command("x", fill) == 1
     err = capsys.readouterr().err
-    assert "x: interrupted" in err and "x: runs/a.pth: No space left on device; mend that" in err
+    assert "x: interrupted" in err and "x: runs/a.pth: No space left on device; make room" in err
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -20,6 +20,7 @@ from kdcache.cache.lifecycle import add_information
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.pack import pack_cache
 from kdcache.models.own_code import hash_file
+from kdcache.models.stored_state import save_tensors
 from kdcache.training.run_folder import (
     BEST,
     LAST,
@@ -89,7 +90,7 @@ def change_checkpoints(run: Path, source: str | None = None) -> None:
         state = torch.load(run / name, weights_only=True)
         facts = {**state["hyperparameters"], "student.arch": ARCH, "student.options": {}}
         state["hyperparameters"] = {**facts, **({"student.source": source} if source else {})}
-        torch.save(state, run / name)
+        save_tensors(run / name, state)
 
 
 def change_result(run: Path) -> None:
@@ -203,7 +204,7 @@ def own_run(run, here) -> Path:
         from own_student import plain
 
         state = torch.load(run / name, weights_only=True)
-        torch.save({**state, "model_state_dict": plain(8).state_dict()}, run / name)
+        save_tensors(run / name, {**state, "model_state_dict": plain(8).state_dict()})
     shutil.rmtree(run / "predictions", ignore_errors=True)
     return run
 

@@ -24,6 +24,7 @@ from kdcache.training.run import Data
 from kdcache.training.run_folder import (
     RESULT,
     read_result,
+    seal_files,
     write_history,
     write_result,
     write_settings,
@@ -150,4 +151,4 @@ def _make_result(config: Config, data: Data, history: list[dict]) -> dict:
     best = max(history, key=lambda entry: entry["miou"])
     return {"miou": best["miou"], "best_epoch": best["epoch"], "last_miou": history[-1]["miou"],
             "epochs": len(history), "seconds": sum(entry["time_s"] for entry in history),
-            **find_origin(config, data.manifest)}  # fmt: skip
+            **find_origin(config, data.manifest), "sealed": seal_files(history)}  # fmt: skip

@@ -17,7 +17,8 @@ from kdcache.progress import Progress, Say
 from kdcache.report.training import PrintedRun
 from kdcache.storage import open_storage
 from kdcache.training.distill import baseline_config
-from kdcache.training.run import PlannedRun, open_data, train_run
+from kdcache.training.planned_run import PlannedRun
+from kdcache.training.run import open_data, train_run
 from kdcache.training.run_folder import RESULT, read_history, read_result
 from kdcache.training.run_identity import hyperparameters
 from kdcache.training.settings import resolve_config
@@ -102,7 +103,9 @@ def find_rows(study: Study) -> dict[tuple[str, int], Row]:
                 )
                 row.miou[seed] = result["miou"]
                 row.epoch_s.append(
-                    statistics.median(e["time_s"] - e["validation_s"] for e in read_history(folder))
+                    statistics.median(
+                        e["time_s"] - e["validation_s"] for e in read_history(folder, result)
+                    )
                 )
     return dict(sorted(rows.items(), key=lambda row: (row[0][1], ARMS.index(row[0][0]))))
 

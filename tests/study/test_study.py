@@ -46,7 +46,8 @@ def study(settings_file: Path, folder: Path, *options: str) -> int:
 
 def read_numbers(folder: Path) -> list[dict]:
     return [
-        {k: v for k, v in entry.items() if not k.endswith("_s")} for entry in read_history(folder)
+        {k: v for k, v in entry.items() if not k.endswith("_s")}
+        for entry in read_history(folder, {})
     ]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import yaml
+
+from kdcache.seals import seal_json
 
 HYPERPARAMETERS = {
     "student.arch": "mobilenetv3_small",
@@ -55,7 +58,7 @@ def write_run(
     Args:
         miou, last: of the best and of the last epoch. ious: by class. settings: hyperparameters by
             dotted name.
-        older: without OLDER. result: other contents of result.json.
+        older: without OLDER and without seals. result: other contents of result.json.
     """
     facts = {**HYPERPARAMETERS, **(settings or {}), "train.seed": seed}
     taught = facts["loss.beta"] or facts["loss.gamma"]
@@ -74,10 +77,13 @@ def write_run(
     contents |= result
     contents = {name: value for name, value in contents.items() if not (older and name in OLDER)}
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(contents))
     (folder / "config.yaml").write_text(yaml.safe_dump({"cache": {"encoding": "half"}}))
     lines = [{"time_s": epoch_s + 2 + slow, "validation_s": 2.0} for slow in (5.0, 0.0, 0.0)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(metrics)
+    sealed = {"sealed": {"metrics.jsonl": hashlib.sha256(metrics.encode()).hexdigest()}}
+    written = json.dumps(contents).encode() if older else seal_json(contents | sealed)
+    (folder / "result.json").write_bytes(written)
     return folder
 
 

@@ -249,7 +249,6 @@ def test_a_run_that_fails_does_not_stop_the_others(start, tmp_path, capsys, monk
 def test_what_another_process_trains_is_left_to_it(start, tmp_path, capsys):
     folder = tmp_path / "runs" / "loss.beta=0.5,seed=0"
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("")
     with hold_folder(folder, wait=False):
         assert start("--grid", "loss.beta=0.5,1", "--seeds", "0") == 0
     out = capsys.readouterr().out
@@ -340,15 +339,14 @@ def test_a_baseline_that_another_process_finishes_meanwhile_is_taken_up(
     baseline = next((tmp_path / "theirs").glob("baseline-*"))
     folder = tmp_path / "runs" / baseline.name
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("")
-    finish = run._finish
+    finish = run.finish_run
 
     def finish_after_ours(*args):
         result = finish(*args)
         shutil.copytree(baseline, folder, dirs_exist_ok=True)
         return result
 
-    monkeypatch.setattr(run, "_finish", finish_after_ours)
+    monkeypatch.setattr(run, "finish_run", finish_after_ours)
     capsys.readouterr()
     with hold_folder(folder, wait=False):
         assert start(*words) == 0

@@ -118,7 +118,7 @@ def test_a_run_and_its_baseline_have_as_many_steps(recipe, mixed_root, monkeypat
 def test_a_report_counts_all_rows_of_an_epoch(recipe, mixed_root):
     folder = distill(merge(recipe, {"run": {"baseline": False}}), root=mixed_root).folder
     rewrite_report(folder, num_panels=1)
-    budget = measure_budget(read_history(folder), num_samples=4 * 4)  # steps of batches of four
+    budget = measure_budget(read_history(folder, {}), num_samples=4 * 4)  # steps of batches of four
     assert f"{budget.samples_per_s:.1f} samples/s" in (folder / "report.html").read_text()
 
 

@@ -18,7 +18,8 @@ from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Silent
 from kdcache.training import loop
-from kdcache.training.run import PlannedRun, open_data, train_run
+from kdcache.training.planned_run import PlannedRun
+from kdcache.training.run import open_data, train_run
 from kdcache.training.settings import resolve_config
 from tests.support.helpers import check_one_line
 

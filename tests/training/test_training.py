@@ -165,7 +165,7 @@ def test_a_damaged_result_is_one_line(cache, given, tmp_path, text):
     train(run)
     (tmp_path / "run" / "result.json").write_text(text)
     with pytest.raises(
-        TrainingError, match=r"result.json: result is unreadable \(.*\); delete the run folder"
+        TrainingError, match=r"result.json: result is unreadable \(.*\); restore it from a"
     ):
         train(run, {"run": {"resume": True}})
 

@@ -28,7 +28,8 @@ def write_results(study: Study, jobs: Iterable[Job], *, place: Place) -> None:
 def make_line(study: Study, job: Job, *, place: Place) -> dict:
     """What a finished run has given. Raises TrainingError if its files are damaged."""
     folder = place.run_folder(job)
-    result, last = read_result(folder), read_history(folder)[-1]
+    result = read_result(folder)
+    last = read_history(folder, result)[-1]
     return {
         **_identify(study, job, place=place),
         "last_miou": round(result["last_miou"], 5),
