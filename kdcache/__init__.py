@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kdcache.api import build_cache as build_cache
+    from kdcache.api import compare as compare
+    from kdcache.api import distill as distill
+    from kdcache.api import load_student as load_student
     from kdcache.cache.reader import CacheReader as CacheReader
     from kdcache.cache.reader import open_split as open_split
     from kdcache.losses import KnowledgeDistillationLoss as KnowledgeDistillationLoss
@@ -21,10 +25,14 @@ _HOMES = {
     "CacheReader": "kdcache.cache.reader",
     "KnowledgeDistillationLoss": "kdcache.losses",
     "LightweightSegmentationModel": "kdcache.models.student",
+    "build_cache": "kdcache.api",
+    "compare": "kdcache.api",
     "compute_iou_per_class": "kdcache.metrics",
     "compute_miou": "kdcache.metrics",
     "count_confusion": "kdcache.metrics",
+    "distill": "kdcache.api",
     "evaluate_segmentation": "kdcache.metrics",
+    "load_student": "kdcache.api",
     "open_cache": "kdcache.training.serving",
     "open_split": "kdcache.cache.reader",
 }

@@ -69,6 +69,8 @@ def test_python_of_the_pages_runs(block, built_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "student.onnx" in block:
         pytest.skip("needs a run that was exported; `make readme` has one")
+    if "# needs runs/demo" in block:
+        pytest.skip("needs the demo; `make readme` has it, and tests/test_api.py the functions")
     if "demo.h5" in block:
         cache_teacher.main(["export", "caches/demo", "demo.h5"])
     exec(compile(block, "a page", "exec"), {})
