@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 
 from cache_teacher import cli as cache_teacher
 from kdcache.config.options import Parser, read_given
@@ -112,6 +113,16 @@ def test_make_targets_of_the_pages_exist(page):
     named = re.findall(r"`make ([\w-]+)", read(page)) + [c.split()[1] for c in commands]
     for target in named:
         assert f"\n{target}:" in makefile
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_settings_of_the_pages_are_valid(page):
+    blocks = [yaml.safe_load(block) for kind, block in list_blocks(read(page)) if kind == "yaml"]
+    for settings in blocks:
+        if all(isinstance(section, dict) for section in settings.values()):
+            make_config(settings)
+        else:  # of a grid
+            assert all(isinstance(values, list) for values in settings.values())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
