@@ -31,7 +31,7 @@ def repair(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     given, trust = read_given(args), read_trust(args)
     from kdcache.precompute.repair import repair_cache
-    from kdcache.report.findings import format_repair
+    from kdcache.report.cache_text import format_repair
 
     done = repair_cache(args.path, given, dry_run=args.dry_run, trust=trust, progress=Console())
     print_text(format_repair(done, args.path, dry_run=args.dry_run))

@@ -39,7 +39,7 @@ def info(argv: list[str]) -> None:
         f"{WATCH_EVERY_S:g} s, whoever builds it",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    from kdcache.report.cache_info import describe_cache, format_info, watch_cache
+    from kdcache.report.cache_text import describe_cache, format_info, watch_cache
 
     if args.watch:
         watch_cache(args.path, every_s=args.watch, progress=Console(), say=_say_on_stderr)
@@ -103,7 +103,7 @@ def verify(argv: list[str]) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
     from kdcache.cache.verify import choose_subset, verify_cache
-    from kdcache.report.findings import describe_findings, format_findings
+    from kdcache.report.cache_text import describe_findings, format_findings
 
     choose, data = choose_subset(args.subset), args.data or args.subset is not None
     try:
@@ -149,7 +149,7 @@ def fidelity(argv: list[str]) -> int:
     arch = given.get("student", {}).get("arch", BUILT_IN_STUDENT)
     trust.check(arch, source=None, where="--config")  # a file may be anybody's
     from kdcache.analysis.fidelity import measure_fidelity
-    from kdcache.report.findings import format_fidelity
+    from kdcache.report.phase_one_text import format_fidelity
 
     with cannot_run_as_2(args.path, doing="compared"):
         result = measure_fidelity(

@@ -15,7 +15,7 @@ from kdcache.config.parser import flatten
 from kdcache.disk import open_plain
 from kdcache.errors import CacheError, Phrase, describe
 from kdcache.progress import Progress, Silent
-from kdcache.report.confusion import MOST_CLASSES, find_misnamed, view_teacher_classes
+from kdcache.report.classes import MOST_CLASSES, find_misnamed, view_teacher_classes
 from kdcache.report.gallery_samples import Exhibit, holds_directions, open_exhibit, view_samples
 from kdcache.report.template import render_page
 from kdcache.storage import Storage, open_storage

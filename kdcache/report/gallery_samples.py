@@ -30,7 +30,7 @@ from kdcache.cache.encodings import Encoding
 from kdcache.cache.reader import CacheReader
 from kdcache.metrics import VOID
 from kdcache.progress import Progress
-from kdcache.report.pictures import LONGEST_PX, class_map_uri, heat_map_uri, photo_uri, shrink_map
+from kdcache.report.classes import LONGEST_PX, class_map_uri, heat_map_uri, photo_uri, shrink_map
 
 # So many pictures of LONGEST_PX stay below 5 MB with room. More views have smaller pictures, but
 # none too small to be seen.

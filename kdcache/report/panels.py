@@ -25,7 +25,7 @@ from kdcache.deploy.student import TrainedStudent
 from kdcache.metrics import VOID
 from kdcache.models.inputs import normalize_images
 from kdcache.models.own_code import Trust
-from kdcache.report.pictures import (
+from kdcache.report.classes import (
     LONGEST_PX,
     class_map_uri,
     error_map_uri,

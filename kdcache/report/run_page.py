@@ -11,7 +11,7 @@ from kdcache.config import Config
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import Phrase, TrainingError, describe
 from kdcache.models.own_code import Trust
-from kdcache.report.confusion import view_confusion
+from kdcache.report.classes import view_confusion
 from kdcache.report.finished import Finished, read_finished, view_budget, view_facts
 from kdcache.report.panels import NUM_PANELS, Panel, Predictor, build_panels, view_samples
 from kdcache.report.template import Chart, Curve, build_chart, format_share, render_page

@@ -17,7 +17,7 @@ from kdcache.config.parser import make_config
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.models.teacher import Teacher, build_fcn, build_teacher
 from kdcache.precompute.build import build_cache
-from kdcache.report.cache_info import describe_cache
+from kdcache.report.cache_text import describe_cache
 from tests.bench.adapter import time_writing
 from tests.bench.copying import time_s
 from tests.bench.figures import Figure, make_figure, median_ratio

@@ -29,7 +29,7 @@ from kdcache.config.parser import make_config
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.repair import repair_cache
-from kdcache.report.cache_info import describe_cache, format_info
+from kdcache.report.cache_text import describe_cache, format_info
 from kdcache.seals import seal_json
 from kdcache.training.batches import BatchReader
 from kdcache.training.settings import resolve_config

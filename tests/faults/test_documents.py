@@ -24,8 +24,12 @@ from kdcache.cache.settings import stored_config
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import setting_types
 from kdcache.errors import CacheError, KdcacheError
-from kdcache.report.cache_info import describe_cache, format_info
-from kdcache.report.findings import describe_findings, format_findings
+from kdcache.report.cache_text import (
+    describe_cache,
+    describe_findings,
+    format_findings,
+    format_info,
+)
 from kdcache.seals import seal_json as seal_document
 from kdcache.storage import open_storage
 from kdcache.training.run_folder import read_run_settings

@@ -6,7 +6,7 @@ from kdcache.errors import TeacherError
 from kdcache.forecast import answers, probe
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.phase_one_text import format_forecast
 from tests.support.forecasts import answer_otherwise, encode, enlarge
 from tests.support.helpers import check_one_line
 

@@ -15,7 +15,7 @@ from kdcache.forecast import folder
 from kdcache.forecast.folder import make_folder
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.phase_one_text import format_forecast
 from kdcache.storage.lock import LOCK, hold_folder
 from tests.support.forecasts import answer_otherwise, encode
 from tests.support.helpers import check_one_line

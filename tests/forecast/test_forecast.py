@@ -10,8 +10,8 @@ from kdcache.config.parser import make_config
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.forecast.probe import pick_samples
 from kdcache.precompute.build import build_cache
-from kdcache.report.cache_info import describe_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.cache_text import describe_cache
+from kdcache.report.phase_one_text import format_forecast
 from tests.support import quick
 from tests.support.forecasts import encode, group
 

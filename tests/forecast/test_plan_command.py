@@ -8,7 +8,7 @@ import yaml
 import cache_teacher.cli
 from kdcache.analysis import students
 from kdcache.progress import format_bytes, format_time
-from kdcache.report.forecast import format_forecast
+from kdcache.report.phase_one_text import format_forecast
 from tests.support.forecasts import answer_otherwise
 
 

@@ -14,7 +14,7 @@ from kdcache.forecast import probe
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.forecast.probe import find_rates
 from kdcache.precompute.build import build_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.phase_one_text import format_forecast
 from tests.support.forecasts import encode, group
 from tests.support.helpers import check_one_line
 

@@ -4,7 +4,7 @@ import pytest
 
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.phase_one_text import format_forecast
 
 
 def test_it_says_how_right_the_teacher_is_on_a_few_samples(config):

@@ -11,8 +11,8 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.config.parser import make_config
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.precompute.build import build_cache
-from kdcache.report.cache_info import describe_cache
-from kdcache.report.forecast import format_forecast
+from kdcache.report.cache_text import describe_cache
+from kdcache.report.phase_one_text import format_forecast
 from tests.support import quick
 from tests.support.packed_kinds import KINDS, check_refused, read_files, read_samples
 

@@ -23,8 +23,8 @@ from kdcache.metrics import VOID
 from kdcache.precompute import pipeline
 from kdcache.precompute.build import build_cache
 from kdcache.report import gallery_samples
+from kdcache.report.classes import DARK_VOID, NUM_HEATS
 from kdcache.report.gallery import Gallery, write_gallery
-from kdcache.report.pictures import DARK_VOID, NUM_HEATS
 from kdcache.storage import open_storage
 from tests.support import quick
 from tests.support.html_pages import Page, parse

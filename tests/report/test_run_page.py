@@ -17,7 +17,7 @@ from kdcache.data.pictures import choose_extremes, space_evenly
 from kdcache.data.sample_set import write_sample_set
 from kdcache.metrics import VOID, compute_iou_per_class, compute_miou, count_confusion
 from kdcache.precompute.build import build_cache
-from kdcache.report.pictures import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
+from kdcache.report.classes import DARK_VOID, LONGEST_PX, class_map_uri, photo_uri, voc_palette
 from kdcache.report.run_page import write_report
 from kdcache.report.template import Curve, build_chart, find_ticks
 from kdcache.training.checkpoint import BEST

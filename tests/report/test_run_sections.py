@@ -7,23 +7,21 @@ import numpy as np
 import pytest
 
 from kdcache.metrics import VOID
-from kdcache.report.confusion import (
+from kdcache.report.classes import (
+    ERROR_COLOURS,
     MOST_CLASSES,
     MOST_PAIRS,
+    RIGHT,
     TINTS,
+    WRONG,
+    error_map_uri,
     find_most_confused,
+    heat_colours,
     normalize_rows,
     view_confusion,
 )
 from kdcache.report.finished import Finished, measure_budget, view_budget
 from kdcache.report.panels import Panel, view_samples
-from kdcache.report.pictures import (
-    ERROR_COLOURS,
-    RIGHT,
-    WRONG,
-    error_map_uri,
-    heat_colours,
-)
 from kdcache.report.run_page import view_classes
 from kdcache.report.template import LONGEST_NAME, MOST_POINTS, Curve, build_chart, read_asset
 from tests.support.html_pages import decode, parse_text, render

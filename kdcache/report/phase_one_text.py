@@ -1,8 +1,8 @@
-"""A forecast of phase one as text."""
+"""Phase one as text: the forecast before it, and how faithful its answers are after it."""
 
 from __future__ import annotations
 
-from kdcache.progress import format_bytes, format_time
+from kdcache.progress import format_bytes, format_time, join_lines
 
 PARTS = {  # of the time
     "setup_s": "preparing",
@@ -171,3 +171,61 @@ def _format_other(other: dict, here_bytes: float) -> str:
     told = f"saves {format_bytes(saved)}" if saved >= 0 else f"takes {format_bytes(-saved)} more"
     sizes = f"{format_bytes(other['sample_bytes']):>10} a sample {format_bytes(size_bytes):>10}"
     return f"  {name:<20}{sizes}  {size_bytes / here_bytes:6.1%}, {told}"
+
+
+def format_fidelity(result: dict, root: object) -> str:
+    """A comparison with the live teacher: answers, gradients of students, what is beyond its limit.
+
+    Args:
+        result: as `measure_fidelity` gives it. root: the cache.
+    """
+    views = f"{result['samples']} samples of {result['views']} views"
+    asked = f"{views} (seed {result['seed']}, {result['device']})"
+    lines = [f"{root}: cached against live answers of {asked}"]
+    if result["views"] < result["planned_views"]:
+        there = f"{result['views']} of {result['planned_views']} views"
+        lines.append(f"  half-built: {there} are looked at")
+    for name, facts in result["answers"].items():
+        least = f"expected: cosine {result['least_cosines'][name]:g} or more"
+        lines.append(f"{_format_answer(name, facts)}; {least}")
+    for name, terms in result["students"].items():
+        for term, facts in terms.items():
+            is_judged = name == result["judged"]
+            limit = f"expected: {_format_limit(result['limits'][term])}"
+            gradients = _format_gradients(name, term, facts)
+            lines.append(f"{gradients}; {limit if is_judged else 'not judged'}")
+    failures = [f"BEYOND ITS LIMIT: {failure}" for failure in result["failures"]]
+    return join_lines(lines + (failures or ["faithful: every limit is kept"]))
+
+
+def format_fidelity_line(result: dict) -> str:
+    """The line about fidelity at the end of phase one."""
+    judged = result["judged"]
+    felt = result["students"][judged]
+    told = ", ".join(f"{term} {felt[term]['grad_cos']:.7f}" for term in result["limits"])
+    return (
+        f"fidelity of {result['samples']} samples: cosine of the gradients that a student "
+        f"{judged} receives, cached against live: {told}"
+    )
+
+
+def _format_answer(name: str, facts: dict) -> str:
+    error = f"error {facts['relative']:.1e} of the values, at most {facts['max_abs']:.2g}"
+    line = f"  {name:<7} {facts['encoding']:<8} cosine {facts['cosine']:.7f}, {error}"
+    if "kl" in facts:
+        kl = f"KL at T={facts['temperature']:g} {facts['kl']:.1e}"
+        line += f"; {kl}, same class {100 * facts['agreement']:.2f} %"
+    return line
+
+
+def _format_gradients(student: str, term: str, facts: dict) -> str:
+    loss = f"{term} loss differs by {facts['loss_rel']:.1e}"
+    line = f"  student {student}: {loss}, gradient's cosine {facts['grad_cos']:.7f}"
+    if "align_grad_cos" in facts:
+        line += f", projections' {facts['align_grad_cos']:.7f}"
+    return line
+
+
+def _format_limit(limit: dict) -> str:
+    loss = "" if limit["loss_rel"] is None else f", loss within {limit['loss_rel']:g}"
+    return f"cosine {limit['grad_cos']:g} or more{loss}"

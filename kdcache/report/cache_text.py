@@ -1,11 +1,15 @@
-"""What a cache holds, as plain values and as text, and how far its building is."""
+"""A cache as plain values and as text: what it holds, how far its building is, and what checks of
+it found: damage and repairs.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import Group, SplitLayout, shard_key
@@ -14,6 +18,13 @@ from kdcache.cache.records import find_committed
 from kdcache.progress import Progress, Say, join_lines
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.base import LEASES
+
+if TYPE_CHECKING:
+    from kdcache.cache.verify import Damage, Findings
+    from kdcache.precompute.repair import Repair
+
+MOST_ROWS = 40
+TITLES = ("split", "view", "array", "sample", "file", "what is wrong")
 
 
 def describe_cache(place: Storage | str | Path) -> dict:
@@ -151,3 +162,89 @@ def _name_writers(root: Storage) -> str:
 
 def _count(group: Group) -> int:
     return group.stop - group.start
+
+
+def describe_findings(findings: Findings, root: Storage) -> dict:
+    """JSON values: every damage, and what is still to be written."""
+    return {
+        "path": str(root),
+        "sound": not findings.damage,
+        "complete": not findings.unwritten,
+        "groups": findings.num_groups,
+        "data_bytes": findings.num_bytes,
+        "damage": [_describe(damage) for damage in findings.damage],
+        "damaged_groups": [group.name for group in findings.damaged_groups],
+        "unwritten_groups": [group.name for group in findings.unwritten],
+        "repair": root.repair_command if findings.damage else None,
+    }
+
+
+def format_findings(findings: Findings, root: Storage) -> str:
+    """A verdict, a table of damage, and what to do."""
+    read = "structure only, --data reads all bytes"
+    if findings.num_bytes:
+        read = f"{findings.num_bytes / 1e6:.1f} MB of data read"
+    lines = [f"{root}: {_format_verdict(findings)}; {findings.num_groups} shard groups, {read}"]
+    if findings.damage:
+        lines += _format_table(findings.damage)
+        lines.append(f"to repair it: {root.repair_command or root.repair_cure}")
+    if findings.unwritten:
+        count, first = len(findings.unwritten), findings.unwritten[0].name
+        missing = f"{count} shard groups are not written yet, the first {first}"
+        lines.append(f"half-built: {missing}; `python -m cache_teacher` with its settings goes on")
+    return join_lines(lines)
+
+
+def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
+    """What was repaired, or would be."""
+    if not (repair.groups or repair.documents):
+        return f"{root}: sound, nothing to repair"
+    would = "would be " if dry_run else ""
+    lines = _format_table(repair.findings.damage) if repair.findings.damage else []
+    lines += [f"{path}: {would}written anew" for path in repair.documents]
+    for group in repair.groups:
+        samples = f"samples {group.start} to {group.stop - 1}"
+        lines.append(f"{group.name}: {samples}, {would}recomputed")
+    return join_lines([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
+
+
+def _format_verdict(findings: Findings) -> str:
+    if not findings.damage:
+        return "sound"
+    num_groups = len(findings.damaged_groups)
+    return f"DAMAGED in {len(findings.damage)} places, {num_groups} shard groups"
+
+
+def _describe(damage: Damage) -> dict:
+    group = damage.group
+    return {
+        "split": group.split if group else None,
+        "view": group.view if group else None,
+        "group": group.name if group else None,
+        "array": damage.array,
+        "sample": damage.sample_id,
+        "file": damage.key,
+        "what": damage.what,
+    }
+
+
+def _format_table(damage: list[Damage]) -> list[str]:
+    """A row per file and kind of damage."""
+    alike = groupby(damage, key=lambda one: (one.key, one.what))
+    rows = [TITLES, *(_list_cells(list(same)) for _, same in alike)]
+    shown = rows[: MOST_ROWS + 1]
+    widths = [max(map(len, column)) for column in zip(*rows[:MOST_ROWS], strict=True)]
+    widths[-1] = 0
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in shown]
+    hidden = len(rows) - len(shown)
+    return lines + ([f"... and {hidden} more rows; --json lists all"] if hidden else [])
+
+
+def _list_cells(alike: list[Damage]) -> tuple[str, ...]:
+    """A row of samples with the same kind of damage in the same file."""
+    facts, first = _describe(alike[0]), alike[0].sample_id
+    more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+    view = "" if facts["view"] is None else str(facts["view"])
+    samples = "" if first is None else f"{first}{more}"
+    array = facts["array"] or ""
+    return facts["split"] or "", view, array, samples, facts["file"], facts["what"]

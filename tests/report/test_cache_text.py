@@ -9,7 +9,7 @@ from kdcache.cache.layout import Group, commit_key
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheMismatchError
 from kdcache.precompute.build import build_cache
-from kdcache.report.cache_info import watch_cache
+from kdcache.report.cache_text import watch_cache
 from kdcache.storage import open_storage
 from tests.support import quick
 from tests.support.helpers import check_one_line
