@@ -78,11 +78,6 @@ def hold_folder(folder: Path, *, wait: bool = False) -> Iterator[FolderLock]:
         os.close(descriptor)
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether a folder holds no file, except for a lock. Raises OSError."""
-    return all(entry.name == LOCK for entry in folder.iterdir())
-
-
 class FileLease(Lease):
     """A held lease: a locked file."""
 
