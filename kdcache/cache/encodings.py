@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from kdcache.config import KINDS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import Tensor
 
     from kdcache.losses.target import Target
@@ -22,6 +24,9 @@ INT8_MOST = 127
 # Quantisation step of a direction's coefficients. Measured: a finer step costs bytes, a coarser one
 # loses more than a lower rank does (BENCHMARKS.md).
 STEPS = {"low": 0.09, "mid": 0.05, "high": 0.03}
+_FLOAT32 = 3.4028234663852886e38  # the largest there is
+LARGEST = {"float16": 65_504.0, "int8": _FLOAT32, "lowrank": _FLOAT32}
+"""Magnitude of a value that a kind can store."""
 # Features shorter than this, in a sample scaled to a largest value of 1, do not reach length 1.
 SMALLEST_LENGTH = 1e-8
 
@@ -148,6 +153,42 @@ class Targets:
     def make(self, name: str, arrays: Mapping[str, Tensor]) -> Target | None:
         """The answer in a batch, None where it was not read."""
         return make_target(name, arrays, self.bases.get(name)) if name in arrays else None
+
+
+class Encoder:
+    """Encodes answers on the device they are on.
+
+    Args:
+        encodings: of logits and levels. bases: lowrank level -> float32 [C, R].
+        device: the teacher's.
+    """
+
+    def __init__(
+        self,
+        encodings: Mapping[str, Encoding],
+        bases: Mapping[str, np.ndarray],
+        device: torch.device,
+    ) -> None:
+        import torch
+
+        self.encodings = encodings
+        self.bases = {level: torch.from_numpy(basis).to(device) for level, basis in bases.items()}
+
+    def encode(self, answer: Mapping[str, Tensor], *, split: str) -> dict[str, Tensor]:
+        """Array name -> what is stored [N, ...], from float32 answers [N, C, H, W].
+
+        In "val" only the logits are stored, as float16.
+        """
+        if split == "val":
+            return encode("logits", answer["logits"], Encoding(), None)
+        arrays = {}
+        for name, values in answer.items():
+            arrays |= encode(name, values, self.encodings[name], self.bases.get(name))
+        return arrays
+
+    def find_limit(self, name: str, *, split: str) -> float:
+        """The largest magnitude of an answer that can be stored."""
+        return LARGEST["float16" if split == "val" else self.encodings[name].kind]
 
 
 def _to_half(values_NCHW: Tensor) -> Tensor:

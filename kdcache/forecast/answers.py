@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcache.cache.basis import BasisLearner, count_basis_bytes
 from kdcache.cache.codecs import choose_codec
+from kdcache.cache.encodings import LARGEST, Encoder
 from kdcache.cache.layout import CRC_BYTES, DTYPES, SplitLayout
 from kdcache.cache.settings import build_layouts
 from kdcache.cache.writer import encode_samples
@@ -26,7 +27,7 @@ from kdcache.forecast.probe import Probe, pick_samples
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.inputs import resize_to
 from kdcache.precompute.bases import choose_encodings
-from kdcache.precompute.group import LARGEST, Encoder, draw_view, refuse_answer
+from kdcache.precompute.group import draw_view, refuse_answer
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import find_warning
 from kdcache.progress import Progress

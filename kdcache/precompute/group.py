@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cache
@@ -16,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.encodings import Encoding, encode
+from kdcache.cache.encodings import LARGEST, Encoder
 from kdcache.cache.layout import UNLABELLED, Group
-from kdcache.cache.writer import GroupContents
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.pictures import Sample, Split, read_sample
 from kdcache.data.views import apply, draw, fit_inside
 from kdcache.errors import TeacherError
 from kdcache.models.teacher import Teacher
+from kdcache.storage import Storage
+from kdcache.storage.lock import Lease
 
 IN_FLIGHT = 2  # batches on a GPU: one computed, one copied
-_FLOAT32 = torch.finfo(torch.float32).max
-LARGEST = {"float16": 65_504.0, "int8": _FLOAT32, "lowrank": _FLOAT32}  # magnitude of a value
 
 # image [H, W, 3], label [H, W] or None if the image has none, parameters
 View = tuple[np.ndarray, np.ndarray | None, dict]
@@ -47,7 +47,7 @@ def compute_group(
     Raises: DataError, TeacherError naming the sample.
     """
     views = start_views(config, group, splits=splits, pool=pool)
-    answers = GroupAnswers(collect_views(group, views, splits=splits), encoder)
+    answers = GroupAnswers(group, views, splits=splits, encoder=encoder)
     for rows in answers.batches(config.teacher.batch_size):
         answers.ask(teacher, rows)
     return answers.wait()
@@ -106,49 +106,23 @@ def collect_views(
     return DrawnGroup(group, arrays, ids, list(parameters))
 
 
-class Encoder:
-    """Encodes answers on the device they are on.
+class GroupAnswers:
+    """The teacher's answers about a group whose views are being drawn, asked batch by batch.
 
-    Args:
-        encodings: of logits and levels. bases: lowrank level -> float32 [C, R].
-        device: the teacher's.
+    On a GPU `ask` does not wait for its answers: they are encoded there and copied to pinned memory
+    on a stream of their own, beside the next batch. `wait` and `commit` may be called from another
+    thread.
     """
 
     def __init__(
         self,
-        encodings: Mapping[str, Encoding],
-        bases: Mapping[str, np.ndarray],
-        device: torch.device,
+        group: Group,
+        views: list[Future[View]],
+        *,
+        splits: dict[str, Split],
+        encoder: Encoder,
     ) -> None:
-        self.encodings = encodings
-        self.bases = {level: torch.from_numpy(basis).to(device) for level, basis in bases.items()}
-
-    def encode(self, answer: Mapping[str, Tensor], *, split: str) -> dict[str, Tensor]:
-        """Array name -> what is stored [N, ...], from float32 answers [N, C, H, W].
-
-        In "val" only the logits are stored, as float16.
-        """
-        if split == "val":
-            return encode("logits", answer["logits"], Encoding(), None)
-        arrays = {}
-        for name, values in answer.items():
-            arrays |= encode(name, values, self.encodings[name], self.bases.get(name))
-        return arrays
-
-    def find_limit(self, name: str, *, split: str) -> float:
-        """The largest magnitude of an answer that can be stored."""
-        return LARGEST["float16" if split == "val" else self.encodings[name].kind]
-
-
-class GroupAnswers:
-    """The teacher's answers about one drawn group, asked batch by batch.
-
-    On a GPU `ask` does not wait for its answers: they are encoded there and copied to pinned memory
-    on a stream of their own, beside the next batch. `wait` may be called from another thread.
-    """
-
-    def __init__(self, drawn: DrawnGroup, encoder: Encoder) -> None:
-        self.drawn, self.encoder = drawn, encoder
+        self.drawn, self.encoder = collect_views(group, views, splits=splits), encoder
         self.answers: dict[str, Tensor] = {}  # array -> what is stored [n, ...], on the host
         self.in_flight: deque[_Copy] = deque()
 
@@ -186,6 +160,19 @@ class GroupAnswers:
             self._finish(self.in_flight.popleft())
         drawn, answers = self.drawn, {name: x.numpy() for name, x in self.answers.items()}
         return GroupContents({**drawn.arrays, **answers}, drawn.ids, drawn.views)
+
+    def commit(
+        self, storage: Storage, manifest: Manifest, *, lease: Lease
+    ) -> tuple[int, list[dict]]:
+        """Write the group once all is on the host.
+
+        Returns: bytes of its shard files, and the view parameters of validation images that were
+            scaled down.
+        Raises: as `wait` and `write_group`.
+        """
+        contents, group = self.wait(), self.drawn.group
+        size_bytes = write_group(storage, manifest, group, contents=contents, lease=lease)
+        return size_bytes, _find_shrunk(group, contents)
 
     def _find_slot(self, name: str, values: Tensor) -> Tensor:
         """Memory for an array of the whole group, pinned if a GPU copies into it."""
@@ -264,3 +251,9 @@ def _find_peaks(values_NCHW: Tensor) -> Tensor:
     """
     dims = (1, 2, 3)
     return torch.maximum(values_NCHW.amax(dims), -values_NCHW.amin(dims))
+
+
+def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
+    if group.split != "val":
+        return []
+    return [view for view in contents.views if view["image_box"][2:] != view["image_hw"]]

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdcache.cache.encodings import Encoder
 from kdcache.cache.layout import Group, SplitLayout
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
-from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config import Config
 from kdcache.data.pictures import Split
 from kdcache.machine.process import count_own_cores, find_free_ram, find_worker
 from kdcache.models.teacher import Teacher
-from kdcache.precompute.group import Encoder, GroupAnswers, View, collect_views, start_views
+from kdcache.precompute.group import GroupAnswers, View, start_views
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.lock import Lease
 
@@ -202,8 +202,9 @@ class Pipeline:
     def _ask_next(self) -> None:
         """Ask the teacher about the group drawn first; pass it to a writer once one is free."""
         flight, job = self._drawn[0], self.job
-        drawn = collect_views(flight.group, flight.views, splits=job.splits)
-        flight.answers = GroupAnswers(drawn, self.encoder)
+        flight.answers = GroupAnswers(
+            flight.group, flight.views, splits=job.splits, encoder=self.encoder
+        )
         for rows in flight.answers.batches(job.config.teacher.batch_size):
             self._check()
             flight.answers.ask(job.teacher, rows)
@@ -226,14 +227,13 @@ class Pipeline:
             self._room.release()
 
     def _commit(self, flight: _Flight) -> None:
-        contents = flight.answers.wait()
-        root, manifest, group = self.job.storage, self.job.manifest, flight.group
-        size_bytes = write_group(root, manifest, group, contents=contents, lease=flight.lease)
+        root, manifest = self.job.storage, self.job.manifest
+        size_bytes, shrunk = flight.answers.commit(root, manifest, lease=flight.lease)
         with self._lock:
-            self.written.append(group)
+            self.written.append(flight.group)
             self.written_bytes += size_bytes
-            self.shrunk += _find_shrunk(group, contents)
-        self._tell(group, size_bytes)
+            self.shrunk += shrunk
+        self._tell(flight.group, size_bytes)
 
     def _tell(self, group: Group, size_bytes: int) -> None:
         with self._lock:
@@ -254,9 +254,3 @@ def _measure_largest_group(manifest: Manifest) -> int:
         return layout.group_bytes(group) + max(coded, default=0)
 
     return max(measure(layout) for layout in manifest.layouts.values())
-
-
-def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
-    if group.split != "val":
-        return []
-    return [view for view in contents.views if view["image_box"][2:] != view["image_hw"]]

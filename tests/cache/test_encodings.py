@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache.basis import BasisLearner, choose_samples, hash_basis
-from kdcache.cache.encodings import Encoding, encode, make_target
+from kdcache.cache.encodings import LARGEST, Encoding, encode, make_target
 from kdcache.config import KINDS
 from kdcache.config.parser import make_config
 from kdcache.errors import SettingsError
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.losses.target import Target
-from kdcache.precompute import group
 
 
 def make_features(seed: int = 0, shape: tuple = (3, 8, 6, 5)) -> torch.Tensor:
@@ -153,7 +152,7 @@ def test_any_finite_answer_comes_back_finite(seed, size, kind):
 
 
 def test_every_encoding_has_a_largest_answer():
-    assert set(group.LARGEST) == set(KINDS)
+    assert set(LARGEST) == set(KINDS)
 
 
 @pytest.mark.parametrize("encoding", [{"low": ["int8"]}, {"low": {}}, 3])

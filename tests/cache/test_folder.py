@@ -116,7 +116,7 @@ def test_a_lease_that_was_removed_under_its_holder_commits_nothing(cache, monkey
         (root / "leases" / "train-v0000-g00001").unlink()
         return collect_views(*args, **kwargs)
 
-    monkeypatch.setattr("kdcache.precompute.pipeline.collect_views", draw_and_lose)
+    monkeypatch.setattr("kdcache.precompute.group.collect_views", draw_and_lose)
     with pytest.raises(LeaseLostError, match="lease was removed while it was held"):
         build_cache(cache)
     assert snapshot(root) == before

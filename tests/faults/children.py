@@ -21,6 +21,7 @@ from kdcache import disk
 from kdcache.cache.layout import Group
 from kdcache.cache.manifest import Manifest
 from kdcache.config.parser import make_config
+from kdcache.precompute import group as shard_group
 from kdcache.precompute import pipeline
 from kdcache.precompute.build import build_cache
 from kdcache.precompute.pipeline import Crew
@@ -116,7 +117,7 @@ def build_and_log(given: dict, log: Path) -> None:
     """The same by two writers; the names of the groups that this process committed go into a file
     in `log`.
     """
-    original = pipeline.write_group
+    original = shard_group.write_group
 
     def write_group(root: Path, manifest: Manifest, group: Group, **kwargs: object) -> int:
         size_bytes = original(root, manifest, group, **kwargs)
@@ -124,7 +125,7 @@ def build_and_log(given: dict, log: Path) -> None:
             file.write(f"{group.name}\n")
         return size_bytes
 
-    pipeline.write_group = write_group
+    shard_group.write_group = write_group
     build(given, writers=2)
 
 

@@ -141,7 +141,7 @@ def test_a_shard_that_another_writer_replaced_after_it_was_read_back_is_not_comm
         monkeypatch.setattr(disk, "rename", rename)
         write_group(storage, manifest, group, **kwargs)
 
-    monkeypatch.setattr("kdcache.precompute.pipeline.write_group", write_and_be_disturbed)
+    monkeypatch.setattr("kdcache.precompute.group.write_group", write_and_be_disturbed)
     with pytest.raises(CacheError, match="cannot be written .another writer has replaced it"):
         quick.build_quick(quick_data, root)
     assert not (root / "commits/train-v0000-g00000.json").exists()

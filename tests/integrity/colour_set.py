@@ -20,7 +20,8 @@ from torch import Tensor
 from kdcache.cache.layout import Group
 from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config
-from kdcache.precompute import build, pipeline
+from kdcache.precompute import build
+from kdcache.precompute import group as shard_group
 from kdcache.precompute.build import build_cache
 from kdcache.storage import open_storage
 from tests.support.helpers import VOC, save_label, write_list
@@ -78,7 +79,7 @@ def build_colour_cache(data_root: Path, cache_root: Path, *, change: Change | No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_teacher", _make_teacher)
-        patch.setattr(pipeline, "write_group", change_and_write)
+        patch.setattr(shard_group, "write_group", change_and_write)
         build_cache(make_config(_settings(data_root, cache_root)))
     return cache_root
 

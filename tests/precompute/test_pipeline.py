@@ -148,7 +148,7 @@ def test_the_teacher_goes_on_and_groups_are_written_at_once(job, monkeypatch):
             third_asked.set()
         return true
 
-    monkeypatch.setattr(pipeline, "write_group", write_when_asked)
+    monkeypatch.setattr(shard_group, "write_group", write_when_asked)
     replace_teacher(job, answer_and_tell)
     assert len(write_all(job).written) == 11
 
@@ -159,11 +159,11 @@ def test_no_more_groups_than_stated_are_on_the_way(job, monkeypatch):
     alive, most = [], {"answers": 0, "leases": 0}
 
     class Counted(GroupAnswers):
-        def __init__(self, drawn, encoder):
-            super().__init__(drawn, encoder)
-            alive.append(drawn.group.name)
+        def __init__(self, group, views, **options):
+            super().__init__(group, views, **options)
+            alive.append(group.name)
             weakref.finalize(
-                drawn.arrays["image"], alive.pop
+                self.drawn.arrays["image"], alive.pop
             )  # perhaps another's name, but the number is right
             most["answers"] = max(most["answers"], len(alive))
             most["leases"] = max(most["leases"], sum(1 for _ in (root / "leases").iterdir()))
@@ -175,7 +175,7 @@ def test_no_more_groups_than_stated_are_on_the_way(job, monkeypatch):
         return write_group(*args, **kwargs)
 
     monkeypatch.setattr(pipeline, "GroupAnswers", Counted)
-    monkeypatch.setattr(pipeline, "write_group", write_when_full)
+    monkeypatch.setattr(shard_group, "write_group", write_when_full)
     write_all(job)
     assert most == {"answers": 1 + crew.writers, "leases": crew.most_groups}
 
@@ -240,7 +240,7 @@ def lose_lease(job, monkeypatch):
             (root.folder / "leases" / group.name).unlink()
         return write_group(root, manifest, group, **kwargs)
 
-    monkeypatch.setattr(pipeline, "write_group", write_without)
+    monkeypatch.setattr(shard_group, "write_group", write_without)
     return LeaseLostError, "train-v0000-g00001"
 
 
@@ -291,7 +291,7 @@ def test_what_the_teacher_was_asked_is_committed_before_an_interruption_ends(job
             raise KeyboardInterrupt
         return true
 
-    monkeypatch.setattr(pipeline, "write_group", write_late)
+    monkeypatch.setattr(shard_group, "write_group", write_late)
     replace_teacher(job, answer)
     with pytest.raises(KeyboardInterrupt):
         write_all(job)
@@ -317,7 +317,7 @@ def test_a_writers_error_is_raised_before_the_teacher_is_asked_again(job, monkey
                 time.sleep(0.001)
         return true
 
-    monkeypatch.setattr(pipeline, "write_group", refuse)
+    monkeypatch.setattr(shard_group, "write_group", refuse)
     replace_teacher(job, answer)
     with (
         pytest.raises(CacheError, match="the disk is gone"),

@@ -20,7 +20,7 @@ from kdcache.cache.writer import GroupContents, write_group
 from kdcache.config.parser import make_config, merge
 from kdcache.data.sample_set import CLASS_NAMES, write_sample_set
 from kdcache.metrics import VOID
-from kdcache.precompute import pipeline
+from kdcache.precompute import group as shard_group
 from kdcache.precompute.build import build_cache
 from kdcache.report import gallery_samples
 from kdcache.report.classes import DARK_VOID, NUM_HEATS
@@ -68,7 +68,7 @@ def build(data: Path, root: Path, *, roll: int = 0, void: int | None = None, **g
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
-        patch.setattr(pipeline, "write_group", doctor)
+        patch.setattr(shard_group, "write_group", doctor)
         build_cache(make_config(merge(quick.quick_given(data, root), given)))
     return root
 

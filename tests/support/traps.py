@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from kdcache.cache.writer import write_group
-from kdcache.precompute import build, pipeline
+from kdcache.precompute import build
+from kdcache.precompute import group as shard_group
 from tests.support import quick
 
 FOLDER = "KDCACHE_TEST_TRAPS"  # environment variable
@@ -48,7 +49,7 @@ def write_and_perhaps_die(*args: object, **options: object) -> int:
 def prepare_actor() -> None:
     """Before anything else in each process of Ray."""
     build.build_teacher = make_trapped_teacher
-    pipeline.write_group = write_and_perhaps_die
+    shard_group.write_group = write_and_perhaps_die
     os.fsync = lambda descriptor: None
 
 
