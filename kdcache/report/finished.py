@@ -12,8 +12,8 @@ from kdcache.config import Config, config_to_dict
 from kdcache.config.parser import flatten
 from kdcache.errors import TrainingError
 from kdcache.training.checkpoint import BEST, read_checkpoint
-from kdcache.training.run import Data
 from kdcache.training.run_folder import METRICS, RESULT, read_history, read_result
+from kdcache.training.samples import Data
 
 NEEDED = (
     "baseline_miou", "teacher_miou", "improvement_points", "improvement_percent", "per_class_iou",

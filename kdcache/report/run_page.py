@@ -18,9 +18,9 @@ from kdcache.report.template import Chart, Curve, build_chart, format_share, ren
 from kdcache.storage import open_storage
 from kdcache.training.checkpoint import BEST
 from kdcache.training.loop import plan_batches
-from kdcache.training.run import Data, open_configured
 from kdcache.training.run_folder import RESULT, SETTINGS, read_result, read_run_settings
 from kdcache.training.run_identity import find_identity
+from kdcache.training.samples import Data, open_configured
 from kdcache.training.settings import resolve_config
 
 REPORT = "report.html"

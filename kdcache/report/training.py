@@ -14,8 +14,9 @@ from kdcache.training.distill import DistillationResult
 from kdcache.training.learner import KNOWN_FAILURES
 from kdcache.training.planned_run import PlannedRun
 from kdcache.training.processes import Alone
-from kdcache.training.run import Data, TrainingEvents
+from kdcache.training.run import TrainingEvents
 from kdcache.training.run_folder import is_finished
+from kdcache.training.samples import Data
 
 log = logging.getLogger("kdcache")
 TRAINED_HERE = Trust(any_code=True)  # settings of this command line, whose code has run already

@@ -19,7 +19,7 @@ from kdcache.storage import Storage
 from kdcache.training.learner import check_student, choose_arithmetic
 from kdcache.training.planned_run import PlannedRun
 from kdcache.training.processes import Alone, format_processes
-from kdcache.training.run import Data, TrainingEvents, open_configured, train_run
+from kdcache.training.run import TrainingEvents, train_run
 from kdcache.training.run_folder import BEFORE
 from kdcache.training.run_identity import (
     check_folder,
@@ -27,6 +27,7 @@ from kdcache.training.run_identity import (
     find_identity,
     hyperparameters,
 )
+from kdcache.training.samples import Data, open_configured
 from kdcache.training.settings import check_batches, resolve_config
 
 log = logging.getLogger("kdcache")

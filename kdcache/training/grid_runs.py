@@ -18,9 +18,10 @@ from kdcache.training.distill import find_baseline
 from kdcache.training.grid import Grid
 from kdcache.training.learner import KNOWN_FAILURES, check_student, describe_failure
 from kdcache.training.planned_run import PlannedRun, add_baseline
-from kdcache.training.run import Data, TrainingEvents, open_configured, train_run
+from kdcache.training.run import TrainingEvents, train_run
 from kdcache.training.run_folder import SETTINGS, is_finished
 from kdcache.training.run_identity import check_folder, check_source, hyperparameters
+from kdcache.training.samples import Data, open_configured
 from kdcache.training.settings import resolve_config
 
 Ask = Callable[[Mapping[str, str]], dict]

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from kdcache.cache.layout import UNLABELLED
-from kdcache.cache.manifest import Manifest
-from kdcache.cache.reader import CacheReader, Check
-from kdcache.cache.stage import Stage, open_stage
 from kdcache.config import Config
 from kdcache.progress import Progress
-from kdcache.storage import Storage
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_state, restore
 from kdcache.training.compiling import compile_where_worth
@@ -28,57 +21,8 @@ from kdcache.training.planned_run import (
 from kdcache.training.processes import Alone
 from kdcache.training.run_folder import HeldFolder
 from kdcache.training.run_identity import hyperparameters
-from kdcache.training.samples import LABELLED, JoinedReader, choose_residency, find_need
+from kdcache.training.samples import LABELLED, Data, choose_residency, find_need
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
-
-
-@dataclass(frozen=True)
-class Data:
-    """An opened cache: its manifest and a reader of each split that is used."""
-
-    manifest: Manifest
-    train: CacheReader
-    val: CacheReader
-    unlabelled: CacheReader | None = None
-    """Of training samples without a label, if they are used."""
-
-    @property
-    def samples(self) -> CacheReader | JoinedReader:
-        """A reader of all training samples."""
-        return self.train if self.unlabelled is None else JoinedReader(self.train, self.unlabelled)
-
-
-def open_data(
-    root: Storage,
-    manifest: Manifest,
-    *,
-    num_views: int,
-    unlabelled: bool = False,
-    check: Check = "first",
-    stage: Stage | None = None,
-) -> Data:
-    """Open the splits; `num_views` views of training samples must be complete.
-
-    Args:
-        unlabelled: whether samples without a label are used.
-
-    Raises: CacheError.
-    """
-    read = partial(CacheReader, root, manifest, check=check, stage=stage)
-    others = read(UNLABELLED, num_views=num_views) if unlabelled else None
-    return Data(manifest, read("train", num_views=num_views), read("val"), others)
-
-
-def open_configured(config: Config, root: Storage, manifest: Manifest) -> Data:
-    """Open the splits as the settings say. Raises CacheError, SettingsError."""
-    return open_data(
-        root,
-        manifest,
-        num_views=config.augment.views,
-        unlabelled=config.train.unlabelled_share is not None,
-        check=config.cache.check,
-        stage=open_stage(config.cache),
-    )
 
 
 class TrainingEvents:

@@ -1,5 +1,5 @@
-"""The samples that training reads: labelled and unlabelled ones as one split, and where they stay
-after they are first read: in GPU memory, in mapped RAM, or on disk only.
+"""The samples that training reads: the opened splits of a cache, labelled and unlabelled samples as
+one split, and where they stay after they are first read: in GPU memory, in mapped RAM, or on disk.
 
 Processes that train together count as one: they share mapped pages, and each has a GPU of its own,
 which may come to hold every sample over the epochs.
@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.cache.layout import ArraySpec
-from kdcache.cache.reader import CacheReader
+from kdcache.cache.layout import UNLABELLED, ArraySpec
+from kdcache.cache.manifest import Manifest
+from kdcache.cache.reader import CacheReader, Check
 from kdcache.cache.shards import MappedFiles
-from kdcache.config import VOID
+from kdcache.cache.stage import Stage, open_stage
+from kdcache.config import VOID, Config
 from kdcache.errors import SettingsError
 from kdcache.machine.process import allow_mapped_files, find_free_gpu, find_free_ram
+from kdcache.storage import Storage
 
 Kind = Literal["disk", "ram", "gpu"]
 GPU_SHARE = 0.5  # of free GPU memory: the other half is for the student
@@ -78,6 +82,55 @@ class JoinedReader:
             part = self.parts[0 if is_labelled else 1]
             own = sample if is_labelled else sample - self.num_labelled
             part.read_into(slot, array=array, view=view, sample=own, maps=maps)
+
+
+@dataclass(frozen=True)
+class Data:
+    """An opened cache: its manifest and a reader of each split that is used."""
+
+    manifest: Manifest
+    train: CacheReader
+    val: CacheReader
+    unlabelled: CacheReader | None = None
+    """Of training samples without a label, if they are used."""
+
+    @property
+    def samples(self) -> CacheReader | JoinedReader:
+        """A reader of all training samples."""
+        return self.train if self.unlabelled is None else JoinedReader(self.train, self.unlabelled)
+
+
+def open_data(
+    root: Storage,
+    manifest: Manifest,
+    *,
+    num_views: int,
+    unlabelled: bool = False,
+    check: Check = "first",
+    stage: Stage | None = None,
+) -> Data:
+    """Open the splits; `num_views` views of training samples must be complete.
+
+    Args:
+        unlabelled: whether samples without a label are used.
+
+    Raises: CacheError.
+    """
+    read = partial(CacheReader, root, manifest, check=check, stage=stage)
+    others = read(UNLABELLED, num_views=num_views) if unlabelled else None
+    return Data(manifest, read("train", num_views=num_views), read("val"), others)
+
+
+def open_configured(config: Config, root: Storage, manifest: Manifest) -> Data:
+    """Open the splits as the settings say. Raises CacheError, SettingsError."""
+    return open_data(
+        root,
+        manifest,
+        num_views=config.augment.views,
+        unlabelled=config.train.unlabelled_share is not None,
+        check=config.cache.check,
+        stage=open_stage(config.cache),
+    )
 
 
 def find_labelled(arrays: Mapping[str, Tensor]) -> Tensor | None:

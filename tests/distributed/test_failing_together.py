@@ -14,7 +14,7 @@ from kdcache.errors import SettingsError, ToldElsewhere
 from kdcache.precompute.build import build_cache
 from kdcache.training.distill import _warn_of_few_rows, baseline_config, hash_settings
 from kdcache.training.processes import _check_equal
-from kdcache.training.run import open_data
+from kdcache.training.samples import open_data
 from tests.support import quick, together
 from tests.support.helpers import check_one_line
 

@@ -20,7 +20,6 @@ from kdcache.training.batches import Augmentation, Batch, BatchReader, make_augm
 from kdcache.training.checkpoint import LAST, read_checkpoint, restore, save_checkpoint
 from kdcache.training.learner import build_learner, choose_arithmetic, find_teacher_channels
 from kdcache.training.loop import Learner, run_epoch
-from kdcache.training.run import Data
 from kdcache.training.run_folder import (
     RESULT,
     read_result,
@@ -30,6 +29,7 @@ from kdcache.training.run_folder import (
     write_settings,
 )
 from kdcache.training.run_identity import check_folder, find_origin
+from kdcache.training.samples import Data
 
 
 def ask_teacher(teacher: Teacher, batches: Iterable[Batch]) -> Iterator[Batch]:

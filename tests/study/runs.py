@@ -18,9 +18,10 @@ from kdcache.report.training import PrintedRun
 from kdcache.storage import open_storage
 from kdcache.training.distill import baseline_config
 from kdcache.training.planned_run import PlannedRun
-from kdcache.training.run import open_data, train_run
+from kdcache.training.run import train_run
 from kdcache.training.run_folder import RESULT, read_history, read_result
 from kdcache.training.run_identity import hyperparameters
+from kdcache.training.samples import open_data
 from kdcache.training.settings import resolve_config
 from tests.study.live import train_live
 

@@ -20,7 +20,7 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
 from kdcache.progress import Silent
-from kdcache.training import compiling, loop, processes, run
+from kdcache.training import compiling, loop, processes, run, samples
 from kdcache.training import learner as learning
 from kdcache.training.distill import distill
 from kdcache.training.processes import Alone, join_processes
@@ -89,7 +89,7 @@ def _join(rank: int, count: int, port: int, answer: object, work: Callable, args
 def train_exactly(joined: Alone, given: dict, num_epochs: int) -> dict:
     """Train with BatchNorm frozen and dropout off, and note what each step and each reading was."""
     config = make_config(given)
-    data = run.open_data(
+    data = samples.open_data(
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     seen = {"losses": [], "ids": [], "terms": [], "read": set()}
@@ -223,7 +223,7 @@ def train_otherwise(joined: Alone, given: dict, own: dict) -> None:
 def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, list[str]]:
     """Whether the student is a compiled one, and what is said of it."""
     config, said = make_config(merge(given, {"train": {"compile": "on"}})), []
-    data = run.open_data(
+    data = samples.open_data(
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     learner = learning.open_learner(config, data.train, joined)

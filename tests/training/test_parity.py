@@ -29,7 +29,7 @@ from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.learner import build_learner, find_teacher_channels, list_arrays, open_targets
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.order import plan_epoch
-from kdcache.training.run import Data, open_data
+from kdcache.training.samples import Data, open_data
 from tests.study.live import ask_teacher
 
 CPU = torch.device("cpu")

@@ -19,7 +19,8 @@ from kdcache.models.inputs import normalize_images
 from kdcache.progress import Silent
 from kdcache.training import loop
 from kdcache.training.planned_run import PlannedRun
-from kdcache.training.run import open_data, train_run
+from kdcache.training.run import train_run
+from kdcache.training.samples import open_data
 from kdcache.training.settings import resolve_config
 from tests.support.helpers import check_one_line
 

@@ -28,9 +28,9 @@ from kdcache.training.batches import BatchReader
 from kdcache.training.distill import baseline_config, distill
 from kdcache.training.learner import build_learner, list_arrays
 from kdcache.training.loop import evaluate
-from kdcache.training.run import open_data
 from kdcache.training.run_folder import BEFORE, read_run_settings
 from kdcache.training.run_identity import find_identity, hyperparameters
+from kdcache.training.samples import open_data
 from kdcache.training.settings import resolve_config
 from tests.support.events import StopAfter
 
