@@ -94,7 +94,7 @@ def plan(argv: list[str]) -> None:
     config = make_config(read_given(args))
     facts = _forecast(config)
     if any(given is not None for given in (args.workers, args.bandwidth, args.per_hour)):
-        from kdcache.forecast.fleet import Fleet, find_work, spread
+        from kdcache.forecast.costs import Fleet, find_work, spread
 
         fleet = Fleet(
             workers=args.workers or 1, bandwidth_mb_s=args.bandwidth, per_hour=args.per_hour

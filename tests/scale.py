@@ -21,8 +21,7 @@ from kdcache.cache.layout import DTYPES, SplitLayout, list_specs
 from kdcache.command import run_command
 from kdcache.config import RankConfig
 from kdcache.config.options import Parser
-from kdcache.forecast.fleet import Fleet, Work, spread
-from kdcache.forecast.folder import sum_shards
+from kdcache.forecast.costs import Fleet, Work, spread, sum_shards
 from kdcache.progress import format_bytes, format_time
 
 NUM_VIEWS, SHARD_SAMPLES, SIZE_PX = 4, 16, 512

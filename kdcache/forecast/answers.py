@@ -22,7 +22,7 @@ from kdcache.cache.settings import build_layouts
 from kdcache.cache.writer import encode_samples
 from kdcache.config import LEVELS, PRESETS, Config
 from kdcache.data.pictures import Sample
-from kdcache.forecast.folder import sum_shards
+from kdcache.forecast.costs import sum_shards
 from kdcache.forecast.probe import Probe, pick_samples
 from kdcache.metrics import compute_miou, count_confusion
 from kdcache.models.inputs import resize_to

@@ -1,9 +1,17 @@
-"""The probe: phase one really run on a few shard groups, in a folder that is removed again."""
+"""The probe: phase one really run on a few shard groups, in a folder beside the cache that is
+removed again.
+
+A killed process leaves its folder. The next plan of the same cache removes it, unless a lock in the
+folder says that its process lives.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,20 +32,15 @@ from kdcache.cache.lifecycle import open_for_writing
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import read_index
-from kdcache.forecast.folder import (
-    CACHE,
-    DOCUMENTS,
-    check_room,
-    count_fitting,
-    count_least,
-    list_groups,
-    make_folder,
-)
+from kdcache.forecast.costs import check_room, count_fitting, count_least, list_groups
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import count_answers, find_val_scale
 from kdcache.progress import Bar, Progress, Silent
 from kdcache.storage import Storage, open_storage
+from kdcache.storage.local import find_folder
+from kdcache.storage.lock import LOCK, FolderInUseError, hold_folder
 
+DOCUMENTS, CACHE = "documents", "cache"  # what a probe makes in its folder
 LEAST_VAL_SAMPLES = 4  # after the first group, which fills the pipeline
 SHARD_SAMPLES = 16  # about; larger shard groups are probed by smaller ones
 MOST_PROBING_S = 25.0  # no group starts that would end later, but for the least
@@ -226,3 +229,41 @@ def _score_val(root: Storage, manifest: Manifest, *, num_classes: int) -> tuple[
     began_s, reader = time.monotonic(), CacheReader(root, manifest, "val")
     confusion_KK = count_answers(reader, num_classes=num_classes, progress=Silent())
     return (time.monotonic() - began_s) / manifest.layouts["val"].num_samples, confusion_KK
+
+
+@contextmanager
+def make_folder(root: Path) -> Iterator[Path]:
+    """A new folder for a probe of the cache at `root`, beside it.
+
+    Raises: CacheError if a file is in the way, OSError if the disk refuses.
+    """
+    folder = find_folder(root)
+    beside, prefix = folder.absolute().parent if folder == root else folder, f".{root.name}.plan-"
+    for stale in beside.iterdir():
+        if stale.name.startswith(prefix) and _is_ours(stale):
+            with suppress(FolderInUseError, OSError), hold_folder(stale):
+                shutil.rmtree(stale, ignore_errors=True)
+    with ExitStack() as held:
+        made = _make_held(beside, prefix, held)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _make_held(beside: Path, prefix: str, held: ExitStack) -> Path:
+    """Tries again if another plan took the folder for stale just before it was locked."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+        with suppress(FolderInUseError, FileNotFoundError):
+            held.enter_context(hold_folder(made))
+            if (made / LOCK).exists():
+                return made
+
+
+def _is_ours(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with suppress(OSError):  # another user's, or gone by now
+        return {entry.name for entry in folder.iterdir()} <= {LOCK, DOCUMENTS, CACHE}
+    return False

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import cache_teacher.cli
-from kdcache.forecast.fleet import Fleet, Work, find_work, spread
+from kdcache.forecast.costs import Fleet, Work, find_work, spread
 from kdcache.report.phase_one_text import format_forecast
 
 WORK = Work(num_groups=10, asking_s=100.0, group_s=10.0, size_bytes=6e9, alone_s=5.0, once_s=2.0)

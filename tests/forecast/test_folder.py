@@ -11,9 +11,9 @@ import pytest
 
 from kdcache.cache.layout import Group, commit_key
 from kdcache.errors import CacheMismatchError, TeacherError
-from kdcache.forecast import folder
-from kdcache.forecast.folder import make_folder
+from kdcache.forecast import probe
 from kdcache.forecast.forecast import forecast_cache
+from kdcache.forecast.probe import make_folder
 from kdcache.precompute.build import build_cache
 from kdcache.report.phase_one_text import format_forecast
 from kdcache.storage.lock import LOCK, hold_folder
@@ -92,7 +92,7 @@ def test_the_folder_of_a_living_plan_stays(caches):
 
 def test_the_folder_of_a_dead_process_is_not_held(caches):
     code = (
-        "import os, sys; from pathlib import Path; from kdcache.forecast.folder import "
+        "import os, sys; from pathlib import Path; from kdcache.forecast.probe import "
         "make_folder\n"
         "with make_folder(Path(sys.argv[1])) as made: (made / 'cache').mkdir(); "
         "os.kill(os.getpid(), 9)"
@@ -123,7 +123,7 @@ def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(cach
             path.rmdir()
         return real(path)
 
-    monkeypatch.setattr(folder, "hold_folder", hold)
+    monkeypatch.setattr(probe, "hold_folder", hold)
     with make_folder(caches / "one") as made:
         assert made.is_dir() and robbed and made != robbed[0]
 
