@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import SettingsError
-from kdcache.models.parts import Parts, bring_to_grid, find_stride
+from kdcache.models.networks import Parts, bring_to_grid, find_stride
 from tests.support.helpers import check_one_line
 
 HW = (64, 96)
