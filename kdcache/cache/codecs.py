@@ -1,21 +1,25 @@
 """Lossless compression of chunks: each array has at most one Zarr v3 bytes-to-bytes codec.
 
 numcodecs runs blosc and zstd in the calling thread, without the interpreter's lock; every other
-codec goes through zarr-python, which is imported only then: it takes half a second to load.
+codec goes through zarr-python, which is imported only then: it takes half a second to load. How
+many bytes a chunk decodes to is known before memory is taken for them: a few hundred hostile bytes
+can stand for gigabytes.
 """
 
 from __future__ import annotations
 
-import json
+import bz2
 import lzma
 import warnings
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numcodecs import blosc, zstd
 
-from kdcache.cache.streams import SIZES, STREAMS, ZSTD_HEADER_BYTES, decode_streams, read_zstd_size
+from kdcache.cache.layout import Codec
 from kdcache.errors import one_line, refuse
 
 if TYPE_CHECKING:
@@ -31,41 +35,7 @@ _BLOSC_HEADER_BYTES = 16
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 # Higher levels gain one per cent and take several times as long.
 _BLOSC_LEVELS = {"blosc-lz4": ("lz4", 5), "blosc-zstd": ("zstd", 1)}
-
-
-@dataclass(frozen=True)
-class Codec:
-    """A Zarr v3 bytes-to-bytes codec, as zarr.json names it.
-
-    settings: its configuration as (name, value) pairs; None if it has none.
-    """
-
-    name: str
-    settings: tuple[tuple[str, str | int | float | None], ...] | None = None
-
-    def to_dict(self) -> dict:
-        """The codec as an object of zarr.json."""
-        return (
-            {"name": self.name}
-            if self.settings is None
-            else {"name": self.name, "configuration": dict(self.settings)}
-        )
-
-    @classmethod
-    def from_dict(cls, stored: dict) -> Codec:
-        """The inverse of `to_dict`.
-
-        Raises KeyError, TypeError, AttributeError or ValueError if `stored` is not such an object.
-        """
-        settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
-        plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
-        if (
-            type(stored["name"]) is not str
-            or not plain
-            or not set(stored) <= {"name", "configuration"}
-        ):
-            raise ValueError(f"codec is {json.dumps(stored)[:80]}")
-        return cls(stored["name"], settings)
+ZSTD_HEADER_BYTES, _ZSTD_MAGIC = 18, b"\x28\xb5\x2f\xfd"
 
 
 class Coder(Protocol):
@@ -96,13 +66,8 @@ def choose_codec(name: str, dtype: str) -> Codec | None:
         cname, level = _BLOSC_LEVELS[name]
         size = np.dtype(dtype).itemsize
         shuffle = "shuffle" if size > 1 else "bitshuffle" if dtype == "int8" else "noshuffle"
-        settings = {
-            "typesize": size,
-            "cname": cname,
-            "clevel": level,
-            "shuffle": shuffle,
-            "blocksize": 0,
-        }
+        rest = {"shuffle": shuffle, "blocksize": 0}
+        settings = {"typesize": size, "cname": cname, "clevel": level, **rest}
         return Codec("blosc", tuple(settings.items()))
     try:
         return Codec.from_dict(_ZarrCoder(name, None, shape=(1,), dtype=dtype).to_dict())
@@ -122,12 +87,8 @@ def make_coder(codec: Codec, *, shape: tuple[int, ...], dtype: str) -> Coder:
     settings = dict(codec.settings or ())
     try:
         if codec.name == "blosc":
-            return _Blosc(
-                settings["cname"].encode(),
-                settings["clevel"],
-                _SHUFFLES[settings["shuffle"]],
-                settings,
-            )
+            shuffle = _SHUFFLES[settings["shuffle"]]
+            return _Blosc(settings["cname"].encode(), settings["clevel"], shuffle, settings)
         if codec.name == "zstd":
             return _Zstd(settings["level"], settings["checksum"])
     except (KeyError, AttributeError) as error:
@@ -272,3 +233,55 @@ def _find_class(name: str) -> type:
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """A contiguous array seen as uint8 [size], without a copy."""
     return array.reshape(-1).view(np.uint8)
+
+
+def read_zstd_size(header: bytes) -> int | None:
+    """Decoded size in bytes by a frame's header (RFC 8878, 3.1.1.1); None if it has none."""
+    if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
+        return None
+    descriptor = header[4]
+    single_segment = descriptor >> 5 & 1
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    size = int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
+    return size if width and len(header) >= start + width else None
+
+
+def decode_streams(make: Callable[[], object], data: bytes, room: np.ndarray) -> None:
+    """Fill `room`, uint8 [size], from streams one behind the other.
+
+    Raises ValueError if they are damaged or do not hold exactly as many bytes.
+    """
+    done = 0
+    while data:
+        stream = make()
+        try:
+            part = stream.decompress(data, room.size - done + 1)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(one_line(error)) from None
+        if done + len(part) > room.size or not stream.eof:
+            break
+        room[done : done + len(part)] = np.frombuffer(part, np.uint8)
+        done, data = done + len(part), stream.unused_data
+    if data or done != room.size:
+        raise ValueError(f"it does not hold {room.size} bytes")
+
+
+STREAMS = {
+    "gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
+    "numcodecs.gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
+    "numcodecs.zlib": zlib.decompressobj,
+    "numcodecs.bz2": bz2.BZ2Decompressor,
+    "numcodecs.lzma": lzma.LZMADecompressor,
+}
+SIZES = {  # by the first bytes of a chunk and its size
+    "numcodecs.blosc": lambda header, size: _read_blosc_size(header, size),
+    "numcodecs.zstd": lambda header, _: read_zstd_size(header),
+    "numcodecs.lz4": lambda header, _: int.from_bytes(header[:4], "little"),
+}
+
+
+def _read_blosc_size(header: bytes, size_bytes: int) -> int | None:
+    """None if the chunk is not as long as it says: blosc would read on behind its end."""
+    coded = int.from_bytes(header[12:16], "little")
+    return int.from_bytes(header[4:8], "little") if coded == size_bytes else None

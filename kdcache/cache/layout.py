@@ -7,6 +7,7 @@ Letters: V views, N samples, S samples per shard.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcache.cache.codecs import Codec
 from kdcache.cache.encodings import Encoding, list_shapes
 
 FORMAT_VERSION = 4  # the newest
@@ -29,6 +29,42 @@ UNLABELLED = "unlabelled"  # the third one, which a cache may have: as train, wi
 MOST_ITEM_BYTES = 2**31 - 1  # of one sample of one array: the most that blosc can code
 COMMITS = "commits"  # the folder of commit records, beside the splits
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A Zarr v3 bytes-to-bytes codec, as zarr.json names it.
+
+    settings: its configuration as (name, value) pairs; None if it has none.
+    """
+
+    name: str
+    settings: tuple[tuple[str, str | int | float | None], ...] | None = None
+
+    def to_dict(self) -> dict:
+        """The codec as an object of zarr.json."""
+        return (
+            {"name": self.name}
+            if self.settings is None
+            else {"name": self.name, "configuration": dict(self.settings)}
+        )
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> Codec:
+        """The inverse of `to_dict`.
+
+        Raises KeyError, TypeError, AttributeError or ValueError if `stored` is not such an object.
+        """
+        settings = tuple(stored["configuration"].items()) if "configuration" in stored else None
+        plain = all(isinstance(value, str | int | float | None) for _, value in settings or ())
+        if (
+            type(stored["name"]) is not str
+            or not plain
+            or not set(stored) <= {"name", "configuration"}
+        ):
+            raise ValueError(f"codec is {json.dumps(stored)[:80]}")
+        return cls(stored["name"], settings)
+
 
 Codecs = Mapping[str, Codec | None]  # dtype -> codec of its arrays; None: raw
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.cache.codecs import Codec, make_coder
+from kdcache.cache.codecs import make_coder
 from kdcache.cache.encodings import Encoding, list_shapes, scale_name
 from kdcache.cache.facts import IDENTITY, INFORMATION, describe_array, hash_facts
 from kdcache.cache.layout import (
@@ -24,6 +24,7 @@ from kdcache.cache.layout import (
     SPLITS,
     UNLABELLED,
     ArraySpec,
+    Codec,
     SplitLayout,
     drop_label,
     find_version,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kdcache.cache.codecs import Codec, choose_codec
+from kdcache.cache.codecs import choose_codec
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.facts import build_identity
 from kdcache.cache.layout import (
@@ -13,6 +13,7 @@ from kdcache.cache.layout import (
     MANIFEST,
     MOST_GROUPS,
     UNLABELLED,
+    Codec,
     Codecs,
     SplitLayout,
     drop_label,

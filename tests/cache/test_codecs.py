@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from kdcache.cache.codecs import Codec, choose_codec, make_coder
+from kdcache.cache.codecs import choose_codec, make_coder
+from kdcache.cache.layout import Codec
 
 NAMES = ["blosc-lz4", "blosc-zstd", "zstd", "gzip"]  # the last one by zarr-python
 
