@@ -1,7 +1,7 @@
 """Command lines: options given at most once, settings as --SECTION.NAME VALUE, one-line errors.
 
 argparse does the parsing. Types, defaults and help of settings come from the dataclasses of
-`kdcache.config`, and values are checked alike in YAML files and on the command line (`typed`).
+`kdcache.config`, and values are checked alike in YAML files and on the command line (`parser`).
 jsonargparse, which was used before, took longer to import and to inspect the dataclasses than
 everything else `--help` does, and its errors had to be rewritten one by one.
 """
