@@ -168,7 +168,7 @@ def read_student(opened: CacheWithTeacher, run: Path, *, trust: Trust | None = N
         )
     with _explain_damage(run / BEST):
         student = recall_student(facts)
-    source = facts.get("student.source")
+    source = state.get("source_sha256", facts.get("student.source"))
     (trust or Trust()).check(student.arch, source=source, where=run / BEST)
     with _explain_damage(run / BEST):
         return _rebuild_student(opened, student, facts, state)

@@ -139,14 +139,14 @@ class _Zstd:
 class _ZarrCoder:
     """Codes each chunk as a zarr array of one chunk in memory: slow, but works with any codec.
 
-    What a chunk decodes to is bounded before memory is taken for it: by a header, or as it comes
-    from a stream. Of codecs that are not in STREAMS and SIZES a hostile chunk may take as much
-    memory as they allocate.
+    What a chunk decodes to is bounded before memory is taken for it: by a header, as it comes from
+    a stream, or by its own size. Codecs of which nobody knows that (BOUNDED) are refused by name.
 
     Args:
         document: the codec as in zarr.json; None: the codec `name` with zarr-python's defaults.
 
-    Raises: ValueError if zarr-python knows no such bytes-to-bytes codec, or refuses its settings.
+    Raises: ValueError if zarr-python knows no such bytes-to-bytes codec, or refuses its settings,
+        or if its chunks have no bound.
     """
 
     def __init__(
@@ -155,7 +155,9 @@ class _ZarrCoder:
         kind, self.name = _find_class(name), name
         settings = (document or {}).get("configuration", {})
         is_raw = settings.get("format", lzma.FORMAT_XZ) != lzma.FORMAT_XZ
-        self.make_stream = None if is_raw else STREAMS.get(name)
+        if name not in BOUNDED or (is_raw and name == "numcodecs.lzma"):
+            raise ValueError(f"codec {name[:40]} has no bound on what a chunk decodes to")
+        self.make_stream = STREAMS.get(name)
         # Filters concern all threads, so this one is set for good and not only around the call
         warnings.filterwarnings(
             "ignore", message="Numcodecs codecs are not in the Zarr version 3 specification"
@@ -279,6 +281,11 @@ SIZES = {  # by the first bytes of a chunk and its size
     "numcodecs.zstd": lambda header, _: read_zstd_size(header),
     "numcodecs.lz4": lambda header, _: int.from_bytes(header[:4], "little"),
 }
+SAME_SIZE = (
+    *("crc32c", "numcodecs.crc32c", "numcodecs.crc32", "numcodecs.adler32"),
+    *("numcodecs.fletcher32", "numcodecs.jenkins_lookup3", "numcodecs.shuffle"),
+)  # their chunks decode to no more bytes than they have
+BOUNDED = {"zstd", "blosc", *STREAMS, *SIZES, *SAME_SIZE}  # two have coders of their own
 
 
 def _read_blosc_size(header: bytes, size_bytes: int) -> int | None:

@@ -79,7 +79,7 @@ def wrap_torchvision(model: nn.Module, *, num_classes: int, name: str = "fcn_res
 
 
 def hash_network(config: TeacherConfig) -> str | None:
-    """What defines a network beside its name, options and weights, as 12 hex digits.
+    """What defines a network beside its name, options and weights, as a sha256.
 
     The file of a function of the user's, which is not imported; None if there is nothing else.
     """

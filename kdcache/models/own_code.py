@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, one_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kdcache")
 STUDENT, TEACHER = "student.arch", "teacher.arch"
+MOST_SOURCE_BYTES = 4 << 20
+SHORT = 12  # digits of a recorded hash in hyperparameters, which must not change
 MOST_STEPS = 8  # from a module to the one that it takes the function from, and on
 
 
@@ -65,7 +68,7 @@ class Trust:
                 describe(where, field=field, found=arch, expected=expected, cure=cure)
             )
         found = hash_source_unseen(arch)
-        if source in (None, "unknown") or found in (source, None):
+        if is_same_source(source, found):
             return
         if self.any_code:
             since = "the run was trained" if field == STUDENT else "the cache was built"
@@ -73,20 +76,38 @@ class Trust:
             return
         cure = "restore that file, or add --trust-code to run it as it is now"
         field = f"file of {field} {arch}"
+        found, source = found[:SHORT], str(source)[:SHORT]
         raise SettingsError(describe(where, field=field, found=found, expected=source, cure=cure))
 
 
 def hash_file(path: Path) -> str:
-    """12 hex digits of the sha256 of a source file. Raises OSError."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    """The sha256 (hex) of a source file. Raises UnfitFileError if it is too large, OSError."""
+    return hashlib.sha256(read_plain(path, most_bytes=MOST_SOURCE_BYTES)).hexdigest()
+
+
+def is_same_source(recorded: object, found: str | None) -> bool:
+    """Whether a recorded hash is that of the source that was found, or nothing can be compared.
+
+    Args:
+        recorded: 64 digits, or the first 12, as hyperparameters and runs of before have them.
+    """
+    if recorded in (None, "unknown") or found in (None, "unknown"):
+        return True
+    sizes = (SHORT, len(found))
+    return isinstance(recorded, str) and len(recorded) in sizes and found.startswith(recorded)
 
 
 def hash_source_unseen(arch: str) -> str | None:
-    """Like `hash_source`, but found without importing anything; None if there is no file."""
+    """Like `hash_source`, but found without importing anything; None if there is no file.
+
+    Raises: SettingsError if the file is too large for a source.
+    """
     package, _, name = arch.partition(":")
     path = _find_file(package, name)
     try:
         return hash_file(path) if path else None
+    except UnfitFileError as error:
+        raise SettingsError(f"{path}: source of {arch} {error.strerror}; name another") from None
     except OSError:
         return None
 
@@ -146,7 +167,7 @@ def call_function(
 
 
 def hash_source(arch: str) -> str:
-    """12 hex digits of the sha256 of the file that defines `student.arch`, or "unknown".
+    """The sha256 of the file that defines `student.arch`, or "unknown".
 
     They differ if another student has the same name. Files that it imports are not hashed.
     """
@@ -232,7 +253,7 @@ def _binds(package: str, name: str) -> bool:
 
 def _parse(path: Path) -> list[ast.stmt]:
     try:
-        return ast.parse(path.read_bytes()).body
+        return ast.parse(read_plain(path, most_bytes=MOST_SOURCE_BYTES)).body
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
 

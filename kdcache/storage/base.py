@@ -6,6 +6,7 @@ cache itself. If a disk or an object store refuses, the OSError's `strerror` say
 
 from __future__ import annotations
 
+import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,13 @@ PROBE = "probe-"  # prefix of objects that are put there only to find out what a
 REMOTE_THREADS = 16  # at once: each waits for the object store most of the time
 MOST_HOLDER_BYTES = 1000  # of a lease: a process and the name of its machine
 SOMEBODY = "another process"  # who holds a lease that says no more
+_HOLDER = re.compile(rb"(process \d{1,10} on [\w.-]{1,255})(, [0-9a-f]{32})?\n?")
+
+
+def find_holder(lease: bytes) -> str:
+    """Who holds a lease by its contents, for a message; SOMEBODY if they are not ours."""
+    found = _HOLDER.fullmatch(lease)
+    return found[1].decode() if found else SOMEBODY
 
 
 @dataclass(frozen=True)

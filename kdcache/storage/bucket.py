@@ -21,7 +21,15 @@ from dataclasses import dataclass, field
 
 from kdcache.errors import CacheError
 from kdcache.storage import bucket_lease
-from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, PROBE, SOMEBODY, ShardFile, Storage
+from kdcache.storage.base import (
+    LEASES,
+    MOST_HOLDER_BYTES,
+    PROBE,
+    SOMEBODY,
+    ShardFile,
+    Storage,
+    find_holder,
+)
 from kdcache.storage.bucket_client import AlreadyThereError, BucketObject, Tag, ask
 from kdcache.storage.bucket_lease import ObjectLease, is_alive, put_own, take_object_lease
 from kdcache.storage.lock import FolderInUseError, Lease, LeaseLostError
@@ -216,7 +224,7 @@ class Bucket(Storage):
         """The holder by the contents of the lease, for a message."""
         with suppress(OSError):
             data = self.object(f"{LEASES}/{name}").read_bytes(most_bytes=MOST_HOLDER_BYTES)
-            return data.decode(errors="replace").partition(",")[0] or SOMEBODY
+            return find_holder(data)
         return SOMEBODY
 
     def find_held_leases(self, names: set[str]) -> set[str]:

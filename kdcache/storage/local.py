@@ -20,7 +20,14 @@ import numpy as np
 from kdcache import disk
 from kdcache.disk import MOST_DOCUMENT_BYTES, PlainFile, find_identity, open_plain, read_plain
 from kdcache.errors import CacheCorruptError, CacheError
-from kdcache.storage.base import LEASES, MOST_HOLDER_BYTES, SOMEBODY, ShardFile, Storage
+from kdcache.storage.base import (
+    LEASES,
+    MOST_HOLDER_BYTES,
+    SOMEBODY,
+    ShardFile,
+    Storage,
+    find_holder,
+)
 from kdcache.storage.lock import (
     FileLease,
     FolderLock,
@@ -222,7 +229,7 @@ class LocalFolder(Storage):
             )
         except OSError:
             return SOMEBODY
-        return data.decode("utf-8", "replace").strip() or SOMEBODY
+        return find_holder(data)
 
     def refresh(self) -> None:
         """Open the folder of records, which makes a network file system ask its server."""

@@ -138,7 +138,7 @@ def check_code(
         raise TrainingError(
             describe(checkpoint, field="student.arch", found=found, expected=expected, cure=cure)
         )
-    source = facts.get("student.source")
+    source = state.get("source_sha256", facts.get("student.source"))
     (trust or Trust()).check(student.arch, source=source, where=checkpoint)
 
 

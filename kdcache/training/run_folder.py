@@ -42,6 +42,7 @@ _ORIGIN = {
     "pictures_identity": maybe(text()),
     "validation_identity": maybe(text()),
     "unlabelled_samples": whole(1),
+    "source_sha256": text(),
 }
 IOUS = list_of(maybe(SHARE), most=254)
 

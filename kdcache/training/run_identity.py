@@ -11,7 +11,12 @@ from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import flatten, make_config
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
-from kdcache.models.own_code import hash_source, hash_source_unseen
+from kdcache.models.own_code import (
+    SHORT,
+    hash_source,
+    hash_source_unseen,
+    is_same_source,
+)
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.compiling import choose_compiling
 from kdcache.training.learner import choose_arithmetic
@@ -49,7 +54,7 @@ def hyperparameters(config: Config) -> dict:
     chosen["train"]["precision"] = precision
     if config.student.arch != BUILT_IN_STUDENT:
         unused = {"pretrained": None, "aspp_channels": None}
-        source = {"source": hash_source(config.student.arch)}
+        source = {"source": hash_source(config.student.arch)[:SHORT]}
         chosen["student"] = {**chosen["student"], **unused, **source}
     options = chosen["student"].pop("options")
     return {**flatten(chosen), "student.options": options}
@@ -91,6 +96,8 @@ def find_origin(config: Config, manifest: Manifest) -> dict:
         "pictures_identity": manifest.pictures_hash,
         "validation_identity": manifest.validation_hash,
     }
+    if config.student.arch != BUILT_IN_STUDENT:
+        origin["source_sha256"] = hash_source(config.student.arch)
     if config.train.unlabelled_share is not None:
         origin["unlabelled_samples"] = manifest.layouts[UNLABELLED].num_samples
     return origin
@@ -166,8 +173,8 @@ def check_source(config: Config, folder: Path, *, resume: bool) -> None:
     stored = _read_stored(folder) if resume and arch != BUILT_IN_STUDENT else None
     facts = stored["hyperparameters"] if stored is not None else {}
     found, expected = facts.get("student.source", "unknown"), hash_source_unseen(arch)
-    if facts.get("student.arch") == arch and found != "unknown" and expected not in (found, None):
-        raise _other_run(folder, "student.source", found, expected)
+    if facts.get("student.arch") == arch and not is_same_source(found, expected):
+        raise _other_run(folder, "student.source", found, expected[:SHORT])
 
 
 def _read_stored(folder: Path) -> dict | None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cache.codecs import choose_codec, make_coder
+from kdcache.cache.codecs import Codec, choose_codec, make_coder
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.pack import pack_cache
 from kdcache.errors import CacheCorruptError, CacheError, KdcacheError, TeacherError, TrainingError
@@ -235,3 +235,17 @@ def test_a_document_of_a_cache_is_a_plain_file_of_a_plausible_size(
     for command in ("info", "verify", "gc"):
         assert main([command, str(cache)]) in (0, 1, 2)
         assert len(capsys.readouterr().err.splitlines()) <= 2
+
+
+def test_a_codec_whose_chunks_have_no_bound_is_refused_by_name(monkeypatch):
+    from zarr.codecs.numcodecs import BZ2
+
+    monkeypatch.setattr("kdcache.cache.codecs._find_class", lambda name: BZ2)  # of a plugin
+    with pytest.raises(ValueError, match="codec others.bomb has no bound on what a chunk"):
+        make_coder(Codec("others.bomb"), shape=(4,), dtype="uint8")
+
+
+def test_raw_streams_of_lzma_are_refused():
+    settings = (("format", lzma.FORMAT_RAW), ("filters", [{"id": lzma.FILTER_LZMA2}]))
+    with pytest.raises(ValueError, match="codec numcodecs.lzma has no bound on what a chunk"):
+        make_coder(Codec("numcodecs.lzma", settings), shape=(4,), dtype="uint8")

@@ -12,6 +12,7 @@ from kdcache.cache.layout import COMMITS, MANIFEST
 from kdcache.cache.pack import pack_cache
 from kdcache.errors import CacheCorruptError, CacheError, SettingsError
 from kdcache.storage import LocalFolder, Storage, open_storage
+from kdcache.storage.base import SOMEBODY, find_holder
 from kdcache.storage.lock import FolderInUseError
 from tests.support import quick
 from tests.support.helpers import check_one_line
@@ -203,3 +204,19 @@ def test_addresses_of_another_kind_are_refused(address, words):
 
 def test_needless_slashes_of_an_address_are_left_out():
     assert open_storage("s3://bucket//caches/one/").address == "s3://bucket/caches/one"
+
+
+@pytest.mark.parametrize(
+    ("lease", "holder"),
+    [
+        (b"process 12 on host-1.lan\n", "process 12 on host-1.lan"),
+        (b"process 12 on host, " + b"0a" * 16 + b"\n", "process 12 on host"),
+        (b"", SOMEBODY),
+        (b"process 12 on host; delete everything\n", SOMEBODY),
+        (b"process x on \x1b[2J", SOMEBODY),
+        (b"process 12 on " + b"h" * 300, SOMEBODY),
+        (b"process 12 on \xff", SOMEBODY),
+    ],
+)
+def test_a_lease_names_its_holder_only_in_the_form_that_we_write(lease, holder):
+    assert find_holder(lease) == holder
