@@ -21,7 +21,7 @@ from kdcache.cache.layout import (
 )
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
-from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD
+from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMERS
 from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.data.views import SCHEME
 from kdcache.errors import CacheMismatchError, SettingsError, describe, refuse
@@ -232,7 +232,9 @@ def teacher_facts(
         weights_sha256, source: as in `build_manifest`; the settings do not say them.
     """
     teacher = config.teacher
-    facts = {"arch": teacher.arch, "precision": teacher.precision}
+    # where a model of transformers lies is no fact; its config and weights are hashed
+    arch = TRANSFORMERS[:-1] if teacher.arch.startswith(TRANSFORMERS) else teacher.arch
+    facts = {"arch": arch, "precision": teacher.precision}
     # what was not recorded before stays so where it is the default
     for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         if getattr(teacher, name) != list(default):

@@ -27,6 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AS_BUILT = "as_built"  # teacher.weights: those that the network comes with
 OWN_CODE = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 """package.module:function of the user's."""
+SMP, TRANSFORMERS = "smp:", "transformers:"  # teachers of other libraries begin with these
 LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""

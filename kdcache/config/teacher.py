@@ -13,7 +13,9 @@ from kdcache.config.names import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     OWN_CODE,
+    SMP,
     TORCHVISION,
+    TRANSFORMERS,
     Option,
     Precision,
     check_positive,
@@ -46,18 +48,21 @@ class TeacherConfig:
 
     arch: str = "fcn_resnet50"
     """A segmentation model of torchvision: fcn_resnet50, fcn_resnet101, deeplabv3_resnet50,
-    deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large; or
-    package.module:function of yours, which takes num_classes and returns a module that returns
-    logits."""
+    deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large; smp:NAME of
+    segmentation_models_pytorch, as in smp:Unet; transformers:NAME_OR_FOLDER of a model for semantic
+    segmentation, as SegFormer; or package.module:function of yours, which takes num_classes and
+    returns a module that returns logits."""
     options: dict[str, Option] = field(default_factory=dict)
-    """What your function is called with besides num_classes, e.g. {width: 32}."""
+    """What your function, or smp's model, is made with besides the classes, e.g. {encoder_name:
+    resnet18}."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     """What is subtracted from red, green and blue, each from 0 to 1."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
     """What they are then divided by, each above 0."""
     weights: str = "COCO_WITH_VOC_LABELS_V1"
     """torchvision weights name, or path of a checkpoint (.pth, .pt, .safetensors; for example from
-    `cache_teacher fit`); as_built: those that your function gives its module."""
+    `cache_teacher fit`); as_built: those that your function gives its module, or
+    that a model of transformers comes with."""
     weights_key: str | None = None
     """Where in the checkpoint the weights are, as in model_ema, or state_dict.teacher for the names
     that begin with teacher. (default: where they can only be)."""
@@ -85,21 +90,25 @@ class TeacherConfig:
     @property
     def is_own(self) -> bool:
         """Whether the teacher is code of the user's."""
-        return re.fullmatch(OWN_CODE, self.arch) is not None
+        elsewhere = self.arch.startswith((SMP, TRANSFORMERS))
+        return not elsewhere and re.fullmatch(OWN_CODE, self.arch) is not None
 
     def _check_arch(self) -> None:
         """Raise SettingsError for an unknown name, with the nearest one, or idle settings."""
-        if self.arch not in TORCHVISION and not self.is_own:
+        smp, transformers = (self.arch.startswith(word) for word in (SMP, TRANSFORMERS))
+        named = (smp or transformers) and self.arch.partition(":")[2].strip()
+        if not (self.arch in TORCHVISION or named or self.is_own):
             near = difflib.get_close_matches(self.arch, TORCHVISION, n=1)
-            expected = f"{near[0] if near else ', '.join(TORCHVISION)} or package.module:function"
+            known = near[0] if near else ", ".join(TORCHVISION)
+            expected = f"{known}, {SMP}NAME, {TRANSFORMERS}NAME or package.module:function"
             raise refuse("teacher.arch", self.arch, expected)
         try:
             plain(self.options)  # they are stored with every cache
         except FieldError as error:
             raise refuse("teacher.options", self.options, f"finite values ({error})") from None
-        if self.options and not self.is_own:
+        if self.options and not (self.is_own or smp):
             raise refuse("teacher.options", self.options, f"nothing for {self.arch}")
-        if self.weights == AS_BUILT and not self.is_own:
+        if self.weights == AS_BUILT and not (self.is_own or transformers):
             expected = f"a checkpoint or a weights name: {self.arch} is built without weights"
             raise refuse("teacher.weights", self.weights, expected)
 

@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import TeacherConfig
+from kdcache.config.names import SMP, TRANSFORMERS
 from kdcache.errors import Phrase, SettingsError, TeacherError, describe
+from kdcache.models.adapters import (
+    SEGFORMER_STAGES,
+    SMP_STAGES,
+    build_smp,
+    build_transformers,
+    hash_transformers,
+)
 from kdcache.models.own_code import TEACHER, call_function, hash_source_unseen
 
 MOBILENET_STAGES = ("3", "6", "12", "16")  # strides 4, 8, 16, 16; 24, 40, 112, 960 channels
@@ -47,14 +57,34 @@ class Network:
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def build_network(config: TeacherConfig, *, num_classes: int) -> Network:
+def build_network(
+    config: TeacherConfig, *, num_classes: int, state: Mapping[str, Tensor] | None = None
+) -> Network:
     """The network of `teacher.arch`; weights are loaded afterwards, unless it comes with them.
 
-    Raises: SettingsError if it cannot be built.
+    Args:
+        state: weights for a network of transformers, which reads them itself: it knows the names
+            that older versions gave them. None: those that it comes with.
+
+    Raises: SettingsError, TeacherError if it cannot be built.
     """
+    arch = config.arch
     if config.is_own:
-        module = _call_own(config, num_classes)
-        return Network(config.arch, module, num_classes, ask=module)
+        with _drawing_alone():
+            module = call_function(
+                arch, num_classes=num_classes, options=config.options, field=TEACHER
+            )
+        return Network(arch, module, num_classes, ask=module)
+    if arch.startswith(SMP):
+        with _drawing_alone():
+            module = build_smp(config, num_classes)
+        return Network(arch, module, num_classes, ask=module, stages=SMP_STAGES)
+    if arch.startswith(TRANSFORMERS):
+        with _drawing_alone():
+            module = build_transformers(config, num_classes, state)
+        stages = SEGFORMER_STAGES if module.config.model_type == "segformer" else {}
+        ask = partial(_ask_transformers, module)
+        return Network(arch, module, num_classes, ask=ask, stages=stages)
     with torch.device("meta"):  # millions of weights that would be drawn and thrown away
         model = get_model(config.arch, weights=None, weights_backbone=None, num_classes=num_classes)
     return wrap_torchvision(model, num_classes=num_classes, name=config.arch)
@@ -81,18 +111,25 @@ def wrap_torchvision(model: nn.Module, *, num_classes: int, name: str = "fcn_res
 def hash_network(config: TeacherConfig) -> str | None:
     """What defines a network beside its name, options and weights, as a sha256.
 
-    The file of a function of the user's, which is not imported; None if there is nothing else.
+    The file of a function of the user's, which is not imported; the config of a model of
+    transformers; None if there is nothing else.
     """
+    if config.arch.startswith(TRANSFORMERS):
+        return hash_transformers(config)
     return hash_source_unseen(config.arch) or "unknown" if config.is_own else None
 
 
-def _call_own(config: TeacherConfig, num_classes: int) -> nn.Module:
-    """The user's module; what it draws is the same each time, and nobody else's."""
+@contextmanager
+def _drawing_alone() -> Iterator[None]:
+    """What is drawn meanwhile is the same each time, and nothing of what others draw."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return call_function(
-            config.arch, num_classes=num_classes, options=config.options, field=TEACHER
-        )
+        yield
+
+
+def _ask_transformers(module: nn.Module, x_NCHW: Tensor) -> Mapping:
+    """Its answer, in which the features of the stages are, too."""
+    return module(pixel_values=x_NCHW, output_hidden_states=True)
 
 
 def find_logits(given: object) -> Tensor | None:
@@ -157,7 +194,7 @@ class Parts:
         Raises: SettingsError for what is no grid of features.
         """
         given, self._given = self._given, {}
-        return {level: self._bring(level, given.get(level), hw) for level in self.layers}
+        return {level: self._bring(level, given, hw) for level in self.layers}
 
     def _make_hook(self, level: str, keys: list[str]) -> Callable:
         def keep(part: nn.Module, inputs: object, output: object) -> None:
@@ -167,9 +204,10 @@ class Parts:
 
         return keep
 
-    def _bring(self, level: str, value: object, hw: tuple[int, int]) -> Tensor:
+    def _bring(self, level: str, given: Mapping, hw: tuple[int, int]) -> Tensor:
+        value, asked = given.get(level), level in given
         if not isinstance(value, Tensor):
-            found = "never asked" if value is None else f"giving {describe_kind(value)}"
+            found = f"giving {describe_kind(value)}" if asked else "never asked"
             raise refuse_layer(level, self.layers[level], found, "a part that gives a tensor")
         grid = bring_to_grid(value, hw)
         if grid is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
-from kdcache.config.names import AS_BUILT, FCNS
+from kdcache.config.names import AS_BUILT, FCNS, TRANSFORMERS
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
@@ -137,16 +137,18 @@ def build_teacher(
     Raises: TeacherError if weights are unreadable or for another number of classes; SettingsError
         for an unknown tap.
     """
+    state = None
+    if config.weights != AS_BUILT:
+        state = read_teacher_weights(config.arch, config.weights, key=config.weights_key)
     if config.arch in FCNS:
         with torch.device("meta"):  # 35 million weights that would be drawn and thrown away
             model = build_fcn(config.arch, num_classes=num_classes, aux_head=False)
         network = wrap_torchvision(model, num_classes=num_classes, name=config.arch)
     else:
-        network = build_network(config, num_classes=num_classes)
-    if config.weights == AS_BUILT:
+        network = build_network(config, num_classes=num_classes, state=state)
+    if state is None or config.arch.startswith(TRANSFORMERS):
         state = take_weights(network.module, where=f"teacher.arch {config.arch}")
     else:
-        state = read_teacher_weights(config.arch, config.weights, key=config.weights_key)
         load_weights(network.module, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
     asked = {name: getattr(config, name) for name in ("precision", "high_stride", "mean", "std")}

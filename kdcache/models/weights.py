@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
-from kdcache.config.names import TORCHVISION
+from kdcache.config.names import TORCHVISION, TRANSFORMERS
 from kdcache.disk import open_stream
 from kdcache.errors import Phrase, TeacherError, describe, one_line
 from kdcache.models.checkpoints import (
@@ -76,7 +76,12 @@ def _check_finite(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
 
 
 def find_teacher_file(arch: str, weights: str) -> Path | None:
-    """The local file behind `weights`, or None if it is not on this machine."""
+    """The local file behind `weights`, or None if it is not on this machine.
+
+    None for transformers, too: only the network tells by which names its weights are hashed.
+    """
+    if arch.startswith(TRANSFORMERS):
+        return None
     enum = find_weights_enum(arch, weights)
     path = _download_path(enum) if enum else Path(weights)
     return path if path.is_file() else None

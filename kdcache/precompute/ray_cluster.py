@@ -14,6 +14,7 @@ import ray
 import torch
 
 from kdcache.config import Config
+from kdcache.config.names import TRANSFORMERS
 from kdcache.errors import SettingsError, one_line
 
 ANSWER_WITHIN_S = 10.0
@@ -84,6 +85,9 @@ def make_absolute(config: Config) -> Config:
     teacher = config.teacher
     if weights.is_file():  # else a name of torchvision's
         teacher = replace(teacher, weights=str(weights.absolute()))
+    folder = Path(teacher.arch.removeprefix(TRANSFORMERS))
+    if teacher.arch.startswith(TRANSFORMERS) and folder.is_dir():  # else a name of the hub
+        teacher = replace(teacher, arch=f"{TRANSFORMERS}{folder.absolute()}")
     dataset = replace(config.dataset, root=config.dataset.root.absolute())
     return replace(config, cache=replace(config.cache, path=root), dataset=dataset, teacher=teacher)
 

@@ -95,7 +95,7 @@ def test_mean_and_std_normalise_the_images(files):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"arch": "deeplabv3_resnet5"}, "is 'deeplabv3_resnet5', expected deeplabv3_resnet50 or"),
+        ({"arch": "deeplabv3_resnet5"}, "expected deeplabv3_resnet50, smp:NAME, transformers:NAME"),
         ({"arch": "vgg"}, "expected fcn_resnet50, fcn_resnet101, deeplabv3_resnet50"),
         ({"mean": [0.5, 0.5]}, "teacher.mean is [0.5, 0.5], expected three numbers"),
         ({"std": [0.5, 0.0, 1.0]}, "teacher.std is [0.5, 0.0, 1.0], expected three numbers from"),

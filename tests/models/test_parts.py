@@ -63,7 +63,7 @@ def test_one_of_several_tensors_goes_by_number_or_name():
         ("several", "several is giving a dict of maps, deep, text, expected a part that gives"),
         ("several[maps]", "is giving a list of 2, expected a part that gives a tensor"),
         ("several[text]", "is giving a str, expected a part that gives a tensor"),
-        ("several[maps][7]", "is never asked"),
+        ("several[maps][7]", "is giving nothing, expected a part that gives a tensor"),
         ("unused", "teacher.layers.low unused is never asked"),
         ("", "teacher.layers.low is '', expected one of"),
     ],

@@ -39,11 +39,34 @@ def make_own(folder: Path) -> dict:
     return {**own, "layers": layers, "mean": [0.5, 0.4, 0.3]}
 
 
+def make_unet(folder: Path) -> dict:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="extra smp is not installed")
+    model = smp.Unet("resnet18", encoder_weights=None, classes=NUM_CLASSES)
+    torch.save(model.state_dict(), folder / "unet.pth")
+    options = {"encoder_name": "resnet18"}
+    return {"arch": "smp:Unet", "options": options, "weights": str(folder / "unet.pth")}
+
+
+def make_segformer(folder: Path) -> dict:
+    kind = pytest.importorskip("transformers", reason="extra transformers is not installed")
+    config = kind.SegformerConfig(num_labels=NUM_CLASSES, hidden_sizes=[16, 32, 40, 64])
+    kind.utils.logging.disable_progress_bar()
+    kind.SegformerForSemanticSegmentation(config).save_pretrained(folder / "segformer")
+    return {"arch": f"transformers:{folder / 'segformer'}", "weights": "as_built"}
+
+
 OWN = "own_teacher:plain"
 TRUST = Trust(teacher=OWN)
-TEACHERS: dict[str, Callable[[Path], dict]] = {"deeplabv3": make_deeplab, "own": make_own}
+TEACHERS: dict[str, Callable[[Path], dict]] = {
+    "deeplabv3": make_deeplab,
+    "own": make_own,
+    "unet": make_unet,
+    "segformer": make_segformer,
+}
 STRIDES = {
     "deeplabv3": {"logits": 8, "low": 4, "mid": 8, "high": 16},
+    "unet": {"logits": 1, "low": 4, "mid": 8, "high": 16},
+    "segformer": {"logits": 4, "low": 4, "mid": 8, "high": 16},
     "own": {"logits": 4, "low": 4, "mid": 8, "high": 16},
 }
 
