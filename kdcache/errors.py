@@ -3,11 +3,13 @@
 import errno
 import re
 import sys
+from collections.abc import Container
 from functools import partial
 
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 _REFUSED = {
-    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(*FORBIDDEN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
 
@@ -94,13 +96,13 @@ def refuse(field_name: str, found: object, expected: str) -> SettingsError:
     )
 
 
-def find_cure(error: object, otherwise: str) -> str:
+def find_cure(error: object, otherwise: str, *, codes: Container[int] = _REFUSED) -> str:
     """The cure for a file that could not be read: what the system refused may be sound.
 
     Args:
-        otherwise: the cure for a damaged file.
+        otherwise: the cure for a damaged file. codes: of errors after which a file may be sound.
     """
-    refused = isinstance(error, OSError) and error.errno in _REFUSED
+    refused = isinstance(error, OSError) and error.errno in codes
     return "mend that and run the same command again" if refused else otherwise
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from kdcache.disk import UnfitFileError
-from kdcache.errors import CacheCorruptError, CacheError
+from kdcache.errors import FORBIDDEN, CacheCorruptError, CacheError, find_cure
 from kdcache.storage.lock import Lease
 
 LEASES = "leases"  # the folder of leases, beside the splits
@@ -159,6 +159,7 @@ class Storage(ABC):
             what = error.strerror
         except OSError as error:
             what = f"file is unreadable ({error.strerror})"
+            cure = find_cure(error, cure, codes=FORBIDDEN)
         raise CacheCorruptError(self.name(key), what, cure=cure)
 
     @abstractmethod

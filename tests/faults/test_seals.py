@@ -4,9 +4,11 @@ before have no seal and still work; and no kill leaves a file with another file'
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -20,7 +22,8 @@ from hypothesis import strategies as st
 
 import cache_teacher.cli
 import train_student.cli
-from kdcache import seals
+from kdcache import disk, seals
+from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
 from kdcache.deploy.export import check_export
 from kdcache.errors import KdcacheError
@@ -257,6 +260,39 @@ def test_killed_at_any_step_a_run_goes_on(world, tmp_path, monkeypatch, effort):
         assert result["miou"] == whole["miou"]
         assert result == read_result(tmp_path / str(step))
         read_history(tmp_path / str(step), result)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("name", [name for name in READERS if not name.startswith(EXPORT)])
+def test_what_the_system_refuses_to_read_is_not_to_be_deleted(here, monkeypatch, name, code):
+    real = os.open
+
+    def refuse(path: object, *args: object, **options: object) -> int:
+        if Path(path).name == name:
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KdcacheError) as error:
+        patch.setattr("kdcache.disk.os.open", refuse)
+        READERS[name](here / "run")
+    words = (str(here / "run" / name), os.strerror(code), "; mend that and run the same command")
+    check_one_line(error, *words)
+    assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-v0000-g00000.json"])
+def test_documents_of_a_cache_that_may_not_be_read_are_not_to_be_repaired(here, monkeypatch, name):
+    real = disk.open_descriptor
+
+    def refuse(path: object, flags: int) -> int:
+        if Path(path).name == name:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags)
+
+    monkeypatch.setattr(disk, "open_descriptor", refuse)
+    with pytest.raises(KdcacheError) as error:
+        open_split(here / "cache", "train").read("low", 0, 0)
+    check_one_line(error, "Permission denied", "; mend that and run the same command again")
 
 
 def test_a_fit_goes_on_only_from_a_sound_state(here, capsys):
