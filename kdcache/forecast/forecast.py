@@ -34,9 +34,9 @@ from kdcache.precompute.score import choose_samples
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.local import find_folder
-from kdcache.training.compiling import make_trial_batch
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
+from kdcache.training.run import make_trial_batch
 
 NUM_STUDENTS, NUM_SOURCES = 2, 2  # of the comparison: fresh and trained; cached and live answers
 

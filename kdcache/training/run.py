@@ -1,16 +1,23 @@
-"""One training run in its folder, from settings to result.json; resumable after every epoch."""
+"""One training run in its folder, from settings to result.json: resumable after every epoch, and
+compiled where that is worth it.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import torch
+
+from kdcache.cache.layout import ArraySpec
+from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
-from kdcache.progress import Progress
-from kdcache.training.batches import BatchReader
+from kdcache.machine.devices import choose_compiling
+from kdcache.progress import Progress, Say
+from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import read_state, restore
-from kdcache.training.compiling import compile_where_worth
 from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
-from kdcache.training.loop import run_epoch
+from kdcache.training.loop import compute_step, run_epoch
 from kdcache.training.planned_run import (
     PlannedRun,
     begin_folder,
@@ -23,6 +30,9 @@ from kdcache.training.run_folder import HeldFolder
 from kdcache.training.run_identity import hyperparameters
 from kdcache.training.samples import LABELLED, Data, choose_residency, find_need
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
+
+log = logging.getLogger("kdcache")
+RECOMPILE_LIMIT = 256  # a grid has students of many shapes; after 8, torch would stop compiling
 
 
 class TrainingEvents:
@@ -135,3 +145,63 @@ def _open_tracker(run: PlannedRun, num_done: int, *, held: HeldFolder) -> Guarde
     if tracker is not None:
         held.callback(tracker.close)
     return tracker
+
+
+def compile_where_worth(config: Config, train: CacheReader, learner: Learner, *, say: Say) -> None:
+    """Compile a learner as `train.compile` says, in all its processes or in none."""
+    compiling, line = choose_compiling(config.train.compile, device=learner.device)
+    say(line)
+    if not compiling:
+        return
+    plain = learner.forward, learner.loss.compute_band
+    specs = [train.layout.array(name) for name in list_arrays(learner)]
+    size = learner.processes.largest_share(config.train.batch_size)
+    trial = make_trial_batch(specs, batch_size=size, device=learner.device)
+    trial = learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial
+    works = compile_learner(learner, trial)
+    if not learner.processes.has_every(works) and works:  # asked first: each process must ask
+        learner.forward, learner.loss.compute_band = plain
+        say("compile: off, not possible in every process")
+
+
+def compile_learner(learner: Learner, batch: Batch) -> bool:
+    """Compile the student's forward pass and the loss of a band of rows.
+
+    Tried on a batch, backward pass included: if that fails, one line says so and the plain
+    functions stay. The trial leaves no trace in weights, running statistics, gradients or random
+    state. Validation and checkpoints keep the plain student.
+
+    Returns: whether it worked.
+    """
+    plain, works = (learner.forward, learner.loss.compute_band), True
+    buffers = {name: value.clone() for name, value in learner.student.named_buffers()}
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    devices = [learner.device] if learner.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            compiled = [torch.compile(function) for function in plain]
+            learner.forward, learner.loss.compute_band = compiled
+            learner.student.train()
+            compute_step(learner, batch).total.backward()
+    except Exception as error:  # whatever a compiler raises: a hundred kinds
+        inner = getattr(error, "inner_exception", error)
+        reason = (str(inner).strip() or type(inner).__name__).splitlines()[0][:120]
+        log.warning("compile: not possible here (%s); going on without", reason)
+        learner.forward, learner.loss.compute_band = plain
+        works = False
+    learner.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, value in learner.student.named_buffers():
+            value.copy_(buffers[name])
+    return works
+
+
+def make_trial_batch(specs: list[ArraySpec], *, batch_size: int, device: torch.device) -> Batch:
+    """A batch of zeros, of the shapes and dtypes that training has."""
+    arrays = {
+        spec.name: torch.zeros(
+            (batch_size, *spec.item_shape), dtype=getattr(torch, spec.dtype), device=device
+        )
+        for spec in specs
+    }
+    return Batch(arrays, ["trial"] * batch_size)

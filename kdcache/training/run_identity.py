@@ -11,6 +11,7 @@ from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT
 from kdcache.config.parser import flatten, make_config
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
+from kdcache.machine.devices import choose_compiling
 from kdcache.models.own_code import (
     SHORT,
     hash_source,
@@ -18,7 +19,6 @@ from kdcache.models.own_code import (
     is_same_source,
 )
 from kdcache.training.checkpoint import read_checkpoint
-from kdcache.training.compiling import choose_compiling
 from kdcache.training.learner import choose_arithmetic
 from kdcache.training.run_folder import (
     BEFORE,

@@ -18,14 +18,15 @@ from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.stage import Stage
 from kdcache.config import Config, LayerConfig
 from kdcache.config.parser import make_config, merge
+from kdcache.machine.devices import choose_compiling
 from kdcache.models.networks import wrap_torchvision
 from kdcache.models.teacher import Teacher, build_fcn
 from kdcache.precompute import build
 from kdcache.training.batches import Batch, BatchReader
-from kdcache.training.compiling import choose_compiling, compile_learner, make_trial_batch
 from kdcache.training.learner import build_learner, list_arrays
 from kdcache.training.loop import Learner, train_step
 from kdcache.training.order import split_batches
+from kdcache.training.run import compile_learner, make_trial_batch
 
 RESIDENCIES = ("disk", "ram")
 WARM = RESIDENCIES[-1]  # what `train.residency auto` takes for samples that fit into memory

@@ -19,9 +19,10 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import KdcacheError, SettingsError
 from kdcache.losses import LossTerms
+from kdcache.machine import devices
 from kdcache.progress import Silent
-from kdcache.training import compiling, loop, processes, run, samples
 from kdcache.training import learner as learning
+from kdcache.training import loop, processes, run, samples
 from kdcache.training.distill import distill
 from kdcache.training.processes import Alone, join_processes
 from kdcache.training.run import TrainingEvents
@@ -227,11 +228,11 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
         config.cache.path, read_manifest(config.cache.path), num_views=config.augment.views
     )
     learner = learning.open_learner(config, data.train, joined)
-    compiling.shutil.which = lambda name: name
-    compiling.torch.compile = lambda function: (
+    devices.shutil.which = lambda name: name
+    run.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )
-    compiling.compile_where_worth(config, data.train, learner, say=said.append)
+    run.compile_where_worth(config, data.train, learner, say=said.append)
     return learner.forward is not learner.student, said[1:]
 
 

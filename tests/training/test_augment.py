@@ -19,8 +19,8 @@ from kdcache.errors import SettingsError, TrainingError
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Silent
-from kdcache.training import compiling, loop
 from kdcache.training import learner as learning
+from kdcache.training import loop, run
 from kdcache.training.batches import Augmentation, Batch, Move, make_augmentation
 from kdcache.training.distill import distill
 from kdcache.training.run_identity import hyperparameters
@@ -370,10 +370,8 @@ def test_a_crop_larger_than_the_views_is_refused_when_the_cache_is_opened(
 
 def test_compiling_is_tried_at_the_size_of_the_crop(quick_root, tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(
-        compiling, "choose_compiling", lambda setting, device: (True, "compile: on")
-    )
-    monkeypatch.setattr(compiling, "compile_learner", lambda learner, batch: tried.append(batch))
+    monkeypatch.setattr(run, "choose_compiling", lambda setting, device: (True, "compile: on"))
+    monkeypatch.setattr(run, "compile_learner", lambda learner, batch: tried.append(batch))
     train(quick_root, tmp_path / "run", epochs=1, crop=16)
     train(quick_root, tmp_path / "whole", epochs=1)
     assert [tuple(batch.arrays["image"].shape) for batch in tried] == [

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from kdcache.config.parser import make_config
-from kdcache.training import compiling
+from kdcache.machine import devices
+from kdcache.machine.devices import choose_compiling
+from kdcache.training import run
 from kdcache.training.batches import Batch
-from kdcache.training.compiling import choose_compiling, compile_learner
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
+from kdcache.training.run import compile_learner
 from kdcache.training.run_identity import hyperparameters
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -65,8 +67,8 @@ def make_batch(num: int) -> Batch:
     ],
 )
 def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
     chosen, line = choose_compiling(setting, device=device)
     assert chosen is on
     assert line.startswith(f"compile: {'on' if on else 'off'}, ") and "\n" not in line
@@ -74,7 +76,7 @@ def test_auto_compiles_for_gpus_only(monkeypatch, setting, device, on):
 
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_without_a_compiler_it_is_off_and_said(monkeypatch, setting):
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert choose_compiling(setting, device=GPU) == (
         False,
@@ -90,9 +92,7 @@ def test_a_compiled_step_is_a_plain_step(monkeypatch):
     """Traced by the real compiler front end; its back end leaves the operations as they are, which
     takes seconds.
     """
-    monkeypatch.setattr(
-        compiling.torch, "compile", functools.partial(torch.compile, backend="eager")
-    )
+    monkeypatch.setattr(run.torch, "compile", functools.partial(torch.compile, backend="eager"))
     check_steps_are_equal(rel=1e-6)
     check_steps_are_equal(rel=1e-6, loss={"temperature": 1.0, "pseudo": 1.0})
 
@@ -153,7 +153,7 @@ def test_a_compiler_that_fails_is_one_line_and_training_goes_on(monkeypatch, cap
         torch.get_rng_state(),
     )
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="kdcache"):
-        patch.setattr(compiling.torch, "compile", broken)
+        patch.setattr(run.torch, "compile", broken)
         compile_learner(learner, make_batch(2))
     (line,) = [record.getMessage() for record in caplog.records]
     assert (
@@ -171,7 +171,7 @@ def test_a_compiler_that_fails_is_one_line_and_training_goes_on(monkeypatch, cap
 
 
 def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
-    monkeypatch.setattr(compiling.torch, "compile", lambda function: function)
+    monkeypatch.setattr(run.torch, "compile", lambda function: function)
     learner = make_learner()
     before, state = (
         {k: v.clone() for k, v in learner.student.state_dict().items()},
@@ -185,7 +185,7 @@ def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
 
 
 def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
     names = {}
     for setting in ("auto", "off", "on"):
         config = make_config(
@@ -196,7 +196,7 @@ def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
 
 
 def test_an_error_of_the_computation_itself_is_not_swallowed(monkeypatch):
-    monkeypatch.setattr(compiling.torch, "compile", lambda function: function)
+    monkeypatch.setattr(run.torch, "compile", lambda function: function)
     learner = make_learner()
     compile_learner(learner, make_batch(2))
     batch = make_batch(2)
