@@ -19,6 +19,7 @@ from kdcache.errors import SettingsError, TrainingError
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
 from kdcache.progress import Silent
+from kdcache.seals import seal_json
 from kdcache.training import learner as learning
 from kdcache.training import loop, run
 from kdcache.training.batches import Augmentation, Batch, Move, make_augmentation
@@ -347,7 +348,7 @@ def test_a_run_from_before_these_settings_is_one_without(quick_root, tmp_path):
     result = json.loads(path.read_text())
     for name in ("views", "flip", "crop"):
         del result["hyperparameters"][f"train.{name}"]
-    path.write_text(json.dumps(result))
+    path.write_bytes(seal_json({k: v for k, v in result.items() if k != "sha256"}))
     train(quick_root, tmp_path / "run", epochs=1, resume=True)
     with pytest.raises(TrainingError, match="train.views is 'cycle', expected 'random'"):
         train(quick_root, tmp_path / "run", epochs=1, resume=True, views="random")
