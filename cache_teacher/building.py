@@ -180,7 +180,7 @@ def _say_fidelity(config: Config) -> None:
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
     from kdcache.analysis.students import use_built_in
     from kdcache.models.own_code import Trust
-    from kdcache.report.cache_text import format_fidelity_line
+    from kdcache.report.phase_one_text import format_fidelity_line
 
     given = config_to_dict(use_built_in(config))
     weights = {name: given["teacher"][name] for name in ("weights", "device", "batch_size")}

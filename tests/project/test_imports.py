@@ -1,0 +1,36 @@
+"""Names that are imported inside of functions exist: no lint looks there across files."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+
+import pytest
+
+from tests.architecture import PACKAGES, ROOT, find_files
+
+
+@pytest.mark.parametrize("path", find_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_file_imports_of_ours_is_there(path):
+    missing = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            missing += [name for name in node.names if not is_there(node.module, name.name)]
+    assert not [name.name for name in missing]
+
+
+def is_there(module: str, name: str) -> bool:
+    """Whether a module has that name; one whose library is not installed is not looked into."""
+    try:
+        there = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return (error.name or "").split(".")[0] not in PACKAGES
+    inside = hasattr(there, "__path__") and importlib.util.find_spec(f"{module}.{name}")
+    return hasattr(there, name) or bool(inside)
+
+
+def test_a_name_that_is_not_there_is_seen():
+    assert is_there("kdcache.errors", "one_line") and is_there("kdcache", "errors")
+    assert not is_there("kdcache.errors", "two_lines")
+    assert not is_there("kdcache.none", "one_line")
