@@ -117,11 +117,21 @@ def one_line(error: object, *, named: bool = False) -> str:
     return f"{kind}: {text}" if named and text else text or kind
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # of torch's allocator for CPUs
+    "CUDA error: out of memory",  # of the driver, beside torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",  # of libraries with memory of their own
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch says in a plain RuntimeError if memory is missing."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory is missing; torch's allocator for CPUs has no error of its own."""
+    """Whether memory of the machine or of a GPU is missing, whoever says so."""
     torch = sys.modules.get("torch")  # importing it takes seconds, and only it raises its errors
     kinds = (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, kinds) or said
 
 
 def hide_passwords(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcache.losses.target import Target, as_target
+from kdcache.losses.target import Target, as_target, sum_dtype
 from kdcache.losses.terms import feature_distance
 from kdcache.models.inputs import resize_to
 
@@ -26,7 +26,8 @@ class _FeatureLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student_NSHW, weight_SR, values_NRhw, scale_NR):
         hw = tuple(student_NSHW.shape[-2:])
-        total = torch.zeros((), dtype=torch.float64, device=student_NSHW.device)
+        device = student_NSHW.device
+        total = torch.zeros((), dtype=sum_dtype(device), device=device)
         by_student = torch.empty(student_NSHW.shape, device=student_NSHW.device)
         by_weight = torch.zeros_like(weight_SR)
         most = TILE_NUMBERS.get(student_NSHW.device.type, TILE_NUMBERS["cuda"])
@@ -107,7 +108,8 @@ def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, 
         return (own * bent).addcmul_(other, inverse, value=-1)
 
     by_student = slope(student_NSP, target_NSP, student_norm)
-    return (1 - cosine).sum().double(), by_student, slope(target_NSP, student_NSP, target_norm)
+    total = (1 - cosine).sum().to(sum_dtype(cosine.device))
+    return total, by_student, slope(target_NSP, student_NSP, target_norm)
 
 
 def _norm(x_NSP: Tensor) -> Tensor:

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from kdcache.config import VOID
-from kdcache.losses.target import PixelTargets, Upsampled, find_classes, split_bands
+from kdcache.losses.target import (
+    PixelTargets,
+    Upsampled,
+    find_classes,
+    split_bands,
+    sum_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class PixelWeights:
     threshold: float = 0.0
 
     def sum_up(self, sums: Tensor) -> Tensor:
-        """The weighted sum of the three `sums`, a float64 scalar."""
+        """The weighted sum of the three `sums`, a scalar of their dtype."""
         factors = zip(sums, (self.ce, self.pseudo, self.kd), strict=True)
         return sum(sum_ * factor for sum_, factor in factors if factor is not None)
 
@@ -49,7 +55,7 @@ class _PixelLoss(torch.autograd.Function):
     def forward(ctx, student_NKhw, targets, weights, compute):
         hw, teacher_NKhw = targets.hw, targets.teacher_NKhw
         label_NHW, labelled_N = targets.label_NHW, targets.labelled_N
-        sums = torch.zeros(3, dtype=torch.float64, device=student_NKhw.device)
+        sums = torch.zeros(3, dtype=sum_dtype(student_NKhw.device), device=student_NKhw.device)
         gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
         for images, rows in split_bands(student_NKhw, hw):
             student = Upsampled(student_NKhw[images].float(), hw)
@@ -110,7 +116,7 @@ def compute_band(
     labelled: Tensor | None,
     weights: PixelWeights,
 ) -> tuple[Tensor, Tensor]:
-    """The three sums (float64 [3]) and the gradient of their weighted sum by the student's scores.
+    """The three sums (`sum_dtype` [3]), and the gradient of their weighted sum by the scores.
 
     Args:
         student, teacher: float32 [R, N, K, W], the teacher's divided by T; both are overwritten.
@@ -135,8 +141,8 @@ def compute_band(
     if weights.kd is not None:
         known = log_total if weights.temperature == 1 else None
         kd = _divergence_band(student, teacher, weights, gradient, log_total=known)
-    zero = torch.zeros((), dtype=torch.float64, device=student.device)
-    sums = [zero if term is None else term.double() for term in (ce, pseudo, kd)]
+    zero = torch.zeros((), dtype=sum_dtype(student.device), device=student.device)
+    sums = [zero if term is None else term.to(zero.dtype) for term in (ce, pseudo, kd)]
     return torch.stack(sums), gradient
 
 

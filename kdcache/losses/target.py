@@ -77,6 +77,15 @@ def as_target(answer: Tensor | Target) -> Target:
     return answer if isinstance(answer, Target) else Target(answer)
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """What sums over pixels are kept in: float64, or float32 on a device that lacks it (MPS).
+
+    >>> sum_dtype(torch.device("cpu")), sum_dtype(torch.device("mps"))
+    (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def split_bands(
     x_NKhw: Tensor, hw: tuple[int, int]
 ) -> Iterator[tuple[slice, list[tuple[int, int]]]]:

@@ -22,6 +22,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.records import has_record
 from kdcache.config import Config
 from kdcache.data.pictures import Split
+from kdcache.machine.devices import use_device
 from kdcache.machine.process import count_own_cores, find_free_ram, find_worker
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import GroupAnswers, View, start_views
@@ -129,8 +130,9 @@ class Pipeline:
         self.written: list[Group] = []
         self.written_bytes = 0
         self.shrunk: list[dict] = []
-        self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw")
-        self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write")
+        own = {"initializer": use_device, "initargs": (job.teacher.device,)}
+        self._drawers = ThreadPoolExecutor(self.crew.drawers, thread_name_prefix="draw", **own)
+        self._writers = ThreadPoolExecutor(self.crew.writers, thread_name_prefix="write", **own)
         self._room = threading.Semaphore(self.crew.writers)  # no group waits in a queue, in memory
         self._drawn: deque[_Flight] = deque()
         self._writing: list[Future[None]] = []

@@ -23,6 +23,7 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.config import STRIDE, Config
+from kdcache.machine.devices import use_device
 from kdcache.machine.process import count_own_cores
 from kdcache.training.order import SampleView, raw_words
 from kdcache.training.samples import JoinedReader, Kind, ResidentSamples
@@ -99,7 +100,11 @@ class BatchReader:
 
         Raises: CacheCorruptError if stored bytes differ from the committed ones.
         """
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.num_threads) as pool:
+        own = {"initializer": use_device, "initargs": (self.device,)}
+        with (
+            ThreadPoolExecutor(1, **own) as ahead,
+            ThreadPoolExecutor(self.num_threads, **own) as pool,
+        ):
             coming: Future | None = None
             for step, places in enumerate(batches):
                 coming = coming or ahead.submit(self._bring, pool, places, self.slots[step % 2])

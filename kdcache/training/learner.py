@@ -17,7 +17,7 @@ from kdcache.cache.encodings import Targets
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.errors import KdcacheError, TrainingError, one_line
+from kdcache.errors import KdcacheError, TrainingError, is_out_of_memory, one_line
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.machine.devices import (
     check_precision,
@@ -30,8 +30,8 @@ from kdcache.training.batches import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process
 from kdcache.training.samples import JoinedReader
 
-KNOWN_FAILURES = (KdcacheError, OSError, torch.OutOfMemoryError, MemoryError)
-"""Errors that say themselves what is wrong."""
+KNOWN_FAILURES = (KdcacheError, OSError)
+"""Errors that say themselves what is wrong, as does one of missing memory."""
 
 
 @dataclass
@@ -51,6 +51,8 @@ class Learner:
     targets: Targets = field(default_factory=Targets)
     augmentation: Augmentation | None = None
     """None: batches are used as they are read."""
+    compiled: bool = False
+    """Whether `forward` is compiled, whatever `train.compile` asks for."""
     processes: Alone = field(default_factory=Alone)
     """The processes that train this student together."""
 
@@ -124,6 +126,15 @@ def check_student(config: Config) -> None:
         _find_channels(config, student)
 
 
+def describe_arithmetic(learner: Learner) -> str:
+    """A line for the terminal: device, driver, precision, and whether the student is compiled."""
+    device, precision = learner.device, "float32" if learner.autocast is None else "bfloat16"
+    name = "cpu"
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} ({device}), CUDA {torch.version.cuda}"
+    return f"device: {name}, {precision}, {'compiled' if learner.compiled else 'not compiled'}"
+
+
 def list_arrays(learner: Learner) -> list[str]:
     """The arrays that training reads; targets of terms of weight 0 are not touched."""
     loss = learner.loss
@@ -147,12 +158,14 @@ def explain_failures(arch: str) -> Iterator[None]:
     Args:
         arch: of the student. Errors of the built-in one are ours, and stay what they are.
 
-    Raises: TrainingError in place of any error but KNOWN_FAILURES and a lost process.
+    Raises: TrainingError in place of any error but KNOWN_FAILURES, missing memory and a lost
+        process.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
-        known = isinstance(error, KNOWN_FAILURES) or is_lost_process(error)
+        known = isinstance(error, KNOWN_FAILURES) or is_out_of_memory(error)
+        known = known or is_lost_process(error)
         if known or arch == BUILT_IN_STUDENT:
             raise
         raise describe_failure(error, arch) from None

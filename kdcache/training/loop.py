@@ -94,6 +94,14 @@ def plan_batches(
     )
 
 
+def find_batch_sizes(
+    config: Config, reader: CacheReader | JoinedReader, processes: Alone
+) -> list[int]:
+    """The sizes of this process's batches in any epoch, the largest first."""
+    batches = plan_batches(config, reader, epoch=1)
+    return sorted({len(processes.share(places)) for places in batches}, reverse=True)
+
+
 def train_epoch(
     learner: Learner, reader: BatchReader, batches: list, *, epoch: int, bar: Bar
 ) -> TermTotals:

@@ -151,6 +151,7 @@ def finish_run(
         "seconds": sum(entry["time_s"] for entry in history),
         **describe_machine(learner.device),
         "device_type": learner.device.type,
+        "compiled": learner.compiled,
         "processes": sorted({entry.get("processes", 1) for entry in history}),
         **find_origin(config, manifest),
         "sealed": seal_files(history),

@@ -137,8 +137,6 @@ class Processes(Alone):
 
     def take_device(self, device: torch.device) -> None:
         self.lead(_check_different, self._gather(find_gpu(device) or f"CPU of {self.rank}"), device)
-        if device.index is not None:  # plain `cuda` is the one that torch takes by default
-            torch.cuda.set_device(device)
 
     def has_every(self, there: bool) -> bool:
         return all(self._gather(there))

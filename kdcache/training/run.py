@@ -5,6 +5,9 @@ compiled where that is worth it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +15,19 @@ import torch
 from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
+from kdcache.errors import is_out_of_memory
 from kdcache.machine.devices import choose_compiling
 from kdcache.progress import Progress, Say
 from kdcache.training.batches import Batch, BatchReader
 from kdcache.training.checkpoint import read_state, restore
-from kdcache.training.learner import Learner, explain_failures, list_arrays, open_learner
-from kdcache.training.loop import compute_step, run_epoch
+from kdcache.training.learner import (
+    Learner,
+    describe_arithmetic,
+    explain_failures,
+    list_arrays,
+    open_learner,
+)
+from kdcache.training.loop import compute_step, find_batch_sizes, run_epoch
 from kdcache.training.planned_run import (
     PlannedRun,
     begin_folder,
@@ -28,7 +38,13 @@ from kdcache.training.planned_run import (
 from kdcache.training.processes import Alone
 from kdcache.training.run_folder import HeldFolder
 from kdcache.training.run_identity import hyperparameters
-from kdcache.training.samples import LABELLED, Data, choose_residency, find_need
+from kdcache.training.samples import (
+    LABELLED,
+    Data,
+    JoinedReader,
+    choose_residency,
+    find_need,
+)
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
 
 log = logging.getLogger("kdcache")
@@ -106,7 +122,9 @@ def prepare(
 ) -> tuple[Learner, list[dict]]:
     """A learner and the entries of its epochs so far: new, or as the last checkpoint has them."""
     learner = processes.agree(open_learner, run.config, data.train, processes)
-    compile_where_worth(run.config, data.train, learner, say=events.said)
+    sizes = find_batch_sizes(run.config, data.samples, processes)
+    compile_where_worth(run.config, data.train, learner, batch_sizes=sizes, say=events.said)
+    events.said(describe_arithmetic(learner))
     processes.adopt(
         learner.student, learner.device
     )  # after the trial, which must not wait for others
@@ -130,12 +148,25 @@ def open_readers(
     pairs = ((samples, names), (data.val, ["image", "label"]))
     needs = [find_need(*pair) for pair in pairs]
     choice = choose_residency(config.train.residency, needs, device=device)
-    events.said(choice.describe())
     size = learner.processes.largest_share(config.train.batch_size)
-    train, val = (
-        BatchReader(reader, arrays=names, batch_size=size, device=device, residency=choice.kind)
-        for reader, names in pairs
-    )
+    make = partial(_make_readers, pairs, batch_size=size, device=device)
+    try:
+        readers = make(residency=choice.kind)
+    except Exception as error:
+        ours = choice.kind == "gpu" and config.train.residency == "auto"
+        if not (ours and is_out_of_memory(error)):
+            raise
+        choice = choose_residency("auto", needs, device=torch.device("cpu"))
+        choice = replace(choice, reason=f"others have taken the GPU's memory; {choice.reason}")
+        readers = make(residency=choice.kind)
+    events.said(choice.describe())
+    return readers
+
+
+def _make_readers(
+    pairs: Sequence[tuple[CacheReader | JoinedReader, list[str]]], **options: object
+) -> tuple[BatchReader, BatchReader]:
+    train, val = (BatchReader(reader, arrays=names, **options) for reader, names in pairs)
     return train, val
 
 
@@ -147,27 +178,44 @@ def _open_tracker(run: PlannedRun, num_done: int, *, held: HeldFolder) -> Guarde
     return tracker
 
 
-def compile_where_worth(config: Config, train: CacheReader, learner: Learner, *, say: Say) -> None:
-    """Compile a learner as `train.compile` says, in all its processes or in none."""
+def compile_where_worth(
+    config: Config,
+    train: CacheReader,
+    learner: Learner,
+    *,
+    batch_sizes: Sequence[int],
+    say: Say,
+) -> None:
+    """Compile a learner as `train.compile` says, in all its processes or in none.
+
+    Every size of a batch is tried here, so that nothing is compiled while training is timed.
+
+    Args:
+        batch_sizes: of this process, in a whole epoch.
+    """
+    processes = learner.processes
     compiling, line = choose_compiling(config.train.compile, device=learner.device)
+    if compiling and processes.count > 1 and learner.device.type == "cuda":
+        compiling, line = False, "compile: off, BatchNorm has the statistics of several GPUs"
     say(line)
     if not compiling:
         return
     plain = learner.forward, learner.loss.compute_band
     specs = [train.layout.array(name) for name in list_arrays(learner)]
-    size = learner.processes.largest_share(config.train.batch_size)
-    trial = make_trial_batch(specs, batch_size=size, device=learner.device)
-    trial = learner.augmentation.apply(trial, epoch=0) if learner.augmentation else trial
-    works = compile_learner(learner, trial)
-    if not learner.processes.has_every(works) and works:  # asked first: each process must ask
+    trials = [make_trial_batch(specs, batch_size=n, device=learner.device) for n in batch_sizes]
+    if learner.augmentation:
+        trials = [learner.augmentation.apply(trial, epoch=0) for trial in trials]
+    learner.compiled = compile_learner(learner, trials)
+    if not processes.has_every(learner.compiled) and learner.compiled:  # asked first: all must ask
         learner.forward, learner.loss.compute_band = plain
+        learner.compiled = False
         say("compile: off, not possible in every process")
 
 
-def compile_learner(learner: Learner, batch: Batch) -> bool:
+def compile_learner(learner: Learner, batches: Sequence[Batch]) -> bool:
     """Compile the student's forward pass and the loss of a band of rows.
 
-    Tried on a batch, backward pass included: if that fails, one line says so and the plain
+    Tried on each batch, backward pass included: if that fails, one line says so and the plain
     functions stay. The trial leaves no trace in weights, running statistics, gradients or random
     state. Validation and checkpoints keep the plain student.
 
@@ -182,7 +230,8 @@ def compile_learner(learner: Learner, batch: Batch) -> bool:
             compiled = [torch.compile(function) for function in plain]
             learner.forward, learner.loss.compute_band = compiled
             learner.student.train()
-            compute_step(learner, batch).total.backward()
+            for batch in batches:
+                compute_step(learner, batch).total.backward()
     except Exception as error:  # whatever a compiler raises: a hundred kinds
         inner = getattr(error, "inner_exception", error)
         reason = (str(inner).strip() or type(inner).__name__).splitlines()[0][:120]

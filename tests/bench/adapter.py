@@ -95,10 +95,8 @@ def make_learner(config: Config) -> Learner:
             codecs=dict.fromkeys(DTYPES),
         )
         specs = [spec for spec in specs if spec.name in list_arrays(learner)]
-        compile_learner(
-            learner,
-            make_trial_batch(specs, batch_size=config.train.batch_size, device=learner.device),
-        )
+        size = config.train.batch_size
+        compile_learner(learner, [make_trial_batch(specs, batch_size=size, device=learner.device)])
     learner.student.train()
     return learner
 

@@ -232,7 +232,7 @@ def compile_where_it_fails_in_one(joined: Alone, given: dict) -> tuple[bool, lis
     run.torch.compile = lambda function: (
         fail_here if joined.rank else (lambda *args, **opts: function(*args, **opts))
     )
-    run.compile_where_worth(config, data.train, learner, say=said.append)
+    run.compile_where_worth(config, data.train, learner, batch_sizes=[2], say=said.append)
     return learner.forward is not learner.student, said[1:]
 
 

@@ -10,13 +10,15 @@ import logging
 import pytest
 import torch
 
-from kdcache.config.parser import make_config
+from kdcache.config.parser import make_config, merge
 from kdcache.machine import devices
 from kdcache.machine.devices import choose_compiling
-from kdcache.training import run
+from kdcache.training import loop, run
 from kdcache.training.batches import Batch
+from kdcache.training.distill import distill
 from kdcache.training.learner import build_learner
 from kdcache.training.loop import train_step
+from kdcache.training.processes import Alone
 from kdcache.training.run import compile_learner
 from kdcache.training.run_identity import hyperparameters
 
@@ -110,13 +112,59 @@ def check_steps_are_equal(*, rel: float, loss: dict | None = None) -> None:
     for module in (*plain.student.modules(), *compiled.student.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # compiled code draws other masks from the same seed
-    compile_learner(compiled, make_batch(3))
+    compile_learner(compiled, [make_batch(3)])
     for num in (3, 2):  # the second size compiles anew
         expected, found = take_step(plain, num), take_step(compiled, num)
         assert {k: v.item() for k, v in found.means().items()} == pytest.approx(
             {k: v.item() for k, v in expected.means().items()}, rel=rel
         )
     assert compiled.student.state_dict().keys() == plain.student.state_dict().keys()
+
+
+class Counting:
+    """A compiler that counts how often it compiles, and leaves the operations as they are."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return graph.forward
+
+
+def test_nothing_is_compiled_after_the_trial(given, built_root, monkeypatch):
+    """In three epochs whose last batch is short: 10 samples in batches of 4."""
+    counting, seen = Counting(), []
+    compiler = functools.partial(torch.compile, backend=counting)
+    monkeypatch.setattr(run.torch, "compile", compiler)
+    monkeypatch.setattr(run, "choose_compiling", lambda setting, device: (True, "on"))
+    train_step = loop.train_step
+
+    def note(learner, batch, *, where):
+        seen.append((counting.count, len(batch.sample_ids)))
+        return train_step(learner, batch, where=where)
+
+    monkeypatch.setattr(loop, "train_step", note)
+    train = {"train": {"epochs": 3, "batch_size": 4}, "run": {"baseline": False}}
+    outcome = distill(merge(given, train), root=built_root)
+    assert [size for _, size in seen] == [4, 4, 2] * 3
+    assert counting.count > 0 and {count for count, _ in seen} == {counting.count}
+    assert outcome.student["compiled"] is True
+
+
+def test_several_processes_on_gpus_do_not_compile_and_say_so(monkeypatch):
+    learner, said = make_learner(), []
+    learner.device, learner.processes = GPU, Several()
+    monkeypatch.setattr(run, "choose_compiling", lambda setting, device: (True, "on"))
+    monkeypatch.setattr(run, "compile_learner", None)
+    config = make_config({"train": {"compile": "on"}})
+    run.compile_where_worth(config, None, learner, batch_sizes=[2], say=said.append)
+    assert said == ["compile: off, BatchNorm has the statistics of several GPUs"]
+    assert not learner.compiled
+
+
+class Several(Alone):
+    count = 2
 
 
 def fail(*args: object) -> None:
@@ -154,7 +202,7 @@ def test_a_compiler_that_fails_is_one_line_and_training_goes_on(monkeypatch, cap
     )
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="kdcache"):
         patch.setattr(run.torch, "compile", broken)
-        compile_learner(learner, make_batch(2))
+        compile_learner(learner, [make_batch(2)])
     (line,) = [record.getMessage() for record in caplog.records]
     assert (
         "\n" not in line
@@ -177,7 +225,7 @@ def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
         {k: v.clone() for k, v in learner.student.state_dict().items()},
         torch.get_rng_state(),
     )
-    compile_learner(learner, make_batch(2))
+    compile_learner(learner, [make_batch(2)])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(
         torch.equal(value, before[name]) for name, value in learner.student.state_dict().items()
@@ -198,7 +246,7 @@ def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
 def test_an_error_of_the_computation_itself_is_not_swallowed(monkeypatch):
     monkeypatch.setattr(run.torch, "compile", lambda function: function)
     learner = make_learner()
-    compile_learner(learner, make_batch(2))
+    compile_learner(learner, [make_batch(2)])
     batch = make_batch(2)
     batch.arrays["label"] = batch.arrays["label"][:1]
     with pytest.raises(ValueError, match="label_NHW"):
