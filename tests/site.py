@@ -15,6 +15,7 @@ AT_ROOT = {
     "BENCHMARKS.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "reporting.md",
 }
 """Page of the project -> page of the site."""
 

@@ -5,7 +5,6 @@ a bug, and must never be met here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,18 +16,21 @@ import pytest
 import torch
 import yaml
 
-import cache_teacher.cli
-import train_student.cli
-from kdcache.command import A_BUG
 from kdcache.seals import SealedArchive
 from kdcache.training.run_folder import BEST, LAST, METRICS, RESULT, SETTINGS
-from tests.support import quick
 from tests.support.effort import FULL, quick_and_full
+from tests.support.odd_world import (
+    LOOKING,
+    check_command,
+    make_world,
+    seal,
+    seal_metrics,
+    to_json,
+)
 
 TAGS = '<b onclick="x()">\x1b[2J\n'
 ODD = [None, float("nan"), float("inf"), -1, 10**400, TAGS, [], {"a": [1]}, True, 0, 1e300]
 MOST_OF_A_KIND = 2  # entries of a long list, or of a table of tensors, that are changed
-KINDS = {"cache_teacher": cache_teacher.cli.main, "train_student": train_student.cli.main}
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,6 @@ class Document:
     write: Callable[[object], bytes]
     commands: tuple[str, ...]
     every: int = 1  # in `make test` only each of so many places is changed
-
-
-def to_json(document: object) -> str:
-    """With NaN, and infinity as a number that is too large."""
-    return json.dumps(document, indent=1).replace("Infinity", "1e999")
-
-
-def seal(document: dict) -> bytes:
-    """Any JSON as docs/format.md wants it: its own sha256 as the last field."""
-    text = to_json({name: value for name, value in document.items() if name != "sha256"})
-    head = text.rstrip().removesuffix("}").rstrip().encode() + b',\n "sha256": "'
-    tail = b'"\n}\n'
-    return head + hashlib.sha256(head + b"0" * 64 + tail).hexdigest().encode() + tail
-
-
-def seal_metrics(run: Path) -> None:
-    """Let the result say that metrics.jsonl is what it is now."""
-    found = hashlib.sha256((run / METRICS).read_bytes()).hexdigest()
-    result = json.loads((run / RESULT).read_bytes())
-    (run / RESULT).write_bytes(seal(result | {"sealed": {METRICS: found}}))
 
 
 def to_lines(entries: list) -> bytes:
@@ -83,7 +65,6 @@ def read_state(data: bytes) -> dict:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
-LOOKING = ("info cache", "info cache --json", "verify cache", "view cache --out page.html")
 RUN = "--config given.yaml --run.dir run/kd"
 DOCUMENTS = {
     "manifest": Document(
@@ -137,58 +118,8 @@ def find_places(value: object) -> Iterator[tuple[dict | list, object]]:
 
 @pytest.fixture(scope="module")
 def world(quick_data, tmp_path_factory) -> Path:
-    """A cache, a finished and a half run, a fit that was stopped. Read only."""
-    root = tmp_path_factory.mktemp("odd") / "world"
-    root.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
-        quick.build_quick(quick_data, Path("cache"))
-        given = quick.quick_given(quick_data, Path("cache"))
-        given["fit"] = {"epochs": 2, "batch_size": 2, "out": "fit/t.pth"}
-        given["teacher"] |= {"weights": "fit/t.pth"}
-        given["run"] = {"track": "none", "baseline": False}
-        given["train"] |= {"epochs": 2}
-        Path("given.yaml").write_text(yaml.safe_dump(given))
-        assert KINDS["train_student"](["--config", "given.yaml", "--run.dir", "run/kd"]) == 0
-        shutil.copytree("run", "half")
-        Path("half/kd", RESULT).unlink()
-        shutil.copy(next(quick_data.rglob("JPEGImages/*.jpg")), "photo.png")
-        patch.setattr("kdcache.models.fit.STATE_EVERY_S", 0.0)
-        patch.setattr("kdcache.models.fit._finish", lambda *args, **options: 0.0)
-        assert KINDS["cache_teacher"](["fit", "--config", "given.yaml"]) == 0
-    return root
-
-
-def run_words(command: str) -> tuple[str, list[str]]:
-    """The program and the words of a command, some of which have a short name here."""
-    settings = ["--config", "given.yaml"]
-    short = {
-        "train": ("train_student", [*settings, "--run.dir", "new", "--train.epochs", "1"]),
-        "resume": ("train_student", [*settings, "--run.dir", "run/kd", "--run.resume"]),
-        "go on": ("train_student", [*settings, "--run.dir", "half/kd", "--run.resume"]),
-        "build": ("cache_teacher", settings),
-        "fit": ("cache_teacher", ["fit", *settings]),
-    }
-    if command in short:
-        return short[command]
-    words = command.split()
-    of_student = words[0] in ("compare", "report", "predict")
-    return "train_student" if of_student else "cache_teacher", words
-
-
-def check_command(command: str, capsys: pytest.CaptureFixture) -> int:
-    """Run it: it ends well, or in one line of a known error; returns the code."""
-    program, words = run_words(command)
-    code = KINDS[program](words)
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith(program)]
-    assert A_BUG not in err and "Traceback" not in err, err
-    assert len(lines) == (0 if code == 0 else 1) or words[0] == "verify", err
-    assert all(letter.isprintable() or letter == "\n" for letter in out + err)
-    pages = [page.read_text() for page in Path.cwd().rglob("*.html")]
-    assert not [page for page in pages if "<b onclick" in page]
-    return code
+    """Read only."""
+    return make_world(quick_data, tmp_path_factory.mktemp("odd") / "world")
 
 
 def choose_cases(document: Document, places: int, effort: str) -> Iterator[tuple[int, object]]:
