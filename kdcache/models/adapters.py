@@ -116,8 +116,11 @@ def read_transformers(config: TeacherConfig) -> PretrainedConfig:
     check_installed("transformers", config.arch)
     from transformers import AutoConfig
 
-    with explain(config.arch, "a folder with config.json, or a name of the Hugging Face hub"):
-        return AutoConfig.from_pretrained(config.arch.partition(":")[2], trust_remote_code=False)
+    name, expected = config.arch.partition(":")[2], "a folder with config.json"
+    if (name.startswith((".", "/", "~")) or name.count("/") != 1) and not Path(name).is_dir():
+        raise refuse_code(config.arch, "no folder", f"{expected}, or OWNER/MODEL", field=TEACHER)
+    with explain(config.arch, f"{expected}, or a name of the Hugging Face hub"), _quiet():
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def hash_transformers(config: TeacherConfig) -> str:

@@ -216,6 +216,13 @@ def test_what_is_no_segformer_is_one_line(change, words, tmp_path):
     check_one_line(error, words)
 
 
+@pytest.mark.parametrize("name", ["./none", "/none", "~/none", "none", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(name):
+    with pytest.raises(SettingsError) as error:
+        build(f"transformers:{name}")
+    check_one_line(error, f"transformers:{name} is no folder, expected a folder with config.json")
+
+
 def test_other_classes_are_told_with_background(folder):
     with pytest.raises(TeacherError) as error:
         build(f"transformers:{folder}", num_classes=4)
