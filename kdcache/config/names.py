@@ -27,6 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AS_BUILT = "as_built"  # teacher.weights: those that the network comes with
 OWN_CODE = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 """package.module:function of the user's."""
+TIMM = "timm:"  # students over a backbone of timm begin with this
 SMP, TRANSFORMERS = "smp:", "transformers:"  # teachers of other libraries begin with these
 LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
@@ -52,6 +53,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""
 MOST_PX = 65_536  # of a side
+
+
+def is_own_student(arch: str) -> bool:
+    """Whether `student.arch` names code of the user's."""
+    return arch != BUILT_IN_STUDENT and not arch.startswith(TIMM)
 
 
 def as_preset(word: str) -> dict[str, str]:

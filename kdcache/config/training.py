@@ -12,12 +12,14 @@ from kdcache.config.names import (
     OWN_CODE,
     STRIDE,
     TERMS,
+    TIMM,
     Option,
     SizePx,
     as_hw,
     check_positive,
     check_range,
     check_size,
+    is_own_student,
 )
 from kdcache.errors import refuse
 from kdcache.schema import FieldError, plain
@@ -25,33 +27,38 @@ from kdcache.schema import FieldError, plain
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """MobileNetV3-Small + ASPP + skip connections, or a student of yours."""
+    """MobileNetV3-Small + ASPP + skip connections, another backbone, or a student of yours."""
 
     arch: str = BUILT_IN_STUDENT
-    """mobilenetv3_small, or package.module:function of yours, which takes num_classes and returns a
-    module that returns (logits, features)."""
+    """mobilenetv3_small; timm:NAME for the same head over a backbone of timm, as in timm:resnet18;
+    or package.module:function of yours, which takes num_classes and returns a module that returns
+    (logits, features)."""
     options: dict[str, Option] = field(default_factory=dict)
-    """What your function is called with besides num_classes, e.g. {width: 32}."""
+    """What your function, or timm's, is called with besides num_classes, e.g. {width: 32}."""
     pretrained: bool = True
     """Start mobilenetv3_small from torchvision's ImageNet weights (10 MB download, checked by
-    hash)."""
+    hash), a backbone of timm from those that timm downloads."""
     aspp_channels: int = 96
-    """Channels of each ASPP branch of mobilenetv3_small, 8 or more; 96 gives 2.8 M parameters at 21
-    classes."""
+    """Channels of each ASPP branch but in a student of yours, 8 or more; 96 gives mobilenetv3_small
+    2.8 M parameters at 21 classes."""
 
     def __post_init__(self) -> None:
         check_range("student.aspp_channels", self.aspp_channels, 8, 4096)
-        own = re.fullmatch(OWN_CODE, self.arch)
-        if self.arch != BUILT_IN_STUDENT and not own:
-            raise refuse(
-                "student.arch", self.arch, f"{BUILT_IN_STUDENT} or package.module:function"
-            )
+        timm = self.arch.startswith(TIMM) and self.arch != TIMM
+        if not (self.arch == BUILT_IN_STUDENT or timm or re.fullmatch(OWN_CODE, self.arch)):
+            expected = f"{BUILT_IN_STUDENT}, {TIMM}NAME or package.module:function"
+            raise refuse("student.arch", self.arch, expected)
         try:
             plain(self.options)  # they are stored with every run
         except FieldError as error:
             raise refuse("student.options", self.options, f"finite values ({error})") from None
-        if self.options and not own:
+        if self.options and self.arch == BUILT_IN_STUDENT:
             raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the student is code of the user's."""
+        return is_own_student(self.arch)
 
 
 @dataclass(frozen=True, kw_only=True)

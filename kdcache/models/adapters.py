@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SMP_STAGES = {f"layer{n}": f"encoder[{n + 1}]" for n in range(1, 5)}  # strides 4, 8, 16, 32
 SEGFORMER_STAGES = {f"layer{n}": f"[hidden_states][{n - 1}]" for n in range(1, 5)}
-EXTRAS = {"segmentation_models_pytorch": "smp", "transformers": "transformers"}
+EXTRAS = {"segmentation_models_pytorch": "smp", "timm": "timm", "transformers": "transformers"}
 VOLATILE = ("transformers_version", "dtype", "architectures", "id2label", "label2id")
 """Of a config of transformers: they decide no number that a network gives."""
 
@@ -130,7 +130,7 @@ def hash_transformers(config: TeacherConfig) -> str:
     return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def check_installed(module: str, arch: str) -> None:
+def check_installed(module: str, arch: str, *, field: str = TEACHER) -> None:
     """Check that the library of an adapter is there. Raises SettingsError."""
     if importlib.util.find_spec(module) is None:
         expected, cure = (
@@ -138,12 +138,12 @@ def check_installed(module: str, arch: str) -> None:
             f"`pip install 'kdcache[{EXTRAS[module]}]'`",
         )
         raise SettingsError(
-            describe("settings", field="teacher.arch", found=arch, expected=expected, cure=cure)
+            describe("settings", field=field, found=arch, expected=expected, cure=cure)
         )
 
 
 @contextmanager
-def explain(arch: str, expected: str) -> Iterator[None]:
+def explain(arch: str, expected: str, *, field: str = TEACHER) -> Iterator[None]:
     """Turn what a library raises into one line. Raises SettingsError."""
     try:
         yield
@@ -151,7 +151,7 @@ def explain(arch: str, expected: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # whatever another library meets
         found = f"failing ({one_line(error, named=True)})"
-        raise refuse_code(arch, found, expected, field=TEACHER) from None
+        raise refuse_code(arch, found, expected, field=field) from None
 
 
 @contextmanager

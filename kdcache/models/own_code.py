@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.names import is_own_student
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, one_line
 
@@ -59,7 +59,7 @@ class Trust:
 
         Raises: SettingsError if it may not, or if its file is another one now.
         """
-        if arch == BUILT_IN_STUDENT:
+        if field == STUDENT and not is_own_student(arch):
             return
         if not (self.any_code or arch == (self.arch if field == STUDENT else self.teacher)):
             expected = Phrase("named on this command line: code that a file names is not run")

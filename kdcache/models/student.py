@@ -15,7 +15,7 @@ from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from kdcache.config import StudentConfig
-from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.names import BUILT_IN_STUDENT, TIMM, is_own_student
 from kdcache.errors import one_line
 from kdcache.models.inputs import resize_to
 from kdcache.models.own_code import call_function, refuse_code
@@ -54,9 +54,18 @@ class LightweightSegmentationModel(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = BATCHNORM_MOMENTUM
-        self.aspp = _Aspp(576, ASPP_RATES, aspp_channels)
-        self.skip_mid = _conv_block(STUDENT_CHANNELS["mid"], SKIP_CHANNELS, kernel=1)
-        self.skip_low = _conv_block(STUDENT_CHANNELS["low"], SKIP_CHANNELS, kernel=1)
+        self._make_head({**STUDENT_CHANNELS, "deep": 576}, num_classes, aspp_channels)
+
+    def _make_head(self, channels: Mapping[str, int], num_classes: int, aspp_channels: int) -> None:
+        """Make what follows the backbone.
+
+        Args:
+            channels: of low, mid, and deep, which ASPP sees.
+            num_classes, aspp_channels: as of the class.
+        """
+        self.aspp = _Aspp(channels["deep"], ASPP_RATES, aspp_channels)
+        self.skip_mid = _conv_block(channels["mid"], SKIP_CHANNELS, kernel=1)
+        self.skip_low = _conv_block(channels["low"], SKIP_CHANNELS, kernel=1)
         self.head = _conv_block(aspp_channels + 2 * SKIP_CHANNELS, HEAD_CHANNELS, kernel=3)
         self.classifier = nn.Conv2d(HEAD_CHANNELS, num_classes, 1)
 
@@ -70,10 +79,7 @@ class LightweightSegmentationModel(nn.Module):
 
         Returns: logits [N, num_classes, H, W] (stride 4 without full_size), or (logits, features).
         """
-        features, x = {}, image_NCHW
-        for index, stage in enumerate(self.backbone):
-            x = stage(x)
-            features.update({level: x for level, tap in TAPS.items() if tap == index})
+        features, x = self._run_backbone(image_NCHW)
         grid = features["low"].shape[-2:]
         parts = [self.aspp(x), self.skip_mid(features["mid"]), self.skip_low(features["low"])]
         x = self.head(torch.cat([resize_to(part.float(), grid) for part in parts], dim=1))
@@ -81,6 +87,14 @@ class LightweightSegmentationModel(nn.Module):
         if full_size:
             logits = resize_to(logits.float(), image_NCHW.shape[-2:])
         return (logits, features) if return_features else logits
+
+    def _run_backbone(self, image_NCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features by level, and what ASPP sees, of normalised float images."""
+        features, x = {}, image_NCHW
+        for index, stage in enumerate(self.backbone):
+            x = stage(x)
+            features.update({level: x for level, tap in TAPS.items() if tap == index})
+        return features, x
 
 
 class _Aspp(ASPP):
@@ -163,11 +177,15 @@ def build_student(
 
     Raises: SettingsError if `student.arch` cannot be imported, fails, or returns no module.
     """
+    pretrained = config.pretrained if pretrained is None else pretrained
     if config.arch == BUILT_IN_STUDENT:
-        pretrained = config.pretrained if pretrained is None else pretrained
         return LightweightSegmentationModel(
             num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels
         )
+    if config.arch.startswith(TIMM):
+        from kdcache.models.timm_student import build_timm_student
+
+        return build_timm_student(config, num_classes=num_classes, pretrained=pretrained)
     module = call_function(config.arch, num_classes=num_classes, options=config.options)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise refuse_code(config.arch, "without parameters to train", "one at least")
@@ -183,9 +201,10 @@ def recall_student(facts: Mapping[str, object]) -> StudentConfig:
     Raises: KeyError if they are not those of a run.
     """
     arch = facts.get("student.arch", BUILT_IN_STUDENT)
-    if arch == BUILT_IN_STUDENT:
-        return StudentConfig(pretrained=False, aspp_channels=facts["student.aspp_channels"])
-    return StudentConfig(arch=arch, options=facts["student.options"], pretrained=False)
+    kept = {"arch": arch, "options": facts.get("student.options", {}), "pretrained": False}
+    if is_own_student(arch):
+        return StudentConfig(**kept)
+    return StudentConfig(**kept, aspp_channels=facts["student.aspp_channels"])
 
 
 def find_channels(
@@ -207,7 +226,7 @@ def find_channels(
     answer = _ask(student.eval(), 1, hw, arch=arch)
     student.train(training)
     _check_answer(answer, levels, arch=arch, num_classes=num_classes)
-    if arch != BUILT_IN_STUDENT:
+    if is_own_student(arch):
         with torch.random.fork_rng([]):
             _ask(copy.deepcopy(student).train(), 2, hw, arch=arch)
     return {level: answer[1][level].shape[1] for level in levels}

@@ -16,7 +16,7 @@ from torch import nn
 from kdcache.cache.encodings import Targets
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
-from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.names import BUILT_IN_STUDENT, is_own_student
 from kdcache.errors import KdcacheError, TrainingError, is_out_of_memory, one_line
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.machine.devices import (
@@ -166,7 +166,7 @@ def explain_failures(arch: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         known = isinstance(error, KNOWN_FAILURES) or is_out_of_memory(error)
         known = known or is_lost_process(error)
-        if known or arch == BUILT_IN_STUDENT:
+        if known or not is_own_student(arch):
             raise
         raise describe_failure(error, arch) from None
 
@@ -174,7 +174,7 @@ def explain_failures(arch: str) -> Iterator[None]:
 def describe_failure(error: BaseException, arch: str) -> TrainingError:
     """What a student raised, in one line, with the last place in the user's own file."""
     place = ""
-    if arch != BUILT_IN_STUDENT:
+    if is_own_student(arch):
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename == find_source(arch)] or frames
         place = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""

@@ -8,7 +8,7 @@ from kdcache.cache.facts import hash_facts
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest
 from kdcache.config import Config, config_to_dict
-from kdcache.config.names import BUILT_IN_STUDENT
+from kdcache.config.names import is_own_student
 from kdcache.config.parser import flatten, make_config
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
 from kdcache.machine.devices import choose_compiling
@@ -52,7 +52,7 @@ def hyperparameters(config: Config) -> dict:
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
     precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     chosen["train"]["precision"] = precision
-    if config.student.arch != BUILT_IN_STUDENT:
+    if config.student.is_own:
         unused = {"pretrained": None, "aspp_channels": None}
         source = {"source": hash_source(config.student.arch)[:SHORT]}
         chosen["student"] = {**chosen["student"], **unused, **source}
@@ -96,7 +96,7 @@ def find_origin(config: Config, manifest: Manifest) -> dict:
         "pictures_identity": manifest.pictures_hash,
         "validation_identity": manifest.validation_hash,
     }
-    if config.student.arch != BUILT_IN_STUDENT:
+    if config.student.is_own:
         origin["source_sha256"] = hash_source(config.student.arch)
     if config.train.unlabelled_share is not None:
         origin["unlabelled_samples"] = manifest.layouts[UNLABELLED].num_samples
@@ -170,7 +170,7 @@ def check_source(config: Config, folder: Path, *, resume: bool) -> None:
     Raises: OtherRunError if it is another one; TrainingError if the run is damaged.
     """
     arch = config.student.arch
-    stored = _read_stored(folder) if resume and arch != BUILT_IN_STUDENT else None
+    stored = _read_stored(folder) if resume and is_own_student(arch) else None
     facts = stored["hyperparameters"] if stored is not None else {}
     found, expected = facts.get("student.source", "unknown"), hash_source_unseen(arch)
     if facts.get("student.arch") == arch and not is_same_source(found, expected):

@@ -151,7 +151,10 @@ def test_a_level_that_it_does_not_return_is_named():
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
-        (["--student.arch", "resnet"], "expected mobilenetv3_small or package.module:function"),
+        (
+            ["--student.arch", "resnet"],
+            "expected mobilenetv3_small, timm:NAME or package.module:function",
+        ),
         (["--student.options.width", "4"], "expected nothing for mobilenetv3_small"),
         (["--student.options", "5"], "student.options is '5', expected names with values"),
     ],
