@@ -124,10 +124,10 @@ def read_transformers(config: TeacherConfig) -> PretrainedConfig:
 
 
 def hash_transformers(config: TeacherConfig) -> str:
-    """12 hex digits of the sha256 of what the config says of the network's arithmetic."""
+    """The sha256 of what the config says of the network's arithmetic."""
     facts = read_transformers(config).to_diff_dict()
     kept = {name: value for name, value in facts.items() if name not in VOLATILE}
-    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_installed(module: str, arch: str, *, field: str = TEACHER) -> None:
