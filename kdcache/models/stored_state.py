@@ -30,8 +30,24 @@ def save_tensors(path: Path, contents: dict) -> None:
         contents: tensors, numbers and texts; the file says in the field `sealed`, too, that it is.
     """
     archive = seals.SealedArchive()
-    torch.save({**contents, seals.FIELD: "sha256"}, archive)
+    torch.save({**to_host(contents), seals.FIELD: "sha256"}, archive)
     disk.replace_file(path, *archive.finish())
+
+
+def to_host(value: object) -> object:
+    """Nested dicts and lists with every tensor on the CPU: the file then names no device, and a
+    machine without that GPU reads it. What is there already is not copied.
+    """
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        moved = {key: to_host(inner) for key, inner in value.items()}
+        return value if all(moved[key] is value[key] for key in value) else moved
+    if isinstance(value, list | tuple):
+        moved = [to_host(inner) for inner in value]
+        same = all(a is b for a, b in zip(moved, value, strict=True))
+        return value if same else type(value)(moved)
+    return value
 
 
 def load_tensors(
