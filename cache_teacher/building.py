@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -154,6 +155,10 @@ def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSumma
 
 
 def _import_ray_engine() -> Callable[..., BuildSummary]:
+    if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+        # a Ray of our own listens on all interfaces (docs/cluster.md); set before Ray is imported,
+        # since later its programs ask for a token that this process does not send
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         from kdcache.precompute.ray_engine import build_with_ray
     except ModuleNotFoundError as error:

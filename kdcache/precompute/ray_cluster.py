@@ -27,8 +27,6 @@ def connect() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
-    if not os.environ.get("RAY_ADDRESS"):  # it listens on all interfaces: docs/cluster.md
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         _check_answers(os.environ.get("RAY_ADDRESS", ""))
         ray.init(logging_level=logging.ERROR, log_to_driver=False)

@@ -283,6 +283,22 @@ def test_the_command_begins_a_ray_of_its_own_and_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize(
+    ("address", "mode"), [(None, "token"), ("local", "token"), ("10.0.0.1:6379", None)]
+)
+def test_a_ray_of_our_own_asks_for_a_token_from_before_it_is_imported(address, mode):
+    """In a process of its own: Ray reads the mode once, when it is imported."""
+    own = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+    code = (
+        "import os, sys; from cache_teacher import building; assert 'ray' not in sys.modules; "
+        "building._import_ray_engine(); print(os.environ.get('RAY_AUTH_MODE'))"
+    )
+    environment = own | ({"RAY_ADDRESS": address} if address else {})
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == [str(mode)]
+
+
+@pytest.mark.parametrize(
     ("device", "machines", "num_workers", "count", "demand"),
     [
         ("auto", [{"CPU": 32.0, "GPU": 4.0}] * 2, None, 8, {"GPU": 1}),
