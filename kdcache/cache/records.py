@@ -22,7 +22,7 @@ from kdcache.cache.layout import (
     index_bytes,
     record_name,
 )
-from kdcache.data.voc import SAMPLE_ID
+from kdcache.data.lists import SAMPLE_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
 from kdcache.schema import MOST_DEPTH, parse_json
 from kdcache.seals import SealError, check_json, seal_json

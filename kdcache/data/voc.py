@@ -7,23 +7,20 @@ neither trainaug nor sample ids, and its errors do not name the file.
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from kdcache.config import DatasetConfig
 from kdcache.config.caching import REST
+from kdcache.data.lists import SAMPLE_ID, read_list
 from kdcache.data.pictures import ENDINGS, Sample, Split, check_samples
-from kdcache.disk import MOST_LIST_BYTES, read_text
 from kdcache.errors import DataError, Phrase, describe, one_line
 
 VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SETTING = "dataset.unlabelled"
-# no separators and no leading dot: an id can never leave its folder
-SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
@@ -34,9 +31,8 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
     base = config.root / VOC_DIR
     if not base.is_dir():
         raise DataError(_missing_data_set(config))
-    labels = base / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
-    ids = read_ids(list_path(config, split))
-    return [Sample(id, base / "JPEGImages" / f"{id}.jpg", labels / f"{id}.png") for id in ids]
+    labels = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
+    return read_list(list_path(config, split), base=base, labels=labels)
 
 
 def list_path(config: DatasetConfig, name: str) -> Path:
@@ -97,53 +93,6 @@ def _missing_data_set(config: DatasetConfig) -> str:
     )
 
 
-def read_ids(path: Path, *, least: int = 2) -> list[str]:
-    """The ids of a list, at least as many as `least`, all different. Raises DataError."""
-    if not path.is_file():
-        cure = (
-            "choose another dataset.train_split or dataset.val_split, or put the list there, an id "
-            "a line"
-        )
-        raise DataError(
-            describe(
-                path,
-                field="split list",
-                found=Phrase("missing"),
-                expected=Phrase("a file"),
-                cure=cure,
-            )
-        )
-    try:
-        ids = read_text(path, most_bytes=MOST_LIST_BYTES).split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: split list is unreadable ({error}); write an id a line, UTF-8"
-        ) from None
-    bad = next((id for id in ids if not SAMPLE_ID.fullmatch(id)), None)
-    if bad is not None:
-        raise DataError(
-            describe(
-                path,
-                field="sample id",
-                found=bad,
-                expected=Phrase("letters, digits, _ - ."),
-                cure="one id a line",
-            )
-        )
-    if len(ids) < least or len(set(ids)) < len(ids):
-        found = Phrase(f"{len(ids)} ids, {len(set(ids))} different")
-        raise DataError(
-            describe(
-                path,
-                field="list",
-                found=found,
-                expected=Phrase(f"{'two' if least == 2 else 'one'} or more, all different"),
-                cure="mend it",
-            )
-        )
-    return ids
-
-
 def read_unlabelled(
     config: DatasetConfig,
     labelled: Mapping[str, Split],
@@ -177,9 +126,8 @@ def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> lis
         where = base / "JPEGImages"
         found = [s for s in _find_images(where, (".jpg",)) if s.id not in ids]
     elif SAMPLE_ID.fullmatch(name) and where.is_file():
-        found = [
-            Sample(id, base / "JPEGImages" / f"{id}.jpg", None) for id in read_ids(where, least=1)
-        ]
+        listed = read_list(where, base=base, labels="SegmentationClass", least=1)
+        found = [Sample(sample.id, sample.image_path, None) for sample in listed]
     elif Path(name).is_dir():
         where = Path(name)
         found = _find_images(where, ENDINGS)

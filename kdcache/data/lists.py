@@ -1,0 +1,97 @@
+"""Lists of samples, as people have them: an id or a picture's name a line, or pairs of paths.
+
+A list is UTF-8 or, with a byte order mark, UTF-16; line ends of any system; `#` begins a comment.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdcache.data.pictures import ENDINGS, Sample
+from kdcache.disk import MOST_LIST_BYTES, read_plain
+from kdcache.errors import DataError, Phrase, describe
+
+# no separators and no leading dot: an id can never leave its folder
+SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+def read_list(path: Path, *, base: Path, labels: str, least: int = 2) -> list[Sample]:
+    """The samples of a list, in its order, all of different ids; pictures are not opened.
+
+    A word is an id, of BASE/JPEGImages/ID.jpg and BASE/LABELS/ID.png, or the name of such a
+    picture. A line of two paths names image and label below `base`: the list of trainaug that is
+    passed around has `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`.
+
+    Args:
+        base: the folder VOC2012. labels: name of the folder of labels.
+        least: this many samples, or more.
+
+    Raises: DataError.
+    """
+    samples = []
+    for words in _read_lines(path):
+        if len(words) == 2 and all("/" in word for word in words):
+            samples.append(_pair(path, base, *words))
+            continue
+        for word in words:
+            id = _strip_ending(path, word, base / "JPEGImages")
+            image, label = base / "JPEGImages" / f"{id}.jpg", base / labels / f"{id}.png"
+            samples.append(Sample(id, image, label))
+    different = len({sample.id for sample in samples})
+    if len(samples) < least or different < len(samples):
+        found = Phrase(f"{len(samples)} ids, {different} different")
+        expected = Phrase(f"{'two' if least == 2 else 'one'} or more, all different")
+        facts = {"field": "list", "found": found, "expected": expected}
+        raise DataError(describe(path, **facts, cure="mend it"))
+    return samples
+
+
+def _read_lines(path: Path) -> Iterator[list[str]]:
+    """The words of each line that has some. Raises DataError."""
+    if not path.is_file():
+        cure = (
+            "choose another dataset.train_split or dataset.val_split, or put the list there, an id "
+            "a line"
+        )
+        facts = {"found": Phrase("missing"), "expected": Phrase("a file")}
+        raise DataError(describe(path, field="split list", **facts, cure=cure))
+    try:
+        data = read_plain(path, most_bytes=MOST_LIST_BYTES)
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: split list is unreadable ({error}); write an id a line, UTF-8"
+        ) from None
+    lines = (_COMMENT.sub("", line).split() for line in text.splitlines())
+    return (words for words in lines if words)
+
+
+def _strip_ending(path: Path, word: str, images: Path) -> str:
+    """The id in a word of a list. Raises DataError."""
+    if not SAMPLE_ID.fullmatch(word):
+        facts = {"found": word, "expected": Phrase("letters, digits, _ - .")}
+        raise DataError(describe(path, field="sample id", **facts, cure="one id a line"))
+    stem, dot, ending = word.rpartition(".")
+    # an id may itself end so, as in x.png.jpg
+    is_name = stem and f"{dot}{ending}".lower() in ENDINGS
+    return stem if is_name and not (images / f"{word}.jpg").is_file() else word
+
+
+def _pair(path: Path, base: Path, image: str, label: str) -> Sample:
+    """The sample of a line of two paths, which stay below `base`. Raises DataError."""
+    ways = [way.removeprefix("/").split("/") for way in (image, label)]
+    for word, way in zip((image, label), ways, strict=True):
+        if not all(SAMPLE_ID.fullmatch(part) for part in way):
+            expected, cure = Phrase("folders and a name below VOC2012"), "mend the line"
+            raise DataError(describe(path, field="path", found=word, expected=expected, cure=cure))
+    image_path, label_path = (base.joinpath(*way) for way in ways)
+    if image_path.stem != label_path.stem:
+        expected, cure = Phrase(f"that of {image_path.name}"), "mend the line"
+        facts = {"field": "label", "found": label_path.name, "expected": expected}
+        raise DataError(describe(path, **facts, cure=cure))
+    return Sample(image_path.stem, image_path, label_path)
