@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SMP_STAGES = {f"layer{n}": f"encoder[{n + 1}]" for n in range(1, 5)}  # strides 4, 8, 16, 32
 SEGFORMER_STAGES = {f"layer{n}": f"[hidden_states][{n - 1}]" for n in range(1, 5)}
 EXTRAS = {"segmentation_models_pytorch": "smp", "timm": "timm", "transformers": "transformers"}
+LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Options of timm, also by way of smp's encoders, that read a file or fetch one: a cache or a run
+stores its options, and what is stored chooses no file."""
 VOLATILE = ("transformers_version", "dtype", "architectures", "id2label", "label2id")
 """Of a config of transformers: they decide no number that a network gives."""
 
@@ -45,10 +48,9 @@ def build_smp(config: TeacherConfig, num_classes: int) -> nn.Module:
         near = difflib.get_close_matches(name.lower(), names, n=1)
         expected = f"smp:{names[near[0]]}" if near else "smp:" + ", ".join(names.values())
         raise refuse_code(config.arch, "no model", expected, field=TEACHER)
-    for option in ("encoder_weights", "activation"):
-        if option in config.options:
-            found, expected = f"given {option}", "none: weights are teacher.weights, logits raw"
-            raise refuse_code(config.arch, found, expected, field=TEACHER)
+    refused = ("encoder_weights", "activation", *LOADING)
+    expected = "none: weights are teacher.weights, logits raw"
+    check_options(config.arch, config.options, refused, expected=expected, field=TEACHER)
     with explain(config.arch, "options of that model"):
         module = smp.create_model(
             name.lower(), encoder_weights=None, classes=num_classes, **config.options
@@ -140,6 +142,15 @@ def check_installed(module: str, arch: str, *, field: str = TEACHER) -> None:
         raise SettingsError(
             describe("settings", field=field, found=arch, expected=expected, cure=cure)
         )
+
+
+def check_options(
+    arch: str, options: Mapping, refused: Sequence[str], *, expected: str, field: str
+) -> None:
+    """Check that options of a library have none of these names. Raises SettingsError."""
+    for name in options:
+        if name in refused:
+            raise refuse_code(arch, f"given {name}", expected, field=field)
 
 
 @contextmanager

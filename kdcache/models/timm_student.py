@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config import StudentConfig
-from kdcache.models.adapters import check_installed, explain
+from kdcache.models.adapters import LOADING, check_installed, check_options, explain
 from kdcache.models.own_code import STUDENT, refuse_code
 from kdcache.models.student import LightweightSegmentationModel
 
@@ -57,6 +57,8 @@ def build_timm_student(
     check_installed("timm", config.arch, field=STUDENT)
     import timm
 
+    expected = "none: weights are student.pretrained"
+    check_options(config.arch, config.options, LOADING, expected=expected, field=STUDENT)
     stages = _find_stages(config)
     with explain(config.arch, EXPECTED, field=STUDENT):
         backbone = timm.create_model(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcache.config import TeacherConfig
 from kdcache.errors import KdcacheError, SettingsError, TeacherError
+from kdcache.models.adapters import build_smp
 from kdcache.models.inputs import normalize_images
 from kdcache.models.networks import hash_network
 from kdcache.models.teacher import build_teacher
@@ -82,12 +83,28 @@ def test_logits_of_smp_are_taken_before_the_upsampling(smp_file):
         ("smp:Unet", {"encoder_weights": "imagenet"}, "is given encoder_weights, expected none"),
         ("smp:Unet", {"activation": "sigmoid"}, "is given activation, expected none"),
         ("smp:Unet", {"classes": 3}, "is failing (TypeError: "),
+        (
+            "smp:Unet",
+            {"encoder_name": "tu-resnet18", "checkpoint_path": "a.pth"},
+            "checkpoint_path",
+        ),
     ],
 )
 def test_what_smp_lacks_is_one_line(arch, settings, words, smp_file):
     with pytest.raises(SettingsError) as error:
         build(arch, smp_file[2], options=settings)
     check_one_line(error, words, "change teacher.arch")
+
+
+def test_no_option_reads_a_file(tmp_path, monkeypatch):
+    """Some versions of timm unpickle it; a manifest of a stranger may name any."""
+    read = []
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(str(path)))
+    (tmp_path / "evil.pth").write_bytes(b"anything")
+    options = {"encoder_name": "tu-resnet18", "checkpoint_path": str(tmp_path / "evil.pth")}
+    with pytest.raises(SettingsError):
+        build_smp(TeacherConfig(arch="smp:Unet", weights="a.pth", options=options), NUM_CLASSES)
+    assert read == []
 
 
 def test_a_size_that_smp_refuses_is_one_line(smp_file):

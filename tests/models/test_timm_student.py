@@ -70,6 +70,8 @@ def test_it_is_trained_and_loaded_like_the_built_in_one(built_root, given):
         ("resnet", {}, "student.arch timm:resnet is failing ("),
         ("vit_tiny_patch16_224", {}, "giving stages at [16, 16, 16], expected stages at strides 4"),
         ("resnet18", {"depth": 3}, "student.arch timm:resnet18 is failing ("),
+        ("resnet18", {"checkpoint_path": "a.pth"}, "is given checkpoint_path, expected none"),
+        ("resnet18", {"pretrained_cfg": "a"}, "is given pretrained_cfg, expected none"),
     ],
 )
 def test_what_timm_lacks_is_one_line(name, options, words):
