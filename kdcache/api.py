@@ -15,7 +15,7 @@ import numpy as np
 
 from kdcache.analysis.comparison import Comparison, compare_runs
 from kdcache.config import Config, config_to_dict
-from kdcache.config.parser import flatten, make_config, merge, unflatten
+from kdcache.config.parser import check_values, flatten, make_config, merge, unflatten
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.deploy.predict import find_classes
 from kdcache.deploy.student import TrainedStudent
@@ -163,14 +163,29 @@ class _Said(TrainingEvents):
 
 
 def _read(settings: Settings, changes: Mapping | None) -> dict:
-    """Nested dict of what is given."""
+    """Nested dict of what is given, checked as that of a file. Raises SettingsError."""
     if isinstance(settings, Config):
         given = config_to_dict(settings)
     elif isinstance(settings, Mapping):
-        given = unflatten(flatten(settings))
+        given = _read_table(settings)
     else:
         given = read_settings_file(Path(settings))
-    return merge(given, unflatten(flatten(changes or {})))
+    return unflatten(check_values(merge(given, _read_table(changes or {}))))
+
+
+def _read_table(values: Mapping) -> dict:
+    return unflatten(flatten(_make_plain(values)))
+
+
+def _make_plain(value: object) -> object:
+    """A value as a YAML file has it: no paths, tuples, or numbers of NumPy."""
+    if isinstance(value, Mapping):
+        return {key: _make_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_make_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _choose_progress(verbose: bool) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from kdcache.deploy.predict import find_classes
 from kdcache.deploy.student import load_student
 from kdcache.errors import SettingsError
 from tests.support import quick
+from tests.support.helpers import check_one_line
 from train_student.cli import main as train_student
 
 
@@ -70,6 +72,37 @@ def quick_flat(given: dict) -> dict:
         for section, values in given.items()
         for name, value in values.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({1: 2}, "settings: 1 is unknown, expected"),
+        ({"train": None}, "settings: train is a value, expected a section"),
+        ({"train": 3, "train.epochs": 2}, "settings: train is a value, expected a section"),
+        ({"train.epochs": 2, "train": 3}, "settings: train is a value, expected a section"),
+        ({"train": {"epochs": "many"}}, "settings: train.epochs is 'many', expected a whole"),
+        ({"train.epochs": 2.5}, "settings: train.epochs is 2.5, expected a whole number"),
+        ({"train": {"epoch": 2}}, "settings: train.epoch is unknown, expected train.epochs"),
+    ],
+)
+@pytest.mark.parametrize("function", [kdcache.build_cache, kdcache.distill])
+def test_settings_are_checked_as_those_of_a_file(function, settings, words):
+    for given in ((settings,), ({}, settings)):
+        with pytest.raises(SettingsError) as error:
+            function(*given)
+        check_one_line(error, words)
+
+
+def test_paths_tuples_and_numbers_of_numpy_are_settings(given):
+    changes = {
+        "cache.path": Path(given["cache"]["path"]),
+        "dataset.size": (np.int64(32), 32),
+        "train.lr": np.float64(1e-3),
+        "cache.levels": ("low",),
+    }
+    assert kdcache.build_cache(given, changes).train.num_samples == quick.NUM_TRAIN
+    assert kdcache.distill(given, changes).result["hyperparameters"]["train.lr"] == 1e-3
 
 
 def test_verbose_shows_an_epoch_a_line(given, capsys):

@@ -74,13 +74,18 @@ def flatten(values: Mapping, prefix: str = "") -> dict:
 
 
 def unflatten(flat: Mapping[str, object]) -> dict:
-    """{"loss.beta": 1} -> {"loss": {"beta": 1}}."""
+    """{"loss.beta": 1} -> {"loss": {"beta": 1}}.
+
+    Raises: SettingsError if a name is a value and a section.
+    """
     nested: dict = {}
     for name, value in flat.items():
         *sections, last = name.split(".")
         inner = nested
         for section in sections:
             inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise _refuse_section(section)
         inner[last] = value
     return nested
 
@@ -147,12 +152,16 @@ def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
         elif not any(known.startswith(f"{name}.") for known in setting_types()):
             raise refuse_unknown(_first_leaf(name, value))
         elif not isinstance(value, Mapping):
-            raise SettingsError(
-                f"settings: {name} is a value, expected a section of names; write {name}.NAME"
-            )
+            raise _refuse_section(name)
         else:
             checked |= check_values(value, f"{name}.")
     return checked
+
+
+def _refuse_section(name: str) -> SettingsError:
+    return SettingsError(
+        f"settings: {name} is a value, expected a section of names; write {name}.NAME"
+    )
 
 
 def find_owner(name: str) -> str | None:
