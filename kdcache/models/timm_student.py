@@ -60,7 +60,8 @@ def build_timm_student(
     expected = "none: weights are student.pretrained"
     check_options(config.arch, config.options, LOADING, expected=expected, field=STUDENT)
     stages = _find_stages(config)
-    with explain(config.arch, EXPECTED, field=STUDENT):
+    # also where a student is only asked, and its caller wants no gradients
+    with explain(config.arch, EXPECTED, field=STUDENT), torch.inference_mode(False):
         backbone = timm.create_model(
             config.arch.partition(":")[2],
             features_only=True,
@@ -77,8 +78,9 @@ def build_timm_student(
     )
 
 
+@torch.enable_grad()
 def _freeze_unused(backbone: nn.Module) -> None:
-    """Freeze weights behind the stages, which some backbones keep: DDP would wait for them."""
+    """Freeze weights behind the stages, which some backbones keep: no gradient would reach them."""
     weights, training = list(backbone.parameters()), backbone.training
     values = torch.stack([x.sum() for x in backbone.eval()(torch.zeros(1, 3, PX, PX))]).sum()
     grads = torch.autograd.grad(values, weights, allow_unused=True)

@@ -64,6 +64,14 @@ def test_it_is_trained_and_loaded_like_the_built_in_one(built_root, given):
     assert sum(p.numel() for p in run.module.parameters()) == outcome.student["params"]
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_it_is_built_where_no_gradients_are_wanted(context):
+    wanted = {name: x.requires_grad for name, x in build("resnet18").named_parameters()}
+    with context():
+        student = build("resnet18")
+    assert {name: x.requires_grad for name, x in student.named_parameters()} == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
