@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from kdcache.data.sample_set import write_sample_set
+from kdcache.data.voc import VOC_DIR
 from kdcache.models.teacher import build_fcn
 from tests.support.pages import GUIDES, ROOT, list_blocks, list_commands, read
 from tests.support.s3_server import CREDENTIALS, make_bucket, serve_s3
@@ -70,6 +71,8 @@ def prepare(folder: Path) -> None:
     """The project as a user has it, with data and teachers that take no time."""
     for name in ("kdcache", "cache_teacher", "train_student", "tests", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
+    for name, ours in (("photos", "JPEGImages"), ("masks", "SegmentationClass")):
+        (folder / name).symlink_to(folder / "data" / "camvid" / VOC_DIR / ours)
     (folder / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -30,13 +30,21 @@ VOC_CLASSES = [
 
 
 REST = "rest"  # dataset.unlabelled: all images in neither list
+# a setting, and the one without which it says nothing
+FOLDERS = {
+    "images": "masks",
+    "masks": "images",
+    "val_images": "images",
+    "val_masks": "val_images",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """The data set in the VOC folder layout.
+    """The data set: in the VOC folder layout, or images and masks in folders of their own.
 
-    ROOT/VOCdevkit/VOC2012/ holds JPEGImages, SegmentationClass and ImageSets.
+    ROOT/VOCdevkit/VOC2012/ holds JPEGImages, SegmentationClass and ImageSets. With `images` nothing
+    below ROOT is looked at.
     """
 
     root: Path = Path("data/voc")
@@ -46,9 +54,24 @@ class DatasetConfig:
     SegmentationClassAug."""
     val_split: str = "val"
     """List of validation ids."""
+    images: str | None = None
+    """Folder of images, in place of the VOC layout; their masks are in dataset.masks."""
+    masks: str | None = None
+    """Folder of masks, one for each image."""
+    mask_name: str = "{stem}"
+    """Name of an image's mask, as {stem}_mask.png; any ending if it has none."""
+    val_images: str | None = None
+    """Folder of validation images (default: a part of dataset.images, by val_fraction)."""
+    val_masks: str | None = None
+    """Folder of their masks (default: dataset.masks)."""
+    val_fraction: float = 0.2
+    """Part of dataset.images for validation if there is no dataset.val_images, 0.001 to 0.9."""
+    val_seed: int = 0
+    """Seed that chooses them, 0 or more."""
     unlabelled: str | None = None
     """Images without labels that the teacher is asked about as well: a list, whose labels need not
-    exist, a folder of images, or rest: all of JPEGImages in neither list (default: none)."""
+    exist, a folder of images, or rest: all of JPEGImages in neither list, all of dataset.images
+    without a mask (default: none)."""
     num_classes: int = 21
     """Number of classes, labels 0..num_classes-1; 2 to 254."""
     class_names: list[str] | None = None
@@ -68,6 +91,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         if self.unlabelled == "":
             raise refuse("dataset.unlabelled", "", f"a list, a folder, {REST} or null")
+        self._check_folders()
         check_range("dataset.num_classes", self.num_classes, 2, 254)
         check_range("dataset.ignore_index", self.ignore_index, 0, 255)
         for name in ("size", "val_size"):
@@ -76,6 +100,21 @@ class DatasetConfig:
         if names is not None and not len(set(names)) == len(names) == self.num_classes:
             expected = f"{self.num_classes} different names, as dataset.num_classes says"
             raise refuse("dataset.class_names", self.class_names, expected)
+
+    def _check_folders(self) -> None:
+        """Raise SettingsError if a folder of images or of masks lacks the other one."""
+        check_range("dataset.val_fraction", self.val_fraction, 0.001, 0.9)
+        check_range("dataset.val_seed", self.val_seed, 0, 2**63 - 1)
+        for name, needed in FOLDERS.items():
+            given = getattr(self, name)
+            if given is not None and not getattr(self, needed):
+                expected = f"dataset.{needed} beside it"
+                raise refuse(f"dataset.{name}", given, expected)
+        if self.images is not None and self.train_split == self.val_split:
+            expected = "another name than dataset.train_split"
+            raise refuse("dataset.val_split", self.val_split, expected)
+        if "{stem}" not in self.mask_name or "/" in self.mask_name:
+            raise refuse("dataset.mask_name", self.mask_name, "a name with {stem} in it")
 
     @property
     def size_hw(self) -> tuple[int, int]:

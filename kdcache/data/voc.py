@@ -1,5 +1,5 @@
-"""Which samples a data set in the VOC folder layout has: those of its lists of ids, and unlabelled
-ones, by a list, in a folder, or as the rest; never val's.
+"""Which samples a data set has: in the VOC folder layout those of its lists of ids, else those of
+`folders`; and unlabelled ones, by a list, in a folder, or as the rest; never val's.
 
 torchvision's VOCSegmentation downloads and checks the archive. It is not used for reading: it knows
 neither trainaug nor sample ids, and its errors do not name the file.
@@ -8,11 +8,12 @@ neither trainaug nor sample ids, and its errors do not name the file.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kdcache.config import DatasetConfig
 from kdcache.config.caching import REST
+from kdcache.data.folders import find_bare, find_images, find_pairs
 from kdcache.data.lists import SAMPLE_ID, read_list
 from kdcache.data.pictures import ENDINGS, Sample, Split, check_samples
 from kdcache.errors import DataError, Phrase, describe, one_line
@@ -28,11 +29,13 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
 
     Raises: DataError if the data set or the list is missing or wrong.
     """
-    base = config.root / VOC_DIR
+    if config.images is not None:
+        return find_pairs(config, split)
+    base, least = config.root / VOC_DIR, 1 if split == config.val_split else 2
     if not base.is_dir():
         raise DataError(_missing_data_set(config))
     labels = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
-    return read_list(list_path(config, split), base=base, labels=labels)
+    return read_list(list_path(config, split), base=base, labels=labels, least=least)
 
 
 def list_path(config: DatasetConfig, name: str) -> Path:
@@ -63,9 +66,11 @@ def read_split(
 def download_voc(config: DatasetConfig) -> None:
     """Download and unpack VOC 2012 with torchvision (MD5-checked) if it is missing.
 
-    Does nothing if `config.download` is off. Raises: DataError if the download fails.
+    Does nothing if `config.download` is off or images have a folder of their own.
+
+    Raises: DataError if the download fails.
     """
-    if (config.root / VOC_DIR).is_dir() or not config.download:
+    if config.images is not None or (config.root / VOC_DIR).is_dir() or not config.download:
         return
     from torchvision.datasets import VOCSegmentation
 
@@ -122,15 +127,18 @@ def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> lis
     name, base = config.unlabelled, config.root / VOC_DIR
     ids = {sample.id: role for role, split in labelled.items() for sample in split.samples}
     where = list_path(config, name) if SAMPLE_ID.fullmatch(name) else Path(name)
-    if name == REST:
+    if name == REST and config.images is not None:
+        where, found = Path(config.images), find_bare(config)
+    elif name == REST:
         where = base / "JPEGImages"
-        found = [s for s in _find_images(where, (".jpg",)) if s.id not in ids]
+        listed = find_images(where, (".jpg",), setting=SETTING)
+        found = [sample for sample in listed if sample.id not in ids]
     elif SAMPLE_ID.fullmatch(name) and where.is_file():
         listed = read_list(where, base=base, labels="SegmentationClass", least=1)
         found = [Sample(sample.id, sample.image_path, None) for sample in listed]
     elif Path(name).is_dir():
         where = Path(name)
-        found = _find_images(where, ENDINGS)
+        found = find_images(where, ENDINGS, setting=SETTING)
     else:
         raise _refuse(where, "list", "missing", f"this list, a folder of images, or {REST}")
     if not found:
@@ -169,27 +177,6 @@ def _refuse_shared(role: str, sample: Sample, other_role: str, other: Sample) ->
             cure="take it out of one of them",
         )
     )
-
-
-def _find_images(folder: Path, endings: Iterable[str]) -> list[Sample]:
-    """The images directly in a folder, by name; hidden files and those of other kinds are left."""
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    except OSError as error:
-        raise DataError(
-            f"{folder}: folder is unreadable ({error.strerror}); change {SETTING}"
-        ) from None
-    images = [Sample(p.stem, p, None) for p in paths if p.suffix.lower() in endings]
-    bad = next((image for image in images if not SAMPLE_ID.fullmatch(image.id)), None)
-    if bad:
-        cure = "rename it or take it out"
-        raise _refuse(bad.image_path, "name", repr(bad.id), "letters, digits, _ - .", cure)
-    first: dict[str, Path] = {}
-    for image in images:
-        if first.setdefault(image.id, image.image_path) is not image.image_path:
-            cure = "rename or remove one of them"
-            raise _refuse(image.image_path, "sample id", first[image.id].name, "another", cure)
-    return images
 
 
 def _refuse(where: Path, field: str, found: str, expected: str, cure: str = "") -> DataError:

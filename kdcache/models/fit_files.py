@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcache import disk, seals
 from kdcache.config import Config, config_to_dict
+from kdcache.config.caching import FOLDERS
 from kdcache.config.parser import flatten
 from kdcache.errors import (
     KdcacheError,
@@ -41,6 +42,10 @@ STATE = fields(
 )
 NOT_WHOSE = (
     "dataset.root",
+    *(f"dataset.{name}" for name in FOLDERS),  # as what they hold: by its hash
+    "dataset.mask_name",
+    "dataset.val_fraction",
+    "dataset.val_seed",
     "dataset.download",
     "dataset.unlabelled",
     "augment.views",

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from kdcache.config import Config
+from kdcache.config.caching import FOLDERS
 from kdcache.config.names import TRANSFORMERS
 from kdcache.errors import SettingsError, one_line
 
@@ -86,7 +87,10 @@ def make_absolute(config: Config) -> Config:
     folder = Path(teacher.arch.removeprefix(TRANSFORMERS))
     if teacher.arch.startswith(TRANSFORMERS) and folder.is_dir():  # else a name of the hub
         teacher = replace(teacher, arch=f"{TRANSFORMERS}{folder.absolute()}")
-    dataset = replace(config.dataset, root=config.dataset.root.absolute())
+    data = config.dataset
+    given = {name: getattr(data, name) for name in FOLDERS if getattr(data, name) is not None}
+    folders = {name: str(Path(folder).absolute()) for name, folder in given.items()}
+    dataset = replace(data, root=data.root.absolute(), **folders)
     return replace(config, cache=replace(config.cache, path=root), dataset=dataset, teacher=teacher)
 
 
