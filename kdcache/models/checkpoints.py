@@ -146,7 +146,8 @@ def _take_named(path: Path, stored: object, key: str) -> dict[str, Tensor]:
         place = place[names.pop(0)]
     prefix = "".join(f"{name}." for name in names)
     table = place if isinstance(place, dict) else {}
-    state = {n.removeprefix(prefix): v for n, v in table.items() if str(n).startswith(prefix)}
+    named = {str(name): value for name, value in table.items()}
+    state = {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}
     if not any(isinstance(value, Tensor) for value in state.values()):
         there = ", ".join(_find_wrapped(stored)) or "a state dict alone"
         cure = "set one of them, or leave it out"

@@ -183,6 +183,8 @@ class Parts:
         self._given: dict[str, object] = {}
         for level, name in layers.items():
             part, keys = find_part(module, name, stages=stages, level=level)
+            if isinstance(part, torch.jit.ScriptModule):
+                raise refuse_layer(level, name, "compiled by torch.jit", "a part that takes hooks")
             part.register_forward_hook(self._make_hook(level, keys))
 
     def take(self, hw: tuple[int, int]) -> dict[str, Tensor]:

@@ -25,11 +25,11 @@ from kdcache.models.checkpoints import (
     strip_prefixes,
 )
 
-AUX_PREFIX = "aux_classifier."  # the training-only head; it gives no targets
+AUX_PREFIX = "aux_classifier."  # of torchvision's training-only head, which gives no targets
 
 
 def read_teacher_weights(arch: str, weights: str, *, key: str | None = None) -> dict[str, Tensor]:
-    """The teacher's float32 state dict without its auxiliary head.
+    """The teacher's float32 state dict, of torchvision's networks without their auxiliary head.
 
     Names are without the prefixes that wrappers of a module give to all of them.
 
@@ -47,6 +47,8 @@ def read_teacher_weights(arch: str, weights: str, *, key: str | None = None) -> 
         state = download_weights(enum)
     else:
         state = read_checkpoint(Path(weights), field="teacher.weights", key=key)
+    if arch in TORCHVISION:
+        state = {name: x for name, x in state.items() if not name.startswith(AUX_PREFIX)}
     return _check_finite(state, where=weights)
 
 
@@ -63,8 +65,8 @@ def take_weights(module: nn.Module, *, where: str) -> dict[str, Tensor]:
 
 
 def _check_finite(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """The sorted state dict in float32, without auxiliary head. Raises TeacherError."""
-    kept = {name: value for name, value in sorted(state.items()) if not name.startswith(AUX_PREFIX)}
+    """The sorted state dict in float32. Raises TeacherError."""
+    kept = dict(sorted(state.items()))
     for name, value in kept.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             found, expected = Phrase("not finite"), Phrase("numbers")
@@ -88,14 +90,14 @@ def find_teacher_file(arch: str, weights: str) -> Path | None:
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
-    """The sha256 (hex) over names, shapes and float32 values, without the auxiliary head.
+    """The sha256 (hex) over names, shapes and float32 values.
 
     Files with equal weights hash equally, whatever their container. The step counters of BatchNorm
     are not hashed.
     """
     total = hashlib.sha256()
     for name, value in sorted(state.items()):
-        if name.startswith(AUX_PREFIX) or is_counter(name):
+        if is_counter(name):
             continue
         array = value.detach().cpu().float().contiguous().numpy()
         total.update(f"{name}{tuple(array.shape)}".encode())

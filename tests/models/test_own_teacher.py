@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import own_teacher
 import pytest
 import torch
@@ -14,7 +16,7 @@ from kdcache.models.inputs import normalize_images
 from kdcache.models.networks import hash_network
 from kdcache.models.own_code import hash_source
 from kdcache.models.teacher import Teacher, build_teacher
-from kdcache.models.weights import hash_weights
+from kdcache.models.weights import hash_weights, read_teacher_weights, take_weights
 from kdcache.precompute.build import build_cache
 from tests.support.helpers import check_one_line
 
@@ -69,6 +71,28 @@ def test_weights_come_from_a_file_or_from_the_function(tmp_path):
     with pytest.raises(TeacherError) as error:
         build(weights=str(tmp_path / "t"))
     check_one_line(error, "number of classes is 9 with background, expected 8")
+
+
+def test_every_head_of_a_module_of_yours_counts(tmp_path):
+    two_heads = {"kind": "two heads"}
+    as_built, hashes = build(options=two_heads), set()
+    state = dict(as_built.model.state_dict())
+    for bias in (0.0, 1.0):
+        state["aux_classifier.bias"] = torch.full((NUM_CLASSES,), bias)
+        torch.save(state, tmp_path / "t")
+        loaded = build(weights=str(tmp_path / "t"), options=two_heads)
+        hashes.add(hash_weights(read_teacher_weights("own_teacher:plain", str(tmp_path / "t"))))
+        found = loaded.model.aux_classifier.bias
+        assert torch.equal(found, state["aux_classifier.bias"])
+    hashes.add(hash_weights(take_weights(as_built.model, where="")))
+    assert len(hashes) == 3
+
+
+def test_a_module_of_jit_has_no_parts():
+    with pytest.raises(SettingsError) as error, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that it is deprecated
+        build("scripted", levels=["low"])
+    check_one_line(error, "teacher.layers.low encoder.layer1 is compiled by torch.jit")
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ def run_at_once(work: Callable[[object], object], items: Iterable[object]) -> li
     return errors
 
 
+def without_aux(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of torchvision's without the auxiliary head, which kdcache does not read."""
+    return {name: x for name, x in state.items() if not name.startswith("aux_classifier.")}
+
+
 def check_one_line(error: pytest.ExceptionInfo | BaseException, *parts: str) -> None:
     """The message is a single line that holds all parts."""
     message = str(error.value if isinstance(error, pytest.ExceptionInfo) else error)

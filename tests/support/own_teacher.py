@@ -89,7 +89,18 @@ class Late(Net):
         return super().forward(image_NCHW)
 
 
-KINDS |= {"modes": Modes, "waking": Waking, "late": Late}
+class TwoHeads(Net):
+    """Its second head counts, though it is called as torchvision's, which does not."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__(num_classes, width)
+        self.aux_classifier = nn.Conv2d(num_classes, num_classes, 1)
+
+    def answer(self, logits: Tensor) -> Tensor:
+        return self.aux_classifier(logits)
+
+
+KINDS |= {"modes": Modes, "waking": Waking, "late": Late, "two heads": TwoHeads}
 
 
 def plain(num_classes: int, width: int = 8, kind: str = "out") -> nn.Module:
@@ -108,3 +119,7 @@ def broken(num_classes: int) -> nn.Module:
     module = plain(num_classes)
     nn.init.constant_(module.classifier.bias, float("inf"))
     return module
+
+
+def scripted(num_classes: int) -> nn.Module:
+    return torch.jit.trace(plain(num_classes, kind="tensor").eval(), torch.zeros(1, 3, 64, 64))
