@@ -17,7 +17,8 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
     """The confusion matrix of a batch: rows are labels, columns are predictions.
 
     Args:
-        prediction_NHW, label_NHW: integer classes; pixels whose label is VOID do not count.
+        prediction_NHW, label_NHW: classes from 0 to K - 1, which are not looked at: that would wait
+            for a GPU; pixels whose label is VOID do not count.
         num_classes: K.
 
     Returns: int64 [K, K].
@@ -27,9 +28,7 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
             [0, 1]])
     """
     pairs = label_NHW.long() * num_classes + prediction_NHW.long()
-    void = (
-        num_classes**2
-    )  # counted, too, behind the matrix: leaving pixels out would wait for a GPU
+    void = num_classes**2  # counted behind the matrix: leaving pixels out would wait for a GPU
     pairs = torch.where(label_NHW != VOID, pairs, void).reshape(-1)
     counts = pairs.new_zeros(void + 1).scatter_add_(0, pairs, pairs.new_ones(1).expand_as(pairs))
     return counts[:-1].reshape(num_classes, num_classes)
@@ -88,7 +87,7 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
         batches: of (images, labels [N, H, W]), or objects with attributes `images` and `labels`,
             as those of `kdcache.open_cache(PATH).val.batches()`.
 
-    Raises: SettingsError if the scores do not have `num_classes` channels.
+    Raises: SettingsError if the scores do not have `num_classes` channels, or a label is no class.
 
     >>> images, labels = torch.eye(3).reshape(1, 3, 1, 3), torch.tensor([[[0, 1, 0]]])
     >>> batches = [(images, labels)]  # the student below predicts 0, 1, 2
@@ -116,9 +115,17 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
                     num_classes,
                     f"{scores.shape[1]}, the channels of the student's scores",
                 )
+            _check_labels(labels, num_classes)
             classes = resize_to(scores.float(), labels.shape[-2:]).argmax(1)
             confusion += count_confusion(classes, labels, num_classes=num_classes).cpu()
     finally:
         for module, training in modes.items():
             module.training = training
     return Evaluation(confusion, compute_miou(confusion), compute_iou_per_class(confusion))
+
+
+def _check_labels(label_NHW: Tensor, num_classes: int) -> None:
+    odd = label_NHW[(label_NHW != VOID) & ((label_NHW < 0) | (label_NHW >= num_classes))]
+    if len(odd):
+        expected = f"0 to {num_classes - 1}, or {VOID} for pixels that do not count"
+        raise refuse("labels", int(odd[0]), expected)

@@ -8,7 +8,14 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from kdcache.config import VOID
-from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
+from kdcache.errors import SettingsError
+from kdcache.metrics import (
+    compute_iou_per_class,
+    compute_miou,
+    count_confusion,
+    evaluate_segmentation,
+)
+from tests.support.helpers import check_one_line
 from tests.support.waits import Waits
 
 
@@ -119,3 +126,13 @@ def test_counting_a_batch_does_not_wait_for_a_gpu():
     with Waits() as waits:
         found = count_confusion(torch.randint(0, 4, (2, 8, 8)), label, num_classes=4)
     assert not waits.seen and found.sum() == 120 and found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("odd", [3, 254, -1])
+@pytest.mark.parametrize("predicted", [0, 1])
+def test_a_label_that_is_no_class_is_refused_whatever_is_predicted(odd: int, predicted: int):
+    scores = torch.eye(3)[predicted].reshape(1, 3, 1, 1)
+    batches = [(torch.zeros(1, 3, 1, 1), torch.tensor([[[0, 255, odd]]]))]
+    with pytest.raises(SettingsError) as error:
+        evaluate_segmentation(lambda images: scores, batches, num_classes=3)
+    check_one_line(error, f"labels is {odd}, expected 0 to 2, or 255")
