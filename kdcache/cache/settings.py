@@ -207,7 +207,9 @@ def dataset_facts(config: Config, *, train: bool) -> dict:
     """
     data = config.dataset
     size = {"size": list(data.size_hw)} if train else {"val_size": list(data.val_hw)}
-    return {"num_classes": data.num_classes, "ignore_index": data.ignore_index, **size}
+    facts = {"num_classes": data.num_classes, "ignore_index": data.ignore_index, **size}
+    # what was not recorded before stays so where it is the default
+    return {**facts, "label_map": data.label_map} if data.label_map else facts
 
 
 def train_view_rule(config: Config) -> dict:

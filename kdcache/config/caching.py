@@ -11,6 +11,7 @@ from kdcache.config.names import (
     LEVELS,
     PRESETS,
     STRIDE,
+    VOID,
     SizePx,
     as_hw,
     as_kind,
@@ -80,6 +81,9 @@ class DatasetConfig:
     ignore_index: int = 255
     """Label value that no loss and no metric counts, 0 to 255; stored as 255, which is always
     void."""
+    label_map: dict[str, int] = field(default_factory=dict)
+    """What the values in the masks mean, as {0: 0, 1: 255, 255: 1}: a class, or 255 for void; every
+    value that occurs must be named (default: they are the classes)."""
     size: SizePx = 512
     """Crop of the training views in pixels, N or [height, width], multiples of 16."""
     val_size: SizePx | None = None
@@ -94,6 +98,7 @@ class DatasetConfig:
         self._check_folders()
         check_range("dataset.num_classes", self.num_classes, 2, 254)
         check_range("dataset.ignore_index", self.ignore_index, 0, 255)
+        self._check_label_map()
         for name in ("size", "val_size"):
             check_size(f"dataset.{name}", getattr(self, name), stride=STRIDE)
         names = self.class_names
@@ -115,6 +120,16 @@ class DatasetConfig:
             raise refuse("dataset.val_split", self.val_split, expected)
         if "{stem}" not in self.mask_name or "/" in self.mask_name:
             raise refuse("dataset.mask_name", self.mask_name, "a name with {stem} in it")
+
+    def _check_label_map(self) -> None:
+        """Raise SettingsError for what is no stored value, or no class."""
+        values, classes = {str(number) for number in range(256)}, {*range(self.num_classes), VOID}
+        if not (self.label_map.keys() <= values and classes.issuperset(self.label_map.values())):
+            expected = f"values 0 to 255, each a class 0 to {self.num_classes - 1} or {VOID}, void"
+            raise refuse("dataset.label_map", self.label_map, expected)
+        if self.label_map and self.ignore_index != VOID:
+            expected = f"{VOID} beside dataset.label_map, where void is VALUE: {VOID}"
+            raise refuse("dataset.ignore_index", self.ignore_index, expected)
 
     @property
     def size_hw(self) -> tuple[int, int]:

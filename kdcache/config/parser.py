@@ -247,6 +247,8 @@ def _convert_list(value: object, kind: object, inner: tuple) -> object:
 def _convert_dict(value: object, kind: object, inner: object) -> object:
     if not isinstance(value, dict):
         return _convert_text(value, kind)
+    if inner is int:  # YAML takes 255 for a number, JSON for a name
+        value = {str(key) if type(key) is int else key: item for key, item in value.items()}
     items = {key: _convert(item, inner) for key, item in value.items()}
     return _NOTHING if _NOTHING in items.values() or not all(map(_is_text, items)) else items
 

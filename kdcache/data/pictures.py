@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdcache.config import VOID, DatasetConfig
+from kdcache.config import DatasetConfig
+from kdcache.data.labels import check_values, map_label
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
 
@@ -122,7 +123,7 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
         return image, None
     label = decode_label(sample.label_path, _read(sample.label_path), cure=_RESTORE)
     _check_label(config, sample, image.shape[:2], label)
-    return image, np.where(label == config.ignore_index, np.uint8(VOID), label)
+    return image, map_label(config, label)
 
 
 def check_samples(
@@ -265,13 +266,4 @@ def _check_label(
                 cure="restore the file",
             )
         )
-    classes = np.flatnonzero(np.bincount(label.reshape(-1), minlength=256))
-    bad = [
-        int(k) for k in classes if k >= config.num_classes and k not in (config.ignore_index, VOID)
-    ]
-    if bad:
-        expected = Phrase(f"0 to {config.num_classes - 1} or {config.ignore_index}")
-        cure = "set dataset.num_classes or mend the label"
-        raise DataError(
-            describe(sample.label_path, field="class", found=bad[0], expected=expected, cure=cure)
-        )
+    check_values(config, sample.label_path, label)
