@@ -49,7 +49,8 @@ def without_protocol() -> Iterator[None]:
                 file.write(part)
 
     def believe(path: Path, parts: list) -> base.ShardFile:
-        return base.ShardFile(sum(len(part) for part in parts), "0" * 64, local._mark(path.stat()))
+        identity = disk.find_identity(path.stat())
+        return base.ShardFile(sum(len(part) for part in parts), "0" * 64, identity)
 
     with (
         patch.object(disk, "write_file", write_file),

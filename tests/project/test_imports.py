@@ -1,4 +1,6 @@
-"""Names that are imported inside of functions exist: no lint looks there across files."""
+"""Names that are imported inside of functions, and names of modules that tests and benches use or
+replace, exist: no lint looks there across files.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,34 @@ def test_what_a_file_imports_of_ours_is_there(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
             missing += [name for name in node.names if not is_there(node.module, name.name)]
     assert not [name.name for name in missing]
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_test_uses_of_our_modules_is_there(path):
+    """What moves to another file leaves tests behind that replace it where it was."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            full = {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+            modules |= {name: module for name, module in full.items() if is_module(module)}
+    used = {
+        (modules[node.value.id], node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in modules
+    }
+    assert not [f"{module}.{name}" for module, name in used if not is_there(module, name)]
+
+
+def is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def is_there(module: str, name: str) -> bool:

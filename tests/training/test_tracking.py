@@ -11,7 +11,7 @@ import pytest
 
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError
-from kdcache.training import run, tracking
+from kdcache.training import planned_run, tracking
 from kdcache.training.distill import distill
 from kdcache.training.tracking import Guarded, check_tracker, choose_tracker
 from tests.support.events import StopAfter
@@ -82,13 +82,13 @@ def test_a_resumed_run_shows_each_epoch_once(train, monkeypatch):
 
 def lose_the_second_checkpoint(monkeypatch) -> None:
     """Its numbers were shown, then the power was cut."""
-    save = run.save_epoch
+    save = planned_run.save_epoch
 
     def lose(learner, *, history, **rest):
         if len(history) < 2:
             save(learner, history=history, **rest)
 
-    monkeypatch.setattr(run, "save_epoch", lose)
+    monkeypatch.setattr(planned_run, "save_epoch", lose)
 
 
 def test_auto_is_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
