@@ -86,7 +86,10 @@ def _list_pictures(folder: Path, endings: Iterable[str], *, setting: str) -> lis
 
 
 def _pair(config: DatasetConfig, folder: Path, masks: Path, names: tuple[str, str]) -> list[Sample]:
-    """The images that have a mask; all must, unless the rest is asked about without labels."""
+    """The images that have a mask; all must, unless the rest is asked about without labels.
+
+    That rest is of `dataset.images`: no image of val is left out of what a student is scored on.
+    """
     samples = _match(config, folder, masks, names)
     pairs = [sample for sample in samples if sample.label_path is not None]
     bare = [sample for sample in samples if sample.label_path is None]
@@ -96,9 +99,11 @@ def _pair(config: DatasetConfig, folder: Path, masks: Path, names: tuple[str, st
         name, mask = bare[0].image_path.name, _write_name(config, bare[0].id)
         found, expected = f"of none of {len(bare)} images", f"as {mask} for {name}"
         raise _refuse(masks, "mask", found, expected, f"set {_MASK_NAME} or dataset.{names[1]}")
-    if bare and config.unlabelled != REST:
+    may_lack = names[0] == "images"
+    if bare and not (may_lack and config.unlabelled == REST):
         found, expected = f"missing for {len(bare)} of {len(samples)} images", "one for each"
-        cure = f"add it, take the image out, or set dataset.unlabelled to {REST}"
+        cure = "add it or take the image out"
+        cure += f", or set dataset.unlabelled to {REST}" if may_lack else ""
         raise _refuse(bare[0].image_path, "mask", found, expected, cure)
     return pairs
 

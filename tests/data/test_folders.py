@@ -185,3 +185,12 @@ def test_the_same_samples_in_folders_are_the_same_cache(tmp_path: Path, monkeypa
     )
     with pytest.raises(CacheMismatchError):
         build_cache(make_config(given, {"dataset": {"val_fraction": 0.4}}))
+
+
+@pytest.mark.parametrize("unlabelled", [None, "rest"])
+def test_no_image_of_val_is_left_out_for_want_of_a_mask(root: Path, unlabelled: str | None):
+    for seed, name in enumerate(("v", "w")):
+        save_image(root / "val" / f"{name}.png", 20 + seed)
+    save_mask(root / "masks" / "v.png")
+    config = config_for(root, val_images=str(root / "val"), unlabelled=unlabelled)
+    check_refused(config, "val/w.png: mask is missing for 1 of 2 images", split="val")
