@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,40 @@ def build_table(config: DatasetConfig) -> np.ndarray:
     for value, number in config.label_map.items():
         table[int(value)] = number
     return table
+
+
+def count_classes(config: DatasetConfig, label_HW: np.ndarray) -> dict[int, int]:
+    """Class -> pixels of a mask, without classes that it lacks; void is 255."""
+    counts = np.bincount(map_label(config, label_HW).reshape(-1), minlength=256)
+    return {int(number): int(counts[number]) for number in np.flatnonzero(counts)}
+
+
+def check_classes(config: DatasetConfig, pixels: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What the labels of train and val cannot teach or measure, as lines for a warning.
+
+    Args:
+        pixels: "train" and "val" -> pixels by class, [256].
+
+    Raises: DataError if val has nothing to measure, and if every object of two classes is void.
+    """
+    where, train, val = config.images or config.root, pixels["train"], pixels["val"]
+    if not any(val[:VOID]):
+        facts = {"found": Phrase("all void"), "expected": Phrase("one pixel of a class, or more")}
+        cure = "choose other images for val, or set dataset.label_map or dataset.ignore_index"
+        raise DataError(describe(where, field="labels of val", **facts, cure=cure))
+    held = [number for number in range(config.num_classes) if train[number]]
+    if config.num_classes == 2 and len(held) < 2 and train[VOID] and not config.label_map:
+        found = Phrase(f"{' and '.join(map(str, [*held, VOID]))} alone, and {VOID} is void")
+        facts = {"found": found, "expected": Phrase("0 and 1")}
+        cure = "set dataset.label_map to {0: 0, 255: 1} if 255 is a class"
+        raise DataError(describe(where, field="labels of train", **facts, cure=cure))
+    missing = [f"{k} ({config.names[k]})" for k in range(config.num_classes) if k not in held]
+    if not missing:
+        return []
+    return [
+        f"no training label holds a pixel of {len(missing)} of {config.num_classes} classes: "
+        f"{', '.join(missing[:8])}{', ...' if missing[8:] else ''}"
+    ]
 
 
 def check_values(config: DatasetConfig, path: Path, label_HW: np.ndarray) -> None:

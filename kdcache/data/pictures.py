@@ -10,6 +10,7 @@ import hashlib
 import io
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from kdcache.config import DatasetConfig
-from kdcache.data.labels import check_values, map_label
+from kdcache.data.labels import check_values, count_classes, map_label
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
 
@@ -62,13 +63,15 @@ class Split:
     """The checked samples of a split, in the order of its list.
 
     `fingerprint` is the sha256 over ids and file contents, in that order; `digests` are the sha256
-    (hex) of each image's file.
+    (hex) of each image's file. `pixels` counts the labels' pixels by class, 255 is void; empty if
+    nothing has a label.
     """
 
     name: str
     samples: tuple[Sample, ...]
     fingerprint: str
     digests: tuple[str, ...] = ()
+    pixels: tuple[int, ...] = ()
 
 
 def read_picture_file(path: Path, *, cure: str) -> bytes:
@@ -130,15 +133,17 @@ def check_samples(
     config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
 ) -> Split:
     """Decode and hash every file of these samples. Raises: as `read_split`."""
-    total, images = hashlib.sha256(), []
+    total, images, pixels = hashlib.sha256(), [], Counter()
     with ThreadPoolExecutor(4) as pool:
-        for sample, digests in zip(
+        for sample, (digests, counts) in zip(
             samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
         ):
             total.update(f"{' '.join([sample.id, *digests])}\n".encode())
             images.append(digests[0])
+            pixels.update(counts)
             advance(1)
-    return Split(name, tuple(samples), total.hexdigest(), tuple(images))
+    by_class = tuple(pixels[number] for number in range(256)) if pixels else ()
+    return Split(name, tuple(samples), total.hexdigest(), tuple(images), by_class)
 
 
 def _decode(
@@ -229,18 +234,21 @@ def choose_extremes(values: Mapping[int, float], count: int) -> list[int]:
     return falling[: count - least] + falling[len(falling) - least :]
 
 
-def _check_sample(config: DatasetConfig, sample: Sample) -> list[str]:
-    """Decode its files fully; returns the sha256 (hex) of the image's, then of the label's."""
+def _check_sample(config: DatasetConfig, sample: Sample) -> tuple[list[str], dict[int, int]]:
+    """Decode its files fully.
+
+    Returns: the sha256 (hex) of the image's, then of the label's; the label's pixels by class.
+    """
     image_bytes = _read(sample.image_path)
     # only its size is kept: four large ones at once would take gigabytes
     image_hw = decode_image(sample.image_path, image_bytes, cure=_RESTORE).shape[:2]
     image_digest = hashlib.sha256(image_bytes).hexdigest()
     if sample.label_path is None:
-        return [image_digest]
+        return [image_digest], {}
     label_bytes = _read(sample.label_path)
     label = decode_label(sample.label_path, label_bytes, cure=_RESTORE)
     _check_label(config, sample, image_hw, label)
-    return [image_digest, hashlib.sha256(label_bytes).hexdigest()]
+    return [image_digest, hashlib.sha256(label_bytes).hexdigest()], count_classes(config, label)
 
 
 def _read(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from kdcache.config import Config
 from kdcache.config.names import FCNS
+from kdcache.data.labels import check_classes
 from kdcache.data.pictures import Split
 from kdcache.data.voc import check_apart, download_voc, read_split
 from kdcache.errors import TeacherError, TrainingError, one_line, refuse
@@ -34,6 +36,8 @@ from kdcache.models.weights import (
 )
 from kdcache.progress import Progress, Say, Silent, format_time
 from kdcache.schema import FieldError
+
+log = logging.getLogger("kdcache")
 
 STATE_EVERY_S = 120.0  # what a stop costs at most, beside the epoch it falls into
 
@@ -75,6 +79,8 @@ def _read_splits(config: Config, progress: Progress) -> tuple[Split, Split]:
     with progress.start("checking data", total=None, unit="samples") as bar:
         train, val = (read_split(config.dataset, name, advance=bar.advance) for name in names)
     check_apart({"train": train, "val": val})
+    for line in check_classes(config.dataset, {"train": train.pixels, "val": val.pixels}):
+        log.warning("%s", line)
     return train, val
 
 

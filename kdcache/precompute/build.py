@@ -23,6 +23,7 @@ from kdcache.cache.manifest import find_manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
+from kdcache.data.labels import check_classes
 from kdcache.data.pictures import Split
 from kdcache.data.voc import check_apart, download_voc, read_split, read_unlabelled
 from kdcache.errors import CacheMismatchError
@@ -130,6 +131,8 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
         with progress.start(f"checking {name}", total=None, unit="samples") as bar:
             splits[role] = read_split(config.dataset, name, advance=bar.advance)
     check_apart(splits)
+    for line in check_classes(config.dataset, {role: s.pixels for role, s in splits.items()}):
+        log.warning("%s", line)
     if config.dataset.unlabelled is not None:
         with progress.start(f"checking {UNLABELLED}", total=None, unit="samples") as bar:
             splits[UNLABELLED] = read_unlabelled(config.dataset, splits, advance=bar.advance)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcache.config import DatasetConfig
+from kdcache.config import DatasetConfig, config_to_dict
 from kdcache.config.parser import make_config
 from kdcache.data.voc import VOC_DIR, find_samples, read_split, read_unlabelled
 from kdcache.errors import CacheMismatchError, DataError, SettingsError
+from kdcache.models import fit
 from kdcache.precompute import build
 from kdcache.precompute.build import build_cache
+from kdcache.progress import Silent
 from tests.support.helpers import check_one_line, save_label
 from tests.support.quick import make_quick_teacher, quick_given, write_quick_data
 
@@ -194,3 +196,17 @@ def test_no_image_of_val_is_left_out_for_want_of_a_mask(root: Path, unlabelled: 
     save_mask(root / "masks" / "v.png")
     config = config_for(root, val_images=str(root / "val"), unlabelled=unlabelled)
     check_refused(config, "val/w.png: mask is missing for 1 of 2 images", split="val")
+
+
+def test_phase_one_and_fit_say_what_the_labels_lack(root: Path, caplog):
+    """Every mask holds class 1 alone, of three."""
+    config = make_config({"dataset": config_to_dict(config_for(root))})
+    for read in (build.read_splits, fit._read_splits):
+        caplog.clear()
+        read(config, Silent())
+        assert "2 of 3 classes: 0 (class 0), 2 (class 2)" in caplog.text
+    for path in (root / "masks").iterdir():
+        save_label(path, np.full((9, 11), 255, np.uint8))
+    for read in (build.read_splits, fit._read_splits):
+        with pytest.raises(DataError, match="labels of val is all void"):
+            read(config, Silent())

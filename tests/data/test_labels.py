@@ -11,6 +11,7 @@ from kdcache.cache.settings import dataset_facts
 from kdcache.config import DatasetConfig, config_to_dict
 from kdcache.config.options import override
 from kdcache.config.parser import make_config, read_settings
+from kdcache.data.labels import check_classes
 from kdcache.data.pictures import read_sample
 from kdcache.data.voc import read_split
 from kdcache.errors import DataError, SettingsError
@@ -89,3 +90,38 @@ def test_map_onto_a_name_is_refused(tmp_path: Path):
     with pytest.raises(SettingsError) as error:
         read_settings(tmp_path / "a.yaml")
     check_one_line(error, "a.yaml: dataset.label_map is")
+
+
+def check_pixels(train: dict, val: dict, **changes) -> list[str]:
+    given = {"root": Path("mine"), "num_classes": 2, **changes}
+    counts = {"train": train, "val": val}
+    pixels = {role: tuple(of.get(k, 0) for k in range(256)) for role, of in counts.items()}
+    return check_classes(DatasetConfig(**given), pixels)
+
+
+def test_pixels_of_a_split_are_counted_by_class(root: Path):
+    pixels = read_split(config_for(root, label_map=MAP), "train").pixels
+    assert (pixels[0], pixels[1], pixels[255], sum(pixels)) == (240, 624, 96, 960)
+    assert read_split(config_for(root, label_map=MAP | {"7": 0}), "train").pixels[255] == 0
+
+
+def test_masks_of_0_and_255_with_two_classes_are_refused():
+    with pytest.raises(DataError) as error:
+        check_pixels({0: 9, 255: 3}, {0: 9})
+    check_one_line(error, "mine: labels of train", "0 and 255 alone", "label_map to {0: 0, 255: 1}")
+    assert check_pixels({0: 9, 1: 1, 255: 3}, {0: 9}) == []
+
+
+@pytest.mark.parametrize("val", [{}, {255: 9}])
+def test_val_without_a_labelled_pixel_is_refused(val: dict):
+    with pytest.raises(DataError) as error:
+        check_pixels({0: 9, 1: 9}, val)
+    check_one_line(error, "mine: labels of val is all void", "dataset.label_map")
+
+
+def test_classes_that_no_training_label_holds_are_said():
+    names = {"num_classes": 4, "class_names": ["sky", "road", "car", "bus"]}
+    (line,) = check_pixels({0: 9, 2: 1, 255: 1}, {1: 9}, **names)
+    assert line.endswith("holds a pixel of 2 of 4 classes: 1 (road), 3 (bus)")
+    (line,) = check_pixels({0: 9}, {1: 9}, num_classes=20)
+    assert line.endswith("8 (class 8), ...")
