@@ -113,6 +113,7 @@ def test_workers_of_a_machine_share_its_cores_memory_and_gpus(monkeypatch):
     )  # bound to a quarter of them
     assert choose_crew(1).writers == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device("auto", field="x") == torch.device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as SLURM shows them, one to each
