@@ -180,7 +180,7 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
 
 def _explain(storage: Storage, layout: SplitLayout, group: Group, error: OSError) -> CacheError:
     """The error if a disk or object store refuses to take a group."""
-    why = error.strerror or os.strerror(error.errno or 0)
+    why = (error.strerror or os.strerror(error.errno or 0)).partition(", it needs ")[0]
     lack, free = "", storage.find_free_bytes() if error.errno in disk.FULL else float("inf")
     if free < float("inf"):
         lack = f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
