@@ -1,4 +1,4 @@
-"""Both phases from Python, as the two programs do them: five functions for a notebook or a script.
+"""Both phases from Python, as the two programs do them: four functions for a notebook or a script.
 
 Settings are the path of a YAML file, a dict, nested or by dotted name, or a `Config`; `changes` lie
 over them. Nothing is printed unless `verbose` asks for it.
@@ -38,7 +38,9 @@ def build_cache(
     """Build the cache of these settings, or finish one, as `python -m cache_teacher` does.
 
     Args:
-        settings, changes: see above. verbose: show progress on stderr.
+        settings: the path of a YAML file, a dict, nested or by dotted name, or a `Config`.
+        changes: more of them, nested or by dotted name, which win over `settings`.
+        verbose: show progress on stderr.
 
     Returns: the opened cache; its `train`, `val` and `unlabelled` give batches.
 
@@ -80,7 +82,9 @@ def distill(
     A baseline with labels only is trained first, unless `run.baseline` is false.
 
     Args:
-        settings, changes: see above; what is not given comes from the cache and the defaults.
+        settings: the path of a YAML file, a dict, nested or by dotted name, or a `Config`; what is
+            not given comes from the cache and the defaults.
+        changes: more of them, nested or by dotted name, which win over `settings`.
         verbose: show progress and an epoch a line.
 
     Raises: SettingsError, CacheError, TrainingError.
@@ -106,6 +110,8 @@ def compare(*runs: str | os.PathLike) -> Comparison:
 
     Raises: SettingsError if there is no finished run, or if they have different validation data.
     """
+    if not runs:
+        raise refuse("runs", [], "one folder or more")
     return compare_runs([Path(run) for run in runs])
 
 

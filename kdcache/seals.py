@@ -110,8 +110,7 @@ class SealedArchive:
 
 def has_archive_seal(file: BinaryIO) -> bool:
     """Whether a file ends as a sealed archive does; it is left at its beginning. Raises OSError."""
-    end = _read_end(file)
-    return end.startswith(_MARK) and _is_digest(end[-_DIGITS:])
+    return _find_archive_digest(file) is not None
 
 
 def check_archive(file: BinaryIO) -> bool:
@@ -119,8 +118,8 @@ def check_archive(file: BinaryIO) -> bool:
 
     Returns: whether it has a seal. Raises: SealError if it is damaged; OSError.
     """
-    end = _read_end(file)
-    if not (end.startswith(_MARK) and _is_digest(end[-_DIGITS:])):
+    expected = _find_archive_digest(file)
+    if expected is None:
         return False
     sha256, left = hashlib.sha256(), file.seek(0, 2) - _DIGITS
     file.seek(0)
@@ -128,7 +127,7 @@ def check_archive(file: BinaryIO) -> bool:
         sha256.update(block)
         left -= len(block)
     file.seek(0)
-    compare_digests(sha256.hexdigest(), end[-_DIGITS:].decode())
+    compare_digests(sha256.hexdigest(), expected)
     return True
 
 
@@ -154,12 +153,14 @@ def check_beside(text: str, digest: str) -> None:
     compare_digests(digest, expected)
 
 
-def _read_end(file: BinaryIO) -> bytes:
+def _find_archive_digest(file: BinaryIO) -> str | None:
+    """The digest at the end of a sealed archive; the file is left at its beginning."""
     size = file.seek(0, 2)
     file.seek(max(0, size - len(_MARK) - _DIGITS))
     end = file.read()
     file.seek(0)
-    return end
+    digest = end[-_DIGITS:]
+    return digest.decode() if end.startswith(_MARK) and _is_digest(digest) else None
 
 
 def _is_digest(text: bytes) -> bool:

@@ -123,6 +123,12 @@ def test_another_kind_of_image_is_refused(trained_run, image):
         kdcache.load_student(trained_run).predict(image)
 
 
+def test_nothing_to_compare_is_said():
+    with pytest.raises(SettingsError) as error:
+        kdcache.compare()
+    check_one_line(error, "runs is [], expected one folder or more")
+
+
 def test_importing_kdcache_does_not_import_torch():
     code = "import sys, kdcache; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

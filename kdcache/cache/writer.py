@@ -180,9 +180,11 @@ def encode_samples(spec: ArraySpec, block: np.ndarray) -> list[np.ndarray]:
 
 def _explain(storage: Storage, layout: SplitLayout, group: Group, error: OSError) -> CacheError:
     """The error if a disk or object store refuses to take a group."""
-    why = (error.strerror or os.strerror(error.errno or 0)).partition(", it needs ")[0]
-    lack, free = "", storage.find_free_bytes() if error.errno in disk.FULL else float("inf")
+    why, lack = error.strerror or error, ""
+    free = storage.find_free_bytes() if error.errno in disk.FULL else float("inf")
     if free < float("inf"):
+        # the error of a disk has the bytes of one file; those of the group count here
+        why = os.strerror(error.errno)
         lack = f", it needs {layout.group_bytes(group)} bytes and {free} are free here"
     return CacheError(
         f"{storage}: shard group {group.name} cannot be written ({why}){lack}; "

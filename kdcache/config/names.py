@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.errors import hide_passwords, refuse
+from kdcache.schema import FieldError, plain
 
 STRIDE = 16  # the coarsest stored grid; crops are multiples of it, so that every grid is exact
 VOID = 255  # stored label of what no loss and no metric counts: void pixels, padding
@@ -74,6 +75,14 @@ def check_range(field_name: str, value: float, low: float, high: float) -> None:
     """Raises SettingsError outside low..high, both allowed."""
     if not low <= value <= high:  # also refuses NaN
         raise refuse(field_name, value, f"{low} to {high}")
+
+
+def check_storable(field_name: str, value: object) -> None:
+    """Raise SettingsError unless a document can hold the value."""
+    try:
+        plain(value)
+    except FieldError as error:
+        raise refuse(field_name, value, f"finite values ({error})") from None
 
 
 def check_positive(field_name: str, value: float) -> None:

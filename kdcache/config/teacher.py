@@ -20,9 +20,9 @@ from kdcache.config.names import (
     Precision,
     check_positive,
     check_range,
+    check_storable,
 )
 from kdcache.errors import refuse
-from kdcache.schema import FieldError, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,7 @@ class TeacherConfig:
             known = near[0] if near else ", ".join(TORCHVISION)
             expected = f"{known}, {SMP}NAME, {TRANSFORMERS}NAME or package.module:function"
             raise refuse("teacher.arch", self.arch, expected)
-        try:
-            plain(self.options)  # they are stored with every cache
-        except FieldError as error:
-            raise refuse("teacher.options", self.options, f"finite values ({error})") from None
+        check_storable("teacher.options", self.options)  # they are stored with every cache
         if self.options and not (self.is_own or smp):
             raise refuse("teacher.options", self.options, f"nothing for {self.arch}")
         if self.weights == AS_BUILT and not (self.is_own or transformers):

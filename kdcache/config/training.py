@@ -19,10 +19,10 @@ from kdcache.config.names import (
     check_positive,
     check_range,
     check_size,
+    check_storable,
     is_own_student,
 )
 from kdcache.errors import refuse
-from kdcache.schema import FieldError, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,7 @@ class StudentConfig:
         if not (self.arch == BUILT_IN_STUDENT or timm or re.fullmatch(OWN_CODE, self.arch)):
             expected = f"{BUILT_IN_STUDENT}, {TIMM}NAME or package.module:function"
             raise refuse("student.arch", self.arch, expected)
-        try:
-            plain(self.options)  # they are stored with every run
-        except FieldError as error:
-            raise refuse("student.options", self.options, f"finite values ({error})") from None
+        check_storable("student.options", self.options)  # they are stored with every run
         if self.options and self.arch == BUILT_IN_STUDENT:
             raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
 

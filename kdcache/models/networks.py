@@ -30,7 +30,7 @@ from kdcache.models.adapters import (
     build_transformers,
     hash_transformers,
 )
-from kdcache.models.own_code import TEACHER, call_function, hash_source_unseen
+from kdcache.models.own_code import TEACHER, call_function, hash_source_unseen, refuse_code
 
 MOBILENET_STAGES = ("3", "6", "12", "16")  # strides 4, 8, 16, 16; 24, 40, 112, 960 channels
 ROOTS = ("", "backbone.", "encoder.", "model.")  # a name may lack the first of its parts
@@ -146,16 +146,7 @@ def find_logits(given: object) -> Tensor | None:
 
 def refuse_network(name: str, found: str, expected: str) -> TeacherError:
     """The error for a teacher that is not what it must be, whatever its weights."""
-    cure = "mend it or change teacher.arch"
-    return TeacherError(
-        describe(
-            "settings",
-            field=f"teacher.arch {name}",
-            found=Phrase(found),
-            expected=Phrase(expected),
-            cure=cure,
-        )
-    )
+    return refuse_code(name, found, expected, field=TEACHER, kind=TeacherError)
 
 
 def _find_stages(backbone: nn.Module) -> dict[str, str]:

@@ -190,18 +190,18 @@ def find_source(arch: str) -> str | None:
         return None
 
 
-def refuse_code(arch: str, found: str, expected: str, *, field: str = STUDENT) -> SettingsError:
-    """The error for code that cannot be used: what it does, and what it must."""
+def refuse_code(
+    arch: str,
+    found: str,
+    expected: str,
+    *,
+    field: str = STUDENT,
+    kind: type[KdcacheError] = SettingsError,
+) -> KdcacheError:
+    """The error, of a `kind`, for code that cannot be used: what it does, and what it must."""
+    facts = {"found": Phrase(found), "expected": Phrase(expected)}
     cure = f"mend it or change {field}"
-    return SettingsError(
-        describe(
-            "settings",
-            field=f"{field} {arch}",
-            found=Phrase(found),
-            expected=Phrase(expected),
-            cure=cure,
-        )
-    )
+    return kind(describe("settings", field=f"{field} {arch}", **facts, cure=cure))
 
 
 def _find_file(package: str, name: str, steps: int = MOST_STEPS) -> Path | None:

@@ -2,6 +2,7 @@
 in every test.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def _one_writer(monkeypatch):
     them can be told.
     """
     monkeypatch.setattr("kdcache.precompute.pipeline.choose_crew", children.hire(1))
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> Path:
+    """A copy of `world`, a fixture of the test's own file, which is the current folder."""
+    shutil.copytree(world, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
 
 
 @pytest.fixture(scope="session")

@@ -89,14 +89,6 @@ class Stop(TrainingEvents):
         raise KeyboardInterrupt
 
 
-@pytest.fixture
-def here(world, tmp_path, monkeypatch) -> Path:
-    """A copy of the world, which is the current folder."""
-    shutil.copytree(world, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
 def run(command: str) -> int:
     """The exit code of a command; `export STUDENT` writes that of another run into `run`."""
     words = command.split()

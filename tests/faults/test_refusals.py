@@ -69,14 +69,6 @@ def world(quick_data, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def here(world, tmp_path, monkeypatch) -> Path:
-    """A copy of the world, which is the current folder."""
-    shutil.copytree(world, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
 def look(folder: Path) -> dict[str, tuple]:
     """Everything that a write would change, by name."""
     return {

@@ -95,14 +95,6 @@ def make_state() -> dict:
     }
 
 
-@pytest.fixture
-def here(world, tmp_path, monkeypatch) -> Path:
-    """A copy of the world, which is the current folder."""
-    shutil.copytree(world, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
 def student(command: str, capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
     """The exit code and the lines on stderr that are no progress."""
     capsys.readouterr()
