@@ -8,12 +8,11 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcache.command import Command, list_commands, read_count, read_number
 from kdcache.config import Config, config_to_dict
-from kdcache.config.options import Parser, read_given
+from kdcache.config.options import Parser, read_given, read_path
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.process import find_worker
@@ -128,7 +127,9 @@ def sample_set(argv: list[str]) -> None:
         description="Write the sample data set, 400 drawn images in VOC layout.",
         epilog=f"for example: {PROG} sample-set data/demo",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder to write VOCdevkit/ into")
+    parser.add_argument(
+        "path", type=read_path, metavar="PATH", help="folder to write VOCdevkit/ into"
+    )
     args = parser.parse_args(argv)
     from kdcache.data.sample_set import write_sample_set
 

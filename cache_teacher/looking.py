@@ -17,7 +17,7 @@ from kdcache.command import (
     read_trust,
 )
 from kdcache.config.names import BUILT_IN_STUDENT
-from kdcache.config.options import read_given
+from kdcache.config.options import read_given, read_path
 from kdcache.errors import CacheCorruptError
 from kdcache.progress import Console, print_line, print_text
 
@@ -141,7 +141,7 @@ def fidelity(argv: list[str]) -> int:
         "--seed", type=read_count(0), default=0, metavar="N", help="which are drawn (0)"
     )
     parser.add_argument(
-        "--run", type=Path, metavar="RUN", help="folder of a run whose student is asked, too"
+        "--run", type=read_path, metavar="RUN", help="folder of a run whose student is asked, too"
     )
     add_trust(parser)
     args = parser.parse_args(argv)

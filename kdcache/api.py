@@ -15,7 +15,8 @@ import numpy as np
 
 from kdcache.analysis.comparison import Comparison, compare_runs
 from kdcache.config import Config, config_to_dict
-from kdcache.config.parser import check_values, flatten, make_config, merge, unflatten
+from kdcache.config.names import expand_path
+from kdcache.config.parser import check_given, flatten, make_config, merge, unflatten
 from kdcache.config.yaml_file import read_settings_file
 from kdcache.deploy.predict import find_classes
 from kdcache.deploy.student import TrainedStudent
@@ -112,7 +113,7 @@ def compare(*runs: str | os.PathLike) -> Comparison:
     """
     if not runs:
         raise refuse("runs", [], "one folder or more")
-    return compare_runs([Path(run) for run in runs])
+    return compare_runs([_read_path(run) for run in runs])
 
 
 class Student:
@@ -154,7 +155,7 @@ def load_student(
 
     >>> load_student("runs/demo/student").predict(image)  # doctest: +SKIP
     """
-    return Student(read_student(Path(run), trust=Trust(arch, any_code=trust_code)))
+    return Student(read_student(_read_path(run), trust=Trust(arch, any_code=trust_code)))
 
 
 class _Said(TrainingEvents):
@@ -175,8 +176,12 @@ def _read(settings: Settings, changes: Mapping | None) -> dict:
     elif isinstance(settings, Mapping):
         given = _read_table(settings)
     else:
-        given = read_settings_file(Path(settings))
-    return unflatten(check_values(merge(given, _read_table(changes or {}))))
+        given = read_settings_file(_read_path(settings))
+    return unflatten(check_given(merge(given, _read_table(changes or {}))))
+
+
+def _read_path(given: str | os.PathLike) -> Path:
+    return Path(expand_path("path", os.fspath(given)))
 
 
 def _read_table(values: Mapping) -> dict:

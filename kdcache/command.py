@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kdcache import seals
-from kdcache.config.options import Parser
+from kdcache.config.options import Parser, read_path
 from kdcache.disk import FULL
 from kdcache.errors import (
     KdcacheError,
@@ -29,7 +29,7 @@ from kdcache.errors import (
 )
 from kdcache.models.own_code import STUDENT, TEACHER, Trust
 from kdcache.progress import print_line
-from kdcache.storage import Storage, open_storage
+from kdcache.storage import Storage, open_given
 
 Command = Callable[[list[str]], int | None]
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
@@ -144,12 +144,12 @@ def read_new_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"is {text!r}, expected a path of this machine; write there, then copy it"
         )
-    return Path(text)
+    return read_path(text)
 
 
 def _read_storage(text: str) -> Storage:
     try:
-        return open_storage(text)
+        return open_given(text)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

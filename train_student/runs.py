@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from kdcache.command import DAMAGED, add_trust, read_count, read_trust
-from kdcache.config.options import Parser
+from kdcache.config.options import Parser, override, read_path
 from kdcache.progress import print_line, print_text
 
 PROG = "python -m train_student"
@@ -23,7 +23,7 @@ def report(argv: list[str]) -> None:
         description="Write report.html of a finished run again.",
         epilog=f"for example: {PROG} report runs/student_kd --panels 50",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("run", type=read_path, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--panels", type=read_count(1, MOST_PANELS), metavar="N",
         help=f"validation samples to show, 1 to {MOST_PANELS} (default: as many as at a run's end)",
@@ -41,10 +41,10 @@ def report(argv: list[str]) -> None:
     from kdcache.report.panels import NUM_PANELS
     from kdcache.report.run_page import rewrite_report
 
-    cache = {"cache": {"path": args.path}} if args.path else {}
-    device = {"train": {"device": args.device}} if args.device else {}
+    words = {"cache.path": args.path, "train.device": args.device}
+    given = override({}, {name: word for name, word in words.items() if word})
     asked = {"num_panels": args.panels or NUM_PANELS, "trust": read_trust(args)}
-    print_line(rewrite_report(args.run, {**cache, **device}, **asked))
+    print_line(rewrite_report(args.run, given, **asked))
 
 
 def compare(argv: list[str]) -> None:
@@ -59,7 +59,7 @@ def compare(argv: list[str]) -> None:
         epilog=f"for example: {PROG} compare runs/grid --csv runs/grid.csv --html runs/grid.html",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH",
+        "paths", nargs="+", type=read_path, metavar="PATH",
         help="folder of a run, or a folder that holds some",
     )  # fmt: skip
     for ending, what in ((".csv", "a line a run"), (".html", "one page")):
@@ -100,7 +100,7 @@ def export(argv: list[str]) -> None:
         help="each is an extra: `pip install 'kdcache[onnx]'`",
     )  # fmt: skip
     parser.add_argument(
-        "--images", nargs="+", type=Path, default=[], metavar="PATH",
+        "--images", nargs="+", type=read_path, default=[], metavar="PATH",
         help="images, or folders of them, to compare on (default: the validation images of the "
         "run's cache)",
     )  # fmt: skip
@@ -130,11 +130,12 @@ def predict(argv: list[str]) -> int:
     )
     _add_run(parser)
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="image, or folder of images"
+        "images", nargs="+", type=read_path, metavar="IMAGE", help="image, or folder of images"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write into (default: RUN/predictions)"
-    )
+        "--out", type=read_path, metavar="DIR",
+        help="folder to write into (default: RUN/predictions)",
+    )  # fmt: skip
     parser.add_argument(
         "--size", type=_read_size, metavar="N|original",
         help="what the student sees: larger images are shrunk to fit N x N pixels, smaller ones "
@@ -159,7 +160,7 @@ def predict(argv: list[str]) -> int:
 
 def _add_run(parser: Parser) -> None:
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="folder of a run whose first epoch is done"
+        "run", type=read_path, metavar="RUN", help="folder of a run whose first epoch is done"
     )
     add_trust(parser)
 
@@ -169,7 +170,7 @@ def _complain(error: Exception) -> None:
 
 
 def _read_out(text: str, ending: str) -> Path:
-    path = Path(text)
+    path = read_path(text)
     if path.suffix != ending:  # the file is replaced: not a checkpoint by mistake
         raise argparse.ArgumentTypeError(f"is {text!r}, which does not end in {ending}")
     if path.is_dir() or not path.parent.is_dir():

@@ -23,7 +23,7 @@ from kdcache.cache.shards import MappedFiles, copy_into, crc32c
 from kdcache.cache.stage import Stage
 from kdcache.config import VOID
 from kdcache.errors import CacheCorruptError
-from kdcache.storage import Storage, open_storage
+from kdcache.storage import Storage, open_given, open_storage
 
 Check = Literal["always", "first", "never"]
 
@@ -275,6 +275,6 @@ def open_split(
 
     Raises: CacheError if there is no cache, or it is damaged or incomplete.
     """
-    storage = open_storage(place)
+    storage = open_given(place)
     manifest = read_manifest(storage)
     return CacheReader(storage, manifest, split, num_views=num_views, check=check, stage=stage)

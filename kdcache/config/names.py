@@ -5,7 +5,9 @@ A check raises SettingsError with the setting, its value and its range.
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +56,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""
 MOST_PX = 65_536  # of a side
+PATHS = (
+    "dataset.root", "dataset.images", "dataset.masks", "dataset.val_images", "dataset.val_masks",
+    "dataset.unlabelled", "teacher.arch", "teacher.weights", "fit.out", "cache.path",
+    "cache.stage_dir", "run.dir",
+)  # fmt: skip
+"""Settings that are a path, or can be one."""
 
 
 def is_own_student(arch: str) -> bool:
@@ -104,6 +112,32 @@ def check_size(field_name: str, size: int | list[int] | None, *, stride: int) ->
 def as_hw(size: int | list[int]) -> tuple[int, int]:
     """N or [height, width] -> (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def expand_path(field_name: str, text: str) -> str:
+    """A path as a person writes it, with ~, ~NAME or $NAME at its begin put in as a shell does.
+
+    Files of settings, Python and --NAME=VALUE reach no shell. What is stored is not expanded again.
+
+    Raises: SettingsError if there is no such user or variable.
+
+    >>> expand_path("run.dir", "./~/runs")
+    './~/runs'
+    """
+    prefix = TRANSFORMERS if text.startswith(TRANSFORMERS) else ""
+    head, slash, rest = text.removeprefix(prefix).partition("/")
+    known, variable = None, re.fullmatch(r"\$(\w+|\{\w+\})", head)
+    if variable:
+        known = os.environ.get(variable[1].strip("{}"))
+    elif head == "~" or (head.startswith("~") and slash):
+        with suppress(RuntimeError):
+            known = str(Path(head).expanduser())
+    else:
+        return text
+    if not known:
+        what = "a variable that is set" if variable else "the folder of a user who is there"
+        raise refuse(field_name, text, f"{what} ({prefix}./{head} is a file or folder here)")
+    return f"{prefix}{known}{slash}{rest}"
 
 
 def clean_address(field_name: str, given: object) -> str | Path:

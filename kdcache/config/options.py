@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
 from kdcache.config import Config, config_to_dict
+from kdcache.config.names import expand_path
 from kdcache.config.parser import (
-    check_values,
+    check_given,
     find_owner,
     flatten,
     read_flat,
@@ -115,7 +116,7 @@ class Parser(argparse.ArgumentParser):
 
     def _add_settings(self) -> None:
         self.add_argument(
-            "--config", action="append", default=[], metavar="FILE", type=Path,
+            "--config", action="append", default=[], metavar="FILE", type=read_path,
             help="YAML file of settings, in sections as below; may be repeated: later files win, "
             "and options win over files",
         )  # fmt: skip
@@ -175,6 +176,15 @@ class _Help(argparse.HelpFormatter):
         )
 
 
+def read_path(text: str) -> Path:
+    """For the `type` of an argument: a path, in which ~ and $HOME are put in."""
+    try:
+        return Path(expand_path("path", text))
+    except SettingsError as error:
+        reason = str(error).removeprefix("settings: path ").partition(";")[0]
+        raise argparse.ArgumentTypeError(reason) from None
+
+
 def read_given(args: argparse.Namespace) -> dict:
     """The settings that a command line and its YAML files name, as a nested dict.
 
@@ -191,7 +201,7 @@ def override(given: Mapping, words: Mapping[str, str]) -> dict:
 
     Raises: SettingsError.
     """
-    return unflatten(_overlay(check_values(given), words))
+    return unflatten(_overlay(check_given(given), words))
 
 
 def find_words(args: argparse.Namespace) -> dict[str, str]:
@@ -206,8 +216,8 @@ def find_words(args: argparse.Namespace) -> dict[str, str]:
 def _overlay(given: Mapping[str, object], words: Mapping[str, str]) -> dict[str, object]:
     entries = {name: word for name, word in words.items() if find_owner(name)}
     whole = unflatten({name: word for name, word in words.items() if name not in entries})
-    flat = {**given, **check_values(whole)}
-    for name, own in check_values(unflatten(entries)).items():
+    flat = {**given, **check_given(whole)}
+    for name, own in check_given(unflatten(entries)).items():
         flat[name] = {**flat.get(name, {}), **own}
     return flat
 

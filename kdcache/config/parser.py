@@ -16,7 +16,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from kdcache.config import Config, config_from_dict, config_to_dict
-from kdcache.config.names import OF_CACHE
+from kdcache.config.names import OF_CACHE, PATHS, expand_path
 from kdcache.config.yaml_file import load_yaml, read_settings_file
 from kdcache.errors import SettingsError, show_value
 from kdcache.schema import MOST_WHOLE
@@ -112,7 +112,7 @@ def read_flat(path: Path) -> dict[str, object]:
     """
     values = read_settings_file(path)
     try:
-        return check_values(values)
+        return check_given(values)
     except SettingsError as error:
         raise SettingsError(f"{path}: {str(error).removeprefix('settings: ')}") from None
 
@@ -133,6 +133,18 @@ def read_stored_of_cache(values: Mapping) -> dict:
     Raises: SettingsError for a value of another type.
     """
     return read_stored({name: values[name] for name in OF_CACHE})
+
+
+def check_given(given: Mapping) -> dict[str, object]:
+    """Settings as a person gives them: checked as by `check_values`, and ~ and $HOME are put in.
+
+    Raises: SettingsError.
+    """
+    checked = check_values(given)
+    for name in PATHS:
+        if isinstance(checked.get(name), str):
+            checked[name] = expand_path(name, checked[name])
+    return checked
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:

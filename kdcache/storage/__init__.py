@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from kdcache.config.names import clean_address
+from kdcache.config.names import clean_address, expand_path
 from kdcache.storage.base import ShardFile as ShardFile
 from kdcache.storage.base import Storage as Storage
 from kdcache.storage.local import LocalFolder as LocalFolder
@@ -37,6 +37,16 @@ def open_storage(place: Storage | str | Path) -> Storage:
 
         return PackedFile(address)
     return LocalFolder(address)
+
+
+def open_given(place: Storage | str | Path) -> Storage:
+    """The storage at an address as a person writes it: ~ and $HOME are put in, else `open_storage`.
+
+    Raises: SettingsError if the address is not valid.
+    """
+    return open_storage(
+        place if isinstance(place, Storage) else expand_path("cache.path", str(place))
+    )
 
 
 def _is_packed(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from kdcache.config.names import expand_path
 from kdcache.config.parser import flatten
 from kdcache.config.yaml_file import OnceLoader, find_mistake, load_yaml
 from kdcache.disk import MOST_TEXT_BYTES, read_text
@@ -51,7 +52,7 @@ def read_grid(words: Sequence[str], seeds: str | None) -> Grid:
     """
     values: dict[str, tuple[str, ...]] = {}
     for word in words:
-        for name, own in (_read_word(word) if "=" in word else _read_file(Path(word))).items():
+        for name, own in (_read_word(word) if "=" in word else _read_file(word)).items():
             if name in values:
                 raise _refuse(name, "given twice", "each name once")
             values[name] = own
@@ -79,7 +80,8 @@ def _read_word(word: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(split_list(text))}
 
 
-def _read_file(path: Path) -> dict[str, tuple[str, ...]]:
+def _read_file(word: str) -> dict[str, tuple[str, ...]]:
+    path = Path(expand_path("--grid", word))
     if path.suffix not in (".yaml", ".yml"):
         raise _refuse(str(path), "no grid", "NAME=VALUE,VALUE or a YAML file")
     try:

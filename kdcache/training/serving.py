@@ -24,7 +24,7 @@ from kdcache.errors import refuse
 from kdcache.losses.target import Target
 from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
-from kdcache.storage import Storage, open_storage
+from kdcache.storage import Storage, open_given
 from kdcache.training.batches import BatchReader
 from kdcache.training.learner import find_teacher_channels, open_targets
 from kdcache.training.order import plan_epoch, plan_mixed_epoch, split_batches
@@ -192,7 +192,7 @@ class Cache:
     """
 
     def __init__(self, root: Storage | str | Path) -> None:
-        self.root = open_storage(root)
+        self.root = open_given(root)
         self.manifest = read_manifest(self.root)
         readers = (CacheReader(self.root, self.manifest, name) for name in ("train", "val"))
         self.train, self.val = map(CachedSplit, readers)
