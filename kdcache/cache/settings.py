@@ -21,6 +21,7 @@ from kdcache.cache.layout import (
 )
 from kdcache.cache.manifest import Manifest
 from kdcache.config import STRIDE, Config, config_to_dict
+from kdcache.config.masks import as_json
 from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMERS
 from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.data.views import SCHEME
@@ -209,7 +210,8 @@ def dataset_facts(config: Config, *, train: bool) -> dict:
     size = {"size": list(data.size_hw)} if train else {"val_size": list(data.val_hw)}
     facts = {"num_classes": data.num_classes, "ignore_index": data.ignore_index, **size}
     # what was not recorded before stays so where it is the default
-    return {**facts, "label_map": data.label_map} if data.label_map else facts
+    tables = {"label_map": data.class_of_value, "palette": data.colours}
+    return facts | {name: as_json(table) for name, table in tables.items() if table}
 
 
 def train_view_rule(config: Config) -> dict:

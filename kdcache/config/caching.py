@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from kdcache.config.masks import (
+    CITYSCAPES_CLASSES,
+    Colour,
+    LabelMap,
+    Palette,
+    resolve_label_map,
+    resolve_palette,
+)
 from kdcache.config.names import (
     KINDS,
     LEVELS,
@@ -76,14 +85,19 @@ class DatasetConfig:
     num_classes: int = 21
     """Number of classes, labels 0..num_classes-1; 2 to 254."""
     class_names: list[str] | None = None
-    """One name per class, for tables and reports (default: the VOC names for 21 classes, else
-    class 0, class 1, ...)."""
+    """One name per class, for tables and reports (default: the VOC names for 21 classes, those of
+    Cityscapes with its label_map or palette, else class 0, class 1, ...)."""
     ignore_index: int = 255
     """Label value that no loss and no metric counts, 0 to 255; stored as 255, which is always
     void."""
-    label_map: dict[str, int] = field(default_factory=dict)
+    label_map: LabelMap = field(default_factory=dict)
     """What the values in the masks mean, as {0: 0, 1: 255, 255: 1}: a class, or 255 for void; every
-    value that occurs must be named (default: they are the classes)."""
+    value that occurs must be named; or cityscapes (its label ids), or ade20k (default: they are the
+    classes)."""
+    palette: Palette = field(default_factory=dict)
+    """What the colours in the masks mean, as {road: [128, 64, 128], 255: [0, 0, 0]}: of a class by
+    number or name, or of 255, void; a class may have a list of colours; or voc, or cityscapes
+    (default: masks hold numbers)."""
     size: SizePx = 512
     """Crop of the training views in pixels, N or [height, width], multiples of 16."""
     val_size: SizePx | None = None
@@ -98,13 +112,13 @@ class DatasetConfig:
         self._check_folders()
         check_range("dataset.num_classes", self.num_classes, 2, 254)
         check_range("dataset.ignore_index", self.ignore_index, 0, 255)
-        self._check_label_map()
         for name in ("size", "val_size"):
             check_size(f"dataset.{name}", getattr(self, name), stride=STRIDE)
         names = self.class_names
         if names is not None and not len(set(names)) == len(names) == self.num_classes:
             expected = f"{self.num_classes} different names, as dataset.num_classes says"
             raise refuse("dataset.class_names", self.class_names, expected)
+        self._check_masks()
 
     def _check_folders(self) -> None:
         """Raise SettingsError if a folder of images or of masks lacks the other one."""
@@ -121,15 +135,25 @@ class DatasetConfig:
         if "{stem}" not in self.mask_name or "/" in self.mask_name:
             raise refuse("dataset.mask_name", self.mask_name, "a name with {stem} in it")
 
-    def _check_label_map(self) -> None:
-        """Raise SettingsError for what is no stored value, or no class."""
-        values, classes = {str(number) for number in range(256)}, {*range(self.num_classes), VOID}
-        if not (self.label_map.keys() <= values and classes.issuperset(self.label_map.values())):
-            expected = f"values 0 to 255, each a class 0 to {self.num_classes - 1} or {VOID}, void"
-            raise refuse("dataset.label_map", self.label_map, expected)
-        if self.label_map and self.ignore_index != VOID:
-            expected = f"{VOID} beside dataset.label_map, where void is VALUE: {VOID}"
+    def _check_masks(self) -> None:
+        """Raise SettingsError for what is no value, colour or class, and for two ways at once."""
+        meant = next((name for name in ("label_map", "palette") if getattr(self, name)), None)
+        if meant and self.ignore_index != VOID:
+            expected = f"{VOID} beside dataset.{meant}, where void is {VOID}"
             raise refuse("dataset.ignore_index", self.ignore_index, expected)
+        if all([self.class_of_value, self.colours]):  # both are checked
+            expected = "none beside dataset.palette: a mask holds numbers or colours"
+            raise refuse("dataset.label_map", self.label_map, expected)
+
+    @cached_property
+    def class_of_value(self) -> dict[int, int]:
+        """Stored value -> class or 255, as `label_map` says; empty without it."""
+        return resolve_label_map(self.label_map, num_classes=self.num_classes)
+
+    @cached_property
+    def colours(self) -> dict[int, list[Colour]]:
+        """Class or 255 -> its colours, as `palette` says; empty without it."""
+        return resolve_palette(self.palette, names=self.names)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -146,6 +170,8 @@ class DatasetConfig:
         """One name a class."""
         if self.class_names is not None:
             return list(self.class_names)
+        if self.num_classes == 19 and "cityscapes" in (self.label_map, self.palette):
+            return CITYSCAPES_CLASSES
         return (
             VOC_CLASSES
             if self.num_classes == 21

@@ -218,7 +218,8 @@ def _overlay(given: Mapping[str, object], words: Mapping[str, str]) -> dict[str,
     whole = unflatten({name: word for name, word in words.items() if name not in entries})
     flat = {**given, **check_given(whole)}
     for name, own in check_given(unflatten(entries)).items():
-        flat[name] = {**flat.get(name, {}), **own}
+        before = flat.get(name, {})  # or the name of a table, which its entries replace
+        flat[name] = {**(before if isinstance(before, Mapping) else {}), **own}
     return flat
 
 

@@ -182,7 +182,13 @@ def find_owner(name: str) -> str | None:
     None for other names.
     """
     owner = name.rpartition(".")[0]
-    return owner if get_origin(setting_types().get(owner)) is dict else None
+    return owner if _is_table(setting_types().get(owner)) else None
+
+
+def _is_table(kind: object) -> bool:
+    """Whether a setting is names with values, or one word of a few for such."""
+    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else [kind]
+    return dict in map(get_origin, kinds) and str not in kinds
 
 
 def refuse_unknown(name: str) -> SettingsError:
@@ -259,14 +265,11 @@ def _convert_list(value: object, kind: object, inner: tuple) -> object:
 def _convert_dict(value: object, kind: object, inner: object) -> object:
     if not isinstance(value, dict):
         return _convert_text(value, kind)
-    if inner is int:  # YAML takes 255 for a number, JSON for a name
+    if inner in (int, list):  # YAML takes 255 for a number, JSON for a name
         value = {str(key) if type(key) is int else key: item for key, item in value.items()}
     items = {key: _convert(item, inner) for key, item in value.items()}
-    return _NOTHING if _NOTHING in items.values() or not all(map(_is_text, items)) else items
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    are_names = all(isinstance(key, str) for key in items)
+    return items if are_names and _NOTHING not in items.values() else _NOTHING
 
 
 def _convert_text(value: object, kind: object) -> object:

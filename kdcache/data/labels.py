@@ -1,4 +1,6 @@
-"""What the numbers in a mask mean: classes as they are, or by `dataset.label_map`; 255 is void."""
+"""What a mask means: its numbers are classes as they are, or by `dataset.label_map`; or its colours
+are, by `dataset.palette`; 255 is void.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.config import VOID, DatasetConfig
+from kdcache.config.masks import MOST_VALUE
 from kdcache.errors import DataError, Phrase, describe
 
 
@@ -17,15 +20,49 @@ def map_label(config: DatasetConfig, label_HW: np.ndarray) -> np.ndarray:
 
 
 def build_table(config: DatasetConfig) -> np.ndarray:
-    """The class of each stored value, uint8 [256]."""
-    if not config.label_map:
-        table = np.arange(256, dtype=np.uint8)
+    """The class of each stored value, uint8 [65536]; those above 255 need a map."""
+    if not config.class_of_value:
+        table = np.full(MOST_VALUE + 1, VOID, np.uint8)
+        table[:256] = np.arange(256)
         table[config.ignore_index] = VOID
         return table
-    table = np.full(256, VOID, np.uint8)
-    for value, number in config.label_map.items():
-        table[int(value)] = number
+    table = np.full(MOST_VALUE + 1, VOID, np.uint8)
+    for value, number in config.class_of_value.items():
+        table[value] = number
     return table
+
+
+def find_classes(config: DatasetConfig, path: Path, colours_HW3: np.ndarray) -> np.ndarray:
+    """The classes of a mask whose colours say them, uint8 [H, W], void as 255.
+
+    Args:
+        path: of the mask, for messages. colours_HW3: uint8 RGB.
+
+    Raises: DataError if a colour is not in `dataset.palette`, with the pixels of all such.
+    """
+    known = [(_pack(c), number) for number, colours in config.colours.items() for c in colours]
+    codes, classes = (np.array(column) for column in zip(*sorted(known), strict=True))
+    red, green, blue = (colours_HW3[..., channel].astype(np.int32) for channel in range(3))
+    found_HW = (red << 16) + (green << 8) + blue
+    place_HW = np.minimum(np.searchsorted(codes, found_HW), len(codes) - 1)
+    unknown = found_HW[codes[place_HW] != found_HW]
+    if unknown.size:
+        others, counts = np.unique(unknown, return_counts=True)
+        most = int(others[counts.argmax()])
+        colour = [most >> 16, most >> 8 & 255, most & 255]
+        found = f"{colour} in {counts.max()} pixels"
+        if len(others) > 1:
+            found = f"{found}, and {len(others) - 1} more unknown in {unknown.size - counts.max()}"
+        facts = {"found": Phrase(found), "expected": Phrase("a colour of dataset.palette")}
+        cure = f"add it to a class, or to {VOID} for void"
+        cure += "; a JPEG has no exact colours" if path.suffix.lower() in (".jpg", ".jpeg") else ""
+        raise DataError(describe(path, field=f"colour of {path.stem!r}", **facts, cure=cure))
+    return classes.astype(np.uint8)[place_HW]
+
+
+def _pack(colour: tuple[int, int, int]) -> int:
+    red, green, blue = colour
+    return (red << 16) + (green << 8) + blue
 
 
 def count_classes(config: DatasetConfig, label_HW: np.ndarray) -> dict[int, int]:
@@ -48,7 +85,7 @@ def check_classes(config: DatasetConfig, pixels: Mapping[str, tuple[int, ...]]) 
         cure = "choose other images for val, or set dataset.label_map or dataset.ignore_index"
         raise DataError(describe(where, field="labels of val", **facts, cure=cure))
     held = [number for number in range(config.num_classes) if train[number]]
-    if config.num_classes == 2 and len(held) < 2 and train[VOID] and not config.label_map:
+    if config.num_classes == 2 and len(held) < 2 and train[VOID] and not _is_meant(config):
         found = Phrase(f"{' and '.join(map(str, [*held, VOID]))} alone, and {VOID} is void")
         facts = {"found": found, "expected": Phrase("0 and 1")}
         cure = "set dataset.label_map to {0: 0, 255: 1} if 255 is a class"
@@ -62,12 +99,16 @@ def check_classes(config: DatasetConfig, pixels: Mapping[str, tuple[int, ...]]) 
     ]
 
 
+def _is_meant(config: DatasetConfig) -> bool:
+    return bool(config.class_of_value or config.colours)
+
+
 def check_values(config: DatasetConfig, path: Path, label_HW: np.ndarray) -> None:
     """Raise DataError if a mask holds a value that is no class, or that the map does not name."""
     counts = np.bincount(label_HW.reshape(-1), minlength=256)
     values = [int(value) for value in np.flatnonzero(counts)]
-    if config.label_map:
-        bad = [value for value in values if str(value) not in config.label_map]
+    if config.class_of_value:
+        bad = [value for value in values if value not in config.class_of_value]
         if bad:
             found = Phrase(f"{bad[0]} in {counts[bad[0]]} pixels")
             cure = f"add {bad[0]}: CLASS to it, or {bad[0]}: {VOID} for void"

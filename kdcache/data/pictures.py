@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from kdcache.config import DatasetConfig
-from kdcache.data.labels import check_values, count_classes, map_label
+from kdcache.config.masks import voc_colour
+from kdcache.data.labels import check_values, count_classes, find_classes, map_label
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
 
@@ -37,12 +38,18 @@ MODES = {
         *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"),
         *("La", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"),
     ),
-    "label": ("P", "L"),
+    "label": ("1", "P", "L", "I;16", "I;16B"),
+    "colours": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"),
 }
-_EXPECTED = {"image": "8 bits a channel", "label": "'P' or 'L'"}
+_EXPECTED = {
+    "image": "8 bits a channel",
+    "label": "'P' or 'L', or grey of 1 or 16 bits",
+    "colours": "RGB, RGBA, palette or grey",
+}
 _CURES = {
     "image": "convert it to 8-bit RGB or grey",
-    "label": "store class numbers as 8-bit palette or grey PNG",
+    "label": "store class numbers as 8-bit palette or grey PNG, or set dataset.palette for colours",
+    "colours": "convert it to RGB",
 }
 _LARGE_PIXELS = 1 << 24  # from here on one at a time: each takes up to 12 bytes a pixel
 _one_large = threading.Lock()
@@ -112,8 +119,28 @@ def decode_image(
 
 
 def decode_label(path: Path, data: bytes, *, cure: str) -> np.ndarray:
-    """The numbers in a palette or grey picture, uint8 [H, W]. Raises: as `decode_image`."""
-    return _decode(path, data, np.asarray, kind="label", cure=cure, look=None)
+    """The numbers in a palette or grey picture, [H, W], uint8, of 16 bits uint16; of 1 bit 0 and 1.
+
+    Raises: as `decode_image`.
+    """
+
+    def finish(picture: Image.Image) -> np.ndarray:
+        numbers = np.asarray(picture)
+        return numbers.astype(np.uint16 if numbers.itemsize > 1 else np.uint8, copy=False)
+
+    return _decode(path, data, finish, kind="label", cure=cure, look=None)
+
+
+def _decode_mask(config: DatasetConfig, path: Path, data: bytes) -> np.ndarray:
+    """The numbers in a mask, or with `dataset.palette` the classes. Raises DataError."""
+    if not config.colours:
+        return decode_label(path, data, cure=_RESTORE)
+
+    def finish(picture: Image.Image) -> np.ndarray:
+        return np.asarray(picture.convert("RGB"))  # whatever is transparent
+
+    colours = _decode(path, data, finish, kind="colours", cure=_RESTORE, look=None)
+    return find_classes(config, path, colours)
 
 
 def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -124,7 +151,7 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
     image = decode_image(sample.image_path, _read(sample.image_path), cure=_RESTORE)
     if sample.label_path is None:
         return image, None
-    label = decode_label(sample.label_path, _read(sample.label_path), cure=_RESTORE)
+    label = _decode_mask(config, sample.label_path, _read(sample.label_path))
     _check_label(config, sample, image.shape[:2], label)
     return image, map_label(config, label)
 
@@ -201,18 +228,8 @@ def _refuse_size(path: Path, found: str) -> DataError:
 
 
 def voc_palette() -> np.ndarray:
-    """The colour map of PASCAL VOC, uint8 [256, 3].
-
-    The bits of the class number are spread over red, green and blue.
-    """
-    number = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((number >> (3 * bit + channel) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    return colours
+    """The colour map of PASCAL VOC, uint8 [256, 3]."""
+    return np.array([voc_colour(number) for number in range(256)], np.uint8)
 
 
 def space_evenly(total: int, most: int) -> list[int]:
@@ -246,7 +263,7 @@ def _check_sample(config: DatasetConfig, sample: Sample) -> tuple[list[str], dic
     if sample.label_path is None:
         return [image_digest], {}
     label_bytes = _read(sample.label_path)
-    label = decode_label(sample.label_path, label_bytes, cure=_RESTORE)
+    label = _decode_mask(config, sample.label_path, label_bytes)
     _check_label(config, sample, image_hw, label)
     return [image_digest, hashlib.sha256(label_bytes).hexdigest()], count_classes(config, label)
 

@@ -113,6 +113,7 @@ def find_whose(config: Config, fingerprints: Mapping[str, str]) -> dict[str, obj
         chosen["weights_key"] = given["teacher"]["weights_key"]
     sections |= {"teacher": chosen, "train": {"seed": given["train"]["seed"]}}
     facts = {name: value for name, value in flatten(sections).items() if name not in NOT_WHOSE}
+    facts = {name: value for name, value in facts.items() if value != {}}  # nor any empty table
     return {**facts, **{f"images of {split}": value for split, value in fingerprints.items()}}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdcache.cache.settings import dataset_facts
 from kdcache.config import DatasetConfig, config_to_dict
@@ -15,7 +16,7 @@ from kdcache.data.labels import check_classes
 from kdcache.data.pictures import read_sample
 from kdcache.data.voc import read_split
 from kdcache.errors import DataError, SettingsError
-from tests.support.helpers import check_one_line, save_label, write_voc
+from tests.support.helpers import VOC, check_one_line, save_label, write_voc
 
 MAP = {"0": 0, "7": 255, "40": 1, "255": 1}
 
@@ -72,11 +73,13 @@ def test_map_is_read_from_yaml_json_and_the_command_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"label_map": {"256": 0}}, ["dataset.label_map is", "values 0 to 255"]),
+        ({"label_map": {"65536": 0}}, ["dataset.label_map is", "values 0 to 65535"]),
         ({"label_map": {"cat": 0}}, ["dataset.label_map is"]),
         ({"label_map": {"0": 2}}, ["a class 0 to 1 or 255"]),
         ({"label_map": {"0": -1}}, ["a class 0 to 1 or 255"]),
-        ({"label_map": {"0": 0}, "ignore_index": 9}, ["dataset.ignore_index is 9", "VALUE: 255"]),
+        ({"label_map": {"0": 0}, "ignore_index": 9}, ["ignore_index is 9", "where void is 255"]),
+        ({"label_map": "cityscapes"}, ["dataset.num_classes is 2", "19, as dataset.label_map"]),
+        ({"label_map": "ade20k"}, ["dataset.num_classes is 2", "150, as dataset.label_map"]),
     ],
 )
 def test_map_onto_what_is_no_class_is_refused(given: dict, parts: list[str]):
@@ -90,6 +93,49 @@ def test_map_onto_a_name_is_refused(tmp_path: Path):
     with pytest.raises(SettingsError) as error:
         read_settings(tmp_path / "a.yaml")
     check_one_line(error, "a.yaml: dataset.label_map is")
+
+
+def test_maps_that_have_a_name():
+    """Of Cityscapes, whose masks of train ids are refused, since 255 is no label id; of ADE20K."""
+    table = DatasetConfig(num_classes=19, label_map="cityscapes").class_of_value
+    assert list(table) == list(range(34)) and set(table.values()) == {*range(19), 255}
+    assert (table[7], table[26], table[33], table[0], table[30]) == (0, 13, 18, 255, 255)
+    table = DatasetConfig(num_classes=150, label_map="ade20k").class_of_value
+    assert table == {0: 255} | {number: number - 1 for number in range(1, 151)}
+
+
+def test_named_map_is_the_map_it_stands_for():
+    """In the identity; names of classes come with it."""
+    named = DatasetConfig(num_classes=19, label_map="cityscapes")
+    written = {str(value): number for value, number in named.class_of_value.items()}
+    by_hand = DatasetConfig(num_classes=19, label_map=written)
+    one, other = (dataset_facts(make_config({"dataset": config_to_dict(config)}), train=True)
+                  for config in (named, by_hand))  # fmt: skip
+    assert one == other and one["label_map"] == written
+    assert named.names[13] == "car" and by_hand.names[13] == "class 13"
+
+
+@pytest.mark.parametrize("bits", [1, 16])
+def test_grey_masks_of_1_and_16_bits_are_read_exactly(root: Path, bits: int):
+    numbers = np.zeros((20, 24), np.uint16)
+    numbers[5:] = 1 if bits == 1 else 40_000
+    for name in ("a", "b"):
+        picture = Image.fromarray(numbers.astype(bool) if bits == 1 else numbers)
+        picture.save(root / VOC / "SegmentationClass" / f"{name}.png")
+    config = config_for(root, label_map={} if bits == 1 else {"0": 0, "40000": 1})
+    split = read_split(config, "train")
+    assert split.pixels[:2] == (240, 720) and sum(split.pixels) == 960
+    label = read_sample(config, split.samples[0])[1]
+    assert label.dtype == np.uint8 and np.array_equal(label, np.minimum(numbers, 1))
+
+
+def test_value_of_16_bits_that_is_no_class_is_refused(root: Path):
+    deep = Image.fromarray(np.full((20, 24), 256, np.uint16))
+    deep.save(root / VOC / "SegmentationClass" / "a.png")
+    for given, parts in (({}, "a.png: class is 256"), ({"label_map": MAP}, "a.png: value is 256")):
+        with pytest.raises(DataError) as error:
+            read_split(config_for(root, **given), "train")
+        check_one_line(error, parts, "dataset.label_map")
 
 
 def check_pixels(train: dict, val: dict, **changes) -> list[str]:

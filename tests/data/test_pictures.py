@@ -78,6 +78,8 @@ def test_what_is_no_picture_for_us_is_one_line_for_everybody(base, tmp_path, whe
     if way != "cut":
         path.unlink()
     write(path)
+    if where == "label" and way == "16 bits":
+        words = "class is 300, expected 0 to 2"  # they are numbers
     with pytest.raises(DataError) as error:
         if where == "predict":
             read_picture(path)
@@ -101,8 +103,17 @@ def test_pixels_are_those_of_pillow_and_labels_are_numbers(tmp_path, mode):
     data = (tmp_path / "a.tif").read_bytes()
     image = decode_image(tmp_path / "a.tif", data, cure="")
     assert np.array_equal(image, np.asarray(picture.convert("RGB")))
-    if mode in ("L", "P"):
+    if mode in ("1", "L", "P"):
         assert np.array_equal(decode_label(tmp_path, data, cure=""), np.asarray(picture))
+
+
+@pytest.mark.parametrize("form", [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B")])
+def test_labels_of_16_bits_are_their_numbers(tmp_path, form):
+    numbers = np.arange(65_280, 65_280 + 480, dtype=np.uint16).reshape(20, 24)
+    data = numbers.astype(">u2" if form[1] == "I;16B" else "<u2").tobytes()
+    Image.frombytes(form[1], (24, 20), data).save(tmp_path / "a", form[0])
+    found = decode_label(tmp_path, (tmp_path / "a").read_bytes(), cure="")
+    assert found.dtype == np.uint16 and np.array_equal(found, numbers)
 
 
 @pytest.mark.parametrize("name", ["../../../../outside", "a/../../../../../outside", "{root}/x"])

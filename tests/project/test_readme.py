@@ -11,7 +11,7 @@ import yaml
 
 from cache_teacher import cli as cache_teacher
 from kdcache.config.options import Parser, read_given
-from kdcache.config.parser import make_config, merge, read_settings
+from kdcache.config.parser import check_values, make_config, merge, read_settings, unflatten
 from kdcache.training.distill import distill
 from tests import readme
 from tests.support.commands import read_grid_command
@@ -120,7 +120,7 @@ def test_settings_of_the_pages_are_valid(page):
     blocks = [yaml.safe_load(block) for kind, block in list_blocks(read(page)) if kind == "yaml"]
     for settings in blocks:
         if all(isinstance(section, dict) for section in settings.values()):
-            make_config(settings)
+            make_config(unflatten(check_values(settings)))
         else:  # of a grid
             assert all(isinstance(values, list) for values in settings.values())
 
