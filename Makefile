@@ -46,11 +46,12 @@ CONFIG ?= configs/camvid.yaml
 study-encodings: $(READY)
 	$(BIN)/python -m tests.study encodings --config $(CONFIG) --out $(STUDY)-encodings
 
-# Form, directions of imports, the figures of the architecture with their goals, and how README reads.
+# Form, directions of imports, types of public names, the figures of the architecture with their goals, and how README reads.
 lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m mypy
 	$(BIN)/python -m tests.architecture
 	$(BIN)/python -m tests.reading
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -188,7 +189,7 @@ def _read_table(values: Mapping) -> dict:
     return unflatten(flatten(_make_plain(values)))
 
 
-def _make_plain(value: object) -> object:
+def _make_plain(value: Any) -> Any:
     """A value as a YAML file has it: no paths, tuples, or numbers of NumPy."""
     if isinstance(value, Mapping):
         return {key: _make_plain(inner) for key, inner in value.items()}

@@ -101,7 +101,7 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
     )
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     try:
-        if modes:
+        if isinstance(student, nn.Module):
             student.eval()
         for batch in batches:
             images, labels = (

@@ -75,10 +75,10 @@ class CacheReader(SplitIndex):
         super().__init__(storage, manifest, split, num_views=num_views, stage=stage)
         self.check = check
         self.num_classes = manifest.identity[split]["dataset"]["num_classes"]
-        coded = [spec for spec in self.layout.arrays if spec.codec]
         self._coders = {
             spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
-            for spec in coded
+            for spec in self.layout.arrays
+            if spec.codec
         }
         self._room = _Room()
         self.encodings = manifest.encodings if split != "val" else {"logits": Encoding()}

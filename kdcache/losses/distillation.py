@@ -6,6 +6,7 @@ Letters: N batch, K classes, H, W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from kdcache.losses.features import feature_loss, projected_student_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
 from kdcache.losses.target import PixelTargets, Target, count_pixels
 from kdcache.losses.terms import LossTerms, Term, channel_divergence, count_positions
+
+_Answer = TypeVar("_Answer", bound=Tensor | Target)
 
 
 class KnowledgeDistillationLoss(nn.Module):
@@ -143,12 +146,13 @@ class KnowledgeDistillationLoss(nn.Module):
         labelled_N: Tensor | None,
         hw: tuple[int, int] | None,
     ) -> LossTerms:
-        shape = student_NKHW if label_NHW is None else label_NHW
-        hw = tuple(hw or shape.shape[-2:])
-        pixels = self._choose_pixels(student_NKHW, label_NHW, teacher_NKHW, labelled_N, hw)
+        height, width = hw or (student_NKHW if label_NHW is None else label_NHW).shape[-2:]
+        size = (height, width)
+        pixels = self._choose_pixels(student_NKHW, label_NHW, teacher_NKHW, labelled_N, size)
+        taught = teacher_features or {}
         for level, align in self.align.items():
             expected = (len(student_NKHW), align.in_channels, ...)
-            _check_shape(level, teacher_features[level], expected)
+            _check_shape(level, taught.get(level), expected)
         channel = self._find_channel(student_NKHW, pixels)
         counts = self._count(student_NKHW, pixels) | {
             level: count_positions(student_features[level]) for level in self.align
@@ -161,12 +165,11 @@ class KnowledgeDistillationLoss(nn.Module):
         if channel is not None:
             total = total + self.channel * channel.sum / divisors["channel"]
             terms["channel"] = Term(channel.sum.detach(), channel.count)
-        sums = {
-            level: (feature_loss if self.project == "teacher" else projected_student_loss)(
-                student_features[level], teacher_features[level], weight_SC=align.weight.flatten(1)
-            )
-            for level, align in self.align.items()
-        }
+        distance = feature_loss if self.project == "teacher" else projected_student_loss
+        sums = {}
+        for level, align in self.align.items():
+            weight_SC = align.get_parameter("weight").flatten(1)
+            sums[level] = distance(student_features[level], taught[level], weight_SC=weight_SC)
         if sums:
             total = (
                 total
@@ -185,30 +188,33 @@ class KnowledgeDistillationLoss(nn.Module):
     ) -> PixelTargets:
         """What the pixel terms in use compare with. Raises ValueError if it does not fit."""
         num, classes = student.shape[:2]
+        scores = None
         if self.alpha:
             _check_shape("label_NHW", label, (num, *hw))
         if self.needs_logits:
-            _check_shape("teacher_NKHW", teacher, (num, classes, ...))
-            teacher = teacher.decode() if isinstance(teacher, Target) else teacher
+            given = _check_shape("teacher_NKHW", teacher, (num, classes, ...))
+            scores = (given.decode() if isinstance(given, Target) else given).detach()
         if self.pseudo:
-            labelled = student.new_ones(num, dtype=bool) if labelled is None else labelled
+            labelled = student.new_ones(num, dtype=torch.bool) if labelled is None else labelled
             _check_shape("labelled_N", labelled, (num,))
         return PixelTargets(
             hw,
             label_NHW=label if self.alpha else None,
-            teacher_NKhw=teacher.detach() if self.needs_logits else None,
+            teacher_NKhw=scores,
             labelled_N=labelled if self.pseudo else None,
         )
 
     def _find_channel(self, student: Tensor, targets: PixelTargets) -> Term | None:
-        if not self.channel:
+        teacher, temperature = targets.teacher_NKhw, self.channel_temperature
+        if not self.channel or teacher is None:
             return None
-        temperature = self.channel_temperature
-        return channel_divergence(student, targets.teacher_NKhw, temperature=temperature)
+        return channel_divergence(student, teacher, temperature=temperature)
 
     def _count(self, student: Tensor, targets: PixelTargets) -> dict[str, Tensor]:
         """Number of pixels of each term in use (ce, pseudo, kd), scalar float32 tensors."""
-        counts = {"ce": (targets.label_NHW != VOID).sum().float()} if self.alpha else {}
+        label, counts = targets.label_NHW, {}
+        if label is not None:
+            counts["ce"] = (label != VOID).sum().float()
         if self.pseudo:
             counts["pseudo"] = count_pixels(targets, threshold=self.pseudo_threshold)
         return counts | ({"kd": count_positions(student, targets.hw)} if self.beta else {})
@@ -239,15 +245,16 @@ class KnowledgeDistillationLoss(nn.Module):
         }
 
 
-def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> None:
-    """Raise ValueError if a shape does not fit: a wrong target could be broadcast unnoticed.
+def _check_shape(name: str, target: _Answer | None, expected: tuple) -> _Answer:
+    """`target`; ValueError if its shape does not fit: a wrong one could be broadcast unnoticed.
 
     `...` at the end of `expected` stands for any grid.
     """
     found = None if target is None else tuple(target.shape)
     fixed = tuple(size for size in expected if size is not ...)
     if (
-        found is None
+        target is None
+        or found is None
         or found[: len(fixed)] != fixed
         or (... not in expected and len(found) != len(fixed))
     ):
@@ -255,3 +262,4 @@ def _check_shape(name: str, target: Tensor | Target | None, expected: tuple) -> 
         raise ValueError(
             f"loss: {name} has shape {found}, expected ({shape}); give the targets of this batch"
         )
+    return target

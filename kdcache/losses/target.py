@@ -40,7 +40,7 @@ class Target:
     basis_CR: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(N, C, H, W) of x."""
         num, stored, *hw = self.values_NRHW.shape
         return (num, stored if self.basis_CR is None else self.basis_CR.shape[0], *hw)

@@ -3,6 +3,7 @@
 Letters: N batch, H height, W width, C channels.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -37,10 +38,11 @@ def _mean_and_std(
 ) -> tuple[Tensor, Tensor]:
     """On the scale 0..255; cached, since a copy to a GPU waits for all work queued there."""
     with torch.inference_mode(False):
-        return tuple((torch.tensor(values) * 255).to(device) for values in (mean, std))
+        mean_C, std_C = ((torch.tensor(values) * 255).to(device) for values in (mean, std))
+        return mean_C, std_C
 
 
-def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:
+def resize_to(x_NCHW: Tensor, hw: Sequence[int]) -> Tensor:
     """Bilinear, align_corners off: the one alignment that teacher, cache and loss share.
 
     In half precision neighbouring classes tie, and on a GPU the backward pass adds up in the
@@ -48,4 +50,4 @@ def resize_to(x_NCHW: Tensor, hw: tuple[int, int]) -> Tensor:
     """
     if x_NCHW.shape[-2:] == tuple(hw):
         return x_NCHW
-    return F.interpolate(x_NCHW, size=hw, mode="bilinear", align_corners=False)
+    return F.interpolate(x_NCHW, size=tuple(hw), mode="bilinear", align_corners=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcache.cache.encodings import Targets
+from kdcache.cache.encodings import Targets, make_target
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
@@ -140,8 +140,13 @@ class CachedSplit:
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list:
         if self.name == "val":
             return split_batches([(0, sample) for sample in range(self.num_samples)], batch_size)
-        counts = {"num_samples": self.num_samples, "num_views": self.num_views}
-        return plan_epoch(**counts, batch_size=batch_size, seed=seed, epoch=epoch)
+        return plan_epoch(
+            num_samples=self.num_samples,
+            num_views=self.num_views,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+        )
 
     def _open_reader(
         self, answers: Sequence[str], targets: Targets, batch_size: int, device: torch.device
@@ -167,13 +172,14 @@ class MixedSplit(CachedSplit):
 
     def __init__(self, reader: JoinedReader, unlabelled_share: float) -> None:
         super().__init__(reader)
+        self.num_labelled, self.num_unlabelled = reader.num_labelled, reader.num_unlabelled
         self.unlabelled_share = unlabelled_share
 
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list:
         rows = TrainConfig(batch_size=batch_size, unlabelled_share=self.unlabelled_share)
         return plan_mixed_epoch(
-            num_labelled=self.reader.num_labelled,
-            num_unlabelled=self.reader.num_unlabelled,
+            num_labelled=self.num_labelled,
+            num_unlabelled=self.num_unlabelled,
             unlabelled_rows=rows.unlabelled_rows,
             num_views=self.num_views,
             batch_size=batch_size,
@@ -194,11 +200,12 @@ class Cache:
     def __init__(self, root: Storage | str | Path) -> None:
         self.root = open_given(root)
         self.manifest = read_manifest(self.root)
-        readers = (CacheReader(self.root, self.manifest, name) for name in ("train", "val"))
-        self.train, self.val = map(CachedSplit, readers)
+        self._labelled = CacheReader(self.root, self.manifest, "train")
+        self.train = CachedSplit(self._labelled)
+        self.val = CachedSplit(CacheReader(self.root, self.manifest, "val"))
         dataset = make_config({"dataset": read_settings(self.manifest)["dataset"]}).dataset
         self.num_classes, self.class_names = dataset.num_classes, dataset.names
-        self.teacher_channels = find_teacher_channels(self.train.reader)
+        self.teacher_channels = find_teacher_channels(self._labelled)
         """level -> channels of the teacher's features."""
 
     def mix(self, unlabelled_share: float = 0.75) -> MixedSplit:
@@ -219,7 +226,7 @@ class Cache:
             expected = "a cache with unlabelled samples (dataset.unlabelled adds some)"
             raise refuse("unlabelled_share", unlabelled_share, expected)
         unlabelled = CacheReader(self.root, self.manifest, UNLABELLED)
-        return MixedSplit(JoinedReader(self.train.reader, unlabelled), unlabelled_share)
+        return MixedSplit(JoinedReader(self._labelled, unlabelled), unlabelled_share)
 
     @property
     def identity(self) -> str:
@@ -248,7 +255,7 @@ def _serve(
         for name, values in arrays.items()
         if name not in ("image", "label", LABELLED)
     }  # the slot is used again
-    made = {name: targets.make(name, own) for name in answers}
+    made = {name: make_target(name, own, targets.bases.get(name)) for name in answers}
     labelled = find_labelled(arrays)
     images, labels = normalize_images(arrays["image"]), arrays["label"].long()
     return TaughtBatch(ids, images, labels, made, labelled)

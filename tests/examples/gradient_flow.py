@@ -19,7 +19,7 @@ def norm(module):
     return torch.stack(own).norm().item() if own else None
 
 
-def gradients(student, channels, batch, weights):
+def gradients(student, channels, batch, weights: tuple[float, float, float]):
     """By part of the student, and by the projections; and those by the teacher's answers, which ask
     for one here.
     """

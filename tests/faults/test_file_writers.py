@@ -255,7 +255,7 @@ def test_predict_interrupted_at_any_moment_ends_in_one_line(here, monkeypatch, e
         if code == 0:  # it was faster
             continue
         lines = [line for line in err.splitlines() if "s/s" not in line]
-        # CPython ends by the signal itself, a shell's 130, if it came in `exec` of a text (dataclasses)
+        # CPython ends by the signal itself, a shell's 130, if it came in an `exec` of text
         assert code in (130, -signal.SIGINT), (share, code, err)
         assert len(lines) == 1 and "interrupted; " in lines[0], (share, code, err)
         assert not list_unfinished()

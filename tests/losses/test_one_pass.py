@@ -245,6 +245,9 @@ def test_targets_of_another_batch_are_refused(name: str):
         ):
             make_loss()(logits, taps, given["label_NHW"], teacher_NKHW=given["teacher_NKHW"],
                         teacher_features={"low": given["low"]}, hw=(24, 20))  # fmt: skip
+    if name == "low":
+        with pytest.raises(ValueError, match="loss: low has shape None"):
+            make_loss()(logits, taps, label, teacher_NKHW=answer)
 
 
 @pytest.mark.parametrize("stored", ["plain", "scaled", "in a basis"])

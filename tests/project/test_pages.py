@@ -23,7 +23,9 @@ def test_templates_are_shipped_and_pages_stand_in_docs():
     project = tomllib.loads(read(ROOT / "pyproject.toml"))
     shipped = project["tool"]["setuptools"]["package-data"]["kdcache"]
     templates = [p for p in (ROOT / "kdcache/report/templates").iterdir() if p.is_file()]
-    assert shipped == ["report/templates/*"] and not list((ROOT / "kdcache").rglob("*.md"))
+    assert shipped == ["py.typed", "report/templates/*"] and not list(
+        (ROOT / "kdcache").rglob("*.md")
+    )
     assert {path.suffix for path in templates} == {".css", ".j2", ".js"}
 
 

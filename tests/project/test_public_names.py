@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.resources import files
 
 import pytest
 from torch import Tensor
@@ -80,6 +81,19 @@ def raises(function: object) -> bool:
 
 
 PUBLIC = dict(list_public())
+
+
+def test_a_type_checker_uses_the_types_of_the_package():
+    assert files("kdcache").joinpath("py.typed").is_file()
+
+
+@pytest.mark.nightly
+def test_the_types_of_public_names_fit():
+    """As in `make lint`, with the settings of pyproject.toml."""
+    from mypy import api
+
+    out, err, code = api.run([])
+    assert code == 0, out + err
 
 
 @pytest.mark.parametrize("name", PUBLIC)
