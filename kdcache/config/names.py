@@ -25,6 +25,7 @@ TORCHVISION = (
     "lraspp_mobilenet_v3_large",
 )  # fmt: skip
 """Teachers that torchvision has."""
+NO_AUX = ("lraspp_mobilenet_v3_large",)  # of them, without an auxiliary head
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB from 0 to 1, as torchvision's weights expect it."""
 AS_BUILT = "as_built"  # teacher.weights: those that the network comes with
@@ -58,8 +59,8 @@ SCHEMES = ("s3", "gs", "az")
 MOST_PX = 65_536  # of a side
 PATHS = (
     "dataset.root", "dataset.images", "dataset.masks", "dataset.val_images", "dataset.val_masks",
-    "dataset.unlabelled", "teacher.arch", "teacher.weights", "fit.out", "cache.path",
-    "cache.stage_dir", "run.dir",
+    "dataset.unlabelled", "teacher.arch", "teacher.weights", "teacher.backbone_weights", "fit.out",
+    "cache.path", "cache.stage_dir", "run.dir",
 )  # fmt: skip
 """Settings that are a path, or can be one."""
 

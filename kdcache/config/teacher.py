@@ -66,6 +66,10 @@ class TeacherConfig:
     weights_key: str | None = None
     """Where in the checkpoint the weights are, as in model_ema, or state_dict.teacher for the names
     that begin with teacher. (default: where they can only be)."""
+    backbone_weights: str | None = None
+    """File that fit takes the weights of the backbone from, in place of teacher.weights: all of
+    them, by name, or by order and shape where names differ; what was taken is said (default: none).
+    """
     layers: LayerConfig = field(default_factory=LayerConfig)
     """Feature taps by level."""
     high_stride: Literal[8, 16] = 16
@@ -118,10 +122,18 @@ class FitConfig:
     """Passes over the training split, 1 or more."""
     lr: float = 1e-3
     """Peak learning rate of AdamW under a one-cycle schedule, > 0."""
+    backbone_lr: float | None = None
+    """Peak learning rate of the backbone, > 0; a tenth of fit.lr suits one that starts from weights
+    (default: fit.lr)."""
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises to its peak, 0 to 1."""
     batch_size: int = 8
     """Images per step, 2 or more."""
     eval_every: int = 1
     """Score val after every so many epochs, and after the last; the best scored epoch is kept."""
+    patience: int | None = None
+    """Stop after so many scored epochs that were no better than the best, 1 or more (default: fit
+    all epochs)."""
     ema: float | None = None
     """Decay a step of averaged weights, above 0 and below 1, for example 0.99; they are scored and
     kept instead of the last step's (default: no average)."""
@@ -138,6 +150,11 @@ class FitConfig:
         check_range("fit.epochs", self.epochs, 1, 1_000_000)
         check_range("fit.batch_size", self.batch_size, 2, 65_536)
         check_positive("fit.lr", self.lr)
+        check_range("fit.warmup", self.warmup, 0, 1)
+        if self.backbone_lr is not None:
+            check_positive("fit.backbone_lr", self.backbone_lr)
+        if self.patience is not None:
+            check_range("fit.patience", self.patience, 1, 1_000_000)
         check_range("fit.eval_every", self.eval_every, 1, 1_000_000)
         if self.ema is not None:
             check_range("fit.ema", self.ema, 1e-6, 1 - 1e-6)

@@ -62,9 +62,16 @@ def build_smp(config: TeacherConfig, num_classes: int) -> nn.Module:
 
 
 def build_transformers(
-    config: TeacherConfig, num_classes: int, state: Mapping[str, Tensor] | None
+    config: TeacherConfig,
+    num_classes: int,
+    state: Mapping[str, Tensor] | None,
+    *,
+    is_fresh: bool = False,
 ) -> nn.Module:
     """The model that `transformers:NAME_OR_FOLDER` names, with its own weights or those of `state`.
+
+    Args:
+        is_fresh: with drawn weights instead; then only its config is read.
 
     Raises: SettingsError if the library is missing, or the model is for another task; TeacherError
         if it has other classes, or lacks weights.
@@ -79,6 +86,9 @@ def build_transformers(
         raise refuse_code(config.arch, f"a {settings.model_type}", expected, field=TEACHER)
     _check_classes(config, settings.num_labels, num_classes)
     _check_normalisation(config, name)
+    if is_fresh:
+        with explain(config.arch, "a config that a model can be built from"), _quiet():
+            return kinds[type(settings)](settings).float()
     with explain(config.arch, "weights of that model"), _quiet():
         module, facts = kinds[type(settings)].from_pretrained(
             name if state is None else None,

@@ -122,8 +122,9 @@ def _take(
     while len(taken) < MOST_WRAPPED:
         found = _find_wrapped(stored)
         if len(found) > 1 and set(found) != set(USUAL):
-            names = " and ".join(found)
+            names, keyed = " and ".join(found), field == "teacher.weights"
             cure = f"set teacher.weights_key {found[0]}, or another of them"
+            cure = cure if keyed else "write one of them into a file of its own"
             raise TeacherError(
                 describe(
                     path,
@@ -187,10 +188,8 @@ def _check_state(path: Path, stored: object, *, field: str) -> dict[str, Tensor]
 
 def _load(path: Path, *, field: str) -> object:
     if not path.is_file():
-        cure = (
-            f"set {field} to a checkpoint or to a torchvision weights name; "
-            "`make demo` needs no network"
-        )
+        names = " or to a torchvision weights name" if field == "teacher.weights" else ""
+        cure = f"set {field} to a checkpoint{names}; `make demo` needs no network"
         raise WeightsAbsentError(
             describe(
                 path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcache import disk, seals
 from kdcache.config import Config, config_to_dict
 from kdcache.config.caching import FOLDERS
+from kdcache.config.names import IMAGENET_MEAN, IMAGENET_STD
 from kdcache.config.parser import flatten
 from kdcache.errors import (
     KdcacheError,
@@ -23,6 +24,7 @@ from kdcache.errors import (
     show_value,
 )
 from kdcache.machine.process import check_lock, lock_file, unlock_file
+from kdcache.models.networks import hash_network
 from kdcache.models.stored_state import OPTIMIZER, TENSORS, load_tensors, save_tensors
 from kdcache.schema import FieldError, fields, list_of, maybe, number, plain, table_of, whole
 
@@ -40,6 +42,18 @@ STATE = fields(
         "schedule": table_of(plain),
     }
 )
+BEFORE = {
+    "teacher.weights_key": None,
+    "teacher.backbone_weights": None,
+    "teacher.options": {},
+    "teacher.mean": list(IMAGENET_MEAN),
+    "teacher.std": list(IMAGENET_STD),
+    "teacher.source": None,
+    "fit.backbone_lr": None,
+    "fit.warmup": 0.1,
+    "fit.patience": None,
+}
+"""What states of before do not say, and the values of then."""
 NOT_WHOSE = (
     "dataset.root",
     *(f"dataset.{name}" for name in FOLDERS),  # as what they hold: by its hash
@@ -51,6 +65,7 @@ NOT_WHOSE = (
     "augment.views",
     "fit.out",
 )
+OF_TEACHER = ("arch", "options", "weights", "weights_key", "backbone_weights", "mean", "std")
 
 
 class FileInUseError(KdcacheError):
@@ -108,12 +123,13 @@ def find_whose(config: Config, fingerprints: Mapping[str, str]) -> dict[str, obj
     """
     given = config_to_dict(config)
     sections = {name: given[name] for name in ("dataset", "augment", "fit")}
-    chosen = {name: given["teacher"][name] for name in ("arch", "weights")}
-    if given["teacher"]["weights_key"] is not None:  # states of before do not have it
-        chosen["weights_key"] = given["teacher"]["weights_key"]
+    chosen = {name: given["teacher"][name] for name in OF_TEACHER}
+    options = chosen.pop("options")
     sections |= {"teacher": chosen, "train": {"seed": given["train"]["seed"]}}
     facts = {name: value for name, value in flatten(sections).items() if name not in NOT_WHOSE}
-    facts = {name: value for name, value in facts.items() if value != {}}  # nor any empty table
+    facts = {name: value for name, value in facts.items() if value != {}}  # no empty tables
+    # the source is of code of the user's, or of a config of transformers
+    facts |= {"teacher.options": options, "teacher.source": hash_network(config.teacher)}
     return {**facts, **{f"images of {split}": value for split, value in fingerprints.items()}}
 
 
@@ -162,9 +178,11 @@ def _check_epochs(state: dict) -> None:
 
 
 def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:
-    for name, value in expected.items():
-        if name not in found or found[name] != value:
-            there = found.get(name, Phrase("absent"))
+    found = {**BEFORE, **{name: value for name, value in found.items() if value != {}}}
+    absent = Phrase("absent")  # as the names in a table that was not set
+    for name in {**found, **expected}:
+        there, value = found.get(name, absent), expected.get(name, absent)
+        if there != value:
             cure = "go on with what it was begun with, or delete it and start again"
             raise TrainingError(describe(path, field=name, found=there, expected=value, cure=cure))
 

@@ -1,5 +1,5 @@
-"""Fitting a teacher to the views that phase one caches: batches, steps, averaged weights, and the
-best epoch so far.
+"""Fitting a teacher to the views that phase one caches: steps, averaged weights, and the best epoch
+so far.
 
 N: batch, H, W: size of a view, K: classes.
 """
@@ -7,98 +7,30 @@ N: batch, H, W: size of a view, K: classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcache.config import VOID, Config
+from kdcache.config.names import TORCHVISION
 from kdcache.data.pictures import Sample, read_sample
-from kdcache.data.views import apply, draw, fit_inside
+from kdcache.data.views import fit_inside
 from kdcache.data.voc import find_samples
 from kdcache.errors import TrainingError
 from kdcache.machine.devices import supports_bfloat16
 from kdcache.metrics import compute_miou, count_confusion
+from kdcache.models.backbone import demand_backbone
+from kdcache.models.fit_batches import make_batches, plan_epoch, weigh_classes
 from kdcache.models.inputs import normalize_images, resize_to
+from kdcache.models.networks import Network
 from kdcache.models.stored_state import restore_optimizer, restore_scheduler
+from kdcache.models.teacher import ask_network
 from kdcache.progress import Bar
-
-
-def plan_epoch(num_samples: int, *, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches of sample numbers: every sample once, in an order drawn from (seed, epoch).
-
-    Sizes differ by one at most, so that no batch is one sample where that can be avoided: its
-    statistics would move BatchNorm as much as those of a whole batch.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
-    return np.array_split(order, -(-num_samples // batch_size))
-
-
-def make_batches(
-    config: Config, samples: Sequence[Sample], batches: Sequence[np.ndarray], *, view: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 [N, H, W, 3] and labels uint8 [N, H, W] of each batch, made one batch ahead.
-
-    Args:
-        batches: sample numbers. view: which view of each sample, 0 or more; those below
-            `augment.views` are the cached ones.
-    """
-    with ThreadPoolExecutor(2) as pool:
-
-        def start(batch: np.ndarray) -> list:
-            return [pool.submit(make_view, config, samples[k], view) for k in batch]
-
-        coming = start(batches[0])
-        for batch in [*batches[1:], []]:
-            made, coming = [future.result() for future in coming], start(batch)
-            images, labels = zip(*made, strict=True)
-            yield torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
-
-
-def make_view(config: Config, sample: Sample, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """A view as phase one stores it: image uint8 [H, W, 3], label uint8 [H, W]."""
-    image, label = read_sample(config.dataset, sample)
-    size_hw = config.dataset.size_hw
-    drawn = draw(
-        config.augment, sample_id=sample.id, view=view, image_hw=label.shape, size_hw=size_hw
-    )
-    return apply(drawn, image, label)
-
-
-def weigh_classes(config: Config, samples: Sequence[Sample]) -> Tensor | None:
-    """Weights float32 [K] of the classes as `fit.class_weights` says; None if all are equal."""
-    if config.fit.class_weights == "none":
-        return None
-    with ThreadPoolExecutor(2) as pool:
-        counts = pool.map(lambda sample: _count_pixels(config, sample), samples)
-        return weigh_by_frequency(sum(counts))
-
-
-def weigh_by_frequency(pixels_K: np.ndarray) -> Tensor:
-    """The square root of the inverse frequency, float32 [K], with mean 1 over classes that occur.
-
-    A class that does not occur weighs 1, and nothing.
-
-    >>> weigh_by_frequency(np.array([900, 100, 0]))
-    tensor([0.5000, 1.5000, 1.0000])
-    """
-    there = pixels_K > 0
-    roots = 1 / np.sqrt(np.where(there, pixels_K, 1))
-    weights = np.where(there, roots / roots[there].mean(), 1.0)
-    return torch.from_numpy(weights).float()
-
-
-def _count_pixels(config: Config, sample: Sample) -> np.ndarray:
-    label = read_sample(config.dataset, sample)[1]
-    return np.bincount(label[label != VOID], minlength=config.dataset.num_classes)
-
 
 AUX_WEIGHT = 0.4  # of the auxiliary head's loss, as in PSPNet (Zhao et al. 2017, arXiv:1612.01105)
 WEIGHT_DECAY = 1e-4
-WARMUP = 0.1  # share of all steps
 
 
 class Fitting:
@@ -110,22 +42,22 @@ class Fitting:
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, samples: Sequence[Sample], *, device: torch.device
+        self, network: Network, config: Config, samples: Sequence[Sample], *, device: torch.device
     ) -> None:
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.network = network
+        self.model = network.module.to(device, memory_format=network.memory_format)
         self.config, self.samples, self.device = config, samples, device
-        self.average = copy.deepcopy(self.model) if config.fit.ema is not None else None
+        self.average = copy.deepcopy(network) if config.fit.ema is not None else None
         self.autocast = {"device_type": device.type, **choose_arithmetic(config, device)}
         weights_K = weigh_classes(config, samples)
         self.weights_K = None if weights_K is None else weights_K.to(device)
         fit = config.fit
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=fit.lr, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        groups = group_weights(network, config)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
         steps = fit.epochs * -(-len(samples) // fit.batch_size) + 1
-        warmup = max(WARMUP, min(2 / steps, 1))  # one step or more, else torch divides by zero
+        warmup = max(fit.warmup, min(2 / steps, 1))  # one step or more: torch divides by it
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, fit.lr, total_steps=steps, pct_start=warmup
+            self.optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=warmup
         )
         self.epoch, self.history, self.best = 0, [], None
 
@@ -141,6 +73,13 @@ class Fitting:
         last, fit = self.history[-1] if self.history else None, self.config.fit
         due = self.epoch % fit.eval_every == 0 or self.epoch == fit.epochs
         return last is None or not due or last["miou"] is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left, or `fit.patience` scored epochs were no better than one."""
+        fit, scored = self.config.fit, [x for x in self.history if x["miou"] is not None]
+        since = len(scored) - scored.index(self.kept) - 1 if scored else 0
+        return self.epoch == fit.epochs or fit.patience is not None and since >= fit.patience
 
     def train_epoch(self, bar: Bar) -> None:
         """One pass over the samples, each by the view with the epoch's number.
@@ -162,7 +101,7 @@ class Fitting:
 
     def _step(self, image_NHWC: Tensor, label_NHW: Tensor) -> float:
         with torch.autocast(**self.autocast):
-            answer = ask_heads(self.model, normalize_images(image_NHWC))
+            answer = ask_heads(self.network, _normalize(self.network, image_NHWC, self.config))
         loss = compute_loss(answer, label_NHW.long(), weights_K=self.weights_K)
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -175,16 +114,17 @@ class Fitting:
         self.schedule.step()
         if self.average is not None:
             decay = warm_decay(self.config.fit.ema, self.schedule.last_epoch)
-            update_average(self.average, self.model, decay=decay)
+            update_average(self.average.module, self.model, decay=decay)
         return loss.item()
 
     def score_epoch(self) -> None:
         """The last epoch's mIoU on val; its weights are kept if it is the best so far."""
-        model = self.model if self.average is None else self.average
+        network = self.network if self.average is None else self.average
         with torch.autocast(**self.autocast):
-            self.history[-1]["miou"] = score(model, self.config, device=self.device)
+            self.history[-1]["miou"] = score(network, self.config, device=self.device)
         if self.kept is self.history[-1]:
-            self.best = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+            weights = network.module.state_dict()
+            self.best = {name: value.cpu().clone() for name, value in weights.items()}
 
     def to_state(self) -> dict:
         """Everything that `restore` needs, as plain values and tensors."""
@@ -193,7 +133,7 @@ class Fitting:
             "history": self.history,
             "best": self.best,
             "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -202,11 +142,28 @@ class Fitting:
         """Go on from a state of the same settings. Raises FieldError, RuntimeError."""
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
         if self.average is not None:
-            self.average.load_state_dict(state["average"] or {})
+            self.average.module.load_state_dict(state["average"] or {})
         self.model.load_state_dict(state["best"] or state["model"])  # only to see that it fits
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         restore_scheduler(self.schedule, state["schedule"])
+
+
+def group_weights(network: Network, config: Config) -> list[dict]:
+    """Groups of weights for the optimiser, "params" and their peak rate "lr": all of them, or with
+    `fit.backbone_lr` those of the backbone behind the others.
+
+    Raises: SettingsError for `fit.backbone_lr` if there is no backbone.
+    """
+    fit = config.fit
+    weights = {name: x for name, x in network.module.named_parameters() if x.requires_grad}
+    if fit.backbone_lr is None:
+        return [{"params": list(weights.values()), "lr": fit.lr}]
+    part = demand_backbone(network.module, owner=network.name, field="fit.backbone_lr")
+    own = [x for name, x in weights.items() if name.startswith(f"{part}.")]
+    rest = [x for name, x in weights.items() if not name.startswith(f"{part}.")]
+    groups = [{"params": rest, "lr": fit.lr}, {"params": own, "lr": fit.backbone_lr}]
+    return [group for group in groups if group["params"]]
 
 
 def choose_arithmetic(config: Config, device: torch.device) -> dict:
@@ -218,21 +175,35 @@ def choose_arithmetic(config: Config, device: torch.device) -> dict:
     return {"dtype": torch.bfloat16, "enabled": precision == "bfloat16"}
 
 
-def ask_heads(model: nn.Module, image_NCHW: Tensor) -> dict[str, Tensor]:
-    """Scores float32 [N, K, H, W] of both heads, "out" and "aux", at the size of the images.
+def ask_heads(network: Network, image_NCHW: Tensor) -> dict[str, Tensor]:
+    """Scores float32 [N, K, H, W] at the size of the images: "out", and "aux" of an auxiliary head
+    of torchvision.
 
     Unlike torchvision's forward it upsamples in float32 under autocast, too.
+
+    Raises: TeacherError for what no logits are.
     """
-    hw, features = image_NCHW.shape[-2:], model.backbone(image_NCHW)
-    heads = {"out": model.classifier, "aux": model.aux_classifier}
-    return {name: resize_to(head(features[name]).float(), hw) for name, head in heads.items()}
+    hw, model = image_NCHW.shape[-2:], network.module
+    if network.name in TORCHVISION and getattr(model, "aux_classifier", None) is not None:
+        features = model.backbone(image_NCHW)
+        heads = {"out": model.classifier, "aux": model.aux_classifier}
+        return {name: resize_to(head(features[name]).float(), hw) for name, head in heads.items()}
+    return {"out": resize_to(ask_network(network, image_NCHW).float(), hw)}
+
+
+def _normalize(network: Network, image_NHWC: Tensor, config: Config) -> Tensor:
+    """Images as phase one shows them to the network."""
+    mean, std = tuple(config.teacher.mean), tuple(config.teacher.std)
+    x = normalize_images(image_NHWC, mean=mean, std=std)
+    return x.contiguous(memory_format=network.memory_format)
 
 
 def compute_loss(answer: dict[str, Tensor], label_NHW: Tensor, *, weights_K: Tensor | None):
-    """Cross-entropy of both heads, the mean over valid pixels, by weight if classes have weights.
+    """Cross-entropy of the heads, the mean over valid pixels, by weight if classes have weights.
 
     Args:
-        answer: "out" and "aux", scores float32 [N, K, H, W]. label_NHW: int64, VOID does not count.
+        answer: "out" and perhaps "aux", scores float32 [N, K, H, W].
+        label_NHW: int64, VOID does not count.
 
     Returns: scalar float32.
     """
@@ -240,9 +211,9 @@ def compute_loss(answer: dict[str, Tensor], label_NHW: Tensor, *, weights_K: Ten
     total = valid.numel() if weights_K is None else weights_K[valid].sum()
     heads = {"out": 1.0, "aux": AUX_WEIGHT}
     losses = (
-        share
-        * F.cross_entropy(answer[head], label_NHW, weights_K, ignore_index=VOID, reduction="sum")
-        for head, share in heads.items()
+        heads[head]
+        * F.cross_entropy(scores, label_NHW, weights_K, ignore_index=VOID, reduction="sum")
+        for head, scores in answer.items()
     )
     return sum(losses) / max(total, 1)
 
@@ -267,17 +238,17 @@ def update_average(average: nn.Module, model: nn.Module, *, decay: float) -> Non
 
 
 @torch.inference_mode()
-def score(model: nn.Module, config: Config, *, device: torch.device) -> float:
-    """mIoU (0 to 1) of a teacher on val, seen as phase one shows it."""
-    model.eval()
+def score(network: Network, config: Config, *, device: torch.device) -> float:
+    """mIoU (0 to 1) of a teacher on val, seen as phase one shows it. Raises TeacherError."""
+    network.module.eval()
     num_classes = config.dataset.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     for sample in find_samples(config.dataset, config.dataset.val_split):
         image, label, _ = fit_inside(
             *read_sample(config.dataset, sample), size_hw=config.dataset.val_hw
         )
-        x = normalize_images(torch.from_numpy(image)[None].to(device))
-        logits = resize_to(model.classifier(model.backbone(x)["out"]).float(), label.shape)
+        x = _normalize(network, torch.from_numpy(image)[None].to(device), config)
+        logits = resize_to(ask_network(network, x).float(), label.shape)
         confusion += count_confusion(
             logits.argmax(1).cpu(), torch.from_numpy(label)[None], num_classes=num_classes
         )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import TeacherConfig
-from kdcache.config.names import SMP, TRANSFORMERS
+from kdcache.config.names import NO_AUX, SMP, TRANSFORMERS
 from kdcache.errors import Phrase, SettingsError, TeacherError, describe
 from kdcache.models.adapters import (
     SEGFORMER_STAGES,
@@ -58,50 +58,53 @@ class Network:
 
 
 def build_network(
-    config: TeacherConfig, *, num_classes: int, state: Mapping[str, Tensor] | None = None
+    config: TeacherConfig,
+    *,
+    num_classes: int,
+    state: Mapping[str, Tensor] | None = None,
+    seed: int | None = None,
 ) -> Network:
     """The network of `teacher.arch`; weights are loaded afterwards, unless it comes with them.
 
     Args:
         state: weights for a network of transformers, which reads them itself: it knows the names
             that older versions gave them. None: those that it comes with.
+        seed: for fitting: draws the weights, those of transformers, too, with an auxiliary head
+            where torchvision has one. None: they are to be loaded, or it comes with them.
 
     Raises: SettingsError, TeacherError if it cannot be built.
     """
-    arch = config.arch
-    if config.is_own:
-        with _drawing_alone():
+    arch, is_fresh = config.arch, seed is not None
+    with _drawing_alone(seed or 0):
+        if config.is_own:
             module = call_function(
                 arch, num_classes=num_classes, options=config.options, field=TEACHER
             )
-        return Network(arch, module, num_classes, ask=module)
-    if arch.startswith(SMP):
-        with _drawing_alone():
+            return Network(arch, module, num_classes, ask=module)
+        if arch.startswith(SMP):
             module = build_smp(config, num_classes)
-        return Network(arch, module, num_classes, ask=module, stages=SMP_STAGES)
-    if arch.startswith(TRANSFORMERS):
-        with _drawing_alone():
-            module = build_transformers(config, num_classes, state)
-        stages = SEGFORMER_STAGES if module.config.model_type == "segformer" else {}
-        ask = partial(_ask_transformers, module)
-        return Network(arch, module, num_classes, ask=ask, stages=stages)
-    with torch.device("meta"):  # millions of weights that would be drawn and thrown away
-        model = get_model(config.arch, weights=None, weights_backbone=None, num_classes=num_classes)
-    return wrap_torchvision(model, num_classes=num_classes, name=config.arch)
+            return Network(arch, module, num_classes, ask=module, stages=SMP_STAGES)
+        if arch.startswith(TRANSFORMERS):
+            module = build_transformers(config, num_classes, state, is_fresh=is_fresh)
+            stages = SEGFORMER_STAGES if module.config.model_type == "segformer" else {}
+            ask = partial(_ask_transformers, module)
+            return Network(arch, module, num_classes, ask=ask, stages=stages)
+        aux = {"aux_loss": True} if is_fresh and arch not in NO_AUX else {}
+        # on meta: millions of weights that would be drawn and thrown away
+        with torch.device("cpu" if is_fresh else "meta"):
+            model = get_model(
+                arch, weights=None, weights_backbone=None, num_classes=num_classes, **aux
+            )
+        return wrap_torchvision(model, num_classes=num_classes, name=arch)
 
 
 def wrap_torchvision(model: nn.Module, *, num_classes: int, name: str = "fcn_resnet50") -> Network:
     """An FCN, DeepLabV3 or LR-ASPP of torchvision; an auxiliary head is not asked."""
-
-    def ask(x_NCHW: Tensor) -> Tensor:
-        features = model.backbone(x_NCHW)
-        return model.classifier(features.get("out", features))
-
     return Network(
         name=name,
         module=model,
         num_classes=num_classes,
-        ask=ask,
+        ask=partial(_ask_torchvision, model),
         stages=_find_stages(model.backbone),
         one_stride=True,
         memory_format=torch.channels_last,
@@ -120,11 +123,16 @@ def hash_network(config: TeacherConfig) -> str | None:
 
 
 @contextmanager
-def _drawing_alone() -> Iterator[None]:
-    """What is drawn meanwhile is the same each time, and nothing of what others draw."""
+def _drawing_alone(seed: int) -> Iterator[None]:
+    """What is drawn meanwhile is that of the seed, and nothing of what others draw."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         yield
+
+
+def _ask_torchvision(model: nn.Module, x_NCHW: Tensor) -> Tensor:
+    features = model.backbone(x_NCHW)
+    return model.classifier(features.get("out", features))
 
 
 def _ask_transformers(module: nn.Module, x_NCHW: Tensor) -> Mapping:

@@ -80,7 +80,7 @@ class Teacher:
         x = normalize_images(self._upload(image_NHWC), mean=self.mean, std=self.std)
         x = x.contiguous(memory_format=self.network.memory_format)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            logits = self._ask(x)
+            logits = ask_network(self.network, x)
         answer = {**self.parts.take(hw), "logits": logits}
         if "high" in answer:
             answer["high"] = resize_to(
@@ -110,23 +110,26 @@ class Teacher:
             image_NHWC = image_NHWC.pin_memory()
         return image_NHWC.to(self.device, non_blocking=True)
 
-    def _ask(self, x_NCHW: Tensor) -> Tensor:
-        """The logits [N, K, h, w]. Raises TeacherError."""
-        size = f"{x_NCHW.shape[2]}x{x_NCHW.shape[3]}"
-        try:
-            given = self.network.ask(x_NCHW)
-        except (Exception, SystemExit) as error:  # whatever code of others meets
-            if isinstance(error, KdcacheError) or is_out_of_memory(error):
-                raise
-            found = f"failing at an image of {size} ({one_line(error, named=True)})"
-            raise refuse_network(self.network.name, found, "to give logits") from None
-        logits, count = find_logits(given), self.network.num_classes
-        if logits is None or logits.ndim != 4 or logits.shape[:2] != (len(x_NCHW), count):
-            found = f"giving {describe_kind(given if logits is None else logits)} in eval mode"
-            expected = f"logits [{len(x_NCHW)}, {count}, height, width]"
-            expected += f" for {len(x_NCHW)} images of {size}, dataset.num_classes {count}"
-            raise refuse_network(self.network.name, found, expected)
-        return logits
+
+def ask_network(network: Network, x_NCHW: Tensor) -> Tensor:
+    """The logits [N, K, h, w] that a network gives for normalised images. Raises TeacherError."""
+    size = f"{x_NCHW.shape[2]}x{x_NCHW.shape[3]}"
+    mode = "training" if network.module.training else "eval"
+    try:
+        given = network.ask(x_NCHW)
+    except (Exception, SystemExit) as error:  # whatever code of others meets
+        if isinstance(error, KdcacheError) or is_out_of_memory(error):
+            raise
+        count = f"{len(x_NCHW)} in training mode" if network.module.training else "an image"
+        found = f"failing at {count} of {size} ({one_line(error, named=True)})"
+        raise refuse_network(network.name, found, "to give logits") from None
+    logits, count = find_logits(given), network.num_classes
+    if logits is None or logits.ndim != 4 or logits.shape[:2] != (len(x_NCHW), count):
+        found = f"giving {describe_kind(given if logits is None else logits)} in {mode} mode"
+        expected = f"logits [{len(x_NCHW)}, {count}, height, width]"
+        expected += f" for {len(x_NCHW)} images of {size}, dataset.num_classes {count}"
+        raise refuse_network(network.name, found, expected)
+    return logits
 
 
 def build_teacher(
@@ -173,7 +176,7 @@ def load_weights(
     Raises: TeacherError naming the class count or the first name or shape that differs.
     """
     own = model.state_dict()
-    names = _match_names(own, state)
+    names = match_names(own, state)
     expected = {name: tuple(own[name].shape) for name in own}
     found = {names[name]: tuple(value.shape) for name, value in state.items()}
     for name in expected.keys() & found.keys():
@@ -190,8 +193,12 @@ def load_weights(
     model.load_state_dict({**fitting, **missing}, assign=on_meta)
 
 
-def _match_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:
-    """Name in the file -> name in the model, whose own names may have a prefix of wrappers."""
+def match_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:
+    """Name in the file -> name in the model, whose own names may have a prefix of wrappers.
+
+    Args:
+        own: tensors of the model. state: those of the file, without such a prefix.
+    """
     prefix = find_prefix(own)
     return {name: name if name in own else f"{prefix}{name}" for name in state}
 

@@ -49,7 +49,7 @@ def read_teacher_weights(arch: str, weights: str, *, key: str | None = None) -> 
         state = read_checkpoint(Path(weights), field="teacher.weights", key=key)
     if arch in TORCHVISION:
         state = {name: x for name, x in state.items() if not name.startswith(AUX_PREFIX)}
-    return _check_finite(state, where=weights)
+    return check_finite(state, where=weights)
 
 
 def take_weights(module: nn.Module, *, where: str) -> dict[str, Tensor]:
@@ -61,11 +61,17 @@ def take_weights(module: nn.Module, *, where: str) -> dict[str, Tensor]:
     Raises: TeacherError if a number in it is not finite.
     """
     tensors = {name: x for name, x in module.state_dict().items() if isinstance(x, Tensor)}
-    return _check_finite(strip_prefixes(tensors)[0], where=where)
+    return check_finite(strip_prefixes(tensors)[0], where=where)
 
 
-def _check_finite(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """The sorted state dict in float32. Raises TeacherError."""
+def check_finite(state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """The sorted state dict in float32.
+
+    Args:
+        state: tensors by name. where: for messages.
+
+    Raises: TeacherError if a number is not finite.
+    """
     kept = dict(sorted(state.items()))
     for name, value in kept.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -6,9 +6,10 @@ import torch
 from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError, TrainingError
 from kdcache.models import fit, fit_files
-from kdcache.models.fit import fit_teacher
+from kdcache.models.fit import build_start, fit_teacher
 from kdcache.models.fit_files import FileInUseError, hold_output
 from kdcache.models.fit_loop import Fitting
+from kdcache.models.stored_state import load_tensors, save_tensors
 from tests.support.helpers import check_one_line
 
 
@@ -61,6 +62,38 @@ def test_a_fit_that_was_stopped_ends_as_if_it_was_not(fitting, stop, tmp_path):
     assert {path.name for path in tmp_path.glob("*.pth*")} == {"mine.pth", "other.pth"}
 
 
+def test_any_fit_goes_on_as_if_it_was_not_stopped(fitting, stop, tmp_path):
+    """With groups of weights, an average, and a backbone from a file that is gone meanwhile."""
+    teacher = {"arch": "own_teacher:plain", "mean": [0.5] * 3, "std": [0.5] * 3}
+    given = merge(fitting, {"teacher": teacher, "fit": {"backbone_lr": 1e-4, "patience": 3}})
+    backbone = tmp_path / "backbone.pt"
+    start = build_start(make_config(given), say=lambda text: None)
+    torch.save(start.module.encoder.state_dict(), backbone)
+    given = merge(given, {"teacher": {"backbone_weights": str(backbone)}})
+    other = str(tmp_path / "other.pth")
+    fit_teacher(make_config(merge(given, {"fit": {"out": other}, "teacher": {"weights": other}})))
+    stop(given)
+    backbone.unlink()
+    fit_teacher(make_config(given))
+    one, two = (torch.load(tmp_path / f"{x}.pth", weights_only=True) for x in ("mine", "other"))
+    assert one["history"] == two["history"] and len(one["history"]) == 3
+    for name, value in one["model_state_dict"].items():
+        assert torch.equal(value, two["model_state_dict"][name]), name
+
+
+def test_a_state_of_before_is_gone_on_with(fitting, stop, tmp_path):
+    """It does not say what could not be set."""
+    stop(fitting)
+    path = tmp_path / "mine.pth.state"
+    state, _ = load_tensors(path)
+    state["whose"] = {n: x for n, x in state["whose"].items() if n not in fit_files.BEFORE}
+    save_tensors(path, {name: x for name, x in state.items() if name != "sealed"})
+    assert "fit.warmup" not in load_tensors(path)[0]["whose"]
+    fit_teacher(make_config(fitting))
+    assert not path.exists()
+
+
+MAPPED = {"dataset": {"label_map": {str(value): value for value in (*range(8), 255)}}}
 SWAPPED = {"dataset": {"train_split": "val", "val_split": "train"}}
 
 
@@ -69,6 +102,10 @@ SWAPPED = {"dataset": {"train_split": "val", "val_split": "train"}}
     [
         ({"fit": {"lr": 0.5}}, "fit.lr is 0.001, expected 0.5"),
         ({"augment": {"color_jitter": 0.1}}, "augment.color_jitter is 0.3, expected 0.1"),
+        ({"teacher": {"backbone_weights": "a.pt"}}, "backbone_weights is None, expected 'a.pt'"),
+        ({"teacher": {"mean": [0.5] * 3}}, "teacher.mean is [0.485, 0.456, 0.406], expected"),
+        (MAPPED, "dataset.label_map.0 is absent, expected 0"),
+        ({"fit": {"patience": 5}}, "fit.patience is None, expected 5"),
         (SWAPPED, "dataset.train_split is 'train', expected 'val'"),
     ],
 )
@@ -76,7 +113,8 @@ def test_a_state_of_other_settings_is_refused(fitting, stop, tmp_path, change, w
     stop(fitting)
     with pytest.raises(TrainingError) as error:
         fit_teacher(make_config(merge(fitting, change)))
-    check_one_line(error, f"mine.pth.state: {words}; go on with what it was begun with, or delete")
+    check_one_line(error, "mine.pth.state: ", words)
+    check_one_line(error, "; go on with what it was begun with, or delete")
 
 
 def test_a_state_is_gone_on_with_wherever_unlabelled_images_are(fitting, stop):

@@ -11,18 +11,11 @@ from kdcache.config.parser import make_config, merge
 from kdcache.data.pictures import read_sample
 from kdcache.data.voc import find_samples
 from kdcache.errors import SettingsError, TrainingError
-from kdcache.models import fit_loop, teacher
+from kdcache.models import fit_batches, teacher
 from kdcache.models.fit import fit_teacher
-from kdcache.models.fit_loop import (
-    Fitting,
-    compute_loss,
-    make_view,
-    plan_epoch,
-    update_average,
-    warm_decay,
-    weigh_by_frequency,
-    weigh_classes,
-)
+from kdcache.models.fit_batches import make_view, plan_epoch, weigh_by_frequency, weigh_classes
+from kdcache.models.fit_loop import Fitting, compute_loss, update_average, warm_decay
+from kdcache.models.networks import wrap_torchvision
 from kdcache.precompute.group import draw_view
 from kdcache.progress import Silent
 
@@ -41,7 +34,8 @@ def begin(given) -> Fitting:
     torch.manual_seed(0)
     samples = find_samples(config.dataset, "train")
     model = teacher.build_fcn("fcn_resnet50", num_classes=8, aux_head=True)
-    return Fitting(model, config, samples, device=torch.device("cpu"))
+    network = wrap_torchvision(model, num_classes=8)
+    return Fitting(network, config, samples, device=torch.device("cpu"))
 
 
 def train_epoch(fit: Fitting) -> None:
@@ -67,13 +61,13 @@ def test_what_is_fitted_is_what_phase_one_draws(config, view):
 
 
 def test_each_epoch_shows_every_sample_once_by_its_own_view(fitting, monkeypatch):
-    shown, real = [], fit_loop.make_view
+    shown, real = [], fit_batches.make_view
 
     def note(config, sample, view):
         shown.append((view, sample.id))
         return real(config, sample, view)
 
-    monkeypatch.setattr(fit_loop, "make_view", note)
+    monkeypatch.setattr(fit_batches, "make_view", note)
     fit_teacher(make_config(fitting))
     ids = [sample.id for sample in find_samples(make_config(fitting).dataset, "train")]
     assert sorted(shown) == sorted((view, id) for view in range(3) for id in ids)
@@ -138,6 +132,42 @@ def test_val_is_scored_as_often_as_asked_and_at_the_end(fitting, monkeypatch):
     assert fit_teacher(make_config(given)) == 0.3
     stored = torch.load(make_config(given).fit.out, weights_only=True)
     assert [entry["miou"] for entry in stored["history"]] == [None, 0.3, 0.2]
+
+
+# --- rates, and when it ends
+
+
+def test_the_backbone_has_a_rate_of_its_own(fitting):
+    fit = begin(merge(fitting, {"fit": {"lr": 1e-2, "backbone_lr": 1e-4, "warmup": 0.5}}))
+    sizes = [sum(x.numel() for x in group["params"]) for group in fit.optimizer.param_groups]
+    backbone = sum(x.numel() for x in fit.model.backbone.parameters())
+    assert sizes == [sum(x.numel() for x in fit.model.parameters()) - backbone, backbone]
+    rates = []
+    for _ in range(9):
+        fit.optimizer.step()
+        fit.schedule.step()
+        rates.append(fit.schedule.get_last_lr())
+    head, own = zip(*rates, strict=True)
+    assert max(head) == pytest.approx(1e-2, rel=0.1) and max(own) == pytest.approx(1e-4, rel=0.1)
+    assert head.index(max(head)) in (3, 4)  # half of the steps
+
+
+def test_all_weights_have_one_rate_unless_asked(fitting):
+    fit = begin(fitting)
+    assert len(fit.optimizer.param_groups) == 1 and fit.schedule.get_last_lr()[0] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("mious", "ends"),
+    [((0.3, 0.2, 0.1, 0.5), 3), ((0.3, 0.2, 0.4, 0.5), 4), ((0.1, 0.2, 0.2, 0.2), 4)],
+)
+def test_it_ends_once_val_is_no_better_for_long_enough(fitting, monkeypatch, mious, ends):
+    script_scores(monkeypatch, *mious)
+    said = []
+    given = merge(fitting, {"fit": {"epochs": 4, "patience": 2}})
+    assert fit_teacher(make_config(given), say=said.append) == max(mious[:ends])
+    assert f"of {ends} kept" in said[-1] and "left" not in said[-2]
+    assert ("stopped" in said[-2]) == (ends < 4)
 
 
 # --- averaged weights
@@ -244,7 +274,10 @@ def test_bfloat16_fits_too(fitting):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("ema", 0), ("ema", 1), ("ema", float("nan")), ("eval_every", 0)],
+    [
+        *(("ema", 0), ("ema", 1), ("ema", float("nan")), ("eval_every", 0), ("patience", 0)),
+        *(("backbone_lr", 0), ("warmup", 1.1), ("warmup", float("nan"))),
+    ],
 )
 def test_settings_out_of_range_are_refused(fitting, name, value):
     with pytest.raises(SettingsError, match=f"fit.{name}"):

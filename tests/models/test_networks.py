@@ -12,7 +12,6 @@ from torchvision.models import get_model
 from kdcache.config import LayerConfig, TeacherConfig
 from kdcache.config.names import FCNS, TORCHVISION
 from kdcache.errors import SettingsError, TeacherError
-from kdcache.models.fit import fit_teacher
 from kdcache.models.inputs import normalize_images
 from kdcache.models.teacher import Teacher, build_teacher
 from tests.support.helpers import check_one_line
@@ -116,12 +115,3 @@ def test_another_number_of_classes_is_said_as_such(arch, files):
     with pytest.raises(TeacherError) as error:
         build(arch, files[arch], num_classes=21)
     check_one_line(error, "number of classes is 5, expected 21; set dataset.num_classes")
-
-
-def test_fit_takes_fcns_alone(config):
-    from dataclasses import replace
-
-    other = replace(config.teacher, arch="deeplabv3_resnet50")
-    with pytest.raises(SettingsError) as error:
-        fit_teacher(replace(config, teacher=other))
-    check_one_line(error, "expected fcn_resnet50 or fcn_resnet101, which fit trains")

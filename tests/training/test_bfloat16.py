@@ -19,6 +19,7 @@ from kdcache.deploy.student import load_student
 from kdcache.metrics import count_confusion, evaluate_segmentation
 from kdcache.models import fit_loop
 from kdcache.models.inputs import resize_to
+from kdcache.models.networks import wrap_torchvision
 from kdcache.models.student import LightweightSegmentationModel, OwnStudent
 from kdcache.report.panels import Predictor
 from kdcache.training.checkpoint import read_checkpoint
@@ -112,7 +113,8 @@ def test_a_student_upsamples_in_float32_forwards_and_backwards():
 @pytest.fixture
 def tiny_fcn():
     torch.manual_seed(0)
-    return build_tiny_fcn("fcn_resnet50", num_classes=K, aux_head=True)
+    model = build_tiny_fcn("fcn_resnet50", num_classes=K, aux_head=True)
+    return wrap_torchvision(model, num_classes=K)
 
 
 def test_a_teacher_in_fit_upsamples_in_float32(tiny_fcn):
@@ -125,6 +127,6 @@ def test_a_teacher_in_fit_upsamples_in_float32(tiny_fcn):
 
 def test_the_heads_of_a_teacher_say_what_its_forward_says(tiny_fcn):
     image = torch.randn(2, 3, 40, 56)
-    expected, found = tiny_fcn.eval()(image), fit_loop.ask_heads(tiny_fcn, image)
+    expected, found = tiny_fcn.module.eval()(image), fit_loop.ask_heads(tiny_fcn, image)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -1,0 +1,143 @@
+"""Weights of a backbone from a file: which of its tensors are the backbone's, by a rule that is
+said, for teachers that are fitted and for students.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.errors import Phrase, SettingsError, TeacherError, describe
+from kdcache.models.checkpoints import find_prefix, is_counter, read_checkpoint
+from kdcache.models.weights import check_finite
+
+PARTS = ("backbone", "encoder")  # what networks call it, behind the word of a transformers model
+MOST_NAMED = 3
+Pairs = dict[str, str]
+"""Name in the backbone -> name in the file."""
+
+
+def find_backbone(module: nn.Module) -> str | None:
+    """The name of the part of a module that is its backbone; None if it has none."""
+    names = (getattr(module, "base_model_prefix", ""), *PARTS)
+    parts = (name for name in names if isinstance(getattr(module, name or "?", None), nn.Module))
+    return next(parts, None)
+
+
+def demand_backbone(module: nn.Module, *, owner: str, field: str) -> str:
+    """Like `find_backbone`, for a setting that is idle without one.
+
+    Args:
+        owner: what the module is called in messages. field: the setting.
+
+    Raises: SettingsError if it has none.
+    """
+    name = find_backbone(module)
+    if name is not None:
+        return name
+    found, expected = Phrase(f"set, and {owner} has no backbone"), Phrase("a part of that name")
+    raise SettingsError(
+        describe("settings", field=field, found=found, expected=expected, cure="leave it out")
+    )
+
+
+def load_backbone(part: nn.Module, path: str | Path, *, owner: str, field: str) -> str:
+    """Give a backbone the weights in a file, all of them or none.
+
+    By name: behind one prefix, as `features.`, the file has every tensor of the backbone in its
+    shape. Else by order: the tensors in the file begin with those of the backbone, each with the
+    shape and the last word of its name (as `bias`), and no name says otherwise. Step counters of
+    BatchNorm are left as they are.
+
+    Args:
+        owner: what has the backbone, for messages. field: the setting that names the file.
+
+    Returns: what was loaded, how, and what of the file was not.
+
+    Raises: TeacherError if the file is missing, damaged, or not that of this backbone.
+    """
+    found, where = _read(Path(path), field=field), str(path)
+    own = {name: x for name, x in part.state_dict().items() if not is_counter(name)}
+    shown = find_prefix(own)  # that a wrapper gave to all names of the backbone
+    bare = {name.removeprefix(shown): x for name, x in own.items()}
+    prefix, pairs = _match_names(bare, found)
+    how = f"by name, behind {prefix!r}" if prefix else "by name"
+    if len(pairs) < len(bare):
+        how, ordered = "by order and shape, since names differ", _match_order(bare, found)
+        if ordered is None:
+            raise _refuse(where, bare, found, prefix, pairs, cure=f"set {field} to one of {owner}")
+        pairs = ordered
+    with torch.no_grad():
+        for name, there in pairs.items():
+            own[f"{shown}{name}"].copy_(found[there])
+    left = [name for name in found if name not in set(pairs.values())]
+    rest = f"; not taken: {_list(left)}" if left else ""
+    return f"{path}: all {len(pairs)} tensors of the backbone, {how}{rest}"
+
+
+def _read(path: Path, *, field: str) -> dict[str, Tensor]:
+    """The tensors in the order of the file, float32, without counters. Raises TeacherError."""
+    state = read_checkpoint(path, field=field)
+    state = {name: x for name, x in state.items() if not is_counter(name)}
+    checked = check_finite(state, where=str(path))
+    return {name: checked[name] for name in state}
+
+
+def _match_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, Pairs]:
+    """The prefix behind which most names of the backbone are, and those that fit."""
+    prefixes = Counter(
+        there.removesuffix(name)
+        for name in own
+        for there in found
+        if there == name or there.endswith(f".{name}")
+    )
+    prefix = max(prefixes, key=lambda word: (prefixes[word], -len(word)), default="")
+    fits = {name: f"{prefix}{name}" for name in own if f"{prefix}{name}" in found}
+    return prefix, {name: x for name, x in fits.items() if found[x].shape == own[name].shape}
+
+
+def _match_order(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs | None:
+    """Pairs by place; None if one of them differs in kind, or a name stands elsewhere."""
+    if len(found) < len(own):
+        return None
+    pairs = dict(zip(own, found, strict=False))
+    for name, there in pairs.items():
+        alike = name.rpartition(".")[2] == there.rpartition(".")[2]
+        if not alike or own[name].shape != found[there].shape or (name in found and name != there):
+            return None
+    return pairs
+
+
+def _refuse(
+    where: str,
+    own: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    prefix: str,
+    pairs: Pairs,
+    *,
+    cure: str,
+) -> TeacherError:
+    """The error that names the first tensor that is missing or has another shape."""
+    first = next(name for name in own if name not in pairs)
+    there = found.get(f"{prefix}{first}")
+    shown = Phrase("missing") if there is None else list(there.shape)
+    cure += f" ({len(pairs)} of its {len(own)} tensors are there, and the order is another)"
+    return TeacherError(
+        describe(
+            where,
+            field=f"tensor {prefix}{first}",
+            found=shown,
+            expected=list(own[first].shape),
+            cure=cure,
+        )
+    )
+
+
+def _list(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
