@@ -35,7 +35,9 @@ def count_confusion(prediction_NHW: Tensor, label_NHW: Tensor, *, num_classes: i
 
 
 def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
-    """IoU of each class, 0 to 1; None for a class in neither labels nor predictions.
+    """IoU of each class, 0 to 1; None for a class that no label holds.
+
+    Where such a class is predicted the class of the label misses a pixel, so it costs there.
 
     Args:
         confusion_KK: counts, as `count_confusion` gives them.
@@ -44,13 +46,16 @@ def compute_iou_per_class(confusion_KK: Tensor) -> list[float | None]:
     >>> compute_iou_per_class(count_confusion(prediction, label, num_classes=3))
     [0.5, 0.5, None]
     """
-    hits = confusion_KK.diagonal()
-    union = confusion_KK.sum(0) + confusion_KK.sum(1) - hits
-    return [int(h) / int(u) if u else None for h, u in zip(hits, union, strict=True)]
+    hits, labelled = confusion_KK.diagonal(), confusion_KK.sum(1)
+    union = confusion_KK.sum(0) + labelled - hits
+    rows = zip(hits.tolist(), union.tolist(), labelled.tolist(), strict=True)
+    return [h / u if n else None for h, u, n in rows]
 
 
 def compute_miou(confusion_KK: Tensor) -> float:
-    """Mean IoU over the classes that occur in labels or predictions, 0 to 1; 0.0 if none does.
+    """Mean IoU over the classes that occur in the labels, 0 to 1; 0.0 if none does.
+
+    So it has one denominator for teacher, baseline and student, whatever they predict.
 
     Args:
         confusion_KK: counts, as `count_confusion` gives them.
@@ -68,7 +73,7 @@ class Evaluation:
     """Segmentation quality of a student on a split.
 
     confusion_KK: int64, rows are labels, columns predictions. miou, per_class_iou: 0 to 1; the IoU
-    of a class in neither labels nor predictions is None.
+    of a class that no label holds is None.
     """
 
     confusion_KK: Tensor
@@ -92,7 +97,7 @@ def evaluate_segmentation(student: Callable, batches: Iterable, *, num_classes: 
     >>> images, labels = torch.eye(3).reshape(1, 3, 1, 3), torch.tensor([[[0, 1, 0]]])
     >>> batches = [(images, labels)]  # the student below predicts 0, 1, 2
     >>> evaluate_segmentation(lambda images: images, batches, num_classes=3).per_class_iou
-    [0.5, 1.0, 0.0]
+    [0.5, 1.0, None]
     """
     modes = (
         {module: module.training for module in student.modules()}

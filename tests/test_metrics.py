@@ -66,10 +66,13 @@ def test_classes_in_neither_labels_nor_predictions_are_left_out_of_the_mean():
     assert compute_miou(confusion) == pytest.approx(mean.item(), rel=1e-6)
 
 
-def test_class_that_is_only_predicted_counts_as_zero():
-    confusion = count_confusion(torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]), num_classes=4)
-    assert compute_iou_per_class(confusion) == [1.0, 0.0, 0.0, None]
-    assert compute_miou(confusion) == pytest.approx(1 / 3)
+def test_mean_has_one_denominator_whatever_is_predicted():
+    """Of the classes that labels hold; another one costs where it stands in place of theirs."""
+    label = torch.tensor([0, 0, 1])
+    for prediction, ious in (([0, 0, 2], [1, 0]), ([0, 3, 1], [1 / 2, 1]), ([0, 0, 1], [1, 1])):
+        confusion = count_confusion(torch.tensor(prediction), label, num_classes=4)
+        assert compute_iou_per_class(confusion) == [*ious, None, None]
+        assert compute_miou(confusion) == pytest.approx(sum(ious) / 2)
 
 
 def test_example_by_hand():
@@ -77,8 +80,8 @@ def test_example_by_hand():
     label = torch.tensor([[[0, 1, 1], [1, 255, 0]]])
     confusion = count_confusion(prediction, label, num_classes=3)
     assert confusion.tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]  # row: label, column: prediction
-    assert compute_iou_per_class(confusion) == [1 / 3, 2 / 3, 0.0]
-    assert compute_miou(confusion) == pytest.approx(1 / 3)
+    assert compute_iou_per_class(confusion) == [1 / 3, 2 / 3, None]
+    assert compute_miou(confusion) == pytest.approx(1 / 2)
 
 
 def test_perfect_prediction_is_one():

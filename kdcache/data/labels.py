@@ -90,13 +90,26 @@ def check_classes(config: DatasetConfig, pixels: Mapping[str, tuple[int, ...]]) 
         facts = {"found": found, "expected": Phrase("0 and 1")}
         cure = "set dataset.label_map to {0: 0, 255: 1} if 255 is a class"
         raise DataError(describe(where, field="labels of train", **facts, cure=cure))
-    missing = [f"{k} ({config.names[k]})" for k in range(config.num_classes) if k not in held]
+    lines = []
+    absent = _name_absent(config, train)
+    if absent:
+        lines.append(f"no training label holds a pixel of {absent}")
+    absent = _name_absent(config, val)
+    if absent:
+        lines.append(
+            f"no label of val holds a pixel of {absent}; mIoU is the mean over the other "
+            f"{sum(map(bool, val[: config.num_classes]))}"
+        )
+    return lines
+
+
+def _name_absent(config: DatasetConfig, pixels: tuple[int, ...]) -> str:
+    """The classes without a pixel in words; empty if there are none."""
+    missing = [f"{k} ({config.names[k]})" for k in range(config.num_classes) if not pixels[k]]
     if not missing:
-        return []
-    return [
-        f"no training label holds a pixel of {len(missing)} of {config.num_classes} classes: "
-        f"{', '.join(missing[:8])}{', ...' if missing[8:] else ''}"
-    ]
+        return ""
+    named = f"{', '.join(missing[:8])}{', ...' if missing[8:] else ''}"
+    return f"{len(missing)} of {config.num_classes} classes: {named}"
 
 
 def _is_meant(config: DatasetConfig) -> bool:

@@ -30,7 +30,7 @@ SMALLEST, LARGEST = 0.95, 2.0
 class TeacherScore:
     """mIoU (0 to 1) on val and on the first training view, and val's IoU of each class.
 
-    val_per_class: None for a class that does not occur.
+    val_per_class: None for a class that no label holds.
     """
 
     val_miou: float

@@ -210,3 +210,16 @@ def test_phase_one_and_fit_say_what_the_labels_lack(root: Path, caplog):
     for read in (build.read_splits, fit._read_splits):
         with pytest.raises(DataError, match="labels of val is all void"):
             read(config, Silent())
+
+
+def test_train_and_val_that_share_a_picture_are_refused(root: Path):
+    """By content, whatever its name."""
+    save_mask(root / "val_masks" / "v.png")
+    (root / "val").mkdir()
+    shutil.copy(root / "photos" / "img-3.jpg", root / "val" / "v.jpg")
+    folders = {"val_images": str(root / "val"), "val_masks": str(root / "val_masks")}
+    config = make_config({"dataset": config_to_dict(config_for(root, **folders))})
+    for read in (build.read_splits, fit._read_splits):
+        with pytest.raises(DataError) as error:
+            read(config, Silent())
+        check_one_line(error, "v.jpg: image 'v' of val is also 'img-3' of train")

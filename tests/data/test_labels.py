@@ -155,7 +155,7 @@ def test_masks_of_0_and_255_with_two_classes_are_refused():
     with pytest.raises(DataError) as error:
         check_pixels({0: 9, 255: 3}, {0: 9})
     check_one_line(error, "mine: labels of train", "0 and 255 alone", "label_map to {0: 0, 255: 1}")
-    assert check_pixels({0: 9, 1: 1, 255: 3}, {0: 9}) == []
+    assert check_pixels({0: 9, 1: 1, 255: 3}, {0: 9, 1: 1}) == []
 
 
 @pytest.mark.parametrize("val", [{}, {255: 9}])
@@ -165,9 +165,14 @@ def test_val_without_a_labelled_pixel_is_refused(val: dict):
     check_one_line(error, "mine: labels of val is all void", "dataset.label_map")
 
 
-def test_classes_that_no_training_label_holds_are_said():
+def test_classes_that_no_label_holds_are_said():
     names = {"num_classes": 4, "class_names": ["sky", "road", "car", "bus"]}
-    (line,) = check_pixels({0: 9, 2: 1, 255: 1}, {1: 9}, **names)
-    assert line.endswith("holds a pixel of 2 of 4 classes: 1 (road), 3 (bus)")
-    (line,) = check_pixels({0: 9}, {1: 9}, num_classes=20)
-    assert line.endswith("8 (class 8), ...")
+    all_four = dict.fromkeys(range(4), 1)
+    (line,) = check_pixels({0: 9, 2: 1, 255: 1}, all_four, **names)
+    assert line.endswith("no training label holds a pixel of 2 of 4 classes: 1 (road), 3 (bus)")
+    (line,) = check_pixels(all_four, {0: 9, 1: 1, 2: 1, 255: 9}, **names)
+    assert line.startswith("no label of val holds a pixel of 1 of 4 classes: 3 (bus); ")
+    assert line.endswith("mIoU is the mean over the other 3")
+    lines = check_pixels({0: 9}, {1: 9}, num_classes=20)
+    assert lines[0].endswith("8 (class 8), ...") and lines[1].endswith("the other 1")
+    assert check_pixels(all_four, all_four, **names) == []
