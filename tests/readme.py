@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 
 from kdcache.data.sample_set import write_sample_set
 from kdcache.data.voc import VOC_DIR
@@ -73,6 +74,7 @@ def prepare(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
     for name, ours in (("photos", "JPEGImages"), ("masks", "SegmentationClass")):
         (folder / name).symlink_to(folder / "data" / "camvid" / VOC_DIR / ours)
+    (folder / "coloured").mkdir()
     (folder / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -88,6 +90,9 @@ def prepare(folder: Path) -> None:
         write_sample_set(folder / "data" / name, num_train=12, num_val=4)
         teacher = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=True)
         torch.save(teacher.state_dict(), folder / "teachers" / file)
+    for path in (folder / "masks").iterdir():
+        with Image.open(path) as mask:  # in VOC's colours
+            mask.convert("RGB").save(folder / "coloured" / path.name)
 
 
 def run_all(folder: Path, env: dict[str, str]) -> Iterator[tuple[str, str, float]]:

@@ -22,7 +22,7 @@ from kdcache.cache.layout import (
     index_bytes,
     record_name,
 )
-from kdcache.data.lists import SAMPLE_ID
+from kdcache.data.lists import DEEP_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
 from kdcache.schema import MOST_DEPTH, parse_json
 from kdcache.seals import SealError, check_json, seal_json
@@ -175,8 +175,8 @@ def _check_contents(record: CommitRecord, layout: SplitLayout, group: Group) -> 
         type(crc) is int and 0 <= crc < 2**32 for crcs in record.crcs.values() for crc in crcs
     ):
         raise ValueError("a checksum is no number of 32 bits")
-    if not all(isinstance(id, str) and SAMPLE_ID.fullmatch(id) for id in record.sample_ids):
-        raise ValueError("a sample id is not letters, digits, _ - .")
+    if not all(isinstance(id, str) and DEEP_ID.fullmatch(id) for id in record.sample_ids):
+        raise ValueError("a sample id is not letters, digits, _ - . and / between folders")
     check_views(record.views, layout)
     for name, file in record.files.items():
         _check_size(file.size_bytes, layout, layout.array(name), group)

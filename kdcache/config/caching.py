@@ -65,11 +65,14 @@ class DatasetConfig:
     val_split: str = "val"
     """List of validation ids."""
     images: str | None = None
-    """Folder of images, in place of the VOC layout; their masks are in dataset.masks."""
+    """Folder of images, and of folders of such, in place of the VOC layout; their masks are in
+    dataset.masks."""
     masks: str | None = None
-    """Folder of masks, one for each image."""
+    """Folder of masks, one for each image, in the same folders below."""
+    image_name: str = "{stem}"
+    """Name of an image, as {stem}_leftImg8bit.png; any ending if it has none. Others are left."""
     mask_name: str = "{stem}"
-    """Name of an image's mask, as {stem}_mask.png; any ending if it has none."""
+    """Name of its mask, as {stem}_mask.png; {stem} is the same as in the image's name."""
     val_images: str | None = None
     """Folder of validation images (default: a part of dataset.images, by val_fraction)."""
     val_masks: str | None = None
@@ -132,8 +135,10 @@ class DatasetConfig:
         if self.images is not None and self.train_split == self.val_split:
             expected = "another name than dataset.train_split"
             raise refuse("dataset.val_split", self.val_split, expected)
-        if "{stem}" not in self.mask_name or "/" in self.mask_name:
-            raise refuse("dataset.mask_name", self.mask_name, "a name with {stem} in it")
+        for name in ("image_name", "mask_name"):
+            given = getattr(self, name)
+            if given.count("{stem}") != 1 or "/" in given:
+                raise refuse(f"dataset.{name}", given, "a name with {stem} in it, once")
 
     def _check_masks(self) -> None:
         """Raise SettingsError for what is no value, colour or class, and for two ways at once."""

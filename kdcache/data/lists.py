@@ -16,6 +16,8 @@ from kdcache.errors import DataError, Phrase, describe
 
 # no separators and no leading dot: an id can never leave its folder
 SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
+# of an image in folders below: each part is such an id
+DEEP_ID = re.compile(rf"{SAMPLE_ID.pattern}(/{SAMPLE_ID.pattern})*")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 

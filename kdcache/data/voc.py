@@ -138,7 +138,7 @@ def find_unlabelled(config: DatasetConfig, labelled: Mapping[str, Split]) -> lis
         found = [Sample(sample.id, sample.image_path, None) for sample in listed]
     elif Path(name).is_dir():
         where = Path(name)
-        found = find_images(where, ENDINGS, setting=SETTING)
+        found = find_images(where, ENDINGS, setting=SETTING, config=config)
     else:
         raise _refuse(where, "list", "missing", f"this list, a folder of images, or {REST}")
     if not found:

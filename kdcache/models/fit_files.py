@@ -57,6 +57,7 @@ BEFORE = {
 NOT_WHOSE = (
     "dataset.root",
     *(f"dataset.{name}" for name in FOLDERS),  # as what they hold: by its hash
+    "dataset.image_name",
     "dataset.mask_name",
     "dataset.val_fraction",
     "dataset.val_seed",

@@ -144,8 +144,17 @@ def test_more_than_8_bits_are_refused_by_name(base, folder, kind, mode):
     refuse(base, folder, "deep.tif", f"mode is '{mode}", "8-bit RGB or grey")
 
 
+def test_folders_below_a_folder_are_looked_at_but_not_below_jpegimages(base, folder):
+    (folder / "film").mkdir()
+    save(folder / "film" / "n2.png", 7)
+    assert [sample.id for sample in read(base, folder).samples] == ["film/n2", "n1", "n2"]
+    (base / "JPEGImages" / "film").mkdir()
+    save(base / "JPEGImages" / "film" / "n2.jpg", 7)
+    assert [sample.id for sample in read(base, "rest").samples] == ["x", "y", "z"]
+
+
 def test_names_that_are_no_ids_or_the_same_id_are_refused(base, folder):
     save(folder / "n1.png", 6)
-    refuse(base, folder, "n1.png", "sample id is n1.jpg", "rename or remove")
+    refuse(base, folder, "n1.png", "sample id is that of n1.jpg", "rename or remove")
     (folder / "n1.png").rename(folder / "n 3.png")
     refuse(base, folder, "n 3.png", "letters, digits, _ - .", "rename it")
