@@ -13,11 +13,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from kdcache.config import Config, config_from_dict, config_to_dict
 from kdcache.config.names import OF_CACHE, PATHS, expand_path
-from kdcache.config.yaml_file import load_yaml, read_settings_file
+from kdcache.config.yaml_file import SWITCHES, read_settings_file, read_word
 from kdcache.errors import SettingsError, show_value
 from kdcache.schema import MOST_WHOLE
 
@@ -141,20 +139,16 @@ def check_given(given: Mapping) -> dict[str, object]:
     Raises: SettingsError.
     """
     checked = check_values(given)
-    for name in PATHS:
-        if isinstance(checked.get(name), str):
-            checked[name] = expand_path(name, checked[name])
-    return checked
+    paths = [name for name in PATHS if isinstance(checked.get(name), str)]
+    return checked | {name: expand_path(name, checked[name]) for name in paths}
 
 
 def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
     """Settings as a nested dict -> dotted name of each -> its value in the setting's type.
 
-    Paths stay text. Words of a command line are also such values: text that says a number becomes
-    one if a number is expected.
+    Paths stay text. Text that says a number, as words of a command line do, becomes one.
 
-    Raises: SettingsError for an unknown name, with the nearest known one, or a value of another
-    type.
+    Raises: SettingsError for an unknown name or a value of another type.
     """
     checked: dict[str, object] = {}
     for key, value in given.items():
@@ -221,9 +215,11 @@ def _check_value(name: str, value: object) -> object:
     converted = _convert(value, kind)
     if converted is not _NOTHING:
         return converted
-    found = show_value(value)
+    expected = describe_type(kind)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?0[0-9]+", value):
+        expected += f", {int(value)} without zeros before it"
     raise SettingsError(
-        f"settings: {name} is {found}, expected {describe_type(kind)}; change {name}"
+        f"settings: {name} is {show_value(value)}, expected {expected}; change {name}"
     )
 
 
@@ -245,13 +241,18 @@ def _convert(value: object, kind: object) -> object:
         return str(Path(value)) if isinstance(value, str) else _NOTHING
     if kind is float and type(value) is int:
         return float(value)
+    if kind is int and type(value) is float and abs(value) <= MOST_WHOLE and value.is_integer():
+        return int(value)
     return value if type(value) is kind else _convert_text(value, kind)
 
 
 def _convert_union(value: object, kinds: tuple) -> object:
     """Text is text only if it is nothing else; other values are what they are."""
+    said = read_word(value)
+    if type(said) in kinds:  # 3.0 is not 3, nor "no" a switch, where both may stand
+        return said
     ordered = sorted(kinds, key=lambda kind: kind in (str, Path))
-    found = (_convert(value, kind) for kind in ordered)
+    found = (_convert(value if kind in (str, Path) else said, kind) for kind in ordered)
     return next((converted for converted in found if converted is not _NOTHING), _NOTHING)
 
 
@@ -274,12 +275,11 @@ def _convert_dict(value: object, kind: object, inner: object) -> object:
 
 def _convert_text(value: object, kind: object) -> object:
     """Text that says a value of another type, as a word of a command line does."""
-    if not isinstance(value, str) or kind is str or not value:
+    if not isinstance(value, str) or kind is str:
         return _NOTHING
-    try:
-        said = int(value) if re.fullmatch(r"[+-]?\d+", value) else load_yaml(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return _NOTHING
+    if kind is bool and value.lower() in SWITCHES:
+        return SWITCHES[value.lower()]
+    said = read_word(value)
     return _NOTHING if isinstance(said, str) else _convert(said, kind)
 
 

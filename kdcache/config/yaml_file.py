@@ -15,6 +15,7 @@ from kdcache.errors import Phrase, SettingsError, describe, one_line
 SECTIONS = {
     part.name: fields(part.default_factory)[0].name for part in fields(Config)
 }  # and the first name in each
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # words, but where none can stand
 _CURE = "mend it; configs/voc2012_seed.yaml shows every setting"
 
 
@@ -42,23 +43,31 @@ class OnceLoader(yaml.SafeLoader):
 
 
 class PlainLoader(OnceLoader):
-    """Like `OnceLoader`, without dates, and with 1e-3 as a number."""
+    """Like `OnceLoader`, with 1e-3 as a number."""
 
 
-PlainLoader.yaml_implicit_resolvers = {
-    letter: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":float"))]
-    for letter, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-        |\.[0-9_]+(?:[eE][-+][0-9]+)?|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
-        |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
-        re.VERBOSE,
+class PlainDumper(yaml.SafeDumper):
+    """Puts quotes around text that either version of YAML takes for something else."""
+
+
+_KINDS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
     ),
-    list("-+0123456789."),
-)
+}
+"""What is no text, as YAML 1.2 has it: `no` and `on` are words, 010 is not 8, and 1:30 not 90."""
+_POWER = r"[-+]?[0-9]+[eE][-+]?[0-9]+"  # without a point it stays as written in a grid's names
+OnceLoader.yaml_implicit_resolvers = {}
+for _name, (_form, _letters) in _KINDS.items():
+    _tag = f"tag:yaml.org,2002:{_name}"
+    OnceLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), _letters)
+_form = re.compile(f"^(?:{_KINDS['float'][0]}|{_POWER})$")
+for _kind in (PlainLoader, PlainDumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _form, _KINDS["float"][1])
 
 
 def read_settings_file(path: Path) -> dict:
@@ -109,6 +118,25 @@ def _parse(path: Path, text: str) -> object:
 def load_yaml(text: str, loader: type[OnceLoader] = PlainLoader) -> object:
     """What a text says. Raises yaml.YAMLError, RecursionError, ValueError."""
     return yaml.load(text, loader)
+
+
+def read_word(word: object) -> object:
+    """What a word of a command line says: `3` is a number, and what is no text stays what it is.
+
+    1_000 is a number, 010 a text, since YAML's versions differ in what it is.
+    """
+    if not isinstance(word, str) or not word:
+        return word
+    try:
+        whole = re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", word)
+        return int(word) if whole else load_yaml(word)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return word
+
+
+def dump_yaml(values: dict) -> str:
+    """A document in the given order, which `load_yaml` reads as these values."""
+    return yaml.dump(values, Dumper=PlainDumper, sort_keys=False)
 
 
 def find_mistake(error: yaml.MarkedYAMLError) -> tuple[str, str]:

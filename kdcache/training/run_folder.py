@@ -11,14 +11,12 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-import yaml
-
 from kdcache import disk, seals
 from kdcache.cache.facts import MACHINE, SHARE
 from kdcache.config import Config, config_to_dict
 from kdcache.config.names import BUILT_IN_STUDENT, TERMS
 from kdcache.config.parser import make_config, read_stored
-from kdcache.config.yaml_file import read_settings_file
+from kdcache.config.yaml_file import dump_yaml, read_settings_file
 from kdcache.disk import MOST_DOCUMENT_BYTES, open_stream, read_plain
 from kdcache.errors import SettingsError, TrainingError, find_cure, one_line
 from kdcache.schema import (
@@ -173,8 +171,7 @@ class DamagedHistoryError(TrainingError):
 
 def write_settings(folder: Path, config: Config) -> None:
     """Write config.yaml into an existing folder."""
-    text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    disk.replace_file(folder / SETTINGS, text.encode())
+    disk.replace_file(folder / SETTINGS, dump_yaml(config_to_dict(config)).encode())
 
 
 def read_run_settings(folder: Path) -> dict:

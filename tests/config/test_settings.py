@@ -12,6 +12,7 @@ import yaml
 from kdcache.config import KINDS, Config, DatasetConfig, config_from_dict, config_to_dict
 from kdcache.config.options import Parser, override, read_given
 from kdcache.config.parser import flatten, make_config, merge, read_settings, setting_types
+from kdcache.config.yaml_file import dump_yaml, load_yaml
 from kdcache.errors import SettingsError
 from tests.support.helpers import check_one_line
 
@@ -104,7 +105,14 @@ def test_switch_without_a_value_means_true(read, argv: list[str], expected: dict
     [
         (["--train.lr", "1e-3"], {"train": {"lr": 0.001}}),
         (["--train.epochs", "+3"], {"train": {"epochs": 3}}),
-        (["--train.seed", "012"], {"train": {"seed": 12}}),
+        (["--train.seed", "1_000"], {"train": {"seed": 1000}}),
+        (["--train.epochs", "1e2"], {"train": {"epochs": 100}}),
+        (["--train.crop", "32.0"], {"train": {"crop": 32}}),
+        (["--run.resume", "on"], {"run": {"resume": True}}),
+        (
+            ["--student.options", "{a: 3.0, b: 3, c: on}"],
+            {"student": {"options": {"a": 3.0, "b": 3, "c": "on"}}},
+        ),
         (["--dataset.root", "3"], {"dataset": {"root": "3"}}),
         (["--dataset.train_split", "true"], {"dataset": {"train_split": "true"}}),
         (["--train.compile", "off"], {"train": {"compile": "off"}}),
@@ -125,10 +133,31 @@ def test_words_become_what_their_setting_takes(read, words: list[str], expected:
         ("train:\n  lr: 1e-3\n", {"train": {"lr": 0.001}}),
         ("train:\n  epochs: '3'\n", {"train": {"epochs": 3}}),
         ("dataset:\n  train_split: 2012-01-01\n", {"dataset": {"train_split": "2012-01-01"}}),
+        ("dataset:\n  train_split: 2012_01\n", {"dataset": {"train_split": "2012_01"}}),
+        ("dataset:\n  train_split: 010\n", {"dataset": {"train_split": "010"}}),
+        (
+            "dataset:\n  class_names: [no, yes, 01, 1:30, =, y]\n",
+            {"dataset": {"class_names": ["no", "yes", "01", "1:30", "=", "y"]}},
+        ),
+        ("train:\n  compile: on\n", {"train": {"compile": "on"}}),
+        ("train:\n  compile: off\n", {"train": {"compile": "off"}}),
+        ("run:\n  track: none\n", {"run": {"track": "none"}}),
+        ("run:\n  resume: yes\n  baseline: Off\n", {"run": {"resume": True, "baseline": False}}),
+        ("train:\n  epochs: 3.0\n", {"train": {"epochs": 3}}),
+        ("train:\n  epochs: 1e2\n  lr: 1\n", {"train": {"epochs": 100, "lr": 1.0}}),
+        ("dataset:\n  size: [32.0, 48]\n", {"dataset": {"size": [32, 48]}}),
+        (
+            "dataset:\n  label_map: {0: 0.0, 255: 1e0}\n",
+            {"dataset": {"label_map": {"0": 0, "255": 1}}},
+        ),
+        (
+            "teacher:\n  options: {on: 1.0, width: 3, act: no}\n",
+            {"teacher": {"options": {"on": 1.0, "width": 3, "act": "no"}}},
+        ),
     ],
 )
 def test_values_of_a_file_become_what_their_setting_takes(read, text: str, expected: dict):
-    assert read(text=text) == expected
+    assert repr(read(text=text)) == repr(expected)  # 3 equals 3.0
 
 
 def test_options_of_a_student_can_be_given_one_by_one(read):
@@ -232,6 +261,42 @@ def test_value_of_a_wrong_type_is_refused(refused, name: str, value: str, expect
     parts = (f": {name} is {value!r}", "expected", expected, f"change {name}")
     refused(f"--{name}", value, parts=parts)
     refused(text=f"{section}:\n  {key}: {value}\n", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("train.epochs", "010", "'010', expected a whole number, 10 without zeros before it"),
+        ("train.seed", "007", "'007', expected a whole number, 7 without zeros before it"),
+        ("train.epochs", "1:30", "'1:30', expected a whole number"),
+        ("train.epochs", "2.5", "2.5, expected a whole number"),
+        ("train.epochs", "1e-1", "0.1, expected a whole number"),
+        ("augment.seed", "1e300", "1e+300, expected a whole number"),
+        ("train.lr", "1:30.5", "'1:30.5', expected a number"),
+        ("augment.views", "0x10", "'0x10', expected a whole number"),
+        ("dataset.num_classes", "yes", "'yes', expected a whole number"),
+    ],
+)
+def test_number_in_another_notation_is_refused(refused, name: str, value: str, expected: str):
+    section, key = name.split(".")
+    refused(text=f"{section}:\n  {key}: {value}\n", parts=(f"my.yaml: {name} is {expected}",))
+    if not value[0].isdigit() or "e" not in value and "." not in value:
+        refused(f"--{name}", value, parts=(f"{name} is {expected}",))
+
+
+TEXTS = ["no", "On", "y", "1e3", "1e-3", "010", "1:30", "1_000", "0x1f", "2012-01-01", "~", "null"]
+TEXTS += ["=", "<<", ".5", "1.", "+1", "-", "a: b", "# c", "'", "true", "True", "0o17", "1.5e3", ""]
+
+
+def test_what_is_written_is_read_again_with_the_same_values():
+    """As PyYAML wrote it for runs of before, and as it is written now."""
+    values = {"texts": TEXTS, "others": [True, False, None, 0, -3, 10**12, 0.1, 1e-5, 1e20, 3.0]}
+    assert load_yaml(dump_yaml(values)) == values
+    lost = [text for text in TEXTS if load_yaml(yaml.safe_dump([text])) != [text]]
+    assert lost == ["1e3", "1e-3", "1.5e3"]  # read as numbers from the first version on
+    assert load_yaml(yaml.safe_dump(values["others"])) == values["others"]
+    for document in (config_to_dict(Config()), values["others"]):
+        assert dump_yaml(document) == yaml.safe_dump(document, sort_keys=False)
 
 
 @pytest.mark.parametrize(
