@@ -104,12 +104,17 @@ def _list_pictures(
         except OSError as error:
             what = f"folder is unreadable ({error.strerror})"
             raise DataError(f"{inside}: {what}; change {setting}") from None
-        folders = [inside / entry.name for entry in shown if config and entry.is_dir()]
-        found += [inside / entry.name for entry in shown if not (config and entry.is_dir())]
+        folders = [inside / entry.name for entry in shown if config and _is_folder(entry)]
+        found += [inside / entry.name for entry in shown if not (config and _is_folder(entry))]
         new = {os.path.realpath(path): path for path in folders}  # a link may lead in a circle
         waiting += [path for real, path in new.items() if real not in seen]
         seen |= set(new)
     return sorted(path for path in found if path.suffix.lower() in endings)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether to look into it; one that is called like a picture is a picture that is none."""
+    return entry.is_dir() and Path(entry.name).suffix.lower() not in ENDINGS
 
 
 def _pair(config: DatasetConfig, names: tuple[str, str]) -> list[Sample]:
