@@ -116,6 +116,31 @@ def _is_meant(config: DatasetConfig) -> bool:
     return bool(config.class_of_value or config.colours)
 
 
+def check_label(
+    config: DatasetConfig,
+    label_HW: np.ndarray,
+    *,
+    path: Path,
+    image_path: Path,
+    image_hw: tuple[int, int],
+    turned: int = 1,
+) -> None:
+    """Raise DataError if a mask has another size than its image, or a value that means nothing.
+
+    Args:
+        path: of the mask. image_hw: of the upright image. turned: its EXIF orientation, 1 to 8.
+    """
+    if image_hw != label_HW.shape:
+        expected, cure = f"{image_hw[1]}x{image_hw[0]} as {image_path.name}", "restore the file"
+        if turned != 1:
+            expected += f", turned by EXIF orientation {turned}"
+            cure = "make the mask upright, too, or take the tag out of the image"
+        found = Phrase(f"{label_HW.shape[1]}x{label_HW.shape[0]}")
+        facts = {"field": "size", "found": found, "expected": Phrase(expected)}
+        raise DataError(describe(path, **facts, cure=cure))
+    check_values(config, path, label_HW)
+
+
 def check_values(config: DatasetConfig, path: Path, label_HW: np.ndarray) -> None:
     """Raise DataError if a mask holds a value that is no class, or that the map does not name."""
     counts = np.bincount(label_HW.reshape(-1), minlength=256)

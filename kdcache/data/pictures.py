@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import threading
 import warnings
 from collections import Counter
@@ -22,7 +23,8 @@ from PIL import Image
 
 from kdcache.config import DatasetConfig
 from kdcache.config.masks import voc_colour
-from kdcache.data.labels import check_values, count_classes, find_classes, map_label
+from kdcache.data.labels import check_label, count_classes, find_classes, map_label
+from kdcache.data.orientation import turn_upright
 from kdcache.disk import UnfitFileError, read_plain
 from kdcache.errors import DataError, Phrase, describe, one_line
 
@@ -54,6 +56,12 @@ _CURES = {
 _LARGE_PIXELS = 1 << 24  # from here on one at a time: each takes up to 12 bytes a pixel
 _one_large = threading.Lock()
 _RESTORE = "restore the file"
+TURNED = "@"  # between the sha256 of a file and its orientation, in a fingerprint
+_SAY_TURNED = (
+    "%s: %d of %d images are turned upright by their EXIF orientation, as annotation tools show "
+    "them; masks must fit that"
+)
+log = logging.getLogger("kdcache")
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,9 @@ class Sample:
 class Split:
     """The checked samples of a split, in the order of its list.
 
-    `fingerprint` is the sha256 over ids and file contents, in that order; `digests` are the sha256
-    (hex) of each image's file. `pixels` counts the labels' pixels by class, 255 is void; empty if
-    nothing has a label.
+    `fingerprint` is the sha256 over ids, file contents and how EXIF turns them, in that order;
+    `digests` are the sha256 (hex) of each image's file. `pixels` counts the labels' pixels by
+    class, 255 is void; empty if nothing has a label.
     """
 
     name: str
@@ -98,7 +106,7 @@ def read_picture_file(path: Path, *, cure: str) -> bytes:
 def decode_image(
     path: Path, data: bytes, *, cure: str, look: Callable[[Image.Image], None] | None = None
 ) -> np.ndarray:
-    """The pixels as they are stored, uint8 RGB [H, W, 3]: without transparency, the first frame.
+    """The pixels, uint8 RGB [H, W, 3]: upright by EXIF, without transparency, the first frame.
 
     Of colours of 16 bits Pillow gives the upper 8.
 
@@ -110,37 +118,35 @@ def decode_image(
         than 8 bits.
     """
 
-    def finish(picture: Image.Image) -> np.ndarray:
-        if picture.mode == "P":  # a palette may have transparent colours
-            picture = picture.convert("RGBA")
-        return np.asarray(picture.convert("RGB"))
+    return _decode(path, data, _finish_image, kind="image", cure=cure, look=look)[0]
 
-    return _decode(path, data, finish, kind="image", cure=cure, look=look)
+
+def _finish_image(picture: Image.Image) -> np.ndarray:
+    if picture.mode == "P":  # a palette may have transparent colours
+        picture = picture.convert("RGBA")
+    return np.asarray(picture.convert("RGB"))
 
 
 def decode_label(path: Path, data: bytes, *, cure: str) -> np.ndarray:
     """The numbers in a palette or grey picture, [H, W], uint8, of 16 bits uint16; of 1 bit 0 and 1.
 
-    Raises: as `decode_image`.
+    Upright by EXIF, too: where image and label have the tag, both are turned. Raises: as
+    `decode_image`.
     """
-
-    def finish(picture: Image.Image) -> np.ndarray:
-        numbers = np.asarray(picture)
-        return numbers.astype(np.uint16 if numbers.itemsize > 1 else np.uint8, copy=False)
-
-    return _decode(path, data, finish, kind="label", cure=cure, look=None)
+    return _decode(path, data, _finish_label, kind="label", cure=cure)[0]
 
 
-def _decode_mask(config: DatasetConfig, path: Path, data: bytes) -> np.ndarray:
-    """The numbers in a mask, or with `dataset.palette` the classes. Raises DataError."""
+def _finish_label(picture: Image.Image) -> np.ndarray:
+    numbers = np.asarray(picture)
+    return numbers.astype(np.uint16 if numbers.itemsize > 1 else np.uint8, copy=False)
+
+
+def _decode_mask(config: DatasetConfig, path: Path, data: bytes) -> tuple[np.ndarray, int]:
+    """The numbers in a mask, or with `dataset.palette` the classes; and its orientation."""
     if not config.colours:
-        return decode_label(path, data, cure=_RESTORE)
-
-    def finish(picture: Image.Image) -> np.ndarray:
-        return np.asarray(picture.convert("RGB"))  # whatever is transparent
-
-    colours = _decode(path, data, finish, kind="colours", cure=_RESTORE, look=None)
-    return find_classes(config, path, colours)
+        return _decode(path, data, _finish_label, kind="label")
+    colours, turned = _decode(path, data, _finish_image, kind="colours")
+    return find_classes(config, path, colours), turned
 
 
 def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
@@ -151,8 +157,9 @@ def read_sample(config: DatasetConfig, sample: Sample) -> tuple[np.ndarray, np.n
     image = decode_image(sample.image_path, _read(sample.image_path), cure=_RESTORE)
     if sample.label_path is None:
         return image, None
-    label = _decode_mask(config, sample.label_path, _read(sample.label_path))
-    _check_label(config, sample, image.shape[:2], label)
+    label, _ = _decode_mask(config, sample.label_path, _read(sample.label_path))
+    facts = {"image_path": sample.image_path, "image_hw": image.shape[:2]}
+    check_label(config, label, path=sample.label_path, **facts)
     return image, map_label(config, label)
 
 
@@ -160,15 +167,18 @@ def check_samples(
     config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
 ) -> Split:
     """Decode and hash every file of these samples. Raises: as `read_split`."""
-    total, images, pixels = hashlib.sha256(), [], Counter()
+    total, images, pixels, num_turned = hashlib.sha256(), [], Counter(), 0
     with ThreadPoolExecutor(4) as pool:
         for sample, (digests, counts) in zip(
             samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
         ):
             total.update(f"{' '.join([sample.id, *digests])}\n".encode())
-            images.append(digests[0])
+            images.append(digests[0].partition(TURNED)[0])
+            num_turned += TURNED in digests[0]
             pixels.update(counts)
             advance(1)
+    if num_turned:
+        log.warning(_SAY_TURNED, name, num_turned, len(samples))
     by_class = tuple(pixels[number] for number in range(256)) if pixels else ()
     return Split(name, tuple(samples), total.hexdigest(), tuple(images), by_class)
 
@@ -179,9 +189,10 @@ def _decode(
     finish: Callable[[Image.Image], np.ndarray],
     *,
     kind: str,
-    cure: str,
-    look: Callable[[Image.Image], None] | None,
-) -> np.ndarray:
+    cure: str = _RESTORE,
+    look: Callable[[Image.Image], None] | None = None,
+) -> tuple[np.ndarray, int]:
+    """What `finish` makes of the upright picture, and its orientation, 1 to 8."""
     try:
         with warnings.catch_warnings() if look else nullcontext():
             if look:
@@ -192,10 +203,11 @@ def _decode(
                 with _one_large if is_large else nullcontext():
                     picture.load()
                     _check(path, picture, kind)  # loading may change the mode
-                    pixels = finish(picture)
+                    upright, turned = turn_upright(picture)
+                    pixels = finish(upright)
                 if look:
                     look(picture)
-                return pixels
+                return pixels, turned
     except DataError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -254,18 +266,27 @@ def choose_extremes(values: Mapping[int, float], count: int) -> list[int]:
 def _check_sample(config: DatasetConfig, sample: Sample) -> tuple[list[str], dict[int, int]]:
     """Decode its files fully.
 
-    Returns: the sha256 (hex) of the image's, then of the label's; the label's pixels by class.
+    Returns: the sha256 (hex) of the image's, then of the label's, each with its orientation behind
+        it if EXIF turns it; the label's pixels by class.
     """
     image_bytes = _read(sample.image_path)
     # only its size is kept: four large ones at once would take gigabytes
-    image_hw = decode_image(sample.image_path, image_bytes, cure=_RESTORE).shape[:2]
-    image_digest = hashlib.sha256(image_bytes).hexdigest()
+    image, turned = _decode(sample.image_path, image_bytes, _finish_image, kind="image")
+    facts = {"image_path": sample.image_path, "image_hw": image.shape[:2]}
+    del image
+    digests = [_hash(image_bytes, turned)]
     if sample.label_path is None:
-        return [image_digest], {}
+        return digests, {}
     label_bytes = _read(sample.label_path)
-    label = _decode_mask(config, sample.label_path, label_bytes)
-    _check_label(config, sample, image_hw, label)
-    return [image_digest, hashlib.sha256(label_bytes).hexdigest()], count_classes(config, label)
+    label, label_turned = _decode_mask(config, sample.label_path, label_bytes)
+    check_label(config, label, path=sample.label_path, **facts, turned=turned)
+    return [*digests, _hash(label_bytes, label_turned)], count_classes(config, label)
+
+
+def _hash(data: bytes, turned: int) -> str:
+    """A file's part of the fingerprint: that of an upright one is as before EXIF was applied."""
+    digest = hashlib.sha256(data).hexdigest()
+    return digest if turned == 1 else f"{digest}{TURNED}{turned}"
 
 
 def _read(path: Path) -> bytes:
@@ -274,21 +295,3 @@ def _read(path: Path) -> bytes:
         "of the split list"
     )
     return read_picture_file(path, cure=cure)
-
-
-def _check_label(
-    config: DatasetConfig, sample: Sample, image_hw: tuple[int, int], label: np.ndarray
-) -> None:
-    if image_hw != label.shape:
-        found = Phrase(f"{label.shape[1]}x{label.shape[0]}")
-        expected = Phrase(f"{image_hw[1]}x{image_hw[0]} as {sample.image_path.name}")
-        raise DataError(
-            describe(
-                sample.label_path,
-                field="size",
-                found=found,
-                expected=expected,
-                cure="restore the file",
-            )
-        )
-    check_values(config, sample.label_path, label)

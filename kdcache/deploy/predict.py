@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from kdcache import disk
@@ -65,7 +65,7 @@ def find_pictures(given: Iterable[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """The pixels as they are stored, uint8 RGB [H, W, 3]; see `decode_image`.
+    """The pixels, upright by EXIF, uint8 RGB [H, W, 3]; see `decode_image`.
 
     Raises: DataError if the file is missing, no image, damaged, too large, or grey of more than 8
     bits.
@@ -120,14 +120,6 @@ def _read_from_cache(student: TrainedStudent) -> list[np.ndarray]:
 
 
 def _warn_of_what_is_ignored(path: Path, picture: Image.Image) -> None:
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    if turned != 1:
-        log.warning(
-            "%s: EXIF orientation %s is not applied, as nowhere in kdcache: "
-            "masks lie on the stored pixels",
-            path,
-            turned,
-        )
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # whose other frames are previews
         log.warning("%s: the first of %d frames is taken", path, frames)

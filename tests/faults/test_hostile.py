@@ -298,7 +298,7 @@ def test_a_label_of_a_class_there_is_none_of_is_one_line(run, tmp_path, quick_da
     data = Path(shutil.copytree(quick_data, tmp_path / "data"))
     for path in data.rglob("SegmentationClass/*.png"):
         save_label(path, np.where(np.asarray(Image.open(path)) == 1, 200, 0).astype(np.uint8))
-    monkeypatch.setattr("kdcache.data.pictures._check_label", lambda *args: None)
+    monkeypatch.setattr("kdcache.data.pictures.check_label", lambda *args, **facts: None)
     new = ["--dataset.root", str(data), "--cache.path", str(tmp_path / "new")]
     where = ["--cache.path", str(tmp_path / "new"), "--run.dir", str(tmp_path / "run")]
     for words in (["build", *new], ["train", *where, "--run.baseline", "false"]):
