@@ -24,6 +24,7 @@ from kdcache.errors import (
     SettingsError,
     ToldElsewhere,
     describe,
+    is_gpu_failure,
     is_out_of_memory,
     one_line,
 )
@@ -224,6 +225,11 @@ def _explain(error: Exception) -> str:
         return (
             f"out of memory ({one_line(error)}); lower teacher.batch_size, train.batch_size or "
             "fit.batch_size, or set train.residency disk"
+        )
+    if is_gpu_failure(error):
+        return (
+            f"the GPU or its driver has failed ({one_line(error)}); what is finished is kept: look "
+            "at nvidia-smi and run it again, or take the CPU (train.device or teacher.device cpu)"
         )
     if isinstance(error, OSError):  # disk full, permissions: what no check at the edge can foresee
         where, why = error.filename or "a file", error.strerror or error

@@ -134,6 +134,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or said
 
 
+def is_gpu_failure(error: BaseException) -> bool:
+    """Whether a GPU, its driver or a library on it has refused: one that is busy, too old for this
+    torch, or broken. What an operation of ours does wrong there looks the same.
+    """
+    words = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NCCL error")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def hide_passwords(text: str) -> str:
     """Text in which addresses have no user and password.
 

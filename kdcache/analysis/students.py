@@ -26,11 +26,10 @@ from kdcache.errors import (
     describe,
     one_line,
 )
-from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.networks import hash_network
 from kdcache.models.own_code import Trust
 from kdcache.models.student import recall_student
-from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.models.teacher import Teacher, build_teacher, choose_teacher_device
 from kdcache.models.weights import hash_weights
 from kdcache.progress import Progress
 from kdcache.storage import Storage
@@ -100,8 +99,7 @@ def open_with_teacher(
     check_teacher_code(root, manifest, config, trust=trust)
     others = {section: values for section, values in given.items() if section != "teacher"}
     check_given(root, manifest, others, cure="leave it out: the cache is compared as it is")
-    device = choose_device(config.teacher.device, field="teacher.device")
-    check_precision(config.teacher.precision, device, field="teacher.precision")
+    device = choose_teacher_device(config.teacher)
     config = plan_students(config, levels=levels, device=device)
     teacher, weights = build_teacher(
         config.teacher, num_classes=config.dataset.num_classes, levels=levels, device=device

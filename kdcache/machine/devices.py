@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -30,26 +31,33 @@ def choose_device(name: str, *, field: str) -> torch.device:
     Raises: SettingsError if the device is not on this machine.
     """
     use_exact_float32()
+    count, reason = _count_gpus()
     if name == "auto":
-        return use_device(_choose_gpu(find_worker()) if _has_gpu() else torch.device("cpu"))
-    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    known += [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+        if reason:
+            _warn_once(reason)
+        return use_device(_choose_gpu(find_worker(), count) if count else torch.device("cpu"))
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{n}" for n in range(count))]
     if name not in known:
-        expected = Phrase(f"auto or one of {', '.join(known)} on this machine")
+        why = reason or ("" if torch.version.cuda else "it was built without CUDA")
+        why = f", whose GPU torch cannot use ({why})" if why and not count else ""
+        expected = Phrase(f"auto or one of {', '.join(known)} on this machine{why}")
         raise SettingsError(
             describe("settings", field=field, found=name, expected=expected, cure=f"change {field}")
         )
     return use_device(torch.device(name))
 
 
-def _has_gpu() -> bool:
-    """Whether torch can use a GPU; what it says of one that it cannot use becomes a line."""
+_said: list[str] = []  # what torch said of a GPU that it cannot use; it says so once
+
+
+def _count_gpus() -> tuple[int, str]:
+    """How many GPUs torch can use; if none, why not ("" if it does not say)."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        there = torch.cuda.is_available()
-    if told and not there:
-        _warn_once(one_line(told[-1].message))
-    return there
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if told and not count:
+        _said[:] = [one_line(told[-1].message)]
+    return count, "" if count else "".join(_said)
 
 
 @cache
@@ -72,12 +80,10 @@ def use_device(device: torch.device) -> torch.device:
     return device
 
 
-def _choose_gpu(worker: Worker) -> torch.device:
+def _choose_gpu(worker: Worker, count: int) -> torch.device:
     """`cuda` for a single process, so that `CUDA_VISIBLE_DEVICES` and torch's default count."""
     alone = worker.local_count == 1
-    return torch.device(
-        "cuda" if alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}"
-    )
+    return torch.device("cuda" if alone else f"cuda:{worker.local_rank % count}")
 
 
 def find_gpu(device: torch.device) -> str | None:
@@ -85,18 +91,34 @@ def find_gpu(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def check_precision(precision: str, device: torch.device, *, field: str) -> None:
-    """Raises SettingsError if the device lacks this arithmetic."""
-    known = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16"]
-    if device.type == "cuda" and supports_bfloat16(device):
-        known.append("bfloat16")
-    if precision not in known:
-        expected = Phrase(f"one of {', '.join(known)} on {device}")
+def check_precision(
+    precision: str,
+    device: torch.device,
+    *,
+    field: str,
+    known: Sequence[str] = ("float32", "bfloat16"),
+) -> None:
+    """Check that the device has this arithmetic.
+
+    Args:
+        known: those that the setting can name.
+
+    Raises: SettingsError, with those of them that the device has.
+    """
+    there = [name for name in known if _has_precision(name, device)]
+    if precision not in there:
+        expected = Phrase(f"one of {', '.join(there)} on {device}")
         raise SettingsError(
             describe(
                 "settings", field=field, found=precision, expected=expected, cure=f"change {field}"
             )
         )
+
+
+def _has_precision(name: str, device: torch.device) -> bool:
+    if name == "bfloat16" and device.type == "cuda":
+        return supports_bfloat16(device)
+    return name in ("float32", "bfloat16") or device.type == "cuda"
 
 
 def supports_bfloat16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MOST_MAPS = 32_000
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_DRIVER = Path("/proc/driver/nvidia/version")
 # these decide the numbers of both phases
 PACKAGES = ("kdcache", "torch", "torchvision", "numpy", "pillow")
 Item = TypeVar("Item")
@@ -124,6 +126,15 @@ def find_free_gpu(device: torch.device) -> int:
 
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def find_driver() -> str:
+    """Version of NVIDIA's driver, as "550.54.15"; "unknown" if the system does not say it."""
+    try:
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text())
+    except OSError:
+        found = None
+    return found[0] if found else "unknown"
 
 
 def count_cores() -> int:

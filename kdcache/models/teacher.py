@@ -7,14 +7,16 @@ Letters: N batch, K classes, C channels, H, W height and width of images, h, w o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
-from kdcache.config.names import AS_BUILT, FCNS, TRANSFORMERS
+from kdcache.config.names import AS_BUILT, FCNS, TRANSFORMERS, Precision
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
+from kdcache.machine.devices import check_precision, choose_device
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
 from kdcache.models.networks import (
@@ -130,6 +132,14 @@ def ask_network(network: Network, x_NCHW: Tensor) -> Tensor:
         expected += f" for {len(x_NCHW)} images of {size}, dataset.num_classes {count}"
         raise refuse_network(network.name, found, expected)
     return logits
+
+
+def choose_teacher_device(config: TeacherConfig) -> torch.device:
+    """The device of `teacher.device`. Raises SettingsError if it lacks `teacher.precision`."""
+    device = choose_device(config.device, field="teacher.device")
+    known = get_args(Precision)
+    check_precision(config.precision, device, field="teacher.precision", known=known)
+    return device
 
 
 def build_teacher(

@@ -27,10 +27,9 @@ from kdcache.data.labels import check_classes
 from kdcache.data.pictures import Split
 from kdcache.data.voc import check_apart, download_voc, read_split, read_unlabelled
 from kdcache.errors import CacheMismatchError
-from kdcache.machine.devices import check_precision, choose_device
 from kdcache.machine.process import Worker, find_worker
 from kdcache.models.networks import hash_network
-from kdcache.models.teacher import Teacher, build_teacher
+from kdcache.models.teacher import Teacher, build_teacher, choose_teacher_device
 from kdcache.models.weights import hash_weights
 from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases
 from kdcache.precompute.pipeline import Job, Pipeline
@@ -117,8 +116,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
 
 def _load_teacher(config: Config) -> tuple[Teacher, dict[str, Tensor]]:
     """The teacher on its device, and its weights."""
-    device = choose_device(config.teacher.device, field="teacher.device")
-    check_precision(config.teacher.precision, device, field="teacher.precision")
+    device = choose_teacher_device(config.teacher)
     classes, levels = config.dataset.num_classes, config.cache.levels
     return build_teacher(config.teacher, num_classes=classes, levels=levels, device=device)
 

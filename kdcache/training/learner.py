@@ -24,6 +24,7 @@ from kdcache.machine.devices import (
     choose_device,
     supports_bfloat16,
 )
+from kdcache.machine.process import find_driver
 from kdcache.models.own_code import find_source
 from kdcache.models.student import build_student, find_channels
 from kdcache.training.batches import Augmentation, make_augmentation
@@ -131,7 +132,8 @@ def describe_arithmetic(learner: Learner) -> str:
     device, precision = learner.device, "float32" if learner.autocast is None else "bfloat16"
     name = "cpu"
     if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)} ({device}), CUDA {torch.version.cuda}"
+        name = f"{torch.cuda.get_device_name(device)} ({device}), driver {find_driver()}"
+        name += f", CUDA {torch.version.cuda}"
     return f"device: {name}, {precision}, {'compiled' if learner.compiled else 'not compiled'}"
 
 

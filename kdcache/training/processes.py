@@ -193,8 +193,9 @@ def _check_equal(found: list[Mapping[str, object]]) -> None:
 
 def _check_different(found: list[str], device: torch.device) -> None:
     if len(set(found)) < len(found):
-        cure = "set train.device auto and start a process for each GPU"
-        expected = Phrase(f"a GPU for each of {len(found)} processes")
+        num_gpus = len(set(found))
+        cure = f"start {num_gpus} with train.device auto, or as many as there are GPUs"
+        expected = Phrase(f"a GPU for each of {len(found)} processes, they see {num_gpus}")
         raise SettingsError(
             describe(
                 "settings", field="train.device", found=str(device), expected=expected, cure=cure

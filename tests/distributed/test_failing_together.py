@@ -62,7 +62,7 @@ def test_two_processes_on_one_gpu_are_refused():
     one, two = together.run_together(2, together.share_one_gpu)
     assert one[0] == "SettingsError" and two[0] == "ToldElsewhere"
     assert (
-        "train.device is 'cuda:0', expected a GPU for each of 2 processes; set train.device auto"
+        "train.device is 'cuda:0', expected a GPU for each of 2 processes, they see 1; start 1 with"
         in one[1]
     )
 

@@ -6,15 +6,21 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdcache.command import run_command
-from kdcache.errors import is_out_of_memory
-from kdcache.machine import devices
+from kdcache.config import TeacherConfig
+from kdcache.config.parser import make_config
+from kdcache.errors import SettingsError, is_out_of_memory
+from kdcache.machine import devices, process
 from kdcache.machine.devices import choose_device
+from kdcache.models import teacher
+from kdcache.training import learner
 from kdcache.training.learner import explain_failures
+from tests.support.helpers import check_one_line
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_GPU = ("repair.py", "ray_engine.py")  # their threads draw views, or wait
@@ -65,11 +71,70 @@ def test_a_gpu_that_torch_cannot_use_is_a_line(monkeypatch, caplog):
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(devices, "_said", [])
     devices._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="kdcache"):
         assert [choose_device("auto", field="train.device").type for _ in range(2)] == ["cpu"] * 2
     (line,) = [record.getMessage() for record in caplog.records]
     assert "driver on your system is too old" in line and "the CPU is taken" in line
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # torch says it only once
+    with pytest.raises(SettingsError) as error:
+        choose_device("cuda", field="teacher.device")
+    check_one_line(error, "teacher.device is 'cuda', expected auto or one of cpu on this machine")
+    check_one_line(error, "whose GPU torch cannot use (CUDA initialization: The NVIDIA driver")
+
+
+def test_a_torch_without_cuda_says_so(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "_said", [])
+    with pytest.raises(SettingsError) as error:
+        choose_device("cuda:0", field="train.device")
+    check_one_line(error, "train.device is 'cuda:0'", "it was built without CUDA")
+
+
+KERNEL_MODULE = "NVRM version: NVIDIA UNIX {} 560.35.03  Release Build\nGCC version: 12.3.0"
+
+
+@pytest.mark.parametrize("words", ["x86_64 Kernel Module ", "Open Kernel Module for x86_64 "])
+def test_a_line_names_gpu_driver_cuda_precision_and_compiling(monkeypatch, tmp_path, words):
+    monkeypatch.setattr(process, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    here = SimpleNamespace(device=torch.device("cuda:1"), autocast=torch.bfloat16, compiled=True)
+    expected = "device: Some GPU (cuda:1), driver {}, CUDA 13.2, bfloat16, compiled"
+    assert learner.describe_arithmetic(here) == expected.format("unknown")
+    (tmp_path / "version").write_text(KERNEL_MODULE.format(words))
+    assert learner.describe_arithmetic(here) == expected.format("560.35.03")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+@pytest.mark.parametrize("name", ["cuda:9", "cuda:2", "mps", "gpu"])
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(two_gpus, name):
+    with pytest.raises(SettingsError) as error:
+        choose_device(name, field="train.device")
+    expected = "expected auto or one of cpu, cuda, cuda:0, cuda:1 on this machine; change"
+    check_one_line(error, f"settings: train.device is '{name}', {expected} train.device")
+
+
+def test_a_gpu_without_bfloat16_names_what_the_setting_can_be_on_it(monkeypatch):
+    """Not what some other setting can be: train.precision float16 would be refused next."""
+    monkeypatch.setattr(devices, "supports_bfloat16", lambda device: False)
+    config = make_config({"train": {"device": "cuda", "precision": "bfloat16"}})
+    monkeypatch.setattr(learner, "choose_device", lambda name, field: torch.device("cuda"))
+    with pytest.raises(SettingsError) as error:
+        learner.choose_arithmetic(config)
+    check_one_line(error, "train.precision is 'bfloat16', expected one of float32 on cuda; change")
+    monkeypatch.setattr(teacher, "choose_device", lambda name, field: torch.device("cuda"))
+    with pytest.raises(SettingsError) as error:
+        teacher.choose_teacher_device(TeacherConfig(precision="bfloat16"))
+    check_one_line(error, "teacher.precision is 'bfloat16', expected one of float32, float16 on")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
@@ -113,6 +178,25 @@ def test_missing_memory_has_one_line_with_its_cure(program, error, capsys):
     assert run_command(program, work) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{program}: out of memory (") and "train.batch_size" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: no kernel image is available for execution on the device\nSearch for ...",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    ],
+)
+@pytest.mark.parametrize("program", ["cache_teacher", "train_student"])
+def test_a_gpu_that_fails_is_no_bug_of_ours(program, words, capsys):
+    def work():
+        raise RuntimeError(words)
+
+    assert run_command(program, work) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{program}: the GPU or its driver has failed ({words[:20]}")
+    assert "nvidia-smi" in line and "bug" not in line
 
 
 def test_another_runtime_error_is_not_one_of_memory():
