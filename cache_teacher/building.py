@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -208,14 +207,11 @@ def _say_fidelity(config: Config) -> None:
 
 
 def _forecast(config: Config) -> dict:
-    """The forecast's facts; what was made for it is removed, on SIGTERM as on Ctrl-C."""
+    """The forecast's facts; what was made for it is removed, also if it is ended."""
     from kdcache.analysis.fidelity import FEW_SAMPLES
     from kdcache.forecast.forecast import forecast_cache
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return forecast_cache(config, num_compared=FEW_SAMPLES, progress=Console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing is kept") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

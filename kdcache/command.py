@@ -6,7 +6,6 @@ import argparse
 import difflib
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -28,12 +27,14 @@ from kdcache.errors import (
     is_out_of_memory,
     one_line,
 )
+from kdcache.machine.signals import end_on_signals, find_signal
 from kdcache.models.own_code import STUDENT, TEACHER, Trust
 from kdcache.progress import print_line
 from kdcache.storage import Storage, open_given
 
 Command = Callable[[list[str]], int | None]
 DAMAGED, CANNOT_RUN, INTERRUPTED = 1, 2, 130
+BY_SIGNAL = 128  # and its number: 143 for SIGTERM, 129 for SIGHUP
 A_MOMENT_S = 1.0
 A_BUG = "a bug; KDCACHE_TRACE=1 shows where, please report it"
 
@@ -178,7 +179,8 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
 
 
 def run_command(name: str, work: Callable[[], int | None]) -> int:
-    """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted.
+    """Do the work; 0 done, 1 failed or damaged, 2 wrong usage or settings, 130 interrupted, 143
+    and 129 ended by SIGTERM and SIGHUP.
 
     Whatever ends it is one line; with KDCACHE_TRACE=1 in the environment a traceback comes first.
 
@@ -189,6 +191,15 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
             stream.reconfigure(errors="backslashreplace")
     _show_warnings()
     seals.forget_told()
+    with end_on_signals():
+        try:
+            return _end_in_a_line(name, work)
+        except KeyboardInterrupt:  # it came while another end was told
+            return _tell_interrupted(name)
+
+
+def _end_in_a_line(name: str, work: Callable[[], int | None]) -> int:
+    """Do the work; whatever ends it is a line and an exit code."""
     try:
         return work() or 0
     except ToldElsewhere as error:
@@ -196,25 +207,25 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
         time.sleep(A_MOMENT_S)
         return error.exit_code
     except KeyboardInterrupt as stop:
-        told = str(stop) or "what is finished is kept"
-        print_line(f"{name}: interrupted; {told}", file=sys.stderr)
-        return INTERRUPTED
+        return _tell_interrupted(name, str(stop))
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if find_signal() and not isinstance(error, KdcacheError):  # others were ended before us
+            return _tell_interrupted(name)
         if os.environ.get("KDCACHE_TRACE") == "1":
             traceback.print_exc()
         print_line(f"{name}: {_explain(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, KdcacheError) else 1
 
 
-def ignore_interrupts() -> None:
-    """From now on Ctrl-C does nothing: all is done, and Python unloads its libraries for a while.
-
-    It would end the process by the signal, without a line.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _tell_interrupted(name: str, told: str = "") -> int:
+    """Say so; returns the exit code."""
+    by = find_signal()
+    interrupted = f"interrupted by {by.name}" if by else "interrupted"
+    print_line(f"{name}: {interrupted}; {told or 'what is finished is kept'}", file=sys.stderr)
+    return BY_SIGNAL + by if by else INTERRUPTED
 
 
 def _explain(error: Exception) -> str:

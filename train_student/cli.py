@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from kdcache.command import ignore_interrupts, run_program
+from kdcache.command import run_program
+from kdcache.machine.signals import ignore_signals
 from train_student.runs import compare, export, predict, report
 from train_student.training import train
 
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 def command() -> NoReturn:
     """Run a command and leave with its exit code."""
     code = main()
-    ignore_interrupts()
+    ignore_signals()
     if "kdcache.training.processes" in sys.modules:
         from kdcache.training.processes import end_process
 

@@ -24,6 +24,7 @@ from kdcache.config import Config
 from kdcache.data.pictures import Split
 from kdcache.machine.devices import use_device
 from kdcache.machine.process import count_own_cores, find_free_ram, find_worker
+from kdcache.machine.signals import finish_first
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.group import GroupAnswers, View, start_views
 from kdcache.storage import Storage, open_storage
@@ -207,13 +208,15 @@ class Pipeline:
         flight.answers = GroupAnswers(
             flight.group, flight.views, splits=job.splits, encoder=self.encoder
         )
-        for rows in flight.answers.batches(job.config.teacher.batch_size):
-            self._check()
-            flight.answers.ask(job.teacher, rows)
-        self._room.acquire()
-        self._writing = [writing for writing in self._writing if not writing.done()]
-        self._writing.append(self._writers.submit(self._write, flight))
-        self._drawn.popleft()  # only now, so that Ctrl-C finds the group in one of the two lists
+        with finish_first() as may_go_on:
+            for rows in flight.answers.batches(job.config.teacher.batch_size):
+                self._check()
+                may_go_on()
+                flight.answers.ask(job.teacher, rows)
+            self._room.acquire()
+            self._writing = [writing for writing in self._writing if not writing.done()]
+            self._writing.append(self._writers.submit(self._write, flight))
+            self._drawn.popleft()  # only now: Ctrl-C finds the group in one of the two lists
 
     def _write(self, flight: _Flight) -> None:
         """Commit the group and return its lease; runs in a writing thread."""

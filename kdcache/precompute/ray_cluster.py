@@ -17,6 +17,7 @@ from kdcache.config import Config
 from kdcache.config.caching import FOLDERS
 from kdcache.config.names import TRANSFORMERS
 from kdcache.errors import SettingsError, one_line
+from kdcache.machine.signals import keep_handlers
 
 ANSWER_WITHIN_S = 10.0
 
@@ -30,7 +31,8 @@ def connect() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     try:
         _check_answers(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        with keep_handlers():  # Ray's would end this process without a line
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = one_line(error)
         cure = "set RAY_ADDRESS to a cluster that answers, or unset it"

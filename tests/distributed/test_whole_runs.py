@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +119,41 @@ def test_the_command_under_torchrun_leaves_what_one_process_leaves(given, tmp_pa
         refused.stderr
     )  # torchrun may kill the second one before it ends
     assert not list((tmp_path / "runs").glob("baseline-*"))  # nobody has begun one
+
+
+def test_workers_end_by_the_signal_that_torchrun_hands_on(given, tmp_path):
+    """While they wait for each other; the run then goes on."""
+    path, folder = tmp_path / "given.yaml", tmp_path / "runs" / "kd"
+    path.write_text(yaml.safe_dump(merge(given, {"train": {"epochs": 100_000}})))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting |= {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "train_student", "--config", str(path)]
+    workers = [
+        subprocess.Popen(
+            command, env=os.environ | meeting | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        assert any("epoch 1/" in line for line in workers[0].stdout)
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        ends = [(worker.communicate(timeout=60)[1], worker.returncode) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for err, code in ends:
+        lines = [line for line in err.splitlines() if line.startswith("train_student: ")]
+        assert len(lines) == 1 and "Traceback" not in err, err
+        by_signal = "interrupted by SIGTERM; what is finished is kept" in lines[0]
+        assert code == (143 if by_signal else 1), (code, err)
+        assert by_signal or "another process of this run has ended" in lines[0], err
+    assert 143 in [code for _, code in ends]
+    done = len(read_losses(folder))
+    more = {"run": {"resume": True}, "train": {"epochs": 100_000}}
+    together.run_together(2, together.train_whole, merge(given, more), done + 1)
+    assert len(read_losses(folder)) == done + 1
