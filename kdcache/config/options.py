@@ -30,7 +30,7 @@ from kdcache.config.parser import (
     setting_types,
     unflatten,
 )
-from kdcache.errors import SettingsError
+from kdcache.errors import SettingsError, refuse
 
 WIDTH = 100
 _GIVEN = "given"  # in a namespace: the options that were given
@@ -218,8 +218,10 @@ def _overlay(given: Mapping[str, object], words: Mapping[str, str]) -> dict[str,
     whole = unflatten({name: word for name, word in words.items() if name not in entries})
     flat = {**given, **check_given(whole)}
     for name, own in check_given(unflatten(entries)).items():
-        before = flat.get(name, {})  # or the name of a table, which its entries replace
-        flat[name] = {**(before if isinstance(before, Mapping) else {}), **own}
+        before = flat.get(name, {})
+        if not isinstance(before, Mapping):  # the name of a table
+            raise refuse(name, before, f"names with values, beside --{name}.{next(iter(own))}")
+        flat[name] = {**before, **own}
     return flat
 
 

@@ -127,8 +127,12 @@ def test_palette_is_read_from_yaml_and_the_command_line(tmp_path: Path):
     assert override({}, {"dataset.palette": "{0: [0, 0, 0], car: [[1, 2, 3]]}"}) == expected
     words = {"dataset.palette.0": "[0, 0, 0]", "dataset.palette.car": "[[1, 2, 3]]"}
     assert override({}, words) == expected
-    assert override({"dataset": {"palette": "voc"}}, words) == expected
-    assert override({}, {"dataset.palette": "voc"}) == {"dataset": {"palette": "voc"}}
+    named = {"dataset": {"palette": "voc"}}
+    assert override({}, {"dataset.palette": "voc"}) == named
+    for given, more in ((named, {}), ({}, {"dataset.palette": "voc"})):
+        with pytest.raises(SettingsError) as error:
+            override(given, words | more)
+        check_one_line(error, "dataset.palette is 'voc'", "beside --dataset.palette.0")
 
 
 @pytest.mark.parametrize("given", ["other", "[0, 0, 0]", "{sky: blue}", "1"])
