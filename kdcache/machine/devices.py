@@ -86,6 +86,15 @@ def _choose_gpu(worker: Worker, count: int) -> torch.device:
     return torch.device("cuda" if alone else f"cuda:{worker.local_rank % count}")
 
 
+def mark_end(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event behind all that the stream was asked for so far. Who waits for it sleeps: torch's
+    own waiting keeps a core busy, which others need for reading and drawing.
+    """
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
+
+
 def find_gpu(device: torch.device) -> str | None:
     """The UUID of a GPU, which no other GPU of any machine has; None for the CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None

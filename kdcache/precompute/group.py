@@ -23,6 +23,7 @@ from kdcache.config import Config
 from kdcache.data.pictures import Sample, Split, read_sample
 from kdcache.data.views import apply, draw, fit_inside
 from kdcache.errors import TeacherError
+from kdcache.machine.devices import mark_end
 from kdcache.models.teacher import Teacher
 from kdcache.storage import Storage
 from kdcache.storage.lock import Lease
@@ -229,13 +230,12 @@ class _Copy:
     ) -> None:
         self.values, self.asked = [*values, peaks], asked
         self.peaks = torch.empty(peaks.shape, pin_memory=True)
-        self.done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps: cores draw views
         stream = _copy_stream(peaks.device)
         stream.wait_stream(torch.cuda.current_stream(peaks.device))
         with torch.cuda.stream(stream):
             for slot, value in zip([*slots, self.peaks], self.values, strict=True):
                 slot.copy_(value, non_blocking=True)
-            self.done.record(stream)
+        self.done = mark_end(stream)
 
 
 @cache

@@ -31,6 +31,7 @@ from kdcache.storage import Storage, open_storage
 from kdcache.storage.lock import Lease
 
 MOST_DRAWERS, MOST_WRITERS, MOST_AHEAD = 16, 8, 2
+PINNED = 2  # torch rounds pinned blocks, into which a GPU copies, up to powers of two
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ class Pipeline:
 
     def __init__(self, job: Job, done: Callable[[Group, int], None]) -> None:
         self.job, self.done = job, done
-        self.crew, self.encoder = choose_crew(_measure_largest_group(job.manifest)), job.encoder
+        group_bytes = _measure_largest_group(job.manifest)
+        if job.teacher.device.type == "cuda":
+            group_bytes *= PINNED
+        self.crew, self.encoder = choose_crew(group_bytes), job.encoder
         self.written: list[Group] = []
         self.written_bytes = 0
         self.shrunk: list[dict] = []

@@ -23,7 +23,7 @@ from kdcache.cache.layout import ArraySpec
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.shards import MappedFiles
 from kdcache.config import STRIDE, Config
-from kdcache.machine.devices import use_device
+from kdcache.machine.devices import mark_end, use_device
 from kdcache.machine.process import count_own_cores
 from kdcache.training.order import SampleView, raw_words
 from kdcache.training.samples import JoinedReader, Kind, ResidentSamples
@@ -156,7 +156,7 @@ class BatchReader:
                 for array, tensor in tensors.items()
             }
             arrays = self._keep(absent, arrays)
-        self.stream.synchronize()  # here, in a thread of its own, so that the slots are free again
+        mark_end(self.stream).synchronize()  # in a thread of its own: the slots are free again
         return arrays
 
     def _keep(self, places: list[SampleView], arrays: dict[str, Tensor]) -> dict[str, Tensor]:

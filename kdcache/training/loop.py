@@ -15,6 +15,7 @@ from kdcache.cache.reader import CacheReader
 from kdcache.config import Config
 from kdcache.errors import TrainingError
 from kdcache.losses import KnowledgeDistillationLoss, LossTerms, Term
+from kdcache.machine.devices import mark_end
 from kdcache.metrics import compute_iou_per_class, compute_miou, count_confusion
 from kdcache.models.inputs import normalize_images
 from kdcache.progress import Bar, Progress
@@ -241,7 +242,7 @@ class _HostCopy:
         if value.device.type == "cuda":
             slot = torch.empty((), pin_memory=True, dtype=value.dtype)
             self.value = slot.copy_(value, non_blocking=True)
-            self.event = torch.cuda.current_stream(value.device).record_event()
+            self.event = mark_end(torch.cuda.current_stream(value.device))
 
     def wait(self) -> float:
         if self.event is not None:

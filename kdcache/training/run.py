@@ -44,6 +44,7 @@ from kdcache.training.samples import (
     JoinedReader,
     choose_residency,
     find_need,
+    is_crowded,
 )
 from kdcache.training.tracking import Guarded, choose_tracker, list_numbers
 
@@ -150,12 +151,16 @@ def open_readers(
     choice = choose_residency(config.train.residency, needs, device=device)
     size = learner.processes.largest_share(config.train.batch_size)
     make = partial(_make_readers, pairs, batch_size=size, device=device)
+    ours = choice.kind == "gpu" and config.train.residency == "auto"
     try:
         readers = make(residency=choice.kind)
     except Exception as error:
-        ours = choice.kind == "gpu" and config.train.residency == "auto"
         if not (ours and is_out_of_memory(error)):
             raise
+        readers = None
+    if readers is None or (ours and is_crowded(needs, device)):
+        readers = None  # first, since its memory is needed
+        torch.cuda.empty_cache()
         choice = choose_residency("auto", needs, device=torch.device("cpu"))
         choice = replace(choice, reason=f"others have taken the GPU's memory; {choice.reason}")
         readers = make(residency=choice.kind)

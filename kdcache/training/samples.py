@@ -224,6 +224,15 @@ def choose_residency(setting: str, needs: list[Need], *, device: torch.device) -
     )
 
 
+def is_crowded(needs: list[Need], device: torch.device) -> bool:
+    """Whether others have taken the room of a student while the samples of `needs` took theirs.
+
+    As much as they take was free beside them. Two processes that look at the same moment would each
+    take half of a GPU, and leave nothing for their students.
+    """
+    return find_free_gpu(device) < sum(need.size_bytes for need in needs) / 2
+
+
 class ResidentSamples:
     """Samples kept on a device after their first reading.
 

@@ -1,12 +1,14 @@
 """Bytes of a forecast are those that are then written."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdcache.config import Config
 from kdcache.config.parser import make_config
+from kdcache.forecast import forecast
 from kdcache.forecast.forecast import forecast_cache
 from kdcache.forecast.probe import pick_samples
 from kdcache.precompute.build import build_cache
@@ -127,3 +129,18 @@ def test_samples_are_different_the_same_each_time_and_over_all_the_split(most):
         and max(chosen) < 400
     )
     assert most < 40 or len({sample // 100 for sample in chosen}) == 4
+
+
+def test_the_clock_of_a_step_starts_when_a_gpu_has_ended_the_one_before(monkeypatch):
+    seen, cuda = [], torch.device("cuda")
+    fake = SimpleNamespace(student=SimpleNamespace(train=lambda: None))
+    layout = SimpleNamespace(arrays=())
+    manifest = SimpleNamespace(encodings={}, layouts={"train": layout})
+    teacher = SimpleNamespace(device=cuda)
+    job = SimpleNamespace(config=Config(), teacher=teacher, targets={}, bases={}, manifest=manifest)
+    monkeypatch.setattr(forecast, "build_learner", lambda config, teacher_channels: fake)
+    monkeypatch.setattr(forecast, "train_step", lambda *args, where: seen.append(where[:6]))
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: seen.append("clock") or 0.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("wait"))
+    forecast._time_step(job, 2)
+    assert seen == ["clock", "step 0", "wait", "clock", "step 1", "wait", "clock"]

@@ -157,6 +157,19 @@ def test_every_pool_of_threads_that_touches_a_gpu_takes_its_device():
             assert not lacking or path.name in WITHOUT_GPU, (path.name, lacking)
 
 
+def test_nothing_waits_for_a_gpu_with_a_busy_core():
+    """Events that block let the thread sleep; they are made in one place."""
+    busy, blocking = [], []
+    for path in (ROOT / "kdcache").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            if text.startswith("torch.cuda.Event("):
+                (blocking if "blocking=True" in text else busy).append(path.name)
+            if "record_event(" in text or text.endswith("stream.synchronize()"):
+                busy.append(f"{path.name}: {text}")
+    assert blocking == ["devices.py"] and not busy
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -401,6 +401,15 @@ def test_the_crew_shrinks_where_groups_are_large(monkeypatch, group_gb, writers)
     assert choose_crew(int(group_gb * 1e9)).writers == writers
 
 
+@pytest.mark.parametrize(("device", "factor"), [("cpu", 1), ("cuda", 2)])
+def test_pinned_memory_counts_as_torch_rounds_it(job, monkeypatch, device, factor):
+    asked, choose = [], pipeline.choose_crew
+    monkeypatch.setattr(pipeline, "choose_crew", lambda size: asked.append(size) or choose(size))
+    monkeypatch.setattr(job.teacher, "device", torch.device(device))
+    with Pipeline(job, ignore):
+        assert asked == [factor * pipeline._measure_largest_group(job.manifest)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_an_overflow_is_found_when_its_copy_is_complete(job, monkeypatch):
     def answer(true, call):

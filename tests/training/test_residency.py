@@ -16,14 +16,19 @@ import tensorstore
 import torch
 
 from kdcache.cache import shards
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.shards import MappedFiles
+from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheCorruptError, SettingsError
 from kdcache.machine import process
 from kdcache.storage.local import PlainFile
-from kdcache.training import samples
+from kdcache.training import run, samples
 from kdcache.training.batches import BatchReader
+from kdcache.training.learner import open_learner
 from kdcache.training.order import plan_epoch
+from kdcache.training.processes import Alone
+from kdcache.training.run import TrainingEvents
 from kdcache.training.samples import (
     Need,
     ResidentSamples,
@@ -270,6 +275,59 @@ def test_resident_samples_of_a_batch_half_there_come_in_its_order(built_root):
     )
     assert np.array_equal(batch.arrays["label"].numpy(), expected)
     assert batch.sample_ids == [reader.sample_ids[n] for n in (7, 2, 1, 4)]
+
+
+class Remembering(TrainingEvents):
+    def __init__(self):
+        self.lines = []
+
+    def said(self, text):
+        self.lines.append(text)
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("setting", "left_share", "fails", "kinds"),
+    [
+        ("auto", 1.0, False, ["gpu"]),
+        ("auto", 0.4, False, ["gpu", "ram"]),  # others took it at the same moment
+        ("auto", 1.0, True, ["gpu", "ram"]),
+        ("gpu", 0.4, False, ["gpu"]),  # as it was asked for
+    ],
+)
+def test_samples_leave_a_gpu_that_others_fill(
+    monkeypatch, machine, given, built_root, setting, left_share, fails, kinds
+):
+    config = make_config(merge(given, {"train": {"residency": setting}}))
+    data = samples.open_data(built_root, read_manifest(built_root), num_views=2)
+    learner, made, events = open_learner(config, data.train, Alone()), [], Remembering()
+    learner.device = GPU
+
+    def make(pairs, *, residency, **options):
+        made.append(residency)
+        if residency == "gpu":
+            size_bytes = sum(find_need(*pair).size_bytes for pair in pairs)
+            monkeypatch.setattr(samples, "find_free_gpu", lambda device: left_share * size_bytes)
+            if fails:
+                out_of_memory()
+        return residency
+
+    monkeypatch.setattr(run, "_make_readers", make)
+    assert run.open_readers(config, data, learner, events) == kinds[-1] and made == kinds
+    assert ("others have taken the GPU's memory" in events.lines[0]) is (len(kinds) == 2)
+
+
+def test_missing_memory_ends_a_run_that_asked_for_the_gpu(monkeypatch, machine, given, built_root):
+    config = make_config(merge(given, {"train": {"residency": "gpu"}}))
+    data = samples.open_data(built_root, read_manifest(built_root), num_views=2)
+    learner = open_learner(config, data.train, Alone())
+    learner.device = GPU
+    monkeypatch.setattr(run, "_make_readers", lambda pairs, **options: out_of_memory())
+    with pytest.raises(torch.OutOfMemoryError):
+        run.open_readers(config, data, learner, Remembering())
 
 
 def test_resident_samples_know_what_is_missing(built_root):
