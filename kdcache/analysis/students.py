@@ -119,7 +119,8 @@ def plan_students(config: Config, *, levels: list[str], device: torch.device) ->
     gamma = LossConfig().gamma if levels else 0.0
     loss = LossConfig(gamma=gamma, temperature=config.loss.temperature)
     train = replace(config.train, device=str(device), precision="float32", compile="off")
-    student, cache = replace(config.student, pretrained=False), replace(config.cache, levels=levels)
+    student = replace(config.student, pretrained=False, backbone_weights=None)
+    cache = replace(config.cache, levels=levels)
     return replace(config, train=train, cache=cache, loss=loss, student=student)
 
 

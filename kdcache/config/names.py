@@ -60,7 +60,7 @@ MOST_PX = 65_536  # of a side
 PATHS = (
     "dataset.root", "dataset.images", "dataset.masks", "dataset.val_images", "dataset.val_masks",
     "dataset.unlabelled", "teacher.arch", "teacher.weights", "teacher.backbone_weights", "fit.out",
-    "cache.path", "cache.stage_dir", "run.dir",
+    "student.backbone_weights", "cache.path", "cache.stage_dir", "run.dir",
 )  # fmt: skip
 """Settings that are a path, or can be one."""
 

@@ -38,6 +38,9 @@ class StudentConfig:
     pretrained: bool = True
     """Start mobilenetv3_small from torchvision's ImageNet weights (10 MB download, checked by
     hash), a backbone of timm from those that timm downloads."""
+    backbone_weights: str | None = None
+    """File that the backbone starts from in place of a download: all of it, by name, or by order
+    and shape where names differ; what was taken is said. Runs record its sha256 (default: none)."""
     aspp_channels: int = 96
     """Channels of each ASPP branch but in a student of yours, 8 or more; 96 gives mobilenetv3_small
     2.8 M parameters at 21 classes."""
@@ -51,6 +54,9 @@ class StudentConfig:
         check_storable("student.options", self.options)  # they are stored with every run
         if self.options and self.arch == BUILT_IN_STUDENT:
             raise refuse("student.options", self.options, f"nothing for {BUILT_IN_STUDENT}")
+        if self.backbone_weights is not None and self.is_own:
+            expected = "nothing for a student of yours: its function loads them"
+            raise refuse("student.backbone_weights", self.backbone_weights, expected)
 
     @property
     def is_own(self) -> bool:

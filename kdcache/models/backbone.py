@@ -4,6 +4,7 @@ said, for teachers that are fitted and for students.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdcache.disk import open_stream
 from kdcache.errors import Phrase, SettingsError, TeacherError, describe
 from kdcache.models.checkpoints import find_prefix, is_counter, read_checkpoint
 from kdcache.models.weights import check_finite
@@ -77,6 +79,23 @@ def load_backbone(part: nn.Module, path: str | Path, *, owner: str, field: str) 
     left = [name for name in found if name not in set(pairs.values())]
     rest = f"; not taken: {_list(left)}" if left else ""
     return f"{path}: all {len(pairs)} tensors of the backbone, {how}{rest}"
+
+
+def hash_backbone(path: str | Path, *, field: str) -> str:
+    """The sha256 (hex) of a file of weights.
+
+    Args:
+        field: the setting that names it, for messages.
+
+    Raises: TeacherError if there is no such file.
+    """
+    try:
+        with open_stream(Path(path)) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TeacherError(
+            f"{path}: {field} is unreadable ({error.strerror}); set it to a file of weights"
+        ) from None
 
 
 def _read(path: Path, *, field: str) -> dict[str, Tensor]:

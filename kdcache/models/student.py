@@ -17,9 +17,12 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from kdcache.config import StudentConfig
 from kdcache.config.names import BUILT_IN_STUDENT, TIMM, is_own_student
 from kdcache.errors import one_line
+from kdcache.models.backbone import load_backbone
+from kdcache.models.checkpoints import WeightsAbsentError
 from kdcache.models.inputs import resize_to
 from kdcache.models.own_code import call_function, refuse_code
 from kdcache.models.weights import download_weights
+from kdcache.progress import Say
 
 # level -> index into MobileNetV3-Small's features; torchvision defines their channels and strides
 TAPS = {"low": 1, "mid": 3, "high": 8}
@@ -166,26 +169,49 @@ class OwnStudent(nn.Module):
 
 
 def build_student(
-    config: StudentConfig, *, num_classes: int, pretrained: bool | None = None
+    config: StudentConfig,
+    *,
+    num_classes: int,
+    pretrained: bool = True,
+    say: Say = lambda text: None,
 ) -> nn.Module:
     """The student, initialised from torch's random state, on the CPU.
 
     Args:
         config: the section `student` of the settings.
         num_classes: channels of its logits.
-        pretrained: overrides the setting; False if weights are loaded afterwards.
+        pretrained: False if weights are loaded afterwards: none are read or fetched, whatever the
+            settings say.
+        say: gets a line about what was taken from `student.backbone_weights`.
 
-    Raises: SettingsError if `student.arch` cannot be imported, fails, or returns no module.
+    Raises: SettingsError if `student.arch` cannot be imported, fails, or returns no module;
+        TeacherError if its weights are out of reach, or not those of its backbone.
     """
-    pretrained = config.pretrained if pretrained is None else pretrained
-    if config.arch == BUILT_IN_STUDENT:
-        return LightweightSegmentationModel(
-            num_classes, pretrained=pretrained, aspp_channels=config.aspp_channels
-        )
+    path = config.backbone_weights if pretrained else None
+    fetched = pretrained and config.pretrained and path is None
+    if config.is_own:
+        return _build_own(config, num_classes=num_classes)
+    student = _build_ours(config, num_classes=num_classes, fetched=fetched)
+    if path is not None:
+        facts = {"owner": config.arch, "field": "student.backbone_weights"}
+        say(f"student from {load_backbone(student.backbone, path, **facts)}; its head is new")
+    return student
+
+
+def _build_ours(config: StudentConfig, *, num_classes: int, fetched: bool) -> nn.Module:
     if config.arch.startswith(TIMM):
         from kdcache.models.timm_student import build_timm_student
 
-        return build_timm_student(config, num_classes=num_classes, pretrained=pretrained)
+        return build_timm_student(config, num_classes=num_classes, pretrained=fetched)
+    try:
+        return LightweightSegmentationModel(
+            num_classes, pretrained=fetched, aspp_channels=config.aspp_channels
+        )
+    except WeightsAbsentError as error:
+        raise WeightsAbsentError(f"{error}; or set student.backbone_weights to a file") from None
+
+
+def _build_own(config: StudentConfig, *, num_classes: int) -> nn.Module:
     module = call_function(config.arch, num_classes=num_classes, options=config.options)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise refuse_code(config.arch, "without parameters to train", "one at least")

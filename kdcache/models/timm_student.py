@@ -59,9 +59,12 @@ def build_timm_student(
 
     expected = "none: weights are student.pretrained"
     check_options(config.arch, config.options, LOADING, expected=expected, field=STUDENT)
-    stages = _find_stages(config)
+    stages, kind = _find_stages(config), EXPECTED
+    if pretrained:  # the network itself was just built: it is the weights that are out of reach
+        kind = "its weights within reach, a file in student.backbone_weights, or none "
+        kind += "(student.pretrained false)"
     # also where a student is only asked, and its caller wants no gradients
-    with explain(config.arch, EXPECTED, field=STUDENT), torch.inference_mode(False):
+    with explain(config.arch, kind, field=STUDENT), torch.inference_mode(False):
         backbone = timm.create_model(
             config.arch.partition(":")[2],
             features_only=True,

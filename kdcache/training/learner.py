@@ -52,6 +52,8 @@ class Learner:
     targets: Targets = field(default_factory=Targets)
     augmentation: Augmentation | None = None
     """None: batches are used as they are read."""
+    start: str = ""
+    """What the student starts from, a line; "" if there is nothing to say."""
     compiled: bool = False
     """Whether `forward` is compiled, whatever `train.compile` asks for."""
     processes: Alone = field(default_factory=Alone)
@@ -80,7 +82,9 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
     """
     device, autocast = choose_arithmetic(config)
     torch.manual_seed(config.train.seed)
-    student = build_student(config.student, num_classes=config.dataset.num_classes)
+    said: list[str] = []
+    classes = config.dataset.num_classes
+    student = build_student(config.student, num_classes=classes, say=said.append)
     own_channels = _find_channels(config, student)
     channels = {
         level: (teacher_channels[level], own_channels[level]) for level in config.cache.levels
@@ -100,6 +104,7 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
         autocast,
         forward=student,
         arch=config.student.arch,
+        start=" ".join(said),
     )
 
 
@@ -119,11 +124,13 @@ def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]
 def check_student(config: Config) -> None:
     """Run the student on empty images, before anything is trained.
 
-    Raises: SettingsError if it cannot be built or run, or lacks a level.
+    Raises: SettingsError if it cannot be built or run, or lacks a level; TeacherError if
+        `student.backbone_weights` are not its own.
     """
     classes = config.dataset.num_classes
     with torch.random.fork_rng([]):
-        student = build_student(config.student, num_classes=classes, pretrained=False)
+        from_file = config.student.backbone_weights is not None  # it is read, nothing is fetched
+        student = build_student(config.student, num_classes=classes, pretrained=from_file)
         _find_channels(config, student)
 
 

@@ -132,6 +132,8 @@ def prepare(
     state = processes.lead(read_state, run.folder, resume=run.resume)
     if state is not None:
         restore(learner, state, where=run.folder)
+    elif learner.start:
+        events.said(learner.start)
     learner.loss.add_up = processes.add_up
     processes.spread([*learner.student.state_dict().values(), *learner.loss.state_dict().values()])
     return learner, state["history"] if state else []

@@ -116,6 +116,7 @@ BEFORE = {
     "train.unlabelled_share": None,
     "student.arch": BUILT_IN_STUDENT,
     "student.options": {},
+    "student.backbone_weights": None,
 }
 """Hyperparameters that older runs do not record, as they could not be set, and the values of then.
 

@@ -12,6 +12,7 @@ from kdcache.config.names import is_own_student
 from kdcache.config.parser import flatten, make_config
 from kdcache.errors import OtherRunError, Phrase, SettingsError, describe
 from kdcache.machine.devices import choose_compiling
+from kdcache.models.backbone import hash_backbone
 from kdcache.models.own_code import (
     SHORT,
     hash_source,
@@ -56,6 +57,10 @@ def hyperparameters(config: Config) -> dict:
         unused = {"pretrained": None, "aspp_channels": None}
         source = {"source": hash_source(config.student.arch)[:SHORT]}
         chosen["student"] = {**chosen["student"], **unused, **source}
+    weights = config.student.backbone_weights
+    if weights is not None:  # by what is in it, wherever it lies
+        digest = hash_backbone(weights, field="student.backbone_weights")[:SHORT]
+        chosen["student"] |= {"pretrained": None, "backbone_weights": digest}
     options = chosen["student"].pop("options")
     return {**flatten(chosen), "student.options": options}
 

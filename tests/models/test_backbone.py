@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_small
 
-from kdcache.errors import KdcacheError, SettingsError, TeacherError
+from kdcache.config import StudentConfig
+from kdcache.config.parser import merge
+from kdcache.errors import KdcacheError, OtherRunError, SettingsError, TeacherError
 from kdcache.models.backbone import demand_backbone, find_backbone, load_backbone
+from kdcache.models.checkpoints import WeightsAbsentError
+from kdcache.models.student import build_student
+from kdcache.training.distill import distill
+from kdcache.training.run import TrainingEvents
 from tests.support.helpers import check_one_line
 
 FACTS = {"owner": "my:net", "field": "teacher.backbone_weights"}
@@ -141,3 +150,127 @@ def test_a_backbone_is_the_part_of_that_name():
     assert find_backbone(module) == "encoder"
     module.backbone = make_part()
     assert demand_backbone(module, **FACTS) == "backbone"
+
+
+# --- students
+
+
+@pytest.fixture(scope="module")
+def mobilenet_file(tmp_path_factory):
+    """As torchvision's file has it, with the classifier of images."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.pth"
+    return save(path, mobilenet_v3_small(weights=None, num_classes=5).state_dict())
+
+
+def build(arch: str, path, **settings: object) -> tuple[nn.Module, list[str]]:
+    said: list[str] = []
+    config = StudentConfig(arch=arch, backbone_weights=str(path), **settings)
+    torch.manual_seed(0)
+    return build_student(config, num_classes=4, say=said.append), said
+
+
+def test_the_built_in_student_starts_from_a_file_of_torchvision(mobilenet_file):
+    student, said = build("mobilenetv3_small", mobilenet_file)
+    state = torch.load(mobilenet_file, weights_only=True)
+    for name, value in find_values(student.backbone).items():
+        assert torch.equal(value, state[f"features.{name}"]), name
+    assert len(said) == 1 and said[0].startswith(f"student from {mobilenet_file}: all 206 tensors")
+    assert "by name, behind 'features.'; not taken: classifier.0.weight" in said[0]
+
+
+def test_nothing_is_read_for_a_student_whose_weights_are_loaded_afterwards():
+    config = StudentConfig(backbone_weights="nowhere.pth")
+    build_student(config, num_classes=4, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+def test_a_student_of_timm_starts_from_a_file_by_order_and_by_name(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    state = timm.create_model(name, num_classes=5).state_dict()
+    # the same tensors by other names, as packages carry them, without counters
+    other = {f"x_{name}": x for name, x in state.items() if "num_batches" not in name}
+    parts = []
+    for number, tensors in enumerate((state, other)):
+        student, said = build(f"timm:{name}", save(tmp_path / f"{number}.pth", tensors))
+        parts.append(student.backbone)
+    assert "by order and shape, since names differ" in said[0]
+    check_same(*parts)
+    values = torch.cat([x.flatten() for x in find_values(parts[0]).values()])
+    torch.manual_seed(0)
+    fresh = build_student(
+        StudentConfig(arch=f"timm:{name}", pretrained=False), num_classes=4
+    ).backbone
+    assert not torch.equal(values, torch.cat([x.flatten() for x in find_values(fresh).values()]))
+
+
+def test_a_file_of_another_student_is_one_line(mobilenet_file):
+    pytest.importorskip("timm")
+    with pytest.raises(TeacherError) as error:
+        build("timm:resnet18", mobilenet_file)
+    check_one_line(error, "tensor ", "set student.backbone_weights to one of timm:resnet18")
+
+
+def test_code_of_the_users_has_no_backbone_weights():
+    with pytest.raises(SettingsError) as error:
+        StudentConfig(arch="own_student:plain", backbone_weights="a.pth")
+    check_one_line(error, "student.backbone_weights is 'a.pth', expected nothing for a student of")
+
+
+def test_a_download_that_fails_names_the_setting(monkeypatch):
+    def fail(enum):
+        raise WeightsAbsentError("there.pth: weights IMAGENET1K_V1 is unreachable")
+
+    monkeypatch.setattr("kdcache.models.student.download_weights", fail)
+    with pytest.raises(TeacherError) as error:
+        build_student(StudentConfig(), num_classes=4)
+    check_one_line(error, "is unreachable; or set student.backbone_weights to a file")
+    timm = pytest.importorskip("timm")
+    real = timm.create_model
+
+    def create(*args, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no network")
+        return real(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(SettingsError) as error:
+        build_student(StudentConfig(arch="timm:resnet18"), num_classes=4)
+    check_one_line(error, "OSError: no network", "a file in student.backbone_weights")
+
+
+def test_a_run_records_what_is_in_the_file_and_says_what_it_took(
+    built_root, given, mobilenet_file, tmp_path
+):
+    said: list[str] = []
+
+    class Listening(TrainingEvents):
+        def said(self, text: str) -> None:
+            said.append(text)
+
+    changes = {"run": {"baseline": False}, "train": {"epochs": 1}}
+    changes["student"] = {"backbone_weights": str(mobilenet_file), "pretrained": True}
+    given = merge(given, changes)
+    outcome = distill(given, root=built_root, events=Listening())
+    digest = hashlib.sha256(mobilenet_file.read_bytes()).hexdigest()
+    assert outcome.student["hyperparameters"]["student.backbone_weights"] == digest[:12]
+    assert any(text.startswith(f"student from {mobilenet_file}: all 206") for text in said)
+    # the same file elsewhere is the same run, another file is not
+    moved = tmp_path / "moved.pth"
+    moved.write_bytes(mobilenet_file.read_bytes())
+    again = merge(given, {"run": {"resume": True}, "student": {"backbone_weights": str(moved)}})
+    assert distill(again, root=built_root).student == outcome.student
+    save(moved, {**torch.load(mobilenet_file, weights_only=True), "more": torch.ones(1)})
+    with pytest.raises(OtherRunError) as error:
+        distill(again, root=built_root)
+    check_one_line(error, f"student.backbone_weights is '{digest[:12]}', expected '")
+
+
+def test_a_file_that_does_not_fit_ends_a_run_before_it_begins(built_root, given, tmp_path):
+    path = save(tmp_path / "a.pth", {"features.0.0.weight": torch.ones(1)})
+    given = merge(given, {"student": {"backbone_weights": str(path)}})
+    with pytest.raises(TeacherError) as error:
+        distill(given, root=built_root)
+    check_one_line(error, "a.pth: tensor ", "set student.backbone_weights to one of mobilenetv3")
+    assert not (tmp_path / "runs").exists()
