@@ -14,20 +14,19 @@ from kdcache.cache.facts import check_identity
 from kdcache.cache.layout import (
     COMMITS,
     MANIFEST,
+    SPLITS,
     UNLABELLED,
     Group,
     SplitLayout,
     record_name,
 )
 from kdcache.cache.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from kdcache.cache.records import find_committed, list_records, read_record
+from kdcache.cache.records import find_begun_splits, find_committed, list_records, read_record
 from kdcache.cache.zarr_metadata import check_document, list_metadata, write_metadata
 from kdcache.errors import (
     CacheCorruptError,
-    CacheError,
     CacheMismatchError,
     OtherCacheError,
-    Phrase,
     describe,
 )
 from kdcache.storage import Storage, open_storage
@@ -63,8 +62,10 @@ def open_for_writing(
         if ready is not None:
             return ready
         with storage.lock(wait=True):
-            there = find_manifest(storage)
+            there = _find_kept(storage, manifest)
             manifest = check_same_cache(storage, manifest)
+            if there is None and storage.exists(MANIFEST):
+                storage.remove(MANIFEST)  # of a build that failed before it had committed anything
             storage.make_folders(COMMITS)
             # a commit may have been killed between its rename and this
             storage.flush_folder(COMMITS)
@@ -82,6 +83,23 @@ def open_for_writing(
                 write_metadata(storage, manifest, replace=True)
                 write_manifest(storage, manifest)
     return manifest
+
+
+def find_begun(storage: Storage) -> Manifest | None:
+    """The manifest, without unlabelled images of which nothing was committed or is being written.
+
+    None if this holds for all splits: the build failed, and its place is free. Raises CacheError.
+    """
+    there = find_manifest(storage)
+    begun = find_begun_splits(storage) if there else set()
+    if not there or not (begun or any(there.complete_views.values())):
+        return None
+    if UNLABELLED in begun or there.complete_views.get(UNLABELLED):
+        return there
+    parts = (there.identity, there.layouts, there.complete_views)
+    return Manifest(
+        *({split: part[split] for split in SPLITS} for part in parts), there.information
+    )
 
 
 def complete_views(storage: Storage) -> Manifest:
@@ -131,7 +149,9 @@ def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
     """
     storage = open_storage(storage)
     if storage.exists(MANIFEST):
-        existing = read_manifest(storage)
+        existing = _find_kept(storage, manifest)
+        if existing is None:
+            return manifest
         merged = _merge(storage, existing, manifest)
         _check_kept(storage, merged, [s for s in merged.layouts if s not in existing.layouts])
         return merged
@@ -141,34 +161,6 @@ def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
     if there:
         _check_kept(storage, manifest, manifest.layouts)
     return manifest
-
-
-def check_free_space(
-    storage: Storage, *, needed_bytes: int, free_bytes: int, at_most: bool
-) -> None:
-    """Raise CacheError if the disk cannot hold what is still to be written.
-
-    Args:
-        at_most: whether a codec may make less of `needed_bytes`; then it only warns.
-    """
-    if needed_bytes > free_bytes and at_most:
-        log.warning(
-            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and "
-            "%.2f GB are free; a full disk ends in a line, and what is committed by then is kept",
-            storage, needed_bytes / 1e9, free_bytes / 1e9,
-        )  # fmt: skip
-    elif needed_bytes > free_bytes:
-        found, expected = (
-            Phrase(f"{free_bytes / 1e9:.2f} GB"),
-            Phrase(f"{needed_bytes / 1e9:.2f} GB or more"),
-        )
-        cure = (
-            "make room, set cache.path to another disk or cache.encoding compact, "
-            "or lower augment.views or cache.levels"
-        )
-        raise CacheError(
-            describe(storage, field="free disk space", found=found, expected=expected, cure=cure)
-        )
 
 
 def _check_kept(storage: Storage, manifest: Manifest, splits: Iterable[str]) -> None:
@@ -208,6 +200,18 @@ def _is_begun(storage: Storage, manifest: Manifest) -> bool:
     partials = {storage.unfinished_key(key) for key in (MANIFEST, "zarr.json")}
     ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
     return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
+
+
+def _find_kept(storage: Storage, wanted: Manifest) -> Manifest | None:
+    """The manifest that is there, but of another cache only what was begun. Raises CacheError."""
+    there = find_manifest(storage)
+    if there is None:
+        return None
+    try:
+        _merge(storage, there, wanted)
+        return there
+    except CacheMismatchError:
+        return find_begun(storage)
 
 
 def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
@@ -279,7 +283,7 @@ def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
 
 def _find_ready(storage: Storage, manifest: Manifest) -> Manifest | None:
     """The existing manifest if nothing has to be written, else None."""
-    there = find_manifest(storage)
+    there = _find_kept(storage, manifest)
     if there is None or _merge(storage, there, manifest).layouts != there.layouts:
         return None
     try:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from kdcache.cache.facts import check_views
 from kdcache.cache.layout import (
     COMMITS,
+    SPLITS,
+    UNLABELLED,
     ArraySpec,
     Group,
     SplitLayout,
@@ -26,7 +28,7 @@ from kdcache.data.lists import DEEP_ID
 from kdcache.errors import CacheCorruptError, CacheError, OtherCacheError, one_line
 from kdcache.schema import MOST_DEPTH, parse_json
 from kdcache.seals import SealError, check_json, seal_json
-from kdcache.storage.base import ShardFile, Storage
+from kdcache.storage.base import LEASES, ShardFile, Storage
 from kdcache.storage.lock import Lease
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -101,6 +103,19 @@ def list_records(storage: Storage) -> set[str]:
         return storage.list_names(COMMITS)
     except OSError as error:
         raise _refuse_look(storage.name(COMMITS), "commit records", error) from None
+
+
+def find_begun_splits(storage: Storage) -> set[str]:
+    """The splits of which a group is committed or, as far as can be seen at once, being written.
+
+    Raises CacheError if the storage does not answer.
+    """
+    names = list_records(storage)
+    try:
+        names |= {name for name in storage.list_names(LEASES) if storage.is_held(name)}
+    except OSError as error:
+        raise _refuse_look(storage.name(LEASES), "leases", error) from None
+    return {name.partition("-")[0] for name in names} & {*SPLITS, UNLABELLED}
 
 
 def _refuse_look(where: str, what: str, error: OSError) -> CacheError:

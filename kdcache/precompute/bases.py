@@ -156,7 +156,10 @@ def adopt_bases(job: Job) -> Job:
     root, bases = open_storage(job.config.cache.path), {}
     if not (job.bases and root.exists(MANIFEST)):
         return job
-    stored = read_manifest(root).encodings
+    there = read_manifest(root)
+    if there.identity["train"]["teacher"] != job.manifest.identity["train"]["teacher"]:
+        return job  # theirs were learned from other answers
+    stored = there.encodings
     identity = copy.deepcopy(job.manifest.identity)
     for level, ours in job.manifest.encodings.items():
         theirs = stored.get(level, Encoding())

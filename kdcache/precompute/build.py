@@ -13,20 +13,20 @@ from kdcache.cache.layout import MANIFEST, SPLITS, UNLABELLED, Group
 from kdcache.cache.lifecycle import (
     SCORE,
     add_information,
-    check_free_space,
     check_same_cache,
     complete_views,
+    find_begun,
     find_missing_groups,
     open_for_writing,
 )
-from kdcache.cache.manifest import find_manifest, read_manifest
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
 from kdcache.data.labels import check_classes
 from kdcache.data.pictures import Split
 from kdcache.data.voc import check_apart, download_voc, read_split, read_unlabelled
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheError, CacheMismatchError, Phrase, describe
 from kdcache.machine.process import Worker, find_worker
 from kdcache.models.networks import hash_network
 from kdcache.models.teacher import Teacher, build_teacher, choose_teacher_device
@@ -35,7 +35,7 @@ from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import TeacherScore, score_teacher
 from kdcache.progress import Bar, Progress, Silent
-from kdcache.storage import open_storage
+from kdcache.storage import Storage, open_storage
 
 ORDER = ("val", "train", UNLABELLED)  # in which splits are written
 log = logging.getLogger("kdcache")
@@ -82,7 +82,7 @@ def prepare_job(config: Config, progress: Progress) -> Job:
     """
     root = open_storage(config.cache.path)
     root.check_changeable()
-    there = find_manifest(root)
+    there = find_begun(root)
     if there:  # before a data set is read for nothing
         cure = "give what the cache was built with, or set cache.path to another folder"
         check_encodings(root, read_config(there), config, cure=cure)
@@ -168,6 +168,34 @@ def _open_once(job: Job) -> tuple[Job, list[Group]]:
     if not missing:  # versions and device stay those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
     return replace(job, manifest=open_for_writing(root, manifest, job.bases)), missing
+
+
+def check_free_space(
+    storage: Storage, *, needed_bytes: int, free_bytes: int, at_most: bool
+) -> None:
+    """Raise CacheError if the disk cannot hold what is still to be written.
+
+    Args:
+        at_most: whether a codec may make less of `needed_bytes`; then it only warns.
+    """
+    if needed_bytes > free_bytes and at_most:
+        log.warning(
+            "%s: up to %.2f GB are still to be written, as far as the codec gains nothing, and "
+            "%.2f GB are free; a full disk ends in a line, and what is committed by then is kept",
+            storage, needed_bytes / 1e9, free_bytes / 1e9,
+        )  # fmt: skip
+    elif needed_bytes > free_bytes:
+        found, expected = (
+            Phrase(f"{free_bytes / 1e9:.2f} GB"),
+            Phrase(f"{needed_bytes / 1e9:.2f} GB or more"),
+        )
+        cure = (
+            "make room, set cache.path to another disk or cache.encoding compact, "
+            "or lower augment.views or cache.levels"
+        )
+        raise CacheError(
+            describe(storage, field="free disk space", found=found, expected=expected, cure=cure)
+        )
 
 
 def advance_by_group(bar: Bar) -> Callable[[Group, int], None]:

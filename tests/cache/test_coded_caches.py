@@ -20,14 +20,13 @@ from kdcache.cache import codecs, writer
 from kdcache.cache.codecs import choose_codec
 from kdcache.cache.layout import shard_key
 from kdcache.cache.leftovers import collect_leftovers
-from kdcache.cache.lifecycle import check_free_space
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.cache.shards import MappedFiles
 from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config
 from kdcache.errors import CacheCorruptError, CacheError, CacheMismatchError, SettingsError
-from kdcache.precompute.build import build_cache
+from kdcache.precompute.build import build_cache, check_free_space
 from kdcache.precompute.repair import repair_cache
 from kdcache.report.cache_text import describe_cache, format_info
 from kdcache.seals import seal_json
