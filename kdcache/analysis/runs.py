@@ -5,6 +5,7 @@ estimate of a number over several runs.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def class_iou(number: int) -> Measure:
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in `paths`: run folders, or folders of runs.
+    """The finished runs in `paths`: run folders, or folders of runs; with a run its baseline.
 
     Returns: the runs, each once, and a line for each folder that is left out.
     Raises: SettingsError for a path that does not exist.
@@ -95,10 +96,19 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             try:
                 if reason is None:
                     runs[folder.resolve()] = read_run(folder)
+                    own = _find_own_baseline(folder) if folder == path else None
+                    runs |= {own.resolve(): read_run(own)} if own else {}
             except TrainingError as error:
                 reason = str(error)
             left_out += [reason] if reason else []
     return list(runs.values()), list(dict.fromkeys(left_out))
+
+
+def _find_own_baseline(folder: Path) -> Path | None:
+    """The finished baseline that a run was compared with, beside it; None if that is elsewhere."""
+    named = re.fullmatch(r"\.\./(baseline-[0-9a-f]{12})", read_result(folder).get("baseline") or "")
+    beside = folder.resolve().parent / named[1] if named else None
+    return beside if beside and (beside / RESULT).is_file() else None
 
 
 def _walk(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -93,6 +94,10 @@ class CachedSplit:
         self.answers = tuple(name for name in ("logits", *LEVELS) if name in stored)
         """Names of the cached teacher outputs."""
 
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.num_samples
+
     def batches(
         self,
         *,
@@ -117,13 +122,8 @@ class CachedSplit:
         Raises: SettingsError if an argument is out of range; CacheCorruptError if stored bytes
         differ from the committed ones.
         """
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("epoch", epoch, 0),
-            ("seed", seed, 0),
-        ):
-            if not isinstance(value, int) or not least <= value < 2**63:
-                raise refuse(name, value, f"a whole number, {least} or more")
+        batch_size = _read_whole("batch_size", batch_size, least=1)
+        epoch, seed = _read_whole("epoch", epoch), _read_whole("seed", seed)
         plan = self._plan(batch_size, seed, epoch)
         answers = (answers,) if isinstance(answers, str) else answers
         wanted = self.answers if answers is None else tuple(answers)
@@ -189,7 +189,7 @@ class MixedSplit(CachedSplit):
 
 
 class Cache:
-    """An opened cache; `train` and `val` serve batches.
+    """An opened cache; `train` and `val` serve batches. Also a context, as a file is.
 
     Args:
         root: a folder, a packed .h5 file or the address of a bucket.
@@ -208,6 +208,12 @@ class Cache:
         self.teacher_channels = find_teacher_channels(self._labelled)
         """level -> channels of the teacher's features."""
 
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close: files are open only while they are read."""
+
     def mix(self, unlabelled_share: float = 0.75) -> MixedSplit:
         """The training samples together with those that have no label.
 
@@ -219,7 +225,7 @@ class Cache:
         Raises: SettingsError for another share, or if the cache has no unlabelled samples;
             CacheError if they are damaged or incomplete.
         """
-        is_number = isinstance(unlabelled_share, int | float)
+        is_number = isinstance(unlabelled_share, Real)  # also of NumPy
         if not (is_number and 0 < unlabelled_share < 1):
             raise refuse("unlabelled_share", unlabelled_share, "above 0 and below 1")
         if UNLABELLED not in self.manifest.layouts:
@@ -245,6 +251,13 @@ def open_cache(root: Storage | str | Path) -> Cache:
     Raises: CacheError if there is no cache, or it is damaged or incomplete.
     """
     return Cache(root)
+
+
+def _read_whole(name: str, given: object, *, least: int = 0) -> int:
+    """A whole number, also of NumPy. Raises SettingsError."""
+    if not isinstance(given, Integral) or not least <= given < 2**63:
+        raise refuse(name, given, f"a whole number, {least} or more")
+    return int(given)
 
 
 def _serve(

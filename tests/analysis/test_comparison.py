@@ -328,6 +328,29 @@ def test_real_runs_find_their_baselines(cache, given, tmp_path):
     assert list(outcome.student["per_class_iou"]) == comparison.names and row.epoch_s > 0
 
 
+def test_a_run_alone_finds_its_own_baseline(runs, capsys):
+    name = "baseline-0123456789ab"
+    write_baseline(runs / name, 0.5)
+    write_run(runs / "kd", 0.6, baseline=f"../{name}")
+    write_run(runs / "other", 0.7, seed=1)
+    for given in ([runs / "kd"], [runs / "kd", runs / name], [runs / "kd" / ".." / "kd"]):
+        comparison = compare_runs(given)
+        assert [row.pairs[0][1].miou for row in comparison.compared] == [0.5]
+        assert len(comparison.runs) == 2 and not comparison.left_out
+    capsys.readouterr()
+    assert main(["compare", str(runs / "kd")]) == 0
+    assert "+10.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "named", ["../baseline-000000000000", "../kd", "/etc", "../../x/baseline-0123456789ab", ""]
+)
+def test_a_baseline_that_is_gone_or_elsewhere_is_none(runs, tmp_path, named):
+    write_baseline(tmp_path / "x" / "baseline-0123456789ab", 0.5)
+    write_run(runs / "kd", 0.6, baseline=named)
+    assert not compare_runs([runs / "kd"]).compared
+
+
 def test_the_library_raises_what_the_command_says(runs):
     with pytest.raises(SettingsError, match="path is missing"):
         compare_runs([runs])

@@ -30,6 +30,25 @@ def opened(built_root):
     return kdcache.open_cache(str(built_root))
 
 
+def test_a_cache_is_a_context_and_its_parts_have_a_length(built_root):
+    with kdcache.open_cache(built_root) as cache:
+        assert (len(cache.train), len(cache.val)) == (10, 5)
+        assert sum(len(batch.ids) for batch in cache.val.batches(batch_size=2, device="cpu")) == 5
+
+
+def test_numbers_of_numpy_are_numbers(opened):
+    for kind in (np.int64, np.uint8, np.int32):
+        given = {"batch_size": kind(4), "epoch": kind(1), "seed": kind(2)}
+        ours = next(opened.train.batches(**given, device="cpu"))
+        theirs = next(opened.train.batches(batch_size=4, epoch=1, seed=2, device="cpu"))
+        assert ours.ids == theirs.ids and torch.equal(ours.images, theirs.images)
+        sample = opened.train.reader.read("logits", kind(1), kind(2))
+        assert np.array_equal(sample, opened.train.reader.read("logits", 1, 2))
+    for wrong in (np.float64(4), np.int64(0), "4", None, 4.0):
+        with pytest.raises(SettingsError, match="batch_size is .*, expected a whole number, 1 or"):
+            opened.train.batches(batch_size=wrong, device="cpu")
+
+
 def test_it_says_what_the_cache_holds(opened, built_root):
     assert (opened.num_classes, opened.class_names[0]) == (8, "background")
     assert opened.teacher_channels == {"low": 256, "mid": 512, "high": 1024}
