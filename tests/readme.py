@@ -37,7 +37,7 @@ NOT_RUN = {
     "COCO_WITH_VOC_LABELS_V1": "downloads weights",
     "python -m cache_teacher$": "downloads VOC 2012, 2 GB",
     "python -m train_student$": "needs the cache of VOC 2012",
-    "data/ccp": "needs the photographs of Clothing Co-Parsing",
+    "(data|configs)/ccp": "needs the photographs of Clothing Co-Parsing",
     "--record": "writes into a page of this project",
 }
 PHASES = (

@@ -64,6 +64,8 @@ class DatasetConfig:
     SegmentationClassAug."""
     val_split: str = "val"
     """List of validation ids."""
+    label_folder: str | None = None
+    """Folder of the labels beside JPEGImages (default: SegmentationClass)."""
     images: str | None = None
     """Folder of images, and of folders of such, in place of the VOC layout; their masks are in
     dataset.masks."""

@@ -68,8 +68,8 @@ class TeacherConfig:
     that begin with teacher. (default: where they can only be)."""
     backbone_weights: str | None = None
     """File that fit takes the weights of the backbone from, in place of teacher.weights: all of
-    them, by name, or by order and shape where names differ; what was taken is said (default: none).
-    """
+    them, by name, or by order and shape where names differ; what was taken is said. package:NAME is
+    the one .pth file in an installed package (default: none)."""
     layers: LayerConfig = field(default_factory=LayerConfig)
     """Feature taps by level."""
     high_stride: Literal[8, 16] = 16

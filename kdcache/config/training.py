@@ -40,7 +40,8 @@ class StudentConfig:
     hash), a backbone of timm from those that timm downloads."""
     backbone_weights: str | None = None
     """File that the backbone starts from in place of a download: all of it, by name, or by order
-    and shape where names differ; what was taken is said. Runs record its sha256 (default: none)."""
+    and shape where names differ; what was taken is said. package:NAME is the one .pth file in an
+    installed package. Runs record its sha256 (default: none)."""
     aspp_channels: int = 96
     """Channels of each ASPP branch but in a student of yours, 8 or more; 96 gives mobilenetv3_small
     2.8 M parameters at 21 classes."""

@@ -35,6 +35,12 @@ def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
     if not base.is_dir():
         raise DataError(_missing_data_set(config))
     labels = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
+    if config.label_folder is not None:
+        labels = config.label_folder
+        if not SAMPLE_ID.fullmatch(labels) or not (base / labels).is_dir():
+            expected, cure = Phrase("a folder beside JPEGImages"), "set dataset.label_folder"
+            facts = {"field": "folder of labels", "found": labels, "expected": expected}
+            raise DataError(describe(base, **facts, cure=cure))
     return read_list(list_path(config, split), base=base, labels=labels, least=least)
 
 

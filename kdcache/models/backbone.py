@@ -5,6 +5,8 @@ said, for teachers that are fitted and for students.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from kdcache.models.weights import check_finite
 
 PARTS = ("backbone", "encoder")  # what networks call it, behind the word of a transformers model
 MOST_NAMED = 3
+PACKAGE = "package:"
 Pairs = dict[str, str]
 """Name in the backbone -> name in the file."""
 
@@ -47,7 +50,7 @@ def demand_backbone(module: nn.Module, *, owner: str, field: str) -> str:
     )
 
 
-def load_backbone(part: nn.Module, path: str | Path, *, owner: str, field: str) -> str:
+def load_backbone(part: nn.Module, given: str | Path, *, owner: str, field: str) -> str:
     """Give a backbone the weights in a file, all of them or none.
 
     By name: behind one prefix, as `features.`, the file has every tensor of the backbone in its
@@ -56,13 +59,16 @@ def load_backbone(part: nn.Module, path: str | Path, *, owner: str, field: str) 
     BatchNorm are left as they are.
 
     Args:
-        owner: what has the backbone, for messages. field: the setting that names the file.
+        given: as in `find_file`. owner: what has the backbone, for messages. field: the setting
+            that names the file.
 
     Returns: what was loaded, how, and what of the file was not.
 
-    Raises: TeacherError if the file is missing, damaged, or not that of this backbone.
+    Raises: SettingsError, or TeacherError if the file is missing, damaged, or not that of this
+        backbone.
     """
-    found, where = _read(Path(path), field=field), str(path)
+    path = find_file(given, field=field)
+    found, where = _read(path, field=field), str(path)
     own = {name: x for name, x in part.state_dict().items() if not is_counter(name)}
     shown = find_prefix(own)  # that a wrapper gave to all names of the backbone
     bare = {name.removeprefix(shown): x for name, x in own.items()}
@@ -81,21 +87,47 @@ def load_backbone(part: nn.Module, path: str | Path, *, owner: str, field: str) 
     return f"{path}: all {len(pairs)} tensors of the backbone, {how}{rest}"
 
 
-def hash_backbone(path: str | Path, *, field: str) -> str:
+def hash_backbone(given: str | Path, *, field: str) -> str:
     """The sha256 (hex) of a file of weights.
 
     Args:
-        field: the setting that names it, for messages.
+        given: as in `find_file`. field: the setting that names it, for messages.
 
-    Raises: TeacherError if there is no such file.
+    Raises: SettingsError, or TeacherError if there is no such file.
     """
+    path = find_file(given, field=field)
     try:
-        with open_stream(Path(path)) as file:
+        with open_stream(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TeacherError(
             f"{path}: {field} is unreadable ({error.strerror}); set it to a file of weights"
         ) from None
+
+
+def find_file(given: str | Path, *, field: str) -> Path:
+    """The file of weights that a setting names: a path, or `package:NAME` for the one .pth file in
+    an installed package, which is not imported.
+
+    Args:
+        field: the setting, for messages.
+
+    Raises: SettingsError if there is no such package, or not one file in it.
+    """
+    name = str(given).removeprefix(PACKAGE)
+    if name == str(given):
+        return Path(given)
+    spec = importlib.util.find_spec(name) if re.fullmatch(r"[^\W\d]\w*", name) else None
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.pth"))]
+    if len(files) == 1:
+        return files[0]
+    found = Phrase(f"{given}, in which are {len(files)} .pth files") if spec else Phrase(given)
+    expected = Phrase("an installed package with one .pth file")
+    cure = "set a file" if spec else f"`pip install {name.replace('_', '-')}`, or set a file"
+    raise SettingsError(
+        describe("settings", field=field, found=found, expected=expected, cure=cure)
+    )
 
 
 def _read(path: Path, *, field: str) -> dict[str, Tensor]:

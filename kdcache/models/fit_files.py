@@ -59,6 +59,7 @@ NOT_WHOSE = (
     *(f"dataset.{name}" for name in FOLDERS),  # as what they hold: by its hash
     "dataset.image_name",
     "dataset.mask_name",
+    "dataset.label_folder",
     "dataset.val_fraction",
     "dataset.val_seed",
     "dataset.download",

@@ -516,9 +516,15 @@ def test_defaults_are_those_of_the_first_configuration():
     assert not unstated, f"state {unstated} with its default in configs/voc2012_seed.yaml"
 
 
-@pytest.mark.parametrize("name", ["voc2012", "voc2012_seed", "camvid", "demo"])
+@pytest.mark.parametrize("name", ["voc2012", "voc2012_seed", "camvid", "demo", "ccp"])
 def test_shipped_configuration_is_valid(name: str):
     make_config(read_settings(CONFIGS / f"{name}.yaml"))
+
+
+def test_each_of_the_59_tags_of_the_photographs_is_one_of_the_11_classes():
+    data = make_config(read_settings(CONFIGS / "ccp.yaml")).dataset
+    assert sorted(data.class_of_value) == list(range(59))
+    assert set(data.class_of_value.values()) == set(range(data.num_classes))
 
 
 def test_help_names_and_explains_every_setting():

@@ -110,6 +110,22 @@ def test_trainaug_reads_the_augmented_labels(root: Path):
     assert (read_sample(config, split.samples[0])[1] == 2).all()
 
 
+def test_labels_may_stand_in_another_folder_of_the_layout(root: Path):
+    (root / VOC_DIR / "Raw").mkdir()
+    for sample_id in IDS:
+        save_label(label_file(root, sample_id, "Raw"), np.full((20, 24), 7, np.uint8))
+    config = config_for(root, label_folder="Raw", label_map={"7": 1})
+    split = read_split(config, "train")
+    assert {sample.label_path.parent.name for sample in split.samples} == {"Raw"}
+    assert (read_sample(config, split.samples[0])[1] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["Raw", "..", "a/b", "/tmp"])
+def test_a_folder_of_labels_that_is_not_there_is_refused(root: Path, name: str):
+    with pytest.raises(DataError, match=f"folder of labels is '{name}', expected a folder beside"):
+        find_samples(config_for(root, label_folder=name), "train")
+
+
 def test_ignore_index_other_than_255_becomes_255_and_255_stays_void(root: Path):
     label = np.zeros((20, 24), np.uint8)
     label[3:6], label[10:] = 7, 255

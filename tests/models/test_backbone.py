@@ -12,7 +12,12 @@ from torchvision.models import mobilenet_v3_small
 from kdcache.config import StudentConfig
 from kdcache.config.parser import merge
 from kdcache.errors import KdcacheError, OtherRunError, SettingsError, TeacherError
-from kdcache.models.backbone import demand_backbone, find_backbone, load_backbone
+from kdcache.models.backbone import (
+    demand_backbone,
+    find_backbone,
+    hash_backbone,
+    load_backbone,
+)
 from kdcache.models.checkpoints import WeightsAbsentError
 from kdcache.models.student import build_student
 from kdcache.training.distill import distill
@@ -138,6 +143,41 @@ def test_what_is_no_file_of_weights_is_one_line(tmp_path, contents, words):
         load_backbone(make_part(), path, **FACTS)
     check_one_line(error, words)
     assert "weights_key" not in str(error.value) and "torchvision" not in str(error.value)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that carries weights, as some do; to import it would fail."""
+    (tmp_path / "mini_model" / "models").mkdir(parents=True)
+    (tmp_path / "mini_model" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "mini_model"
+
+
+def test_weights_in_an_installed_package_are_taken_without_importing_it(package):
+    part, other = make_part(), make_part(1)
+    path = save(package / "models" / "mini-1.pth", other.state_dict())
+    assert load_backbone(part, "package:mini_model", **FACTS).startswith(f"{path}: all 8 tensors")
+    check_same(part, other)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hash_backbone("package:mini_model", field=FACTS["field"]) == digest
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("package:mini_model", "is package:mini_model, in which are 2 .pth files, expected an"),
+        ("package:not_here", "is package:not_here, expected an installed package with one .pth"),
+        ("package:a.b", "is package:a.b, expected an installed package"),
+        ("package:", "is package:, expected an installed package"),
+    ],
+)
+def test_what_is_no_package_with_one_file_is_one_line(package, given, words):
+    for name in ("a", "b"):
+        save(package / f"{name}.pth", {})
+    with pytest.raises(SettingsError) as error:
+        load_backbone(make_part(), given, **FACTS)
+    check_one_line(error, f"teacher.backbone_weights {words}")
 
 
 def test_a_backbone_is_the_part_of_that_name():
