@@ -7,6 +7,7 @@ neither trainaug nor sample ids, and its errors do not name the file.
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ VOC_DIR = Path("VOCdevkit") / "VOC2012"
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 SETTING = "dataset.unlabelled"
+_SAY_COPIES = "dataset.unlabelled: %d of %d images are left out: they are in train, too, as %r"
+log = logging.getLogger("kdcache")
 
 
 def find_samples(config: DatasetConfig, split: str) -> list[Sample]:
@@ -113,7 +116,8 @@ def read_unlabelled(
     """Find, decode and hash every image that `dataset.unlabelled` names.
 
     Args:
-        labelled: "train" and "val": none of their images may be among them, by id or by content.
+        labelled: "train" and "val": none of their images may be among them by id, and none of val
+            by content. A copy of an image of train is left out, and said.
         advance: called with 1 after each checked image.
 
     Raises: DataError for the first bad image, for one that is also in `labelled`, and if there are
@@ -121,6 +125,12 @@ def read_unlabelled(
     """
     samples = find_unlabelled(config, labelled)
     split = check_samples(config, config.unlabelled, samples, advance=advance)
+    known = set(labelled["train"].digests)
+    kept = [one for one, digest in zip(samples, split.digests, strict=True) if digest not in known]
+    if 0 < len(kept) < len(samples):
+        first = next(one.id for one in samples if one not in kept)
+        log.warning(_SAY_COPIES, len(samples) - len(kept), len(samples), first)
+        split = check_samples(config, config.unlabelled, kept, advance=lambda n: None)
     check_apart({**labelled, "unlabelled": split})
     return split
 

@@ -98,11 +98,25 @@ def test_images_of_train_and_val_are_refused_by_id(base, sample_id, role):
     refuse(base, "more", "more.txt", f"sample id is '{sample_id}'", f"no image of {role}")
 
 
-@pytest.mark.parametrize(("sample_id", "role"), [("a", "train"), ("d", "val")])
-def test_images_of_train_and_val_are_refused_by_content(base, folder, sample_id, role):
-    images = base / "JPEGImages"
-    (folder / "copy.jpg").write_bytes((images / f"{sample_id}.jpg").read_bytes())
-    refuse(base, folder, "copy.jpg", "'copy' of unlabelled", f"'{sample_id}' of {role}")
+def test_images_of_val_are_refused_by_content(base, folder):
+    (folder / "copy.jpg").write_bytes((base / "JPEGImages" / "d.jpg").read_bytes())
+    refuse(base, folder, "copy.jpg", "'copy' of unlabelled", "'d' of val")
+
+
+def test_copies_of_train_are_left_out_and_said(base, folder, caplog):
+    before = read(base, folder)
+    (folder / "copy.jpg").write_bytes((base / "JPEGImages" / "a.jpg").read_bytes())
+    assert not caplog.messages
+    assert read(base, folder) == before
+    (line,) = caplog.messages
+    assert "1 of 3 images are left out: they are in train, too, as 'copy'" in line
+
+
+def test_nothing_but_copies_of_train_is_refused(base, folder):
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "copy.jpg").write_bytes((base / "JPEGImages" / "a.jpg").read_bytes())
+    refuse(base, folder, "copy.jpg", "'copy' of unlabelled", "'a' of train")
 
 
 @pytest.mark.parametrize("by", ["id", "content"])
