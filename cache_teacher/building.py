@@ -6,16 +6,24 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kdcache.command import Command, list_commands, read_count, read_number
+from kdcache.command import (
+    Command,
+    add_output,
+    list_commands,
+    read_count,
+    read_number,
+    read_output,
+)
 from kdcache.config import Config, config_to_dict
 from kdcache.config.options import Parser, read_given, read_path
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.process import find_worker
-from kdcache.progress import Console, print_line, print_text
+from kdcache.progress import Console, Progress, join_lines, print_line, print_text
 
 if TYPE_CHECKING:
     from kdcache.precompute.build import BuildSummary
@@ -46,25 +54,29 @@ def build(argv: list[str], commands: Mapping[str, Command]) -> None:
         help="tasks of --engine ray (default: one a GPU, else as many as its CPUs hold at "
         "OMP_NUM_THREADS each)",
     )  # fmt: skip
+    add_output(parser)
     args = parser.parse_args(argv)
-    config = make_config(read_given(args))
-    summary = _choose_engine(args.engine, args.workers)(config, progress=Console())
-    written = (
-        f"{config.cache.path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB "
+    config, output = make_config(read_given(args)), read_output(args)
+    summary = _choose_engine(args.engine, args.workers)(config, progress=output.progress)
+    score, path = summary.score, str(config.cache.path)
+    text = (
+        f"{path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB "
         f"written in {summary.time_s:.1f} s"
     )
-    if summary.score is None:
+    if score is None:
         worker = find_worker()
-        rest = f"by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
-        print_line(f"{written} {rest}")
-        return
-    score = summary.score
-    print_line(
-        f"{written}; teacher's mIoU {score.val_miou:.4f} on val, "
-        f"{score.train_miou:.4f} on training views"
-    )
-    if summary.num_samples or not _is_compared(config):
-        _say_fidelity(config)
+        text += f" by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
+    else:
+        text += (
+            f"; teacher's mIoU {score.val_miou:.4f} on val, "
+            f"{score.train_miou:.4f} on training views"
+        )
+    is_compared = score is None or (not summary.num_samples and _is_compared(config))
+    fidelity = None if is_compared else _measure_fidelity(config, output.progress)
+    if fidelity:
+        text += "\n" + fidelity.pop("line")
+    done = {"path": path, **asdict(summary), "fidelity": fidelity}
+    output.conclude(text, done)
 
 
 def plan(argv: list[str]) -> None:
@@ -180,8 +192,8 @@ def _is_compared(config: Config) -> bool:
     return compared == manifest.complete_views["train"]
 
 
-def _say_fidelity(config: Config) -> None:
-    """Compare a few samples with the teacher at the end of phase one."""
+def _measure_fidelity(config: Config, progress: Progress) -> dict | None:
+    """Compare a few samples with the teacher at the end of phase one; "line" is for people."""
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
     from kdcache.analysis.students import use_built_in
     from kdcache.models.own_code import Trust
@@ -196,14 +208,14 @@ def _say_fidelity(config: Config) -> None:
             here,
             num_samples=FEW_SAMPLES,
             trust=Trust(teacher=config.teacher.arch),  # the teacher of this command line
-            progress=Console(),
+            progress=progress,
         )
     except KdcacheError as error:  # the cache is complete all the same
         log.warning("the cache is complete, but was not compared with the teacher: %s", error)
-        return
-    print_line(format_fidelity_line(result))
+        return None
     for failure in result["failures"]:
         log.warning("%s; `%s fidelity %s` tells more", failure, PROG, config.cache.path)
+    return {**result, "line": join_lines([format_fidelity_line(result)])}
 
 
 def _forecast(config: Config) -> dict:

@@ -29,7 +29,7 @@ from kdcache.errors import (
 )
 from kdcache.machine.signals import end_on_signals, find_signal
 from kdcache.models.own_code import STUDENT, TEACHER, Trust
-from kdcache.progress import print_line
+from kdcache.progress import Output, print_line
 from kdcache.storage import Storage, open_given
 
 Command = Callable[[list[str]], int | None]
@@ -94,6 +94,22 @@ def build_cache_parser(
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     return parser
+
+
+def add_output(parser: Parser) -> None:
+    """Take -q, -v and --json; see `read_output`."""
+    only_one = parser.add_mutually_exclusive_group()
+    for short, name, text in (
+        ("-q", "--quiet", "print only the result"),
+        ("-v", "--verbose", "print more of each epoch, or of each step of the work"),
+    ):
+        only_one.add_argument(short, name, action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
+
+
+def read_output(args: argparse.Namespace) -> Output:
+    """How much this command line asks to be told."""
+    return Output(quiet=args.quiet, verbose=args.verbose, json=args.json)
 
 
 def add_trust(parser: Parser) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from kdcache.errors import hide_passwords
@@ -41,6 +43,32 @@ def print_line(text: object, *, file: TextIO | None = None) -> None:
 def print_text(text: str) -> None:
     """Print text of several lines without control codes; what builds it uses `join_lines`."""
     print(join_lines(text.split("\n")))
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much a command says on stdout; warnings and errors go to stderr in any case.
+
+    quiet: only its result. verbose: more of each epoch. json: only its result, as JSON.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+
+    @property
+    def progress(self) -> Progress:
+        """Bars or lines, or nothing for --quiet and --json."""
+        return Silent() if self.quiet or self.json else Console()
+
+    def say(self, text: str) -> None:
+        """Print what happens on the way."""
+        if not (self.quiet or self.json):
+            print_text(text)
+
+    def conclude(self, text: str, document: Mapping) -> None:
+        """Print the result: `text`, or `document` as JSON."""
+        print_text(json.dumps(document, indent=2) if self.json else text)
 
 
 class Bar(AbstractContextManager, Protocol):
@@ -111,34 +139,55 @@ class _PlainBar(_SilentBar):
     def _show(self) -> None:
         self.shown_s = time.monotonic()
         took_s = max(self.shown_s - self.began_s, 1e-9)
-        rate = self.done / took_s
-        of = f"/{self.total}" if self.total is not None else ""
-        line = f"{self.title}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s"
-        if self.size_bytes:
-            line += f", {self.size_bytes / 1e6 / took_s:.1f} MB/s"
+        line = format_rate(self.done, self.total, self.unit, self.size_bytes, took_s)
         if self.total and 0 < self.done < self.total:
-            line += f", {(self.total - self.done) / rate:.0f} s left"
-        print_line(line, file=self.stream)
+            line += f", {(self.total - self.done) * took_s / self.done:.0f} s left"
+        print_line(f"{self.title}: {line}", file=self.stream)
 
 
 class _TerminalBar(_SilentBar):
-    """tqdm's bar, with MB/s behind it."""
+    """A bar of rich with count, rate and time left, which goes when the job ends."""
 
     def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
-        from tqdm import tqdm  # here: only a terminal needs it
+        from rich.console import Console as Terminal  # here: only a terminal needs it
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True)
-        self.size_bytes, self.began_s = 0, time.monotonic()
+        self.unit, self.done, self.size_bytes = unit, 0, 0
+        self.began_s = time.monotonic()
+        shown = [
+            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[at]")
+        ]
+        self.bar = Progress(
+            shown[0], BarColumn(), shown[1], TimeRemainingColumn(),
+            console=Terminal(file=stream), transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # a file or a pipe stays what it is
+        )  # fmt: skip
+        self.task = self.bar.add_task(escape_line(title), total=total, at="")
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
 
     def __exit__(self, *exc: object) -> None:
-        self.bar.close()
+        self.bar.stop()
 
     def advance(self, count: int, *, size_bytes: int = 0) -> None:
+        self.done += count
         self.size_bytes += size_bytes
-        if self.size_bytes:
-            rate = self.size_bytes / 1e6 / max(time.monotonic() - self.began_s, 1e-9)
-            self.bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
-        self.bar.update(count)
+        took_s = max(time.monotonic() - self.began_s, 1e-9)
+        at = format_rate(self.done, self.bar.tasks[0].total, self.unit, self.size_bytes, took_s)
+        self.bar.update(self.task, advance=count, at=at)
+
+
+def format_rate(done: int, total: float | None, unit: str, size_bytes: int, took_s: float) -> str:
+    """How far a job is, and how fast.
+
+    >>> format_rate(3, 12, "samples", 6_000_000, 2.0)
+    '3/12 samples, 1.5 samples/s, 3.0 MB/s'
+    """
+    of = f"/{total:.0f}" if total is not None else ""
+    moved = f", {size_bytes / 1e6 / took_s:.1f} MB/s" if size_bytes else ""
+    return f"{done}{of} {unit}, {done / took_s:.1f} {unit}/s{moved}"
 
 
 def format_bytes(count: float) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcache.command import Command, list_commands
+from kdcache.command import Command, add_output, list_commands, read_output
 from kdcache.config import CacheConfig
 from kdcache.config.names import FROM_CACHE
 from kdcache.config.options import Parser, find_words, override, read_given
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.process import find_worker
-from kdcache.progress import Console, join_lines, print_line, print_text
+from kdcache.progress import Output, join_lines
 from kdcache.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def build_parser(commands: Mapping[str, Command]) -> Parser:
         "--seeds", nargs="+", metavar="N,...", help="seeds of each combination (0,1,2)"
     )
     parser.add_argument("--dry-run", action="store_true", help="only list the runs of the grid")
+    add_output(parser)
     return parser
 
 
@@ -96,14 +98,15 @@ def _train_one(args: argparse.Namespace, processes: Alone) -> None:
     from kdcache.report.training import PrintedRun, report_result
     from kdcache.training.distill import distill
 
+    output = read_output(args)
     outcome = distill(
         given,
         root=_find_cache(given),
         processes=processes,
-        progress=Console(),
-        events=PrintedRun(print_text),
+        progress=output.progress,
+        events=PrintedRun(output.say, verbose=output.verbose),
     )
-    report_result(outcome, processes, say=print_text)
+    report_result(outcome, processes, output=output)
 
 
 def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
@@ -126,17 +129,22 @@ def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
     manifest = read_manifest(root)
     plans = plan_grid(grid, lambda point: override(given, point), root=root, manifest=manifest)
     baselines = sum(not plan.config.loss.uses_teacher for plan in plans)
-    folder = plans[0].config.run.dir
-    print_line(f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}")
+    folder, output = plans[0].config.run.dir, read_output(args)
+    runs = f"{folder}: {len(plans)} runs, {baselines} of them with labels only, from {root}"
+    output.say(join_lines([runs]))
     if args.dry_run:
-        print_text(join_lines(f"  {plan.folder.name}" for plan in plans))
+        names = [plan.folder.name for plan in plans]
+        output.conclude(join_lines(f"  {name}" for name in names), {"runs": names})
         return 0
     failures = train_grid(
-        plans, root=root, manifest=manifest, progress=Console(), events=PrintedGrid(print_text)
+        plans,
+        root=root,
+        manifest=manifest,
+        progress=output.progress,
+        events=PrintedGrid(output.say),
     )
-    unfinished = {failure.folder for failure in failures}
-    _compare([plan.folder for plan in plans if plan.folder not in unfinished])
-    return _conclude(failures, len(plans))
+    _conclude_grid([plan.folder for plan in plans], failures, output)
+    return _count_failures(failures, len(plans), output)
 
 
 def _read(args: argparse.Namespace) -> dict:
@@ -150,20 +158,29 @@ def _find_cache(given: Mapping) -> Storage:
     return open_storage(given.get("cache", {}).get("path", CacheConfig().path))
 
 
-def _compare(finished: list) -> None:
+def _conclude_grid(folders: list[Path], failures: list[UnfinishedRun], output: Output) -> None:
     """Print the finished runs side by side, if there are any."""
-    if finished:
+    unfinished = {failure.folder for failure in failures}
+    finished = [folder for folder in folders if folder not in unfinished]
+    text = ""
+    if finished and not output.json:
         from kdcache.analysis.comparison import compare_runs
         from kdcache.report.comparison_text import format_comparison
 
-        print_text(format_comparison(compare_runs(finished)))
+        text = format_comparison(compare_runs(finished))
+    from kdcache.training.run_folder import read_result
+
+    runs = {folder.name: read_result(folder) for folder in finished}
+    document = {"runs": runs, "unfinished": [folder.name for folder in unfinished]}
+    if text or output.json:
+        output.conclude(text, document)
 
 
-def _conclude(failures: list[UnfinishedRun], total: int) -> int:
+def _count_failures(failures: list[UnfinishedRun], total: int, output: Output) -> int:
     """Say how many runs are finished. Raises KdcacheError if some have failed."""
     failed = [failure for failure in failures if not failure.elsewhere]
     elsewhere, finished = len(failures) - len(failed), total - len(failures)
-    print_line(
+    output.say(
         f"{finished} of {total} runs are finished; {elsewhere} are left to other processes, "
         f"{len(failed)} failed"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcache.config import Config
 from kdcache.models.own_code import Trust
-from kdcache.progress import Say, join_lines
+from kdcache.progress import Output, Say, join_lines
 from kdcache.report.run_page import REPORT, write_report
 from kdcache.report.template import format_share
 from kdcache.training.distill import DistillationResult
@@ -23,14 +23,15 @@ TRAINED_HERE = Trust(any_code=True)  # settings of this command line, whose code
 
 
 class PrintedRun(TrainingEvents):
-    """Says what happens during one run: each epoch is a block of four lines."""
+    """Says what happens during one run: each epoch is a line, or a block of four if verbose."""
 
-    def __init__(self, say: Say) -> None:
-        self.said = say
+    def __init__(self, say: Say, *, verbose: bool = False) -> None:
+        self.said, self.verbose = say, verbose
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
-        """Print the block of the last epoch."""
-        self.said(format_epoch(history[-1], config, best_miou=_find_best(history)))
+        """Print the last epoch."""
+        form = format_epoch if self.verbose else format_epoch_line
+        self.said(form(history[-1], config, best_miou=_find_best(history)))
 
 
 class PrintedGrid(TrainingEvents):
@@ -41,8 +42,8 @@ class PrintedGrid(TrainingEvents):
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
         """Print the line of the last epoch, with the name of its run."""
-        best_miou = _find_best(history)
-        self.said(format_epoch_line(history[-1], config, name=folder.name, best_miou=best_miou))
+        line = format_epoch_line(history[-1], config, best_miou=_find_best(history))
+        self.said(f"{folder.name}  {line}")
 
     def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
         """Write the report if the run is new or changed, or has none."""
@@ -50,17 +51,20 @@ class PrintedGrid(TrainingEvents):
             _report_run(run, data)
 
 
-def report_result(result: DistillationResult, processes: Alone, *, say: Say) -> None:
+def report_result(result: DistillationResult, processes: Alone, *, output: Output) -> None:
     """Write the report of a finished run and say what student, baseline and teacher reach.
 
     Args:
         processes: that trained it; each calls this function, the first writes and speaks.
+        output: what is said: a table, or the same as JSON.
     """
     folders = {"folder": result.folder, "baseline_folder": result.baseline_folder}
     report = processes.lead(write_report, result.config, result.data, **folders, trust=TRAINED_HERE)
     if processes.leads:
         teacher = result.data.manifest.information.get("teacher_per_class_iou")
-        say(format_result(result.student, result.baseline, teacher, report=report))
+        text = format_result(result.student, result.baseline, teacher, report=report)
+        facts = {"folder": str(result.folder), "report": str(report), "student": result.student}
+        output.conclude(text, {**facts, "baseline": result.baseline})
 
 
 def _report_run(run: PlannedRun, data: Data) -> None:
@@ -107,10 +111,10 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
     )
 
 
-def format_epoch_line(entry: dict, config: Config, *, name: str, best_miou: float) -> str:
-    """One epoch of one of several runs in one line."""
+def format_epoch_line(entry: dict, config: Config, *, best_miou: float) -> str:
+    """One epoch in one line."""
     return (
-        f"epoch {entry['epoch']}/{config.train.epochs}  {name}  {entry['time_s']:.1f} s  "
+        f"epoch {entry['epoch']}/{config.train.epochs}  {entry['time_s']:.1f} s  "
         f"loss {entry['total']:.4f}  "
         f"val mIoU {entry['miou']:.4f} (best {best_miou:.4f})"
     )

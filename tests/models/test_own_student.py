@@ -16,6 +16,7 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import SettingsError, TrainingError
 from kdcache.models.own_code import find_function, hash_source
 from kdcache.models.student import build_student, find_channels, recall_student
+from kdcache.progress import Output
 from kdcache.report.training import report_result
 from kdcache.training.checkpoint import BEST, LAST
 from kdcache.training.distill import distill
@@ -38,7 +39,7 @@ def own(given: dict, **student: object) -> dict:
 
 def test_it_is_trained_evaluated_and_its_weights_load_into_the_plain_module(built_root, given):
     outcome = distill(own(given), root=built_root)
-    report_result(outcome, Alone(), say=lambda text: None)
+    report_result(outcome, Alone(), output=Output())
     result = outcome.student
     folder = make_config(given).run.dir
     module = own_student.plain(8, width=4)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from kdcache.config.parser import merge
+from kdcache.progress import Output
 from kdcache.report.run_page import find_baseline_folder, rewrite_report
 from kdcache.report.training import report_result
 from kdcache.training.checkpoint import BEST
@@ -52,7 +53,7 @@ def trained(quick_data, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
         quick.build_quick(quick_data, root / "cache")
-    report_result(distill(given, root=root / "cache"), Alone(), say=lambda text: None)
+    report_result(distill(given, root=root / "cache"), Alone(), output=Output())
     return root
 
 

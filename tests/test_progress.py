@@ -1,0 +1,116 @@
+"""Bars on a terminal, lines elsewhere; quiet, verbose and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+import yaml
+
+import train_student.cli
+from cache_teacher import cli
+from kdcache.progress import Console, Output, Silent
+from tests.support import quick
+
+
+class Terminal(io.StringIO):
+    """A stream that says that a person sits before it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_shows_title_count_rate_and_time_left_and_goes():
+    stream, before = Terminal(), sys.stdout
+    with Console(stream).start("asking [bold]\x1b[2J", total=4, unit="samples") as bar:
+        bar.advance(3, size_bytes=6_000_000)
+        bar.bar.refresh()
+        assert sys.stdout is before  # it is no terminal: its lines stay its own
+    shown = stream.getvalue()
+    assert "asking [bold]\\x1b[2J" in shown and "3/4 samples, " in shown and " MB/s" in shown
+    assert "0:00:0" in shown or "-:--:--" in shown
+
+
+def test_elsewhere_a_job_is_a_line():
+    stream = io.StringIO()
+    with Console(stream).start("asking", total=4, unit="samples") as bar:
+        bar.advance(4)
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("asking: 4/4 samples, ") and line.endswith(" samples/s")
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (Output(), "on the way\nresult\n"),
+        (Output(verbose=True), "on the way\nresult\n"),
+        (Output(quiet=True), "result\n"),
+        (Output(json=True), '{\n  "a": 1\n}\n'),
+    ],
+)
+def test_how_much_is_said(capsys, output, shown):
+    output.say("on the way")
+    output.conclude("result", {"a": 1})
+    assert capsys.readouterr().out == shown
+    assert isinstance(output.progress, Silent) == (output.quiet or output.json)
+
+
+@pytest.fixture
+def config_file(quick_data, tmp_path, quick_teacher) -> str:
+    given = quick.quick_given(quick_data, tmp_path / "cache")
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump({**given, "run": {"dir": str(tmp_path / "runs")}}))
+    return str(path)
+
+
+def test_both_phases_give_json_and_nothing_else(capsys, config_file, tmp_path):
+    assert cli.main(["--config", config_file, "--json"]) == 0
+    said = capsys.readouterr()
+    built = json.loads(said.out)
+    assert built["path"] == str(tmp_path / "cache") and built["num_samples"] == 8
+    assert set(built["score"]) == {"val_miou", "train_miou", "val_per_class"}
+    assert all(line.startswith("warning: ") for line in said.err.splitlines())
+
+    assert train_student.cli.main(["--config", config_file, "--json"]) == 0
+    said = capsys.readouterr()
+    trained = json.loads(said.out)
+    assert trained["student"]["epochs"] == 2 and trained["baseline"]["miou"] >= 0
+    assert trained["report"].startswith(trained["folder"])
+    assert all(line.startswith("warning: ") for line in said.err.splitlines())
+
+
+def test_an_epoch_is_a_line_a_block_or_nothing(capsys, config_file, tmp_path):
+    assert cli.main(["--config", config_file, "-q"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[:1]
+    assert line.startswith(f"{tmp_path / 'cache'}: 8 samples, ")
+    texts = {}
+    for words in ("", "-v", "-q"):
+        folder = str(tmp_path / f"run{words}")
+        argv = ["--config", config_file, "--run.dir", folder, "--run.baseline", "false"]
+        assert train_student.cli.main([*argv, *words.split()]) == 0
+        texts[words] = capsys.readouterr().out.splitlines()
+    assert sum("epoch " in line for line in texts[""]) == 2 and "  loss  " not in texts[""]
+    assert sum(line.startswith("  step  ") for line in texts["-v"]) == 2
+    assert texts["-q"][0].startswith("IoU ")
+
+
+def test_a_grid_gives_json(capsys, config_file):
+    assert cli.main(["--config", config_file, "-q"]) == 0
+    argv = ["--config", config_file, "--grid", "loss.beta=0,0.5", "--seeds", "0", "--json"]
+    capsys.readouterr()
+    assert train_student.cli.main([*argv, "--dry-run"]) == 0
+    names = json.loads(capsys.readouterr().out)["runs"]
+    assert len(names) == 3  # the baseline, too
+    assert train_student.cli.main(argv) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert sorted(done["runs"]) == sorted(names) and done["unfinished"] == []
+    assert all(0 <= result["miou"] <= 1 for result in done["runs"].values())
+
+
+@pytest.mark.parametrize("main", [cli.main, train_student.cli.main])
+def test_quiet_and_verbose_together_are_refused(capsys, main):
+    assert main(["-q", "-v"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--verbose" in line and "--quiet" in line
