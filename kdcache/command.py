@@ -258,6 +258,8 @@ def _explain(error: Exception) -> str:
             f"the GPU or its driver has failed ({one_line(error)}); what is finished is kept: look "
             "at nvidia-smi and run it again, or take the CPU (train.device or teacher.device cpu)"
         )
+    if isinstance(error, UnicodeEncodeError):  # of the name of a file, where all is ASCII
+        return f"{error.object!r}: letters that this locale cannot write; set PYTHONUTF8=1"
     if isinstance(error, OSError):  # disk full, permissions: what no check at the edge can foresee
         where, why = error.filename or "a file", error.strerror or error
         cure = "make room and run it again" if error.errno in FULL else "mend that and start again"

@@ -5,18 +5,34 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 
 import yaml
 
 from kdcache.config import Config
 from kdcache.disk import MOST_TEXT_BYTES, UnfitFileError, read_text
-from kdcache.errors import Phrase, SettingsError, describe, one_line
+from kdcache.errors import Phrase, SettingsError, describe, one_line, show_value
 
 SECTIONS = {
     part.name: fields(part.default_factory)[0].name for part in fields(Config)
 }  # and the first name in each
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # words, but where none can stand
+_NAMED = {NoneType: "empty", list: "a list", str: "text", bool: "true or false"}
 _CURE = "mend it; configs/voc2012_seed.yaml shows every setting"
+
+
+_MISTAKES = {
+    r"character '\\t'": ("indented by a tab, not by spaces", False),
+    r"expected ',' or '[]}]'": ("a bracket that is not closed", True),
+    r"end of stream": ("a quote that is not closed", True),
+    r"mapping values are not allowed": ("a value with a colon in it; put quotes around it", False),
+    r"constructor for the tag": ("a tag that is not known here", False),
+    r"another document": ("a second document", False),
+    r"unhashable key": ("a list or section in place of a name", False),
+    r"expected <block end>": ("indented otherwise than the lines above", False),
+    r"expected ':'": ("a name without a colon", False),
+}
+"""What PyYAML says -> what was written, and whether the line is the one where it begins."""
 
 
 class OnceLoader(yaml.SafeLoader):
@@ -77,13 +93,17 @@ def read_settings_file(path: Path) -> dict:
     """
     document = _parse(path, _read_text(path))
     if not isinstance(document, dict):
-        found = "empty" if document is None else f"a {type(document).__name__}"
         raise _refuse(
-            path, "content", found, "sections of names, as in `train:` and below it `epochs: 3`"
+            path,
+            "content",
+            _NAMED.get(type(document), "a number"),
+            "sections of names, as in `train:` and below it `epochs: 3`",
         )
     for name in (name for name in SECTIONS if not isinstance(document.get(name, {}), dict)):
         example = f"`{name}:` and below it `{SECTIONS[name]}: ...`"
-        raise _refuse(path, name, repr(document[name])[:60], f"a section of names, as in {example}")
+        raise _refuse(
+            path, name, show_value(document[name], most=58), f"a section of names, as in {example}"
+        )
     return document
 
 
@@ -111,8 +131,12 @@ def _parse(path: Path, text: str) -> object:
         return load_yaml(text)
     except yaml.MarkedYAMLError as error:
         raise _refuse(path, *find_mistake(error), "plain YAML") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise _refuse(path, "content", one_line(error), "plain YAML") from None
+    except RecursionError:
+        raise _refuse(path, "content", "nested too deeply", "plain YAML") from None
+    except (yaml.YAMLError, ValueError) as error:
+        control = isinstance(error, yaml.reader.ReaderError)
+        found = "a text with control characters" if control else one_line(error)
+        raise _refuse(path, "content", found, "plain YAML") from None
 
 
 def load_yaml(text: str, loader: type[OnceLoader] = PlainLoader) -> object:
@@ -141,8 +165,13 @@ def dump_yaml(values: dict) -> str:
 
 def find_mistake(error: yaml.MarkedYAMLError) -> tuple[str, str]:
     """The line of a mistake in YAML, e.g. "line 2", and what is wrong there."""
-    line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "content"
-    return line, one_line(error.problem)
+    words = f"{error.problem} {error.context}"
+    kind, begun = next(
+        (said for form, said in _MISTAKES.items() if re.search(form, words)), ("", 0)
+    )
+    mark = error.context_mark if begun and error.context_mark else error.problem_mark
+    line = f"line {mark.line + 1}" if mark else "content"
+    return line, kind or one_line(error.problem)
 
 
 def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdcache.data.pictures import ENDINGS, Sample
 from kdcache.disk import MOST_LIST_BYTES, read_plain
-from kdcache.errors import DataError, Phrase, describe
+from kdcache.errors import DataError, Phrase, describe, one_line
 
 # no separators and no leading dot: an id can never leave its folder
 SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
@@ -39,13 +41,19 @@ def read_list(path: Path, *, base: Path, labels: str, least: int = 2) -> list[Sa
         if len(words) == 2 and all("/" in word for word in words):
             samples.append(_pair(path, base, *words))
             continue
+        if len(words) == 2 and words[1] in ("1", "0", "-1"):
+            expected = Phrase("an id alone, as in train.txt")
+            cure = "take a list of all images, not one that says which show a class"
+            facts = {"field": "line", "found": " ".join(words), "expected": expected}
+            raise DataError(describe(path, **facts, cure=cure))
         for word in words:
-            id = _strip_ending(path, word, base / "JPEGImages")
+            id = _strip_ending(path, unicodedata.normalize("NFC", word), base / "JPEGImages")
             image, label = base / "JPEGImages" / f"{id}.jpg", base / labels / f"{id}.png"
-            samples.append(Sample(id, image, label))
-    different = len({sample.id for sample in samples})
-    if len(samples) < least or different < len(samples):
-        found = Phrase(f"{len(samples)} ids, {different} different")
+            samples.append(Sample(id, _find_form(image), _find_form(label)))
+    counts = Counter(sample.id for sample in samples)
+    if len(samples) < least or len(counts) < len(samples):
+        twice = [id for id, count in counts.most_common(1) if count > 1]
+        found = Phrase(f"{len(samples)} ids" + "".join(f", {id!r} twice" for id in twice))
         expected = Phrase(f"{'two' if least == 2 else 'one'} or more, all different")
         facts = {"field": "list", "found": found, "expected": expected}
         raise DataError(describe(path, **facts, cure="mend it"))
@@ -65,12 +73,20 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
         data = read_plain(path, most_bytes=MOST_LIST_BYTES)
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: split list is unreadable ({error}); write an id a line, UTF-8"
-        ) from None
+    except UnicodeDecodeError:
+        facts = {"field": "split list", "found": Phrase("no text"), "expected": Phrase("UTF-8")}
+        raise DataError(describe(path, **facts, cure="write an id a line")) from None
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        raise DataError(f"{path}: split list is unreadable ({reason}); mend that") from None
     lines = (_COMMENT.sub("", line).split() for line in text.splitlines())
     return (words for words in lines if words)
+
+
+def _find_form(path: Path) -> Path:
+    """The file of that name, in which an accent may be a letter of its own, as a Mac writes it."""
+    apart = path.with_name(unicodedata.normalize("NFD", path.name))
+    return apart if not path.name.isascii() and not path.exists() and apart.exists() else path
 
 
 def _strip_ending(path: Path, word: str, images: Path) -> str:

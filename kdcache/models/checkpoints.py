@@ -7,9 +7,13 @@ AveragedModel, Lightning) put a prefix before every name. Code in a file is neve
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import pathlib
+import pickle
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -27,6 +31,9 @@ COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 PLAIN = (argparse.Namespace, pathlib.PosixPath)  # `args` of training scripts; they run nothing
 MOST_WRAPPED = 3
 log = logging.getLogger("kdcache")
+
+
+_BEGINS = {b"version https://git-lfs": "it is a pointer of Git LFS", b"<": "it is a page of HTML"}
 
 
 class WeightsAbsentError(TeacherError):
@@ -178,7 +185,8 @@ def _check_state(path: Path, stored: object, *, field: str) -> dict[str, Tensor]
     try:
         TENSORS(stored if isinstance(stored, dict) and stored else None)
     except FieldError as error:
-        found = Phrase(f"a {type(stored).__name__} ({error})")
+        kind = f"a {type(stored).__name__}"
+        found = Phrase(f"{kind} ({error})" if isinstance(stored, dict) and stored else kind)
         expected = Phrase("a state dict of tensors")
         raise TeacherError(
             describe(path, field=field, found=found, expected=expected, cure="re-save it")
@@ -190,10 +198,9 @@ def _load(path: Path, *, field: str) -> object:
     if not path.is_file():
         names = " or to a torchvision weights name" if field == "teacher.weights" else ""
         cure = f"set {field} to a checkpoint{names}; `make demo` needs no network"
+        found = Phrase("a folder" if path.is_dir() else "missing")
         raise WeightsAbsentError(
-            describe(
-                path, field=field, found=Phrase("missing"), expected=Phrase("a file"), cure=cure
-            )
+            describe(path, field=field, found=found, expected=Phrase("a file"), cure=cure)
         )
     if path.suffix == ".safetensors":
         parse = _import_safetensors(path, field)
@@ -204,7 +211,7 @@ def _load(path: Path, *, field: str) -> object:
         stored, is_sealed = load_tensors(path, allow=PLAIN)
     # damaged bytes end in a dozen kinds: struct.error, IndexError, AssertionError, ...
     except Exception as error:
-        reason = one_line(error)
+        reason = _find_reason(path, error)
         sealed = isinstance(error, seals.SealError)
         again = "restore it from a copy, or fit it again" if sealed else "fetch it again"
         cure = find_cure(error, again if sealed else f"write it with torch.save or {again}")
@@ -214,6 +221,23 @@ def _load(path: Path, *, field: str) -> object:
     if not is_sealed and isinstance(stored, dict) and {"fit", "class_names"} <= stored.keys():
         seals.tell_unsealed(path)  # a teacher of our `fit`; those of others have no seals
     return stored
+
+
+def _find_reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words of who fetched or wrote it, where they can be found."""
+    if isinstance(error, seals.SealError):
+        return one_line(error)
+    with suppress(OSError), open_stream(path) as file:
+        head = file.read(64).strip()
+        known = (said for begin, said in _BEGINS.items() if head.startswith(begin))
+        if not head or (said := next(known, None)):
+            return said if head else "the file is empty"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"it holds {named[1]}, which is code, and code is not run"
+    if isinstance(error, pickle.UnpicklingError) or getattr(error, "errno", 0) == errno.EINVAL:
+        return "it is damaged, cut off, or not of torch.save"
+    return one_line(error)
 
 
 def _import_safetensors(path: Path, field: str) -> object:

@@ -216,7 +216,8 @@ def match_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, s
 def _refuse_tensor(where: str, name: str, found: dict, expected: dict) -> TeacherError:
     """The error for weights of another model, by its kind, else by a tensor's name."""
     kinds = [describe_state(names) for names in (found, expected)]
-    field, shown, wanted = f"tensor {name}", found.get(name), expected.get(name)
+    none = Phrase("missing")
+    field, shown, wanted = f"tensor {name}", found.get(name, none), expected.get(name, none)
     if kinds[0] and kinds[0] != kinds[1]:
         field, shown = "teacher", Phrase(kinds[0])
         wanted = Phrase(kinds[1] or "the model of teacher.arch")

@@ -77,12 +77,12 @@ def test_pair_that_could_leave_the_data_set_is_refused(tmp_path: Path, bad: str)
     ("data", "parts"),
     [
         (b"a/x.jpg b/y.png\n", ["label is 'y.png'", "that of x.jpg"]),
-        (b"x.jpg\nx.png\n", ["2 ids, 1 different"]),
+        (b"x.jpg\nx.png\n", ["2 ids, 'x' twice"]),
         (b"/JPEGImages/x.jpg\n", ["sample id is '/JPEGImages/x.jpg'"]),
         (b"a/x.jpg b/x.png c/x.png\n", ["sample id is 'a/x.jpg'"]),
         (b"a#b\nc\n", ["sample id is 'a#b'"]),
         (b"# a\n# b\n", ["list is 0 ids"]),
-        (b"\xff\xfea\0b", ["unreadable", "UTF-8"]),
+        (b"\xff\xfea\0b", ["no text", "UTF-8"]),
         ("a\nb\n".encode("utf-16-le"), ["sample id is"]),
     ],
 )

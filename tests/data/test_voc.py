@@ -239,7 +239,7 @@ def test_list_of_one_is_refused(root: Path):
 
 def test_duplicate_ids_are_refused(root: Path):
     write_list(root / VOC_DIR, "train", [*IDS, IDS[0]])
-    check_refused(root, "train.txt: list is 4 ids, 3 different", "all different")
+    check_refused(root, "train.txt: list is 4 ids, '2007_000027' twice", "all different")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_id_that_could_leave_its_folder_is_refused(root: Path, bad: str):
 
 def test_list_that_is_not_utf8_is_refused(root: Path):
     list_file(root).write_bytes(b"2007_000027\n\xff\xfe\xe9\n")
-    check_refused(root, "train.txt: split list is unreadable", "UTF-8")
+    check_refused(root, "train.txt: split list is no text, expected UTF-8", "UTF-8")
 
 
 def test_missing_image_is_named(root: Path):

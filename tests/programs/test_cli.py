@@ -5,7 +5,9 @@ starting Python anew.
 import ast
 import json
 import logging
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,6 +246,25 @@ def test_a_slip_of_ours_is_one_line_that_says_how_to_see_where(capsys, monkeypat
     assert run_command("train_student", slip) == 1
     *trace, last = capsys.readouterr().err.splitlines()
     assert last == line and any("in slip" in line for line in trace)
+
+
+def test_a_name_that_the_locale_cannot_write_is_one_line(capsys):
+    """Python takes UTF-8 where LC_ALL is C, unless it is kept from that."""
+    assert run_command("a program", lambda: "d\u00e4t\u00e4".encode("ascii")) == 1
+    line = "a program: 'd\u00e4t\u00e4': letters that this locale cannot write; set PYTHONUTF8=1\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("more", [{}, {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+def test_all_letters_are_read_and_shown_in_a_locale_without_them(built_root, tmp_path, more):
+    (tmp_path / "k\u00e4se").symlink_to(built_root)
+    command = [sys.executable, "-m", "cache_teacher", "info", "k\u00e4se"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, check=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONPATH": str(Path(__file__).parents[2])} | more,
+    )  # fmt: skip
+    shown = "k\\udcc3\\udca4se" if more else "k\u00e4se"
+    assert done.stdout.decode().startswith(shown) and not done.stderr
 
 
 CODES = "\x1b[2J\x07\r\n\x9b31m\u202e\u2028end"
