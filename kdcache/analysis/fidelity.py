@@ -17,6 +17,7 @@ from kdcache.analysis.students import (
     make_students,
     open_with_teacher,
 )
+from kdcache.cache.facts import list_devices
 from kdcache.cache.lifecycle import add_information
 from kdcache.cache.manifest import read_manifest
 from kdcache.errors import CacheError, TeacherError, one_line
@@ -145,12 +146,15 @@ def _ask_again(
 def _judge(opened: CacheWithTeacher, answers: dict, students: dict) -> dict:
     """Measurements, limits, and the measurements beyond them, as JSON values."""
     teacher, device = opened.config.teacher, opened.teacher.device
-    exact = teacher.precision == "float32" and device.type == "cpu"
+    wrote = list_devices(opened.manifest.information)
+    on_cpus = device.type == "cpu" and set(wrote) <= {"cpu"}  # who wrote counts as who compares
+    exact = teacher.precision == "float32" and on_cpus
     kinds = {name: encoding.kind for name, encoding in opened.reader.encodings.items()}
     limits, least = find_limits(kinds, exact=exact), find_least_cosines(kinds, exact=exact)
     return {
         "date": date.today().isoformat(),
         "device": str(device),
+        **({} if set(wrote) <= {"cpu"} else {"written_on": wrote}),
         "precision": teacher.precision,
         "views": opened.reader.num_views,
         "planned_views": opened.manifest.layouts["train"].num_views,
@@ -176,7 +180,7 @@ def find_limits(kinds: dict[str, str], *, exact: bool) -> dict[str, Limit]:
 
     Args:
         kinds: logits and levels -> kind of encoding. exact: whether the teacher gives the same
-            answer again (float32 on a CPU).
+            answer again (float32 on a CPU, where a CPU wrote, too).
     """
     levels = [kind for name, kind in kinds.items() if name != "logits"]
     limits = {}

@@ -63,6 +63,7 @@ INFORMATION: Kind = fields(
     {"settings": SETTINGS},
     {
         **MACHINE,
+        "devices": list_of(text()),
         "teacher_miou": maybe(SHARE),
         "teacher_train_miou": maybe(SHARE),
         "teacher_per_class_iou": maybe(list_of(maybe(SHARE), most=254)),
@@ -76,6 +77,25 @@ IDENTITY: Kind = fields(
         "dataset": all_of(SECTION, fields({"num_classes": whole(2, 254)})),
     }
 )
+
+
+def list_devices(information: Mapping) -> list[str]:
+    """Names of the devices that have written groups of a cache, "cpu" or that of a GPU, as its
+    information says; none if an older kdcache wrote it.
+    """
+    last = [information["device"]] if "device" in information else []
+    return information.get("devices", last)
+
+
+def join_devices(information: Mapping, machine: Mapping) -> dict:
+    """The field `devices` of a cache that another machine goes on with, empty as long as its one
+    device says all: so a cache that CPUs wrote stays what it was, to the last byte.
+
+    Args:
+        information: so far. machine: as `describe_machine`, or nothing if it will write nothing.
+    """
+    names = {*list_devices(information), *list_devices(machine)}
+    return {"devices": sorted(names)} if len(names) > 1 else {}
 
 
 def build_identity(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache.basis import read_bases, write_bases
-from kdcache.cache.facts import check_identity
+from kdcache.cache.facts import check_identity, join_devices
 from kdcache.cache.layout import (
     COMMITS,
     MANIFEST,
@@ -245,6 +245,7 @@ def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
 def _merge_information(existing: Manifest, wanted: Manifest) -> dict:
     """Both; `dataset.unlabelled` stays if that split is not asked for: repair needs it."""
     information = {**existing.information, **wanted.information}
+    information |= join_devices(existing.information, wanted.information)
     if UNLABELLED in existing.layouts and UNLABELLED not in wanted.layouts:
         settings, old = information["settings"], existing.information["settings"]["dataset"]
         dataset = {**settings["dataset"], "unlabelled": old.get("unlabelled")}
@@ -284,7 +285,10 @@ def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
 def _find_ready(storage: Storage, manifest: Manifest) -> Manifest | None:
     """The existing manifest if nothing has to be written, else None."""
     there = _find_kept(storage, manifest)
-    if there is None or _merge(storage, there, manifest).layouts != there.layouts:
+    merged = None if there is None else _merge(storage, there, manifest)
+    if merged is None or merged.layouts != there.layouts:
+        return None
+    if merged.information.get("devices") != there.information.get("devices"):
         return None
     try:
         for document in list_metadata(there):

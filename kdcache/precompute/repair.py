@@ -7,9 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.basis import basis_key
-from kdcache.cache.facts import find_differences
+from kdcache.cache.facts import find_differences, join_devices
 from kdcache.cache.layout import Group
-from kdcache.cache.lifecycle import check_same_identity, complete_views, rewrite_metadata
+from kdcache.cache.lifecycle import (
+    add_information,
+    check_same_identity,
+    complete_views,
+    rewrite_metadata,
+)
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record
 from kdcache.cache.settings import check_teacher_code, stored_config
@@ -17,6 +22,7 @@ from kdcache.cache.verify import Findings, check_group, verify_cache
 from kdcache.cache.writer import check_targets, retract_group, write_group
 from kdcache.config import Config
 from kdcache.errors import CacheCorruptError, CacheError, Phrase, SettingsError, describe
+from kdcache.machine.process import describe_machine
 from kdcache.models.own_code import Trust
 from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
@@ -69,6 +75,9 @@ def repair_cache(
     job = _prepare_repair(root, manifest, config, progress) if needs_teacher else None
     rewrite_metadata(root, job.bases if job else {})
     if job:
+        devices = join_devices(manifest.information, describe_machine(job.teacher.device))
+        if groups and devices:
+            add_information(root, devices)
         _recompute(job, groups, progress)
         complete_views(root)
     return Repair(findings, groups, documents)

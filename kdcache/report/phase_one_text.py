@@ -180,7 +180,8 @@ def format_fidelity(result: dict, root: object) -> str:
         result: as `measure_fidelity` gives it. root: the cache.
     """
     views = f"{result['samples']} samples of {result['views']} views"
-    asked = f"{views} (seed {result['seed']}, {result['device']})"
+    written = f", written on {' and '.join(result['written_on'])}" if "written_on" in result else ""
+    asked = f"{views} (seed {result['seed']}, {result['device']}{written})"
     lines = [f"{root}: cached against live answers of {asked}"]
     if result["views"] < result["planned_views"]:
         there = f"{result['views']} of {result['planned_views']} views"

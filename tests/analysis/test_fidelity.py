@@ -28,6 +28,7 @@ from kdcache.config.parser import make_config, merge
 from kdcache.errors import CacheError, CacheMismatchError, TeacherError
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.build import build_cache
+from kdcache.report.phase_one_text import format_fidelity
 from kdcache.training.distill import distill
 from tests.support.helpers import check_one_line
 from tests.support.tiny_teacher import build_tiny_fcn
@@ -123,6 +124,27 @@ def test_an_answer_that_is_lost_is_said_whatever_the_gradients_of_all_levels_say
 
 
 # --- caches
+
+
+@pytest.mark.parametrize("written", [{"device": "Some GPU"}, {"devices": ["Some GPU", "cpu"]}])
+def test_a_cache_that_a_gpu_wrote_is_judged_as_one_of_a_gpu(cache, student_given, written):
+    """Its float32 is not that of the CPU that compares, to the last bits."""
+    manifest = read_manifest(cache.cache.path)
+    information = {**manifest.information, **written}
+    write_manifest(cache.cache.path, replace(manifest, information=information))
+    result = measure_fidelity(cache.cache.path, student_given, num_samples=2)
+    assert result["limits"]["kd"] == vars(fidelity.EXACT_NOT_FLOAT32)
+    assert set(result["least_cosines"].values()) == {fidelity.NOT_FLOAT32_COSINE}
+    names = " and ".join(written.get("devices", ["Some GPU"]))
+    assert f"(seed 0, cpu, written on {names})" in format_fidelity(result, "cache")
+
+
+def test_a_cache_of_which_nobody_says_what_wrote_it_is_judged_as_one_of_a_cpu(cache, student_given):
+    manifest = read_manifest(cache.cache.path)
+    information = {k: v for k, v in manifest.information.items() if k != "device"}
+    write_manifest(cache.cache.path, replace(manifest, information=information))
+    result = measure_fidelity(cache.cache.path, student_given, num_samples=2)
+    assert result["limits"]["kd"] == vars(fidelity.EXACT) and "written_on" not in result
 
 
 def test_an_exact_cache_is_faithful_and_says_so(cache, student_given):

@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 import cache_teacher.cli
+from kdcache.cache import settings
 from kdcache.cache.leftovers import collect_leftovers
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheMismatchError, DataError, SettingsError
+from kdcache.machine import process
+from kdcache.precompute import repair
 from kdcache.precompute.repair import repair_cache
 from tests.faults.committed import committed_files
 from tests.faults.damages import FAULTS
@@ -152,6 +156,36 @@ def test_repair_also_writes_what_phase_one_had_not(quick_data, whole, tmp_path):
     (root / "commits/train-v0001-g00001.json").unlink()
     assert not collect_leftovers(root)  # its record is lost, its shards are no garbage
     check_repairs_exactly(root, whole, {"train-v0001-g00001"})
+
+
+def test_the_manifest_names_every_device_that_wrote_once_there_are_two(
+    quick_data, root, tmp_path, monkeypatch
+):
+    """Never in a cache that CPUs alone have written: not one of its bytes moves."""
+    machine = process.describe_machine
+    gpu = lambda *args, **more: {**machine(*args, **more), "device": "Some GPU"}  # noqa: E731
+
+    def read_devices(place):
+        return [read_manifest(place).information.get(name) for name in ("device", "devices")]
+
+    grown = tmp_path / "grown"
+    for _ in range(2):
+        quick.build_quick(quick_data, grown, views=1)
+    assert read_devices(grown) == read_devices(root) == ["cpu", None]
+    monkeypatch.setattr(settings, "describe_machine", gpu)
+    quick.build_quick(quick_data, grown, views=1)  # which writes nothing
+    assert read_devices(grown) == ["cpu", None]
+    quick.build_quick(quick_data, grown, views=2)
+    assert read_devices(grown) == ["Some GPU", ["Some GPU", "cpu"]]
+    monkeypatch.setattr(settings, "describe_machine", machine)
+    quick.build_quick(quick_data, grown, views=3)
+    assert read_devices(grown) == ["cpu", ["Some GPU", "cpu"]]
+    monkeypatch.setattr(repair, "describe_machine", gpu)
+    repair_cache(root, {})  # which finds nothing
+    assert read_devices(root) == ["cpu", None]
+    (root / "train/low/c/0/1/0/0/0").unlink()
+    repair_cache(root, {})
+    assert read_devices(root) == ["cpu", ["Some GPU", "cpu"]]
 
 
 def test_the_command_prints_what_it_would_do_and_does_it(root, whole, capsys):

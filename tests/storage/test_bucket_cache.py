@@ -1,6 +1,7 @@
 """A cache in a bucket is the one in a folder: built, grown, read, verified, repaired, tidied."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -146,6 +147,15 @@ def test_damage_in_a_bucket_is_found_refused_and_repaired(quick_data, bucket):
     with pytest.raises(CacheCorruptError) as error:
         CacheReader(bucket, read_manifest(bucket), "train").read("logits", 1, 0)
     check_one_line(error, str(path), "view 1", "its checksum differs", f"repair {bucket}")
+
+
+def test_a_worker_on_a_gpu_is_named_in_a_bucket_that_a_cpu_began(quick_data, bucket):
+    quick.build_quick(quick_data, bucket, views=1)
+    manifest = read_manifest(bucket)
+    machine = {**manifest.information, "device": "Some GPU"}
+    for _ in range(2):
+        open_for_writing(bucket, replace(manifest, information=machine))
+    assert read_manifest(bucket).information["devices"] == ["Some GPU", "cpu"]
 
 
 def test_gc_removes_shards_without_record_from_a_bucket(quick_data, bucket, capsys, monkeypatch):
