@@ -3,30 +3,37 @@ a machine with one.
 """
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
+from kdcache.analysis.fidelity import measure_fidelity
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import make_config, merge
+from kdcache.errors import SettingsError
+from kdcache.machine.devices import REPEATABLE, WORKSPACE, choose_device, use_kernels
 from kdcache.metrics import count_confusion
 from kdcache.models.fit import fit_teacher
 from kdcache.precompute.build import build_cache
 from kdcache.report.panels import Predictor
+from kdcache.training import loop
 from kdcache.training.batches import BatchReader
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.distill import distill
 from kdcache.training.learner import list_arrays, open_learner
-from kdcache.training.loop import compute_step, train_step
+from kdcache.training.loop import evaluate, train_step
 from kdcache.training.order import plan_epoch
 from kdcache.training.processes import Alone
 from kdcache.training.run import TrainingEvents
 from kdcache.training.run_folder import BEST, LAST
 from kdcache.training.settings import resolve_config
 from tests.support import together
+from tests.support.helpers import check_one_line
 
+os.environ.setdefault(WORKSPACE, REPEATABLE[0])  # for runs that repeat: before the GPU is used
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -37,10 +44,17 @@ def on_cuda(given: dict, **changes: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 0.1), ("float16", 0.02)]
+    ("precision", "tolerance"),
+    [("float32", 2e-3), ("tf32", 0.02), ("bfloat16", 0.1), ("float16", 0.02)],
 )
-def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision, tolerance):
-    change = {"teacher": {"precision": precision}, "cache": {"path": str(tmp_path / "gpu")}}
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_answers_on_a_gpu_are_those_of_the_cpu(
+    cache, given, tmp_path, precision, tolerance, benchmark
+):
+    teacher = {"precision": precision, "cudnn_benchmark": benchmark}
+    change = {"teacher": teacher, "cache": {"path": str(tmp_path / "gpu")}}
+    if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("a GPU without TF32")
     other = make_config(on_cuda(given, **change))
     build_cache(other)
     ours, theirs = (open_split(c.cache.path, "train") for c in (cache, other))
@@ -51,6 +65,26 @@ def test_answers_on_a_gpu_are_those_of_the_cpu(cache, given, tmp_path, precision
         )
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
     assert np.array_equal(ours.read("image", 1, 9), theirs.read("image", 1, 9))
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.benchmark
+
+
+def test_a_gpu_and_a_cpu_write_one_cache_that_either_finds_faithful(cache, given):
+    """The manifest names both, so that the CPU judges by the limits of a GPU."""
+    build_cache(make_config(on_cuda(given, augment={"views": 3})))
+    devices = read_manifest(cache.cache.path).information["devices"]
+    assert devices == sorted(["cpu", torch.cuda.get_device_name()])
+    student = {"student": given["student"], "train": {"batch_size": 4}}
+    for name in ("cpu", "cuda"):
+        asked = merge(student, {"teacher": {"device": name}})
+        result = measure_fidelity(cache.cache.path, asked, num_samples=6)
+        assert result["failures"] == [] and result["written_on"] == devices
+
+
+@pytest.mark.parametrize(("field", "name"), [("train", "cuda:9"), ("teacher", "cuda:99")])
+def test_a_gpu_that_is_not_there_is_one_line(field, name):
+    with pytest.raises(SettingsError) as error:
+        choose_device(name, field=f"{field}.device")
+    check_one_line(error, f"{field}.device is '{name}', expected auto or one of cpu, cuda, cuda:0")
 
 
 @pytest.mark.parametrize("residency", ["disk", "ram", "gpu"])
@@ -94,6 +128,57 @@ def test_an_interrupted_run_goes_on_on_a_gpu(cache, given, tmp_path):
         assert found["total"] == pytest.approx(expected["total"], rel=5e-3)
 
 
+@pytest.fixture
+def repeating():
+    """What a deterministic run has switched on in this process is off again afterwards."""
+    yield
+    use_kernels(torch.device("cuda"), deterministic=False, benchmark=False)
+
+
+@pytest.mark.parametrize("residency", ["ram", "gpu"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_repeats_a_run_to_the_last_bit(
+    cache, given, tmp_path, repeating, precision, residency
+):
+    """Twice in one go, and once interrupted after its first epoch."""
+    train = {"deterministic": True, "precision": precision, "residency": residency}
+    found = []
+    for number in range(3):
+        folder = {"dir": str(tmp_path / f"run-{number}"), "baseline": False, "resume": True}
+        settings = on_cuda(given, train=train, run=folder)
+        if number == 2:
+            with pytest.raises(KeyboardInterrupt):
+                distill(settings, root=cache.cache.path, events=StopAfterFirst())
+        outcome = distill(settings, root=cache.cache.path)
+        assert outcome.student["compiled"] is False
+        found.append(read_checkpoint(outcome.folder / LAST))
+    assert torch.are_deterministic_algorithms_enabled()
+    for other in found[1:]:
+        for name, value in found[0]["model_state_dict"].items():
+            assert torch.equal(value, other["model_state_dict"][name]), name
+        numbers = ("total", "miou", "per_class_iou")
+        assert [[e[n] for n in numbers] for e in found[0]["history"]] == [
+            [e[n] for n in numbers] for e in other["history"]
+        ]
+
+
+def test_asked_too_late_a_deterministic_run_is_one_line(cache, given, monkeypatch):
+    torch.zeros(1, device="cuda")
+    monkeypatch.delenv(WORKSPACE)
+    with pytest.raises(SettingsError) as error:
+        distill(on_cuda(given, train={"deterministic": True}), root=cache.cache.path)
+    check_one_line(error, "CUBLAS_WORKSPACE_CONFIG is unset in a process that has used a GPU")
+
+
+def test_tried_convolutions_train_a_student(cache, given):
+    change = {"train": {"cudnn_benchmark": True}, "run": {"baseline": False}}
+    try:
+        assert 0 <= distill(on_cuda(given, **change), root=cache.cache.path).student["miou"] <= 1
+        assert torch.backends.cudnn.benchmark
+    finally:
+        use_kernels(torch.device("cuda"), deterministic=False, benchmark=False)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_epoch_and_the_report_count_the_same_pixels_on_a_gpu(cache, given, precision):
     half = {"train": {"precision": precision, "epochs": 1}, "run": {"baseline": False}}
@@ -116,22 +201,49 @@ def test_a_file_of_a_gpu_is_read_without_one(cache, given):
     assert b"cuda" not in (outcome.folder / LAST).read_bytes().replace(b"cuda_random_state", b"")
 
 
-def test_a_step_on_a_gpu_waits_once(cache, given):
-    """torch itself refuses whatever waits for the device."""
+@pytest.fixture
+def no_waiting():
+    """Call it, and from then on torch itself refuses whatever waits for the device."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("residency", ["disk", "gpu"])
+def test_a_step_on_a_gpu_waits_once(cache, given, no_waiting, residency):
+    """For whether its loss is finite, by an event, which is no wait for the device."""
     config = resolve_config(cache.cache.path, read_manifest(cache.cache.path), on_cuda(given))
     train = open_split(cache.cache.path, "train")
     learner = open_learner(config, train, Alone())
-    options = {"batch_size": 4, "device": learner.device}
+    options = {"batch_size": 4, "device": learner.device, "residency": residency}
     reader = BatchReader(train, arrays=list_arrays(learner), **options)
     batches = list(reader.read([[(0, sample) for sample in range(4)]] * 2))
     train_step(learner, batches[0], where="warm-up")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        terms = compute_step(learner, batches[1])
-        terms.total.backward()
-        learner.optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    no_waiting()
+    train_step(learner, batches[1], where="the step")
+
+
+def test_an_evaluation_batch_on_a_gpu_does_not_wait(cache, given, no_waiting, monkeypatch):
+    config = resolve_config(cache.cache.path, read_manifest(cache.cache.path), on_cuda(given))
+    train, val = (open_split(cache.cache.path, split) for split in ("train", "val"))
+    learner = open_learner(config, train, Alone())
+    reader = BatchReader(val, arrays=["image", "label"], batch_size=2, device=learner.device)
+    evaluate(learner, reader, num_classes=config.dataset.num_classes, batch_size=2)
+    count, seen = loop.count_confusion, []
+
+    def note(*args, **options):
+        """Behind the first batch everything is made that is made once."""
+        no_waiting()
+        seen.append(count(*args, **options))
+        return seen[-1]
+
+    def add_up(confusion):
+        torch.cuda.set_sync_debug_mode("default")  # the matrix itself is waited for
+        return confusion
+
+    monkeypatch.setattr(loop, "count_confusion", note)
+    monkeypatch.setattr(learner.processes, "add_up", add_up)
+    evaluate(learner, reader, num_classes=config.dataset.num_classes, batch_size=2)
+    assert len(seen) == 3
 
 
 def test_a_teacher_is_fitted_on_a_gpu(given, tmp_path):

@@ -53,7 +53,8 @@ it is set decides the number of their steps. A batch of two rows allows no other
 SizePx = int | list[int]
 Option = bool | int | float | str | list | None
 """What a function of the user's is called with."""
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+"""Of a teacher."""
 SCHEMES = ("s3", "gs", "az")
 """Of object stores."""
 MOST_PX = 65_536  # of a side

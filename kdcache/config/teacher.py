@@ -76,12 +76,15 @@ class TeacherConfig:
     """Stride of high in pixels, resized from that of its layer: 16 is the student's grid, 8 that of
     layer3 and layer4."""
     precision: Precision = "float32"
-    """Arithmetic of the teacher's forward pass; float32 is exact (TF32 off), the others use
-    autocast."""
+    """Arithmetic of the teacher's forward pass: float32 is exact; tf32 rounds what it multiplies to
+    10 bits on GPUs that have it; the others use autocast. Caches of another one are others."""
     batch_size: int = 8
     """Images per forward pass, 1 or more; a batch never crosses a shard group."""
     device: str = "auto"
     """auto (cuda if present), cpu, cuda or cuda:N."""
+    cudnn_benchmark: bool = False
+    """Let a GPU try its convolutions and take the fastest: the last bits of an answer may then
+    differ from one process to the next, as they do between two kinds of GPU."""
 
     def __post_init__(self) -> None:
         check_range("teacher.batch_size", self.batch_size, 1, 65_536)

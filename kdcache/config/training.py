@@ -142,6 +142,11 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for student and loss: auto is on for cuda, and off for cpu, which gains less
     than compiling takes; a run keeps its choice."""
+    cudnn_benchmark: bool = False
+    """Let a GPU try its convolutions at each size of batch and take the fastest."""
+    deterministic: bool = False
+    """Take only sums that come out the same each time, so that a GPU repeats a run to the last bit,
+    as a CPU always does; slower, and compile auto is then off."""
 
     def __post_init__(self) -> None:
         check_range("train.epochs", self.epochs, 1, 1_000_000)
@@ -150,10 +155,20 @@ class TrainConfig:
         check_range("train.flip", self.flip, 0, 1)
         check_size("train.crop", self.crop, stride=STRIDE)
         check_positive("train.lr", self.lr)
+        idle = "with train.deterministic, which leaves no choice of kernels"
+        if self.deterministic and self.compile == "on":
+            raise refuse("train.compile", self.compile, f"auto or off {idle}")
+        if self.deterministic and self.cudnn_benchmark:
+            raise refuse("train.cudnn_benchmark", True, f"False {idle}")
         share, rows = self.unlabelled_share, self.batch_size
         if share is not None and not (0 < share < 1 and 0 < self.unlabelled_rows < rows):
             expected = f"a share that is 1 to {rows - 1} of {rows} rows"
             raise refuse("train.unlabelled_share", share, expected)
+
+    @property
+    def compiling(self) -> str:
+        """`compile`; off for auto if the numbers are to repeat."""
+        return "off" if self.deterministic and self.compile == "auto" else self.compile
 
     @property
     def unlabelled_rows(self) -> int:

@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -114,20 +115,23 @@ def check_precision(
 
     Raises: SettingsError, with those of them that the device has.
     """
+    if precision in known and _has_precision(precision, device):
+        return
     there = [name for name in known if _has_precision(name, device)]
-    if precision not in there:
-        expected = Phrase(f"one of {', '.join(there)} on {device}")
-        raise SettingsError(
-            describe(
-                "settings", field=field, found=precision, expected=expected, cure=f"change {field}"
-            )
+    expected = Phrase(f"one of {', '.join(there)} on {device}")
+    raise SettingsError(
+        describe(
+            "settings", field=field, found=precision, expected=expected, cure=f"change {field}"
         )
+    )
 
 
 def _has_precision(name: str, device: torch.device) -> bool:
-    if name == "bfloat16" and device.type == "cuda":
-        return supports_bfloat16(device)
-    return name in ("float32", "bfloat16") or device.type == "cuda"
+    if device.type != "cuda":
+        return name in ("float32", "bfloat16")
+    if name == "tf32":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return name != "bfloat16" or supports_bfloat16(device)
 
 
 def supports_bfloat16(device: torch.device) -> bool:
@@ -141,11 +145,73 @@ def use_exact_float32() -> None:
 
     With bfloat16 or float16, too: losses, upsampling and bases are float32 beside them.
     """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    _allow_tf32(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
         if hasattr(part, "fp32_precision"):  # from torch 2.9 on; else convolutions would inherit it
-            part.fp32_precision = "ieee"
+            part.fp32_precision = "tf32" if allowed else "ieee"
+
+
+@contextmanager
+def use_teacher_kernels(*, tf32: bool, benchmark: bool) -> Iterator[None]:
+    """What a teacher is asked with on a GPU; afterwards float32 is exact again, as losses need it.
+
+    Args:
+        tf32: whether float32 products may round to 10 bits. benchmark: as `use_kernels`.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = benchmark
+    try:
+        if tf32:
+            _allow_tf32(True)
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+        if tf32:
+            _allow_tf32(False)
+
+
+WORKSPACE, REPEATABLE = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+_switched = {"deterministic": False, "benchmark": False}  # by us
+
+
+def reserve_workspace(*, field: str) -> None:
+    """Ask cuBLAS for products that repeat, which it looks for when a GPU is first used.
+
+    Raises: SettingsError if it is too late for that, or the environment asks for something else.
+    """
+    found, cure = os.environ.get(WORKSPACE), f"start again with {WORKSPACE}={REPEATABLE[0]}"
+    if found in REPEATABLE:
+        return
+    if found is not None or torch.cuda.is_initialized():
+        late = Phrase("unset in a process that has used a GPU") if found is None else found
+        expected = Phrase(f"{' or '.join(REPEATABLE)} before one is used, for {field}")
+        raise SettingsError(
+            describe("environment", field=WORKSPACE, found=late, expected=expected, cure=cure)
+        )
+    os.environ[WORKSPACE] = REPEATABLE[0]
+
+
+def use_kernels(device: torch.device, *, deterministic: bool, benchmark: bool) -> None:
+    """Which kernels a GPU takes from now on, in the whole process; those of a CPU repeat anyway.
+
+    What a program around ours has switched on stays on.
+
+    Args:
+        deterministic: only those whose sums repeat; else torch raises a RuntimeError.
+        benchmark: whether cuDNN tries its convolutions at each new size and takes the fastest.
+    """
+    on_gpu = device.type == "cuda"
+    wanted = {"deterministic": on_gpu and deterministic, "benchmark": on_gpu and benchmark}
+    if wanted["deterministic"] != _switched["deterministic"]:
+        torch.use_deterministic_algorithms(wanted["deterministic"])
+    if wanted["benchmark"] != _switched["benchmark"]:
+        torch.backends.cudnn.benchmark = wanted["benchmark"]
+    _switched.update(wanted)
 
 
 def choose_compiling(setting: str, *, device: torch.device) -> tuple[bool, str]:

@@ -16,7 +16,7 @@ from torchvision.models import get_model
 from kdcache.config import STRIDE, TeacherConfig
 from kdcache.config.names import AS_BUILT, FCNS, TRANSFORMERS, Precision
 from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
-from kdcache.machine.devices import check_precision, choose_device
+from kdcache.machine.devices import check_precision, choose_device, use_teacher_kernels
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
 from kdcache.models.networks import (
@@ -33,7 +33,7 @@ from kdcache.models.networks import (
 )
 from kdcache.models.weights import read_teacher_weights, take_weights
 
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Answers = dict[str, Tensor]
 SAME = 1e-3  # of the largest value: what two answers to one image may differ by, on any device
 _STRIDES = f"{', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]} pixels"
@@ -46,9 +46,10 @@ class Teacher:
         network: put into eval mode, its weights frozen.
         taps: level -> part, e.g. {"low": "layer1"}.
         device: where it runs.
-        precision: float32 (exact, TF32 off), bfloat16 or float16 (autocast).
+        precision: float32 (exact), tf32, bfloat16 or float16 (autocast).
         high_stride: stride in pixels that `high` is resized to, whatever its tap has.
         mean, std: what normalises images, of RGB from 0 to 1.
+        cudnn_benchmark: whether a GPU may choose convolutions by trying them.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Teacher:
         high_stride: int = STRIDE,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        cudnn_benchmark: bool = False,
     ) -> None:
         self.parts = Parts(network.module, taps, stages=network.stages)
         self.network, self.high_stride = network, high_stride
@@ -68,6 +70,7 @@ class Teacher:
         self.model = network.module.to(device, memory_format=network.memory_format)
         self.model.eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
+        self.kernels = {"tf32": precision == "tf32", "benchmark": cudnn_benchmark}
         self._targets: dict[tuple, dict[str, tuple[int, int]]] = {}
 
     @torch.inference_mode()
@@ -81,7 +84,8 @@ class Teacher:
         hw = image_NHWC.shape[1:3]
         x = normalize_images(self._upload(image_NHWC), mean=self.mean, std=self.std)
         x = x.contiguous(memory_format=self.network.memory_format)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        with use_teacher_kernels(**self.kernels), autocast:
             logits = ask_network(self.network, x)
         answer = {**self.parts.take(hw), "logits": logits}
         if "high" in answer:
@@ -164,7 +168,8 @@ def build_teacher(
     else:
         load_weights(network.module, state, where=config.weights, num_classes=num_classes)
     taps = {level: getattr(config.layers, level) for level in levels}
-    asked = {name: getattr(config, name) for name in ("precision", "high_stride", "mean", "std")}
+    names = ("precision", "high_stride", "mean", "std", "cudnn_benchmark")
+    asked = {name: getattr(config, name) for name in names}
     return Teacher(network, taps=taps, device=device, **asked), state
 
 

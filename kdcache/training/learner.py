@@ -22,7 +22,9 @@ from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.machine.devices import (
     check_precision,
     choose_device,
+    reserve_workspace,
     supports_bfloat16,
+    use_kernels,
 )
 from kdcache.machine.process import find_driver
 from kdcache.models.own_code import find_source
@@ -31,6 +33,7 @@ from kdcache.training.batches import Augmentation, make_augmentation
 from kdcache.training.processes import Alone, is_lost_process
 from kdcache.training.samples import JoinedReader
 
+NOT_REPEATABLE = "does not have a deterministic implementation"  # as torch says it
 KNOWN_FAILURES = (KdcacheError, OSError)
 """Errors that say themselves what is wrong, as does one of missing memory."""
 
@@ -111,13 +114,18 @@ def build_learner(config: Config, *, teacher_channels: dict[str, int]) -> Learne
 def choose_arithmetic(config: Config) -> tuple[torch.device, torch.dtype | None]:
     """Device and autocast dtype (None: float32).
 
+    From then on a GPU takes kernels as `train.deterministic` and `train.cudnn_benchmark` say.
+
     Raises: SettingsError if the machine lacks them.
     """
-    device = choose_device(config.train.device, field="train.device")
-    precision = config.train.precision
+    train, precision = config.train, config.train.precision
+    if train.deterministic and train.device != "cpu":
+        reserve_workspace(field="train.deterministic")  # before the GPU is looked at
+    device = choose_device(train.device, field="train.device")
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and supports_bfloat16(device) else "float32"
     check_precision(precision, device, field="train.precision")
+    use_kernels(device, deterministic=train.deterministic, benchmark=train.cudnn_benchmark)
     return device, None if precision == "float32" else getattr(torch, precision)
 
 
@@ -175,6 +183,12 @@ def explain_failures(arch: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         known = isinstance(error, KNOWN_FAILURES) or is_out_of_memory(error)
         known = known or is_lost_process(error)
+        if not known and NOT_REPEATABLE in str(error):
+            reason = f"student.arch {arch} cannot be ({one_line(error)})"
+            cure = "set it to false, or change the student"
+            raise TrainingError(
+                f"settings: train.deterministic is True and {reason}; {cure}"
+            ) from None
         if known or not is_own_student(arch):
             raise
         raise describe_failure(error, arch) from None

@@ -201,7 +201,7 @@ def compile_where_worth(
         batch_sizes: of this process, in a whole epoch.
     """
     processes = learner.processes
-    compiling, line = choose_compiling(config.train.compile, device=learner.device)
+    compiling, line = choose_compiling(config.train.compiling, device=learner.device)
     if compiling and processes.count > 1 and learner.device.type == "cuda":
         compiling, line = False, "compile: off, BatchNorm has the statistics of several GPUs"
     say(line)

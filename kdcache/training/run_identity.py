@@ -32,6 +32,8 @@ from kdcache.training.run_folder import (
     read_run_settings,
 )
 
+_MACHINE = ("device", "residency", "cudnn_benchmark", "deterministic")
+"""Settings that say where and in which order sums are made, not of what."""
 _SAME = "resume with the settings of the run, or choose another run.dir"
 
 
@@ -43,13 +45,13 @@ def hyperparameters(config: Config) -> dict:
     settings = config_to_dict(config)
     chosen = {section: settings[section] for section in ("student", "loss", "train")}
     chosen |= {"augment": {"views": config.augment.views}, "cache": {"levels": config.cache.levels}}
-    for machine in ("device", "residency"):  # where, not what
+    for machine in _MACHINE:
         chosen["train"].pop(machine)
     crop_hw = config.train.crop_hw  # N is [N, N], and all of a view is no crop
     cropped = crop_hw and crop_hw != config.dataset.size_hw
     chosen["train"]["crop"] = list(crop_hw) if cropped else None
     device, autocast = choose_arithmetic(config)
-    compiling, _ = choose_compiling(config.train.compile, device=device)
+    compiling, _ = choose_compiling(config.train.compiling, device=device)
     chosen["train"]["compile"] = "on" if compiling else "off"  # other dropout, other rounding
     precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
     chosen["train"]["precision"] = precision
@@ -163,7 +165,7 @@ def _list_choices(config: Config) -> dict[str, object]:
     """Settings of a run by dotted name, without those that one run may have in several words."""
     settings = config_to_dict(config)
     chosen = {section: settings[section] for section in ("student", "loss", "train")}
-    several = ("device", "residency", "precision", "compile", "crop")
+    several = (*_MACHINE, "precision", "compile", "crop")
     chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in several}
     options = chosen["student"].pop("options")
     return {**flatten(chosen), "student.options": options, "augment.views": config.augment.views}

@@ -11,13 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kdcache.cache.settings import teacher_facts
 from kdcache.command import run_command
 from kdcache.config import TeacherConfig
 from kdcache.config.parser import make_config
-from kdcache.errors import SettingsError, is_out_of_memory
+from kdcache.errors import SettingsError, TeacherError, is_out_of_memory
 from kdcache.machine import devices, process
-from kdcache.machine.devices import choose_device
+from kdcache.machine.devices import choose_device, use_exact_float32
 from kdcache.models import teacher
+from kdcache.models.networks import Network
+from kdcache.models.teacher import Teacher
 from kdcache.training import learner
 from kdcache.training.learner import explain_failures
 from tests.support.helpers import check_one_line
@@ -55,6 +58,61 @@ def tf32():
 def test_choosing_a_device_switches_tf32_off(name, tf32):
     choose_device("cpu", field="train.device")
     assert PARTS[name].fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_a_teacher_alone_is_asked_with_the_kernels_of_its_settings(precision, benchmark):
+    """What comes before and after it, as losses and bases, is exact in any case."""
+    seen, convolution = [], torch.nn.Conv2d(3, 2, 1)
+    use_exact_float32()
+
+    def note():
+        flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        modern = {part.fp32_precision for part in PARTS.values() if hasattr(part, "fp32_precision")}
+        seen.append((*flags, modern <= {"tf32"}, torch.backends.cudnn.benchmark))
+
+    def ask(x_NCHW):
+        note()
+        return convolution(x_NCHW)
+
+    network = Network("n", convolution, 2, ask=ask)
+    asked = Teacher(
+        network, taps={}, device=torch.device("cpu"), precision=precision, cudnn_benchmark=benchmark
+    )
+    asked(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
+    note()
+    tf32 = precision == "tf32"
+    assert seen == [(tf32, tf32, tf32, benchmark), (False, False, False, False)]
+    network = Network("n", convolution, 2, ask=lambda x: 1 / 0)
+    with pytest.raises(TeacherError):
+        Teacher(network, taps={}, device=torch.device("cpu"), precision=precision)(
+            torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+        )
+    note()
+    assert seen[-1] == (False, False, False, False)
+
+
+@pytest.mark.parametrize(("capability", "there"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_tf32_is_for_gpus_that_have_it(monkeypatch, capability, there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(devices, "supports_bfloat16", lambda device: there)
+    monkeypatch.setattr(teacher, "choose_device", lambda name, field: torch.device("cuda"))
+    config = TeacherConfig(precision="tf32")
+    if there:
+        assert teacher.choose_teacher_device(config) == torch.device("cuda")
+        return
+    with pytest.raises(SettingsError) as error:
+        teacher.choose_teacher_device(config)
+    check_one_line(error, "teacher.precision is 'tf32', expected one of float32, float16 on cuda")
+
+
+def test_another_arithmetic_of_the_teacher_is_another_cache_and_tried_kernels_are_not():
+    plain, tf32, tried = (
+        teacher_facts(make_config({"teacher": given}), train=True)
+        for given in ({}, {"precision": "tf32"}, {"cudnn_benchmark": True})
+    )
+    assert tf32 == {**plain, "precision": "tf32"} and tried == plain
 
 
 def test_the_environment_does_not_switch_tf32_on(monkeypatch):
@@ -126,6 +184,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(two_gpus, name):
 def test_a_gpu_without_bfloat16_names_what_the_setting_can_be_on_it(monkeypatch):
     """Not what some other setting can be: train.precision float16 would be refused next."""
     monkeypatch.setattr(devices, "supports_bfloat16", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     config = make_config({"train": {"device": "cuda", "precision": "bfloat16"}})
     monkeypatch.setattr(learner, "choose_device", lambda name, field: torch.device("cuda"))
     with pytest.raises(SettingsError) as error:
