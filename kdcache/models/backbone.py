@@ -153,14 +153,20 @@ def _match_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
 
 def _match_order(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Pairs | None:
     """Pairs by place; None if one of them differs in kind, or a name stands elsewhere."""
-    if len(found) < len(own):
-        return None
     pairs = dict(zip(own, found, strict=False))
-    for name, there in pairs.items():
-        alike = name.rpartition(".")[2] == there.rpartition(".")[2]
-        if not alike or own[name].shape != found[there].shape or (name in found and name != there):
-            return None
+    elsewhere = any(name in found and name != there for name, there in pairs.items())
+    if len(found) < len(own) or elsewhere or _find_unlike(own, found):
+        return None
     return pairs
+
+
+def _find_unlike(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The first names in one place that differ in their last word, or in shape; None if none do."""
+    for name, there in zip(own, found, strict=False):
+        alike = name.rpartition(".")[2] == there.rpartition(".")[2]
+        if not alike or own[name].shape != found[there].shape:
+            return name, there
+    return None
 
 
 def _refuse(
@@ -172,20 +178,21 @@ def _refuse(
     *,
     cure: str,
 ) -> TeacherError:
-    """The error that names the first tensor that is missing or has another shape."""
+    """The error that names the first tensor that is missing or differs: by name, if the file has
+    any of these names, else by order.
+    """
     first = next(name for name in own if name not in pairs)
-    there = found.get(f"{prefix}{first}")
-    shown = Phrase("missing") if there is None else list(there.shape)
-    cure += f" ({len(pairs)} of its {len(own)} tensors are there, and the order is another)"
-    return TeacherError(
-        describe(
-            where,
-            field=f"tensor {prefix}{first}",
-            found=shown,
-            expected=list(own[first].shape),
-            cure=cure,
-        )
-    )
+    there, unlike = f"{prefix}{first}", None if pairs else _find_unlike(own, found)
+    shown = list(found[there].shape) if there in found else Phrase("missing")
+    wanted, why = list(own[first].shape), f"{len(pairs)} of its {len(own)} tensors are there"
+    if unlike is not None:
+        (name, there), why = unlike, "by order, since the file has none of its names"
+        shown, wanted = list(found[there].shape), Phrase(f"{list(own[name].shape)} of {name}")
+    elif not pairs and len(found) < len(own):
+        there, why = "count", "by order, since the file has none of its names"
+        shown, wanted = len(found), len(own)
+    facts = {"field": f"tensor {there}", "found": shown, "expected": wanted}
+    return TeacherError(describe(where, **facts, cure=f"{cure} ({why})"))
 
 
 def _list(names: list[str]) -> str:

@@ -97,6 +97,8 @@ def spoil(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         swapped = list(renamed)
         swapped[4], swapped[5] = swapped[5], swapped[4]
         return {name: renamed[name] for name in swapped}
+    if kind == "another shape, renamed":
+        return {**renamed, "_point.weight": torch.ones(8, 4, 1, 1)}
     if kind == "half, renamed":
         return dict(list(renamed.items())[:4])
     assert kind == "a name that stands elsewhere"  # by order it would be another tensor
@@ -109,8 +111,12 @@ def spoil(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         ("half of the names", "tensor 1.running_mean is missing, expected [4]; set"),
         ("one name less", "tensor 2.bias is missing, expected [4]"),
         ("another shape", "tensor 2.weight is [8, 4, 1, 1], expected [4, 4, 1, 1]"),
-        ("another order", "tensor 0.weight is missing, expected [4, 3, 3, 3]"),
-        ("half, renamed", "tensor 0.weight is missing"),
+        ("another order", "tensor _bn.running_var is [4], expected [4] of 1.running_mean"),
+        ("half, renamed", "tensor count is 4, expected 8"),
+        (
+            "another shape, renamed",
+            "tensor _point.weight is [8, 4, 1, 1], expected [4, 4, 1, 1]",
+        ),
         ("a name that stands elsewhere", "tensor 0.weight is missing"),
     ],
 )
