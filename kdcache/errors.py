@@ -2,11 +2,13 @@
 
 import errno
 import re
+import reprlib
 import sys
 from collections.abc import Container
 from functools import partial
 
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
+_USER = re.compile(r"([A-Za-z0-9+.-]://)[^/\s]*@")  # no repeat before it: a long word takes no time
+MOST_SHOWN = 2_000  # characters of a value in a message
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 _REFUSED = {
     *(*FORBIDDEN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
@@ -155,6 +157,11 @@ class Phrase(str):
     """A found or expected fact that is a description, shown without quotes."""
 
 
+_SHORT = reprlib.Repr()  # a list can hold itself, or one list a billion times
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 10, 10, 10
+_SHORT.maxstring = _SHORT.maxlong = 80
+
+
 def show_value(value: object, *, most: int = 80) -> str:
     """A value of a document for a message: short, also if it is huge or cannot be written out."""
     if value is None:
@@ -162,13 +169,16 @@ def show_value(value: object, *, most: int = 80) -> str:
     if not isinstance(value, str | bytes | int | float | list | tuple | dict):
         return f"a {type(value).__name__}"
     try:
-        return repr(value[:most] if isinstance(value, str | bytes) else value)[: most + 2]
+        if isinstance(value, str | bytes):
+            return repr(value[:most])
+        return _SHORT.repr(value)[: most + 2]
     except (ValueError, RecursionError):  # Python writes no whole number of more than 4300 digits
         return f"a {type(value).__name__} too large to show"
 
 
 def _show(value: object) -> str:
     try:
-        return str(value) if isinstance(value, Phrase) else repr(value)
+        text = str(value) if isinstance(value, Phrase) else repr(value)
     except (ValueError, RecursionError):
         return show_value(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 
@@ -66,14 +67,28 @@ def whole(least: int = 0, most: int = MOST_WHOLE) -> Kind:
 
 
 def text(form: str | None = None) -> Kind:
-    """Text, of a form (a regular expression) if one is given."""
+    """Text as files and names of files can hold it, of a form (a regular expression) if one is
+    given.
+    """
 
     def check(value: object) -> None:
-        fits = isinstance(value, str) and len(value) <= MOST_TEXT
+        fits = isinstance(value, str) and len(value) <= MOST_TEXT and is_writable(value)
         if not fits or (form is not None and not re.fullmatch(form, value)):
             raise _refuse(value, "text" if form is None else f"text like {form}")
 
     return check
+
+
+def is_writable(value: str) -> bool:
+    """Whether a system takes a text: no zero byte, no half of a character.
+
+    Bytes of a path that are no text are kept as Python keeps them, as U+DC80 to U+DCFF.
+    """
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def flag(value: object) -> None:
@@ -178,7 +193,8 @@ def _check_leaf(value: object) -> None:
 
 
 def _check_names(value: object) -> None:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if not named or not all(map(is_writable, value)):
         raise _refuse(value, "names with values")
 
 

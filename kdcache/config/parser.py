@@ -17,7 +17,7 @@ from kdcache.config import Config, config_from_dict, config_to_dict
 from kdcache.config.names import OF_CACHE, PATHS, expand_path
 from kdcache.config.yaml_file import SWITCHES, read_settings_file, read_word
 from kdcache.errors import SettingsError, show_value
-from kdcache.schema import MOST_WHOLE
+from kdcache.schema import MOST_WHOLE, is_writable
 
 _NOTHING = object()  # a value that does not fit
 _NAMES = {
@@ -25,10 +25,9 @@ _NAMES = {
     list: "a list", dict: "names with values", NoneType: "null",
 }  # fmt: skip
 _LISTS = {
-    (int,): "a list of whole numbers",
-    (float,): "a list of numbers",
+    (int,): "a list of whole numbers", (float,): "a list of numbers",
     (str,): "a list of names, as in [a, b]",
-}
+}  # fmt: skip
 
 
 def make_config(*layers: Mapping) -> Config:
@@ -225,7 +224,8 @@ def _check_value(name: str, value: object) -> object:
 
 def _convert(value: object, kind: object) -> object:
     """The value as that type; _NOTHING if it does not fit."""
-    if type(value) is int and abs(value) > 2 * MOST_WHOLE + 1:  # no float, no array takes more
+    too_large = type(value) is int and abs(value) > 2 * MOST_WHOLE + 1  # for any float or array
+    if too_large or (isinstance(value, str) and not is_writable(value)):
         return _NOTHING
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -237,8 +237,8 @@ def _convert(value: object, kind: object) -> object:
         return _convert_list(value, kind, inner)
     if origin is dict:
         return _convert_dict(value, kind, inner[1])
-    if kind is Path:
-        return str(Path(value)) if isinstance(value, str) else _NOTHING
+    if kind is Path and isinstance(value, str):
+        return str(Path(value))
     if kind is float and type(value) is int:
         return float(value)
     if kind is int and type(value) is float and abs(value) <= MOST_WHOLE and value.is_integer():

@@ -26,7 +26,6 @@ _MISTAKES = {
     r"expected ',' or '[]}]'": ("a bracket that is not closed", True),
     r"end of stream": ("a quote that is not closed", True),
     r"mapping values are not allowed": ("a value with a colon in it; put quotes around it", False),
-    r"constructor for the tag": ("a tag that is not known here", False),
     r"another document": ("a second document", False),
     r"unhashable key": ("a list or section in place of a name", False),
     r"expected <block end>": ("indented otherwise than the lines above", False),
@@ -36,14 +35,17 @@ _MISTAKES = {
 
 
 class OnceLoader(yaml.SafeLoader):
-    """YAML without aliases, which can expand without end, and without a name given twice."""
+    """YAML without aliases, which can expand without end, without tags, which choose how a value is
+    read, and without a name given twice.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
-        """Refuse aliases; else like PyYAML."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias", problem_mark=self.peek_event().start_mark
-            )
+        """Refuse aliases and tags; else like PyYAML."""
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        odd = "an alias" if isinstance(event, yaml.AliasEvent) else tag and f"a tag, {tag[:60]}"
+        if odd:
+            raise yaml.MarkedYAMLError(problem=odd, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -131,17 +133,22 @@ def _parse(path: Path, text: str) -> object:
         return load_yaml(text)
     except yaml.MarkedYAMLError as error:
         raise _refuse(path, *find_mistake(error), "plain YAML") from None
-    except RecursionError:
-        raise _refuse(path, "content", "nested too deeply", "plain YAML") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         control = isinstance(error, yaml.reader.ReaderError)
         found = "a text with control characters" if control else one_line(error)
         raise _refuse(path, "content", found, "plain YAML") from None
 
 
 def load_yaml(text: str, loader: type[OnceLoader] = PlainLoader) -> object:
-    """What a text says. Raises yaml.YAMLError, RecursionError, ValueError."""
-    return yaml.load(text, loader)
+    """What a text says. Raises yaml.YAMLError."""
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except Exception as error:  # of odd numbers and dates: five kinds
+        raise yaml.YAMLError(one_line(error)) from None
 
 
 def read_word(word: object) -> object:
@@ -154,7 +161,7 @@ def read_word(word: object) -> object:
     try:
         whole = re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", word)
         return int(word) if whole else load_yaml(word)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError):
         return word
 
 

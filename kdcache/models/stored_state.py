@@ -1,12 +1,14 @@
 """Tensors and optimisers in files of torch.save: how they are read, what of them may be used, and
 how training goes on from it.
 
-No code in such a file is run, and it takes no more memory than it has bytes. It can still hold
-tensors that take no bytes but promise many (sparse, meta, expanded ones), or settings of any kind.
+No code in such a file is run, it takes no more memory than it has bytes, and no value is in it so
+often that looking at all takes ages. It can still hold tensors that take no bytes but promise many
+(sparse, meta, expanded ones), or settings of any kind.
 """
 
 from __future__ import annotations
 
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +22,18 @@ from torch.serialization import safe_globals
 from kdcache import disk, seals
 from kdcache.disk import open_stream
 from kdcache.errors import show_value
-from kdcache.schema import FieldError, Kind, fields, list_of, number, table_of
+from kdcache.schema import (
+    MOST_DEPTH,
+    FieldError,
+    Kind,
+    fields,
+    list_of,
+    number,
+    table_of,
+)
+
+MOST_VALUES = 1_000_000  # in a file, beside the numbers in its tensors
+_OLD_PICKLES = 4  # in a file of before torch 1.6: two numbers, facts of that machine, the contents
 
 
 def save_tensors(path: Path, contents: dict) -> None:
@@ -70,19 +83,67 @@ def load_tensors(
         _check_archive(file)
         with safe_globals(list(allow)):
             contents = torch.load(file, map_location="cpu", weights_only=True)
+    _check_amount(contents)
     seals.check_contents(contents, is_sealed=is_sealed)
     return contents, is_sealed
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """Raise ValueError for an archive that would unpack to more bytes than it has."""
+    """Raise ValueError for an archive that would unpack to more than it has."""
     if zipfile.is_zipfile(file):
-        members = zipfile.ZipFile(file).infolist()
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
         if any(one.compress_type != zipfile.ZIP_STORED for one in members):
             raise ValueError("its archive is compressed, expected one as torch.save writes it")
         if sum(one.file_size for one in members) > file.seek(0, 2):
             raise ValueError("its archive says that it has more bytes than there are")
+        for one in members:
+            if one.filename.endswith(".pkl"):
+                _check_tuples(archive.open(one))
+    else:
+        file.seek(0)
+        for _ in range(_OLD_PICKLES):
+            _check_tuples(file)
     file.seek(0)
+
+
+def _check_tuples(pickled: BinaryIO) -> None:
+    """Raise ValueError for tuples that hold one tuple again and again: to hash one takes ages.
+
+    It counts the values below each tuple, and adds them up as often as the tuple is used again.
+    """
+    below: list[int] = []  # as the unpickler's stack, a count for each value
+    marks, kept, total = [], {}, 0
+    for code, place, _ in pickletools.genops(pickled):
+        if code.name == "MARK":
+            marks.append(len(below))
+        elif "PUT" in code.name:
+            kept[place] = below[-1]
+        elif "GET" in code.name:
+            below.append(kept[place])
+            total += kept[place]
+        else:
+            before, marked = code.stack_before, pickletools.markobject in code.stack_before
+            plain = before.index(pickletools.markobject) if marked else len(before)
+            start = (marks.pop() if marked else len(below)) - plain
+            count = 1 + sum(below[start:]) if code.name.startswith("TUPLE") else 1
+            below[start:] = [count] * len(code.stack_after)
+        if total > MOST_VALUES:
+            raise ValueError("one value is in it too often")
+
+
+def _check_amount(contents: object) -> None:
+    """Raise ValueError for more values than anybody stores, counted as often as they are met."""
+    pending, count = [(contents, 0)], 1
+    while pending:
+        one, depth = pending.pop()
+        inner = list(one.values()) if isinstance(one, dict) else one
+        if not isinstance(inner, list | tuple):
+            continue
+        count += len(inner)
+        if count > MOST_VALUES or depth > MOST_DEPTH:
+            raise ValueError("one value is in it too often, or too deep")
+        pending += [(x, depth + 1) for x in inner if isinstance(x, dict | list | tuple)]
 
 
 _DTYPES = (

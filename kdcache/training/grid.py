@@ -14,7 +14,8 @@ from kdcache.config.names import expand_path
 from kdcache.config.parser import flatten
 from kdcache.config.yaml_file import OnceLoader, find_mistake, load_yaml
 from kdcache.disk import MOST_TEXT_BYTES, read_text
-from kdcache.errors import Phrase, SettingsError, describe, one_line
+from kdcache.errors import Phrase, SettingsError, describe, one_line, show_value
+from kdcache.schema import FieldError, plain
 
 # settings that can vary with one cache
 VARIED = ("student.", "loss.", "train.", "augment.views", "cache.levels")
@@ -90,7 +91,7 @@ def _read_file(word: str) -> dict[str, tuple[str, ...]]:
         raise _refuse(
             str(path), f"unreadable ({error.strerror})", "a YAML file that is there"
         ) from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         marked = isinstance(error, yaml.MarkedYAMLError)
         reason = " is ".join(find_mistake(error)) if marked else one_line(error)
         raise _refuse(
@@ -109,13 +110,17 @@ def _read_file(word: str) -> dict[str, tuple[str, ...]]:
                     field=name,
                     found=own,
                     expected=Phrase("a list of values"),
-                    cure=f"write [{own}]",
+                    cure=f"write [{show_value(own)}]",
                 )
             )
-    return {name: tuple(_as_word(value) for value in own) for name, own in content.items()}
+    return {name: tuple(_as_word(name, value) for value in own) for name, own in content.items()}
 
 
-def _as_word(value: object) -> str:
+def _as_word(name: str, value: object) -> str:
+    try:
+        plain(value)
+    except FieldError as error:
+        raise _refuse(name, f"no value ({error})", "numbers, texts, lists of them") from None
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -4,6 +4,7 @@ name.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from kdcache.config.options import Parser, override, read_given
 from kdcache.config.parser import flatten, make_config, merge, read_settings, setting_types
 from kdcache.config.yaml_file import dump_yaml, load_yaml
 from kdcache.errors import SettingsError
+from kdcache.progress import escape_line
+from kdcache.training.grid import read_grid
 from tests.support.helpers import check_one_line
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -430,6 +433,30 @@ def test_unsafe_yaml_does_not_run(refused, tmp_path: Path, form: str):
     assert not trace.exists()
     yaml.unsafe_load(text)
     assert trace.exists()  # it would have run
+
+
+ODD_VALUES = [
+    "!!bool x", "!!int ''", "!!timestamp x", "!!map [a]", "!!set {a}", "1" + ":1" * 200 + ":1.5",
+    "0x" + "f" * 9_000, "2001-99-99", "[" * 2_000, r'"a\0b"', r'"a\uD800b"', "n" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:12])
+@pytest.mark.parametrize("name", ["loss.beta", "run.dir", "dataset.class_names"])
+def test_an_odd_value_is_one_line(tmp_path, name, value):
+    """In settings and in a grid, at once: a word of 100,000 letters once took 20 s to print."""
+    section, _, leaf = name.partition(".")
+    for form in (f"{section}: {{{leaf}: {value}}}", f"{section}: {{{leaf}: [{value}, b]}}"):
+        path = tmp_path / "my.yaml"
+        path.write_text(form)
+        for read in (read_settings, lambda path: read_grid([str(path)], None)):
+            began_s = time.monotonic()
+            try:
+                escape_line(make_config(read(path)) if read is read_settings else read(path))
+            except SettingsError as error:
+                check_one_line(error, ": ")
+                assert len(escape_line(error)) < 3_000
+            assert time.monotonic() - began_s < 5
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"

@@ -29,7 +29,10 @@ from tests.support.odd_world import (
 )
 
 TAGS = '<b onclick="x()">\x1b[2J\n'
-ODD = [None, float("nan"), float("inf"), -1, 10**400, TAGS, [], {"a": [1]}, True, 0, 1e300]
+ODD = [
+    None, float("nan"), float("inf"), -1, 10**400, TAGS, [], {"a": [1]}, True, 0, 1e300, "a\0b",
+    "a\ud800b", "a" * 90_000,
+]  # fmt: skip
 MOST_OF_A_KIND = 2  # entries of a long list, or of a table of tensors, that are changed
 
 
