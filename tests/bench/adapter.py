@@ -81,12 +81,12 @@ def training_config(*, px: int, batch_size: int, loss: dict | None = None) -> Co
     return make_config(merge(given, {"loss": loss or {}}))
 
 
-def make_learner(config: Config) -> Learner:
-    """A learner in training mode, compiled where a run would be."""
+def make_learner(config: Config, *, compiled: bool = True) -> Learner:
+    """A learner in training mode, compiled where a run would be, unless told otherwise."""
     learner = build_learner(
         config, teacher_channels={level: channels for level, (channels, _) in LEVELS.items()}
     )
-    if choose_compiling("auto", device=learner.device)[0]:
+    if compiled and choose_compiling("auto", device=learner.device)[0]:
         targets = {"logits": (config.dataset.num_classes, 8), **LEVELS}
         specs = list_specs(
             size_hw=config.dataset.size_hw,
@@ -116,12 +116,15 @@ def make_batch(arrays: dict[str, Tensor], ids: list[str]) -> Batch:
     return Batch(arrays, ids)
 
 
-def make_teacher(*, num_classes: int, device: torch.device, precision: str) -> Teacher:
-    """FCN-ResNet50 with random weights and the default taps."""
+def make_teacher(*, num_classes: int, device: torch.device, **how: object) -> Teacher:
+    """FCN-ResNet50 with random weights and the default taps.
+
+    how: precision and the like, as `Teacher` takes them.
+    """
     taps = {level: getattr(LayerConfig(), level) for level in LEVELS}
     model = build_fcn("fcn_resnet50", num_classes=num_classes, aux_head=False)
     network = wrap_torchvision(model, num_classes=num_classes)
-    return Teacher(network, taps=taps, device=device, precision=precision)
+    return Teacher(network, taps=taps, device=device, **how)
 
 
 def precision_of(learner: Learner) -> str:

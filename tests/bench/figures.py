@@ -203,6 +203,22 @@ SPECS = (
         "both warm; details have the seconds of locking",
     ),
     Spec(
+        "teacher_tf32",
+        "gpu",
+        "times",
+        definition="images a second of the teacher with teacher.precision tf32 over float32, the "
+        "same batches, alternating; details have bfloat16, float16 and teacher.cudnn_benchmark, "
+        "too, and how far the answers of each are from those of float32 (largest difference over "
+        "largest value)",
+    ),
+    Spec(
+        "deterministic_step",
+        "gpu",
+        "times",
+        definition="time a cached step with train.deterministic over one without, neither "
+        "compiled, alternating; measured with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment",
+    ),
+    Spec(
         "phase_one_overlap",
         "phase_one",
         "ratio",

@@ -1,14 +1,16 @@
-"""What only a GPU can tell: how long it idles in phase two, and whether page-locked shards save a
-copy.
+"""What only a GPU can tell: how long it idles in phase two, whether page-locked shards save a copy,
+what other arithmetic gains a teacher, and what sums that repeat cost a student.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import time
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from kdcache.cache.layout import SplitLayout
 from kdcache.cache.reader import CacheReader
+from kdcache.machine.devices import REPEATABLE, WORKSPACE, use_kernels
 from kdcache.training.batches import Batch, BatchReader
+from kdcache.training.learner import Learner
 from tests.bench import adapter
 from tests.bench.copying import rate_gb_s, shuffle_passes, time_s
 from tests.bench.data import find_shards
-from tests.bench.figures import Figure, make_figure, median_ratio, skip_figure
+from tests.bench.figures import SPECS, Figure, make_figure, median_ratio, skip_figure
 from tests.bench.reading import open_store
 from tests.bench.sizes import Bench
 from tests.bench.training import ON_CPU, open_cached
@@ -31,14 +35,82 @@ from tests.bench.training import ON_CPU, open_cached
 READ_ONLY = (
     8  # cudaHostRegisterReadOnly: CUDA refuses pages that are mapped for reading alone without it
 )
+KERNELS = {
+    "float32": {"precision": "float32"},
+    "tf32": {"precision": "tf32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+    "cudnn_benchmark": {"precision": "float32", "cudnn_benchmark": True},
+}
+"""What a teacher can be asked with on a GPU, as arguments of `Teacher`."""
 NO_KERNEL = ("Memcpy", "Memset")
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Both, or why not."""
+    """All of them, or why not."""
     if not bench.gpu:
-        return [skip_figure(key, ON_CPU) for key in ("gpu_busy", "registered_shards")]
-    return [_measure_busy(bench), measure_registered(bench)]
+        return [skip_figure(spec.key, ON_CPU) for spec in SPECS if spec.part == "gpu"]
+    busy, registered = _measure_busy(bench), measure_registered(bench)
+    return [busy, registered, measure_teacher(bench), measure_deterministic(bench)]
+
+
+def measure_teacher(bench: Bench) -> Figure:
+    """The teacher in each arithmetic, asked about the same random images."""
+    px, size = bench.sizes.train_gpu_px, bench.sizes.batch_size
+    images = torch.randint(0, 256, (size, px, px, 3), dtype=torch.uint8).to(bench.device)
+    teachers = {}
+    for name, how in KERNELS.items():
+        torch.manual_seed(0)  # the same weights for all
+        teachers[name] = adapter.make_teacher(num_classes=21, device=bench.device, **how)
+    answers = {name: teacher(images) for name, teacher in teachers.items()}
+    exact, runs = answers["float32"], {name: [] for name in teachers}
+    apart = {name: _find_apart(answer, exact) for name, answer in answers.items()}
+    for _ in range(bench.sizes.online_rounds):
+        for name, teacher in teachers.items():
+            asked = partial(_ask, teacher, images, bench.sizes.train_gpu_steps)
+            runs[name].append(time_s(asked))
+    faster = {name: median_ratio(runs["float32"], times) for name, times in runs.items()}
+    details = {"times_faster": faster, "apart": apart, "px": px, "batch_size": size}
+    return make_figure("teacher_tf32", faster["tf32"], gpu=bench.gpu, runs=runs, **details)
+
+
+def _ask(teacher: object, images: Tensor, num_batches: int) -> None:
+    for _ in range(num_batches):
+        teacher(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _find_apart(answer: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """Answer -> its largest difference from the exact one, over the largest value of that."""
+    return {
+        name: float((answer[name] - value).abs().max() / value.abs().max())
+        for name, value in exact.items()
+    }
+
+
+def measure_deterministic(bench: Bench) -> Figure:
+    """A step of one student with and without sums that repeat."""
+    if os.environ.get(WORKSPACE) not in REPEATABLE:
+        how = f"start again with {WORKSPACE}={REPEATABLE[0]}, which other figures may feel"
+        return skip_figure("deterministic_step", how)
+    size, num_steps = bench.sizes.batch_size, bench.sizes.train_gpu_steps
+    cached = open_cached(bench, size)
+    batches = adapter.make_batches(list(range(cached.reader.layout.num_samples)), size)
+    px = bench.sizes.train_gpu_px if bench.gpu else bench.sizes.train_px
+    learner = adapter.make_learner(adapter.training_config(px=px, batch_size=size), compiled=False)
+    runs: dict[str, list[float]] = {"deterministic": [], "plain": []}
+    try:
+        for number in range(1 + bench.sizes.tax_rounds):  # the first warms up
+            for name, times in runs.items():
+                use_kernels(bench.device, deterministic=name != "plain", benchmark=False)
+                plan = islice(cycle(batches), num_steps)
+                taken = time_s(partial(_train, learner, cached, plan))
+                times += [taken] if number else []
+    finally:
+        use_kernels(bench.device, deterministic=False, benchmark=False)
+    ratio = median_ratio(runs["deterministic"], runs["plain"])
+    return make_figure("deterministic_step", ratio, gpu=bench.gpu, runs=runs, num_steps=num_steps)
 
 
 def _measure_busy(bench: Bench) -> Figure:
@@ -56,10 +128,11 @@ def _measure_busy(bench: Bench) -> Figure:
     return make_figure("gpu_busy", busy, gpu=True, runs=runs, num_steps=num_steps, batch_size=size)
 
 
-def _train(learner: object, cached: object, batches: object) -> None:
+def _train(learner: Learner, cached: object, batches: object) -> None:
     for batch in cached.read(list(batches)):
         adapter.step(learner, batch)
-    torch.cuda.synchronize()
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _busy_share(learner: object, cached: object, batches: list) -> float:

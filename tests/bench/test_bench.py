@@ -17,7 +17,7 @@ import yaml
 
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import merge
-from tests.bench import adapter, encodings
+from tests.bench import adapter, encodings, gpu
 from tests.bench.copying import shuffle_passes
 from tests.bench.data import make_store
 from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
@@ -237,6 +237,29 @@ def test_registered_shards_are_skipped_where_cuda_refuses(cudart, tmp_path):
     figure = measure_registered(Bench(tmp_path, QUICK, quick=True))
     assert figure.verdict == "skipped" and "operation not supported" in figure.reason
     assert not cudart.locked
+
+
+def test_a_teacher_is_asked_in_each_arithmetic_and_its_answers_are_compared(monkeypatch, tmp_path):
+    """On a CPU, which has no TF32: the same answers, and other ones in bfloat16."""
+    monkeypatch.delitem(gpu.KERNELS, "float16")
+    figure = gpu.measure_teacher(Bench(tmp_path, QUICK, quick=True))
+    assert figure.verdict == "reported" and figure.value == figure.details["times_faster"]["tf32"]
+    assert all(len(times) == QUICK.online_rounds for times in figure.runs.values())
+    apart = {name: max(by.values()) for name, by in figure.details["apart"].items()}
+    assert apart["float32"] == apart["tf32"] == apart["cudnn_benchmark"] == 0 < apart["bfloat16"]
+
+
+def test_steps_that_repeat_are_compared_where_the_environment_allows_it(monkeypatch, tmp_path):
+    asked, bench = [], Bench(tmp_path, QUICK, quick=True)
+    monkeypatch.setattr(gpu, "use_kernels", lambda device, **how: asked.append(how))
+    monkeypatch.delenv(gpu.WORKSPACE, raising=False)
+    figure = gpu.measure_deterministic(bench)
+    assert figure.verdict == "skipped" and "CUBLAS_WORKSPACE_CONFIG=:4096:8" in figure.reason
+    monkeypatch.setenv(gpu.WORKSPACE, ":4096:8")
+    figure = gpu.measure_deterministic(bench)
+    assert figure.value > 0 and len(figure.runs["plain"]) == QUICK.tax_rounds
+    told = [how["deterministic"] for how in asked]
+    assert told == [True, False] * (1 + QUICK.tax_rounds) + [False]
 
 
 def test_passes_read_each_sample_once_each():
