@@ -24,6 +24,7 @@ from kdcache.errors import (
     ToldElsewhere,
     describe,
     is_gpu_failure,
+    is_of_machine,
     is_out_of_memory,
     one_line,
 )
@@ -186,7 +187,7 @@ def cannot_run_as_2(where: Path, *, doing: str) -> Iterator[None]:
         error.exit_code = CANNOT_RUN
         raise
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (isinstance(error, OSError) or is_out_of_memory(error)):
+        if not (isinstance(error, OSError) or is_of_machine(error)):
             raise
         reason = one_line(error)
         unable = KdcacheError(f"{where}: cannot be {doing} ({reason}); mend that and try again")

@@ -138,10 +138,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_gpu_failure(error: BaseException) -> bool:
     """Whether a GPU, its driver or a library on it has refused: one that is busy, too old for this
-    torch, or broken. What an operation of ours does wrong there looks the same.
+    torch, or broken. Code that gives it odd numbers fails an assert there, and is to blame itself.
     """
     words = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NCCL error")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    said = any(word in str(error) for word in words) and "device-side assert" not in str(error)
+    return isinstance(error, RuntimeError) and said
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether the machine is to blame and not the code: memory is missing, or a GPU refuses."""
+    return is_out_of_memory(error) or is_gpu_failure(error)
 
 
 def hide_passwords(text: str) -> str:

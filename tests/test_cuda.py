@@ -34,7 +34,11 @@ from tests.support import together
 from tests.support.helpers import check_one_line
 
 os.environ.setdefault(WORKSPACE, REPEATABLE[0])  # for runs that repeat: before the GPU is used
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # torch warns that its refusal of waits is a prototype, and of contexts that it makes itself
+    pytest.mark.filterwarnings("default::UserWarning"),
+]
 
 
 def on_cuda(given: dict, **changes: dict) -> dict:

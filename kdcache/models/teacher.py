@@ -15,7 +15,7 @@ from torchvision.models import get_model
 
 from kdcache.config import STRIDE, TeacherConfig
 from kdcache.config.names import AS_BUILT, FCNS, TRANSFORMERS, Precision
-from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_out_of_memory, one_line
+from kdcache.errors import KdcacheError, Phrase, TeacherError, describe, is_of_machine, one_line
 from kdcache.machine.devices import check_precision, choose_device, use_teacher_kernels
 from kdcache.models.checkpoints import describe_state, find_prefix, is_counter
 from kdcache.models.inputs import IMAGENET_MEAN, IMAGENET_STD, normalize_images, resize_to
@@ -124,7 +124,7 @@ def ask_network(network: Network, x_NCHW: Tensor) -> Tensor:
     try:
         given = network.ask(x_NCHW)
     except (Exception, SystemExit) as error:  # whatever code of others meets
-        if isinstance(error, KdcacheError) or is_out_of_memory(error):
+        if isinstance(error, KdcacheError) or is_of_machine(error):
             raise
         count = f"{len(x_NCHW)} in training mode" if network.module.training else "an image"
         found = f"failing at {count} of {size} ({one_line(error, named=True)})"

@@ -17,7 +17,7 @@ from kdcache.cache.encodings import Targets
 from kdcache.cache.reader import CacheReader
 from kdcache.config import LEVELS, Config
 from kdcache.config.names import BUILT_IN_STUDENT, is_own_student
-from kdcache.errors import KdcacheError, TrainingError, is_out_of_memory, one_line
+from kdcache.errors import KdcacheError, TrainingError, is_of_machine, one_line
 from kdcache.losses import KnowledgeDistillationLoss
 from kdcache.machine.devices import (
     check_precision,
@@ -181,7 +181,7 @@ def explain_failures(arch: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        known = isinstance(error, KNOWN_FAILURES) or is_out_of_memory(error)
+        known = isinstance(error, KNOWN_FAILURES) or is_of_machine(error)
         known = known or is_lost_process(error)
         if not known and NOT_REPEATABLE in str(error):
             reason = f"student.arch {arch} cannot be ({one_line(error)})"

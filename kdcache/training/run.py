@@ -5,6 +5,7 @@ compiled where that is worth it.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -233,7 +234,8 @@ def compile_learner(learner: Learner, batches: Sequence[Batch]) -> bool:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     devices = [learner.device] if learner.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of compilers: who turns them into errors has none
             compiled = [torch.compile(function) for function in plain]
             learner.forward, learner.loss.compute_band = compiled
             learner.student.train()

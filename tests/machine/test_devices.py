@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from kdcache.cache.settings import teacher_facts
-from kdcache.command import run_command
+from kdcache.command import cannot_run_as_2, run_command
 from kdcache.config import TeacherConfig
 from kdcache.config.parser import make_config
-from kdcache.errors import SettingsError, TeacherError, is_out_of_memory
+from kdcache.errors import KdcacheError, SettingsError, TeacherError, is_out_of_memory
 from kdcache.machine import devices, process
 from kdcache.machine.devices import choose_device, use_exact_float32
 from kdcache.models import teacher
 from kdcache.models.networks import Network
-from kdcache.models.teacher import Teacher
+from kdcache.models.teacher import Teacher, ask_network
 from kdcache.training import learner
 from kdcache.training.learner import explain_failures
 from tests.support.helpers import check_one_line
@@ -28,6 +28,7 @@ from tests.support.helpers import check_one_line
 ROOT = Path(__file__).parents[2]
 WITHOUT_GPU = ("repair.py", "ray_engine.py")  # their threads draw views, or wait
 
+IMAGE = torch.zeros(1, 3, 16, 16)
 PARTS = {
     "matmul": torch.backends.cuda.matmul,
     "convolutions": torch.backends.cudnn.conv,
@@ -261,14 +262,29 @@ def test_missing_memory_has_one_line_with_its_cure(program, error, capsys):
     ],
 )
 @pytest.mark.parametrize("program", ["cache_teacher", "train_student"])
-def test_a_gpu_that_fails_is_no_bug_of_ours(program, words, capsys):
-    def work():
+def test_a_gpu_that_fails_is_no_bug_of_ours_and_no_fault_of_a_network(program, words, capsys):
+    def fail(*args):
         raise RuntimeError(words)
+
+    def work():
+        with explain_failures("my.student:build"):
+            ask_network(Network("my.teacher:build", torch.nn.Identity(), 2, ask=fail), IMAGE)
 
     assert run_command(program, work) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{program}: the GPU or its driver has failed ({words[:20]}")
     assert "nvidia-smi" in line and "bug" not in line
+    with pytest.raises(KdcacheError) as error, cannot_run_as_2(Path("cache"), doing="compared"):
+        fail()
+    assert error.value.exit_code == 2  # it is no finding of a comparison
+
+
+def test_odd_numbers_on_a_gpu_are_the_fault_of_whose_code_gave_them():
+    def fail(*args):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(TeacherError, match="my.teacher:build"):
+        ask_network(Network("my.teacher:build", torch.nn.Identity(), 2, ask=fail), IMAGE)
 
 
 def test_another_runtime_error_is_not_one_of_memory():

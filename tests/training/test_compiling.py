@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 
 import pytest
 import torch
@@ -230,6 +231,17 @@ def test_the_trial_of_a_compiler_that_works_leaves_nothing(monkeypatch):
     assert all(
         torch.equal(value, before[name]) for name, value in learner.student.state_dict().items()
     )
+
+
+def test_what_a_compiler_warns_of_does_not_end_the_trial(monkeypatch):
+    """Here, as in any program that turns warnings into errors, it would."""
+
+    def compile_warning(function):
+        warnings.warn("TensorFloat32 tensor cores available but not enabled", stacklevel=1)
+        return function
+
+    monkeypatch.setattr(run.torch, "compile", compile_warning)
+    assert compile_learner(make_learner(), [make_batch(2)])
 
 
 def test_compiled_and_plain_runs_are_different_runs(monkeypatch):
