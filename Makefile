@@ -19,7 +19,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(SPREAD)
 
 nightly: $(READY)
-	$(BIN)/python -m pytest -m nightly --durations=20 $(SPREAD)
+	$(BIN)/python -m pytest -m nightly --timeout 1800 --durations=20 $(SPREAD)
 
 # Hours: 512 workers and 100,000 groups, hundreds of kills.
 exhaustive: $(READY)

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
@@ -41,3 +42,15 @@ def test_python_is_what_the_classifiers_say():
     allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
     assert names and all(f"{name}.5" in allowed for name in names)
     assert f"3.{int(names[-1].partition('.')[2]) + 1}.0" not in allowed
+
+
+def test_the_workflow_tests_every_python_that_is_supported():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))[
+        "jobs"
+    ]
+    names = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert jobs["linux"]["strategy"]["matrix"]["python"] == names
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    steps = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    targets = [step.removeprefix("make ") for step in steps if step.startswith("make ")]
+    assert targets and all(f"\n{target}: " in makefile for target in targets)
