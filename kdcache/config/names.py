@@ -32,7 +32,9 @@ AS_BUILT = "as_built"  # teacher.weights: those that the network comes with
 OWN_CODE = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 """package.module:function of the user's."""
 TIMM = "timm:"  # students over a backbone of timm begin with this
-SMP, TRANSFORMERS = "smp:", "transformers:"  # teachers of other libraries begin with these
+SMP, TRANSFORMERS = "smp:", "transformers:"
+LIBRARIES = (SMP, TRANSFORMERS)
+"""How teachers of other libraries begin; any other PREFIX:NAME is code of the user's."""
 LEVELS = ("low", "mid", "high")
 TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""
@@ -55,8 +57,8 @@ Option = bool | int | float | str | list | None
 """What a function of the user's is called with."""
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 """Of a teacher."""
-SCHEMES = ("s3", "gs", "az")
-"""Of object stores."""
+BUCKET_SCHEMES = ("s3", "gs", "az")
+"""Of addresses of object stores."""
 MOST_PX = 65_536  # of a side
 PATHS = (
     "dataset.root", "dataset.images", "dataset.masks", "dataset.val_images", "dataset.val_masks",
@@ -73,7 +75,8 @@ def is_own_student(arch: str) -> bool:
 
 def as_preset(word: str) -> dict[str, str]:
     """The kinds of logits and features if `word` stands for all answers, a preset or a kind."""
-    return PRESETS.get(word) or next(p for p in PRESETS.values() if p["features"] == word)
+    presets = (preset for preset in PRESETS.values() if preset["features"] == word)
+    return PRESETS.get(word) or next(presets, {"logits": word, "features": word})
 
 
 def as_kind(word: str) -> str:
@@ -151,13 +154,13 @@ def clean_address(field_name: str, given: object) -> str | Path:
     if hide_passwords(text) != text:
         expected = "an address without a password: credentials come from the environment"
         raise refuse(field_name, hide_passwords(text), expected)
-    if re.match(rf"({'|'.join(SCHEMES)}):/+[^/]", text) and "://" not in text:
+    if re.match(rf"({'|'.join(BUCKET_SCHEMES)}):/+[^/]", text) and "://" not in text:
         expected = f"s3://BUCKET/KEY, with two slashes; a folder of that name is ./{text}"
         raise refuse(field_name, text, expected)
     if "://" not in text:
         return Path(text)
     scheme, _, rest = text.partition("://")
-    if scheme not in SCHEMES:
+    if scheme not in BUCKET_SCHEMES:
         expected = "a path, or an address that begins with s3://, gs:// or az://"
         raise refuse(field_name, text, expected)
     bucket, _, key = rest.partition("/")

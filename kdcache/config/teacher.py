@@ -12,6 +12,7 @@ from kdcache.config.names import (
     AS_BUILT,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    LIBRARIES,
     OWN_CODE,
     SMP,
     TORCHVISION,
@@ -97,17 +98,18 @@ class TeacherConfig:
     @property
     def is_own(self) -> bool:
         """Whether the teacher is code of the user's."""
-        elsewhere = self.arch.startswith((SMP, TRANSFORMERS))
+        elsewhere = self.arch.startswith(LIBRARIES)
         return not elsewhere and re.fullmatch(OWN_CODE, self.arch) is not None
 
     def _check_arch(self) -> None:
         """Raise SettingsError for an unknown name, with the nearest one, or idle settings."""
         smp, transformers = (self.arch.startswith(word) for word in (SMP, TRANSFORMERS))
-        named = (smp or transformers) and self.arch.partition(":")[2].strip()
+        named = self.arch.startswith(LIBRARIES) and self.arch.partition(":")[2].strip()
         if not (self.arch in TORCHVISION or named or self.is_own):
             near = difflib.get_close_matches(self.arch, TORCHVISION, n=1)
             known = near[0] if near else ", ".join(TORCHVISION)
-            expected = f"{known}, {SMP}NAME, {TRANSFORMERS}NAME or package.module:function"
+            libraries = ", ".join(f"{prefix}NAME" for prefix in LIBRARIES)
+            expected = f"{known}, {libraries} or package.module:function"
             raise refuse("teacher.arch", self.arch, expected)
         check_storable("teacher.options", self.options)  # they are stored with every cache
         if self.options and not (self.is_own or smp):

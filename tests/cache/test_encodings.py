@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kdcache.cache.basis import BasisLearner, choose_samples, hash_basis
 from kdcache.cache.encodings import LARGEST, Encoding, encode, make_target
 from kdcache.config import KINDS
+from kdcache.config.names import as_preset
 from kdcache.config.parser import make_config
 from kdcache.errors import SettingsError
 from kdcache.losses import KnowledgeDistillationLoss
@@ -92,7 +93,7 @@ def test_a_basis_is_learned_from_samples_spread_evenly(count, expected):
 
 
 @pytest.mark.parametrize("hw", [(6, 5), (12, 10), (3, 4)])
-@pytest.mark.parametrize("kind", ["float16", "int8", "lowrank"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_a_stored_target_is_that_of_the_decoded_one(kind, hw):
     x = make_features()
     basis = torch.from_numpy(learn(x, 4)) if kind == "lowrank" else None
@@ -142,17 +143,21 @@ def test_a_target_of_another_shape_is_refused():
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.integers(0, 2**32 - 1), st.floats(1e-30, 1e30), st.sampled_from(["int8", "lowrank"]))
+@given(st.integers(0, 2**32 - 1), st.floats(1e-30, 1e30), st.sampled_from(KINDS[1:]))
 def test_any_finite_answer_comes_back_finite(seed, size, kind):
     x = make_features(seed, (1, 8, 3, 2)) * size
     basis = torch.eye(8)[:, :4].contiguous() if kind == "lowrank" else None
-    encoding = Encoding("int8") if kind == "int8" else Encoding("lowrank", 8, 4, 0.03, "")
+    encoding = Encoding("lowrank", 8, 4, 0.03, "") if kind == "lowrank" else Encoding(kind)
     decoded = make_target("low", encode("low", x, encoding, basis), basis).decode()
     assert torch.isfinite(decoded).all()
 
 
 def test_every_encoding_has_a_largest_answer():
     assert set(LARGEST) == set(KINDS)
+
+
+def test_a_kind_that_no_preset_gives_features_stands_for_all_answers():
+    assert as_preset("new") == {"logits": "new", "features": "new"}
 
 
 @pytest.mark.parametrize("encoding", [{"low": ["int8"]}, {"low": {}}, 3])

@@ -31,6 +31,11 @@ from kdcache.training.checkpoint import BEST
 from kdcache.training.distill import distill
 from tests.support.helpers import check_one_line
 from train_student.cli import main
+from train_student.runs import FORMATS
+
+
+def test_the_command_knows_each_format_that_is_written():
+    assert set(FORMATS) == set(export.FILES)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from tests.architecture import ROOT, find_files
 from tests.support.dangers import ALLOWED, RULES, find_dangers
 
 EXAMPLES = {
-    "Image.open": ["Image.open(path)", "Image.open(io.BytesIO(data))"],
-    "torch.load": ["torch.load(path, weights_only=True)", "np.load(path)"],
+    "Image.open": ["Image.open(path)", "Image.open(io.BytesIO(data))", "PIL.Image.open(path)"],
+    "torch.load": ["torch.load(path, weights_only=True)", "np.load(path)", "torch.jit.load(path)"],
     "yaml.load": ["yaml.load(text, Loader)", "yaml.safe_load(text)"],
     "open for writing": [
         'open(path, "w")', 'path.open("wb")', 'path.open(mode="a")', 'h5py.File(path, "r+")',

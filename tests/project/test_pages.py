@@ -127,6 +127,23 @@ def test_every_room_of_the_library_stands_in_contributing():
     assert set(re.findall(r"`(\w+)/`", table)) == rooms
 
 
+def test_what_contributing_names_is_there():
+    """Every path, from the root or from `kdcache/`, and every name in "Where do I change"."""
+    text = read(ROOT / "CONTRIBUTING.md")
+    words = {word for code in re.findall("`([^`\n]+)`", text) for word in code.split()}
+    paths = {word for word in words if re.fullmatch(r"\w[\w.]*/[\w./]*", word)}
+    made = {"tests/examples/NAME.py"}
+    places = {path: [ROOT / path, ROOT / "kdcache" / path] for path in paths - made}
+    assert len(paths) > 40
+    assert not [path for path, tried in places.items() if not any(p.exists() for p in tried)]
+    table = text.partition("## Where do I change")[2].partition("\n## ")[0]
+    folders = ("kdcache", "cache_teacher", "train_student", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    known = set(re.findall(r"\w+", " ".join(map(read, [*files, ROOT / "mkdocs.yml"]))))
+    names = set(re.findall(r"`(\w+)`", table))
+    assert len(names) > 15 and names <= known, names - known
+
+
 def test_citation_is_of_this_version_and_has_what_the_format_asks_for():
     citation = yaml.safe_load(read(ROOT / "CITATION.cff"))
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]

@@ -55,16 +55,19 @@ def count_dangers(trees: dict[Path, ast.Module], root: Path) -> dict[str, int]:
 
 
 def _name(node: ast.Call) -> str:
-    """`yaml.load` of `yaml.load(...)`, `.open` of `some().open(...)`."""
-    function = node.func
-    if isinstance(function, ast.Attribute):
-        owner = function.value.id if isinstance(function.value, ast.Name) else ""
-        return f"{owner}.{function.attr}"
-    return function.id if isinstance(function, ast.Name) else ""
+    """`a.b.load` of `a.b.load(...)`, `.open` of `some().open(...)`."""
+    parts, owner = [], node.func
+    while isinstance(owner, ast.Attribute):
+        parts.append(owner.attr)
+        owner = owner.value
+    parts.append(owner.id if isinstance(owner, ast.Name) else "")
+    return ".".join(reversed(parts))
 
 
 def _calls(*names: str) -> Callable[[ast.Call], bool]:
-    return lambda node: _name(node) in names
+    """Whether it is one of them, also by a longer way: `PIL.Image.open` is `Image.open`."""
+    ends = tuple(f".{name}" for name in names)
+    return lambda node: f".{_name(node)}".endswith(ends)
 
 
 def _writes(node: ast.Call) -> bool:
