@@ -255,9 +255,9 @@ def open_cache(root: Storage | str | Path) -> Cache:
 
 def _read_whole(name: str, given: object, *, least: int = 0) -> int:
     """A whole number, also of NumPy. Raises SettingsError."""
-    if not isinstance(given, Integral) or not least <= given < 2**63:
-        raise refuse(name, given, f"a whole number, {least} or more")
-    return int(given)
+    if isinstance(given, Integral) and least <= (number := int(given)) < 2**63:
+        return number
+    raise refuse(name, given, f"a whole number, {least} or more")
 
 
 def _serve(

@@ -168,7 +168,6 @@ def _measure_bytes(study: Study, arm: str, views: int) -> int | None:
     manifest = read_manifest(root)
     layout, bases = manifest.layouts["train"], count_basis_bytes(manifest.encodings)
     groups = [group for group in layout.groups() if group.view < views]
-    shards = [(root / shard_key(spec, group)) for group in groups for spec in layout.arrays]
-    return sum(bases.values()) + open_storage(root).sum_sizes(
-        [*shards, *((root / commit_key(group)) for group in groups)]
-    )
+    shards = [shard_key(spec, group) for group in groups for spec in layout.arrays]
+    files = [*shards, *map(commit_key, groups)]
+    return sum(bases.values()) + open_storage(root).sum_sizes(files)
