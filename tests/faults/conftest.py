@@ -21,7 +21,7 @@ def _no_fidelity(monkeypatch):
     """What phase one measures at its end needs a real teacher and forty steps, and is tested
     elsewhere.
     """
-    monkeypatch.setattr("cache_teacher.building._say_fidelity", lambda config: None)
+    monkeypatch.setattr("cache_teacher.building._measure_fidelity", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import pkgutil
 
 import pytest
 
@@ -41,6 +42,30 @@ def test_what_a_test_uses_of_our_modules_is_there(path):
         if node.value.id in modules
     }
     assert not [f"{module}.{name}" for module, name in used if not is_there(module, name)]
+    assert not [name for name in find_replaced(tree) if not is_named(name)]
+
+
+def find_replaced(tree: ast.AST) -> set[str]:
+    """What `monkeypatch.setattr("kdcache.module.name", ...)` replaces."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    texts = {
+        node.args[0].value
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "setattr"
+        if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+    }
+    return {text for text in texts if text.split(".")[0] in PACKAGES}
+
+
+def is_named(name: str) -> bool:
+    """Whether a dotted name leads to something; see `is_there`."""
+    try:
+        pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        return (error.name or "").split(".")[0] not in PACKAGES
+    except AttributeError:
+        return False
+    return True
 
 
 def is_module(name: str) -> bool:
@@ -64,3 +89,6 @@ def test_a_name_that_is_not_there_is_seen():
     assert is_there("kdcache.errors", "one_line") and is_there("kdcache", "errors")
     assert not is_there("kdcache.errors", "two_lines")
     assert not is_there("kdcache.none", "one_line")
+    replaced = find_replaced(ast.parse('patch.setattr("kdcache.errors.two_lines", None)'))
+    assert replaced == {"kdcache.errors.two_lines"} and not any(map(is_named, replaced))
+    assert is_named("kdcache.errors.one_line")
