@@ -25,7 +25,7 @@ from kdcache.deploy.student import load_student as read_student
 from kdcache.errors import refuse
 from kdcache.models.own_code import Trust
 from kdcache.precompute import build
-from kdcache.progress import Console, Progress, Silent, print_line
+from kdcache.progress import Console, Progress, Silent, format_table, print_line
 from kdcache.storage import open_storage
 from kdcache.training import distill as training
 from kdcache.training.run import TrainingEvents
@@ -74,6 +74,17 @@ class Distillation:
     def gain_points(self) -> float | None:
         """How much better than the baseline, in points (hundredths of mIoU); None without one."""
         return None if self.baseline_miou is None else 100 * (self.miou - self.baseline_miou)
+
+    def _repr_html_(self) -> str:
+        mious = {
+            "teacher": self.result.get("teacher_miou"),
+            "student, labels only": self.baseline_miou,
+            "student": self.miou,
+        }
+        rows = [[name, f"{miou:.4f}"] for name, miou in mious.items() if miou is not None]
+        gain = self.gain_points
+        notes = [] if gain is None else [f"the teacher changed it by {gain:+.2f} points (one seed)"]
+        return format_table(f"run {self.folder}", ("", "mIoU on val"), rows, notes=notes)
 
 
 def distill(

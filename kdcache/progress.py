@@ -6,9 +6,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 from typing import Protocol, TextIO
 
 from kdcache.errors import hide_passwords
@@ -43,6 +44,29 @@ def print_line(text: object, *, file: TextIO | None = None) -> None:
 def print_text(text: str) -> None:
     """Print text of several lines without control codes; what builds it uses `join_lines`."""
     print(join_lines(text.split("\n")))
+
+
+def format_table(
+    title: object,
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    notes: Iterable[object] = (),
+) -> str:
+    """A table as HTML, for a notebook. All texts are escaped, and it fetches and runs nothing.
+
+    It has no colours: so it takes those of the notebook, light or dark.
+
+    Args:
+        title: above the table. head: of each column. notes: a paragraph each, below.
+    """
+
+    def write(tag: str, texts: Iterable[object]) -> str:
+        return "".join(f"<{tag}>{escape(escape_line(text))}</{tag}>" for text in texts)
+
+    body = "".join(f"<tr>{write('th', row[:1])}{write('td', row[1:])}</tr>" for row in rows)
+    top = f"{write('caption', [title])}<thead><tr>{write('th', head)}</tr></thead>"
+    return f"<table>{top}<tbody>{body}</tbody></table>{write('p', notes)}"
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,16 @@ from kdcache.analysis.runs import (
     Estimate,
     Measure,
     Run,
+    best_miou,
     estimate,
     find_runs,
+    format_difference,
+    format_estimate,
     read_encoding,
 )
 from kdcache.config.names import IDLE_SHARE
 from kdcache.errors import Phrase, SettingsError, describe
+from kdcache.progress import format_table
 from kdcache.training.run_folder import TEACHING
 
 log = logging.getLogger("kdcache")
@@ -108,6 +112,16 @@ class Comparison:
     def compared(self) -> list[Row]:
         """The rows that have a baseline."""
         return [row for row in self.rows if row.pairs]
+
+    def _repr_html_(self) -> str:
+        head = ("runs", "seeds", "mIoU on val", "gain over baseline, points [95 %]", "pairs")
+        rows = []
+        for row in self.rows:
+            miou, gain = row.estimate(best_miou), row.difference(best_miou)
+            text = format_difference(gain) if gain else "-"
+            rows.append([row.name, len(row.runs), format_estimate(miou), text, len(row.pairs)])
+        notes = [f"left out: {line}" for line in self.left_out]
+        return format_table("runs compared, at the best epoch", head, rows, notes=notes)
 
 
 def compare_runs(paths: Sequence[Path]) -> Comparison:

@@ -246,6 +246,25 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 @cache
+def format_estimate(value: Estimate | None, *, digits: int = 4) -> str:
+    """`0.5231 ± 0.0042`; one seed has no deviation."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.{digits}f}" + (
+        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    )
+
+
+def format_difference(value: Estimate) -> str:
+    """`+2.13 [+0.80, +3.46]`, points; of one pair `+2.13`."""
+    return f"{value.mean:+.2f}" + (f" {format_interval(value)}" if value.interval else "")
+
+
+def format_interval(value: Estimate) -> str:
+    """`[+0.80, +3.46]`."""
+    return f"[{value.interval[0]:+.2f}, {value.interval[1]:+.2f}]"
+
+
 def find_quantile(freedom: int) -> float:
     """t such that 95 % of Student's distribution lie between -t and t, by bisection.
 

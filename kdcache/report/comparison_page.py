@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from kdcache.analysis.comparison import Comparison, Row
-from kdcache.analysis.runs import Estimate, best_miou, class_iou, last_miou
+from kdcache.analysis.runs import (
+    Estimate,
+    best_miou,
+    class_iou,
+    format_difference,
+    format_estimate,
+    format_interval,
+    last_miou,
+)
 from kdcache.report.comparison_text import (
     NO_BASELINE,
     ONE_PAIR,
     find_clear,
-    format_difference,
-    format_estimate,
-    format_interval,
     list_notes,
     say_chance,
     say_no_difference,

@@ -11,7 +11,16 @@ from itertools import zip_longest
 from pathlib import Path
 
 from kdcache.analysis.comparison import Comparison, Row, format_value, list_beyond_loss, list_shared
-from kdcache.analysis.runs import SEED, Estimate, Run, best_miou, class_iou, last_miou
+from kdcache.analysis.runs import (
+    SEED,
+    Estimate,
+    Run,
+    best_miou,
+    class_iou,
+    format_difference,
+    format_estimate,
+    last_miou,
+)
 from kdcache.progress import escape_line
 
 WIDTH = 100
@@ -79,25 +88,6 @@ def _note_validation(identity: str | None) -> str:
         "what they were measured on, nor where they were trained): that they can be compared is "
         "taken on trust."
     )
-
-
-def format_estimate(value: Estimate | None, *, digits: int = 4) -> str:
-    """`0.5231 ± 0.0042`; one seed has no deviation."""
-    if value is None:
-        return "-"
-    return f"{value.mean:.{digits}f}" + (
-        "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
-    )
-
-
-def format_difference(value: Estimate) -> str:
-    """`+2.13 [+0.80, +3.46]`, points; of one pair `+2.13`."""
-    return f"{value.mean:+.2f}" + (f" {format_interval(value)}" if value.interval else "")
-
-
-def format_interval(value: Estimate) -> str:
-    """`[+0.80, +3.46]`."""
-    return f"[{value.interval[0]:+.2f}, {value.interval[1]:+.2f}]"
 
 
 def _list_cells(row: Row) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcache.cache.encodings import Targets, make_target
-from kdcache.cache.layout import UNLABELLED
+from kdcache.cache.layout import UNLABELLED, ArraySpec
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.settings import read_settings
@@ -25,6 +25,7 @@ from kdcache.errors import refuse
 from kdcache.losses.target import Target
 from kdcache.machine.devices import choose_device
 from kdcache.models.inputs import normalize_images
+from kdcache.progress import format_table
 from kdcache.storage import Storage, open_given
 from kdcache.training.batches import BatchReader
 from kdcache.training.learner import find_teacher_channels, open_targets
@@ -36,6 +37,8 @@ from kdcache.training.samples import (
     find_labelled,
     find_need,
 )
+
+MOST_NAMES = 20  # of classes, in a notebook
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,18 @@ class Cache:
         """Hash over everything that decides the stored numbers."""
         return self.manifest.identity_hash
 
+    def _repr_html_(self) -> str:
+        head = ("split", "samples", "views", "one sample")
+        rows = [
+            [name, grid.num_samples, grid.num_views, "; ".join(map(_describe, grid.arrays))]
+            for name, grid in self.manifest.layouts.items()
+        ]
+        miou = self.manifest.information.get("teacher_miou")
+        notes = [f"{self.num_classes} classes: {', '.join(self.class_names[:MOST_NAMES])}"]
+        notes[0] += ", ..." if self.num_classes > MOST_NAMES else ""
+        notes += [] if miou is None else [f"teacher's mIoU on val: {miou:.4f}"]
+        return format_table(f"cache {self.root}", head, rows, notes=notes)
+
 
 def open_cache(root: Storage | str | Path) -> Cache:
     """Open a cache for your own training loop.
@@ -251,6 +266,10 @@ def open_cache(root: Storage | str | Path) -> Cache:
     Raises: CacheError if there is no cache, or it is damaged or incomplete.
     """
     return Cache(root)
+
+
+def _describe(array: ArraySpec) -> str:
+    return f"{array.name} {array.dtype} {'x'.join(map(str, array.item_shape))}"
 
 
 def _read_whole(name: str, given: object, *, least: int = 0) -> int:

@@ -25,7 +25,7 @@ def test_links_of_the_site_lead_to_its_pages(name):
     text = site.change_links(read(ON_SITE[name]))
     for link in list_links(text):
         page, _, anchor = link.partition("#")
-        if page.endswith(".svg"):
+        if page.endswith((".svg", ".ipynb")):
             assert (ROOT / "docs" / page).is_file()
             continue
         target = ON_SITE[page or name]
