@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdcache.analysis.comparison import Comparison, compare_runs
 from kdcache.config import Config, config_to_dict
@@ -107,7 +108,8 @@ def distill(
     given = _read(settings, changes)
     root = open_storage(make_config(given).cache.path)
     events = _Said() if verbose else TrainingEvents()
-    done = training.distill(given, root=root, progress=_choose_progress(verbose), events=events)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever holds around this call
+        done = training.distill(given, root=root, progress=_choose_progress(verbose), events=events)
     baseline = None if done.baseline is None else done.baseline["miou"]
     return Distillation(done.folder, done.student["miou"], baseline, done.student, done.baseline)
 

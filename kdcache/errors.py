@@ -1,6 +1,7 @@
 """Every error a user can meet. Each is one line: where, which field, found, expected, the cure."""
 
 import errno
+import os
 import re
 import reprlib
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Container
 from functools import partial
 
 _USER = re.compile(r"([A-Za-z0-9+.-]://)[^/\s]*@")  # no repeat before it: a long word takes no time
+MEND = "mend that and run the same command again"  # what the system refused
 MOST_SHOWN = 2_000  # characters of a value in a message
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 _REFUSED = {
@@ -82,7 +84,7 @@ class OtherCacheError(CacheCorruptError):
 
 def describe(where: object, *, field: str, found: object, expected: object, cure: str) -> str:
     """One line for an error: ``caches/voc: teacher is 'a', expected 'b'; rebuild it``."""
-    return f"{where}: {field} is {_show(found)}, expected {_show(expected)}; {cure}"
+    return f"{where}: {field} is {show(found)}, expected {show(expected)}; {cure}"
 
 
 def refuse(field_name: str, found: object, expected: str) -> SettingsError:
@@ -105,7 +107,12 @@ def find_cure(error: object, otherwise: str, *, codes: Container[int] = _REFUSED
         otherwise: the cure for a damaged file. codes: of errors after which a file may be sound.
     """
     refused = isinstance(error, OSError) and error.errno in codes
-    return "mend that and run the same command again" if refused else otherwise
+    return MEND if refused else otherwise
+
+
+def is_forbidden(what: str) -> bool:
+    """Whether words about a file hold the system's, that it may not be read: it may be sound."""
+    return any(f"({os.strerror(code)})" in what for code in FORBIDDEN)
 
 
 def one_line(error: object, *, named: bool = False) -> str:
@@ -182,7 +189,8 @@ def show_value(value: object, *, most: int = 80) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """A value as a message shows it: a Phrase as it is, all else as Python writes it."""
     try:
         text = str(value) if isinstance(value, Phrase) else repr(value)
     except (ValueError, RecursionError):

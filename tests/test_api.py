@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import kdcache
@@ -54,6 +55,15 @@ def test_the_numbers_are_those_of_the_program(given, tmp_path):
     assert train_student(["--config", str(path), "--run.dir", str(tmp_path / "theirs/kd")]) == 0
     theirs = json.loads((tmp_path / "theirs/kd/result.json").read_text())
     assert (ours.miou, ours.baseline_miou) == (theirs["miou"], theirs["baseline_miou"])
+
+
+@pytest.mark.parametrize("around", ["no_grad", "inference_mode"])
+def test_a_caller_without_gradients_trains_all_the_same(given, tmp_path, around):
+    kdcache.build_cache(given)
+    plain = kdcache.distill(given)
+    with getattr(torch, around)():
+        done = kdcache.distill(given, {"run.dir": str(tmp_path / "other/kd")})
+    assert (done.miou, done.baseline_miou) == (plain.miou, plain.baseline_miou)
 
 
 @pytest.mark.parametrize("kind", ["path", "text", "nested", "dotted", "config"])

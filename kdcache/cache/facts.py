@@ -12,7 +12,7 @@ from pathlib import Path
 from kdcache.cache.encodings import Encoding
 from kdcache.cache.layout import ArraySpec, SplitLayout, find_version
 from kdcache.config.parser import flatten
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, Phrase, show
 from kdcache.schema import (
     FieldError,
     Kind,
@@ -140,7 +140,7 @@ def describe_array(array: ArraySpec) -> str:
 def find_differences(found: Mapping, expected: Mapping) -> list[tuple[str, object, object]]:
     """(dotted name, found, expected) of every fact that differs; "absent" if one lacks it."""
     left, right = flatten(found), flatten(expected)
-    absent = "absent"
+    absent = Phrase("absent")
     names = [*left, *(name for name in right if name not in left)]
     pairs = ((name, left.get(name, absent), right.get(name, absent)) for name in names)
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -152,7 +152,7 @@ def check_identity(where: Path, *, found: Mapping, expected: Mapping, cure: str)
     if not differences:
         return
     facts = "; ".join(
-        f"{name} is {_short(old)!r}, expected {_short(new)!r}" for name, old, new in differences
+        f"{name} is {_say(old)}, expected {_say(new)}" for name, old, new in differences
     )
     raise CacheMismatchError(f"{where}: {facts}; {cure}")
 
@@ -162,9 +162,10 @@ def hash_facts(facts: Mapping) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _short(value: object) -> object:
-    """Hashes cut to their first 12 digits."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+def _say(value: object) -> str:
+    """As a message shows it; of hashes the first 12 digits."""
+    is_hash = isinstance(value, str) and len(value) == 64
+    return show(value[:12] if is_hash else value)
 
 
 def check_views(views: list, layout: SplitLayout) -> None:

@@ -15,7 +15,14 @@ from kdcache.cache.records import CommitRecord, list_records, read_record
 from kdcache.cache.shards import Chunks, ShardSource, find_chunks, read_chunks
 from kdcache.cache.stage import Stage
 from kdcache.cache.zarr_metadata import check_document, list_metadata
-from kdcache.errors import CacheCorruptError, CacheIncompleteError, Phrase, describe
+from kdcache.errors import (
+    MEND,
+    CacheCorruptError,
+    CacheIncompleteError,
+    Phrase,
+    describe,
+    is_forbidden,
+)
 from kdcache.storage.base import ShardFile, Storage
 
 
@@ -151,9 +158,8 @@ class SplitIndex:
         except CacheCorruptError as error:
             raise self.describe_damage(spec.name, view, sample, error.what) from None
         except OSError as error:
-            raise self.describe_damage(
-                spec.name, view, sample, f"it cannot be fetched ({error.strerror})"
-            ) from None
+            what = f"it cannot be fetched ({error.strerror})"
+            raise self.describe_damage(spec.name, view, sample, what) from None
         shard = _Shard(chunks, self._crcs[view, group.index][spec.name], staged=copied is not None)
         self._shards[spec.name, view, group.index] = shard
         return shard
@@ -192,8 +198,8 @@ class SplitIndex:
         return CacheCorruptError(
             self.storage.name(shard_key(self._specs[array], group)),
             f"{self.layout.split}/{array} view {view} sample {self.sample_ids[sample]!r} "
-            f"is damaged: {what}",
-            cure=self.storage.repair_cure,
+            f"is {'unreadable' if is_forbidden(what) else 'damaged'}: {what}",
+            cure=MEND if is_forbidden(what) else self.storage.repair_cure,
         )
 
     def _learn(self, group: Group, record: CommitRecord) -> None:

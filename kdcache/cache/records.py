@@ -112,7 +112,8 @@ def find_begun_splits(storage: Storage) -> set[str]:
     """
     names = list_records(storage)
     try:
-        names |= {name for name in storage.list_names(LEASES) if storage.is_held(name)}
+        leases = {name for name in storage.list_names(LEASES) if "." not in name}  # no .partial
+        names |= {name for name in leases if storage.is_held(name)}
     except OSError as error:
         raise _refuse_look(storage.name(LEASES), "leases", error) from None
     return {name.partition("-")[0] for name in names} & {*SPLITS, UNLABELLED}

@@ -181,6 +181,7 @@ def _check_epochs(state: dict) -> None:
 
 def _check_whose(path: Path, found: Mapping, expected: Mapping) -> None:
     found = {**BEFORE, **{name: value for name, value in found.items() if value != {}}}
+    expected = {**BEFORE, **expected}
     absent = Phrase("absent")  # as the names in a table that was not set
     for name in {**found, **expected}:
         there, value = found.get(name, absent), expected.get(name, absent)

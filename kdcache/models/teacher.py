@@ -67,7 +67,8 @@ class Teacher:
         self.parts = Parts(network.module, taps, stages=network.stages)
         self.network, self.high_stride = network, high_stride
         self.mean, self.std = tuple(mean), tuple(std)
-        self.model = network.module.to(device, memory_format=network.memory_format)
+        module = network.module.float()  # one of half precision takes no float32 images
+        self.model = module.to(device, memory_format=network.memory_format)
         self.model.eval().requires_grad_(False)
         self.taps, self.device, self.dtype = taps, device, AUTOCAST[precision]
         self.kernels = {"tf32": precision == "tf32", "benchmark": cudnn_benchmark}

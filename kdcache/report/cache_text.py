@@ -15,6 +15,7 @@ from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import Group, SplitLayout, shard_key
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
+from kdcache.errors import MEND, is_forbidden
 from kdcache.progress import Progress, Say, join_lines
 from kdcache.storage import Storage, open_storage
 from kdcache.storage.base import LEASES
@@ -175,7 +176,7 @@ def describe_findings(findings: Findings, root: Storage) -> dict:
         "damage": [_describe(damage) for damage in findings.damage],
         "damaged_groups": [group.name for group in findings.damaged_groups],
         "unwritten_groups": [group.name for group in findings.unwritten],
-        "repair": root.repair_command if findings.damage else None,
+        "repair": root.repair_command if findings.damage and not _is_forbidden(findings) else None,
     }
 
 
@@ -187,12 +188,18 @@ def format_findings(findings: Findings, root: Storage) -> str:
     lines = [f"{root}: {_format_verdict(findings)}; {findings.num_groups} shard groups, {read}"]
     if findings.damage:
         lines += _format_table(findings.damage)
-        lines.append(f"to repair it: {root.repair_command or root.repair_cure}")
+        cure = f"to repair it: {root.repair_command or root.repair_cure}"
+        lines.append(MEND if _is_forbidden(findings) else cure)
     if findings.unwritten:
         count, first = len(findings.unwritten), findings.unwritten[0].name
         missing = f"{count} shard groups are not written yet, the first {first}"
         lines.append(f"half-built: {missing}; `python -m cache_teacher` with its settings goes on")
     return join_lines(lines)
+
+
+def _is_forbidden(findings: Findings) -> bool:
+    """Whether all that was found is that files may not be read."""
+    return all(is_forbidden(damage.what) for damage in findings.damage)
 
 
 def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:

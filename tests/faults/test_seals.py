@@ -24,11 +24,14 @@ import cache_teacher.cli
 import train_student.cli
 from kdcache import disk, seals
 from kdcache.cache.reader import open_split
+from kdcache.cache.verify import verify_cache
 from kdcache.config.parser import make_config, merge
 from kdcache.deploy.export import check_export
 from kdcache.errors import KdcacheError
 from kdcache.models.fit_files import read_state, save_teacher, write_state
 from kdcache.models.weights import read_teacher_weights
+from kdcache.report.cache_text import format_findings
+from kdcache.storage import open_storage
 from kdcache.training.checkpoint import read_checkpoint
 from kdcache.training.distill import distill
 from kdcache.training.run_folder import BEST, LAST, METRICS, RESULT, read_history, read_result
@@ -272,12 +275,12 @@ def test_what_the_system_refuses_to_read_is_not_to_be_deleted(here, monkeypatch,
     assert "delete" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "train-v0000-g00000.json"])
-def test_documents_of_a_cache_that_may_not_be_read_are_not_to_be_repaired(here, monkeypatch, name):
+@pytest.mark.parametrize("name", ["manifest.json", "train-v0000-g00000.json", "low/c/0/0/0/0/0"])
+def test_files_of_a_cache_that_may_not_be_read_are_not_to_be_repaired(here, monkeypatch, name):
     real = disk.open_descriptor
 
     def refuse(path: object, flags: int) -> int:
-        if Path(path).name == name:
+        if str(path).endswith(name):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return real(path, flags)
 
@@ -285,6 +288,9 @@ def test_documents_of_a_cache_that_may_not_be_read_are_not_to_be_repaired(here, 
     with pytest.raises(KdcacheError) as error:
         open_split(here / "cache", "train").read("low", 0, 0)
     check_one_line(error, "Permission denied", "; mend that and run the same command again")
+    if name != "manifest.json":
+        text = format_findings(verify_cache(here / "cache"), open_storage(here / "cache"))
+        assert text.endswith("\nmend that and run the same command again")
 
 
 def test_a_fit_goes_on_only_from_a_sound_state(here, capsys):

@@ -56,6 +56,14 @@ def test_logits_are_found_and_parts_are_features(kind):
     assert not any(p.requires_grad for p in net.parameters()) and not net.training
 
 
+def test_a_teacher_of_half_precision_is_asked_in_float32():
+    teacher = build("half", levels=["low"])
+    assert teacher.probe_targets(HW, HW)["logits"] == (NUM_CLASSES, 4)
+    kept = {name: x.half().float() for name, x in build(levels=["low"]).model.state_dict().items()}
+    assert all(torch.equal(x, kept[name]) for name, x in teacher.model.state_dict().items())
+    assert teacher(make_images())["logits"].dtype == torch.float32
+
+
 def test_weights_come_from_a_file_or_from_the_function(tmp_path):
     as_built = build()
     torch.manual_seed(1)

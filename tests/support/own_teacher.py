@@ -107,6 +107,11 @@ def plain(num_classes: int, width: int = 8, kind: str = "out") -> nn.Module:
     return KINDS[kind](num_classes, width)
 
 
+def half(num_classes: int) -> nn.Module:
+    """Of weights in half precision."""
+    return plain(num_classes).half()
+
+
 def bare(num_classes: int) -> nn.Module:
     """Without a part that is its backbone."""
     return nn.Conv2d(3, num_classes, 4, 4)
