@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from kdcache.errors import DataError, Phrase, describe, one_line
 SAMPLE_ID = re.compile(r"(?!\.)[\w.\-]+")
 # of an image in folders below: each part is such an id
 DEEP_ID = re.compile(rf"{SAMPLE_ID.pattern}(/{SAMPLE_ID.pattern})*")
+MOST_WORDS = 5_000_000  # and line ends: a million pairs of paths; below 1 GB of memory
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
@@ -36,10 +36,17 @@ def read_list(path: Path, *, base: Path, labels: str, least: int = 2) -> list[Sa
 
     Raises: DataError.
     """
-    samples = []
+    samples: dict[str, Sample] = {}
+
+    def add(sample: Sample) -> None:  # at once: a list can be one id 100 million times
+        if sample.id in samples:
+            facts = {"found": Phrase(f"{sample.id!r} twice"), "expected": Phrase("all different")}
+            raise DataError(describe(path, field="sample id", **facts, cure="mend it"))
+        samples[sample.id] = sample
+
     for words in _read_lines(path):
         if len(words) == 2 and all("/" in word for word in words):
-            samples.append(_pair(path, base, *words))
+            add(_pair(path, base, *words))
             continue
         if len(words) == 2 and words[1] in ("1", "0", "-1"):
             expected = Phrase("an id alone, as in train.txt")
@@ -49,15 +56,12 @@ def read_list(path: Path, *, base: Path, labels: str, least: int = 2) -> list[Sa
         for word in words:
             id = _strip_ending(path, unicodedata.normalize("NFC", word), base / "JPEGImages")
             image, label = base / "JPEGImages" / f"{id}.jpg", base / labels / f"{id}.png"
-            samples.append(Sample(id, _find_form(image), _find_form(label)))
-    counts = Counter(sample.id for sample in samples)
-    if len(samples) < least or len(counts) < len(samples):
-        twice = [id for id, count in counts.most_common(1) if count > 1]
-        found = Phrase(f"{len(samples)} ids" + "".join(f", {id!r} twice" for id in twice))
-        expected = Phrase(f"{'two' if least == 2 else 'one'} or more, all different")
-        facts = {"field": "list", "found": found, "expected": expected}
+            add(Sample(id, _find_form(image), _find_form(label)))
+    if len(samples) < least:
+        expected = Phrase(f"{'two' if least == 2 else 'one'} or more")
+        facts = {"field": "list", "found": Phrase(f"{len(samples)} ids"), "expected": expected}
         raise DataError(describe(path, **facts, cure="mend it"))
-    return samples
+    return list(samples.values())
 
 
 def _read_lines(path: Path) -> Iterator[list[str]]:
@@ -71,6 +75,7 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
         raise DataError(describe(path, field="split list", **facts, cure=cure))
     try:
         data = read_plain(path, most_bytes=MOST_LIST_BYTES)
+        _check_length(path, data)
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
@@ -87,6 +92,15 @@ def _find_form(path: Path) -> Path:
     """The file of that name, in which an accent may be a letter of its own, as a Mac writes it."""
     apart = path.with_name(unicodedata.normalize("NFD", path.name))
     return apart if not path.name.isascii() and not path.exists() and apart.exists() else path
+
+
+def _check_length(path: Path, data: bytes) -> None:
+    """Raise DataError for more words than a list has, before they are told apart in memory."""
+    count = sum(map(data.count, (b"\n", b"\r", b" ", b"\t")))
+    if count > MOST_WORDS:
+        facts = {"found": Phrase(f"{count} words"), "expected": Phrase(f"{MOST_WORDS} at most")}
+        cure = "give a list, or a folder of images as dataset.images"
+        raise DataError(describe(path, field="list", **facts, cure=cure))
 
 
 def _strip_ending(path: Path, word: str, images: Path) -> str:

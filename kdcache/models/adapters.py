@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from kdcache.config import TeacherConfig
+from kdcache.disk import MOST_DOCUMENT_BYTES, read_plain
 from kdcache.errors import KdcacheError, Phrase, SettingsError, TeacherError, describe, one_line
 from kdcache.models.checkpoints import is_counter
 from kdcache.models.own_code import TEACHER, refuse_code
+from kdcache.schema import fields, flag, list_of, maybe, number, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 SMP_STAGES = {f"layer{n}": f"encoder[{n + 1}]" for n in range(1, 5)}  # strides 4, 8, 16, 32
 SEGFORMER_STAGES = {f"layer{n}": f"[hidden_states][{n - 1}]" for n in range(1, 5)}
 EXTRAS = {"segmentation_models_pytorch": "smp", "timm": "timm", "transformers": "transformers"}
+_THREE = maybe(list_of(number(), least=3, most=3))
+_NORMALISATION = {"image_mean": _THREE, "image_std": _THREE, "do_normalize": maybe(flag)}
 LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Options of timm, also by way of smp's encoders, that read a file or fetch one: a cache or a run
 stores its options, and what is stored chooses no file."""
@@ -131,8 +135,35 @@ def read_transformers(config: TeacherConfig) -> PretrainedConfig:
     name, expected = config.arch.partition(":")[2], "a folder with config.json"
     if (name.startswith((".", "/", "~")) or name.count("/") != 1) and not Path(name).is_dir():
         raise refuse_code(config.arch, "no folder", f"{expected}, or OWNER/MODEL", field=TEACHER)
+    if Path(name).is_dir():
+        _check_alone(config, Path(name) / "config.json")
     with explain(config.arch, f"{expected}, or a name of the Hugging Face hub"), _quiet():
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+def _check_alone(config: TeacherConfig, path: Path) -> None:
+    """Check that a model in a folder names no other one, which would be fetched or read.
+
+    Raises: SettingsError.
+    """
+    named = _read_facts(config, path)
+    for name in ("backbone", "use_pretrained_backbone"):
+        if named.get(name):
+            expected = "a model that is whole in its folder"
+            raise refuse_code(
+                config.arch, f"naming {name} {named[name]!r}", expected, field=TEACHER
+            )
+
+
+def _read_facts(config: TeacherConfig, path: Path) -> dict:
+    """A document of a model of transformers; {} if it is not there. Raises SettingsError."""
+    expected = f"{path.name} of names with values"
+    with explain(config.arch, expected):
+        if not path.is_file():
+            return {}
+        facts = parse_json(read_plain(path, most_bytes=MOST_DOCUMENT_BYTES))
+        fields({}, _NORMALISATION)(facts)
+        return facts
 
 
 def hash_transformers(config: TeacherConfig) -> str:
@@ -157,10 +188,17 @@ def check_installed(module: str, arch: str, *, field: str = TEACHER) -> None:
 def check_options(
     arch: str, options: Mapping, refused: Sequence[str], *, expected: str, field: str
 ) -> None:
-    """Check that options of a library have none of these names. Raises SettingsError."""
+    """Check that options of a library have none of these names, and name no hub or folder.
+
+    Raises: SettingsError.
+    """
     for name in options:
         if name in refused:
             raise refuse_code(arch, f"given {name}", expected, field=field)
+    for name in (arch.partition(":")[2], *options.values()):
+        if isinstance(name, str) and ":" in name:  # hf-hub: and local-dir: of timm
+            found, expected = f"naming {name}", "a name that the library itself has"
+            raise refuse_code(arch, found, expected, field=field)
 
 
 @contextmanager
@@ -199,6 +237,8 @@ def _check_normalisation(config: TeacherConfig, name: str) -> None:
         facts, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
         return
+    with explain(config.arch, "a preprocessor_config.json with image_mean and image_std"):
+        fields({}, _NORMALISATION)(facts)
     asked = facts.get("do_normalize", True)
     wanted = {
         "mean": facts.get("image_mean") if asked else [0.0, 0.0, 0.0],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from kdcache.data.lists import read_list
+from kdcache.data.lists import MOST_WORDS, read_list
 from kdcache.errors import DataError
 from tests.support.helpers import check_one_line
 
@@ -77,11 +78,12 @@ def test_pair_that_could_leave_the_data_set_is_refused(tmp_path: Path, bad: str)
     ("data", "parts"),
     [
         (b"a/x.jpg b/y.png\n", ["label is 'y.png'", "that of x.jpg"]),
-        (b"x.jpg\nx.png\n", ["2 ids, 'x' twice"]),
+        (b"x.jpg\nx.png\n", ["sample id is 'x' twice"]),
         (b"/JPEGImages/x.jpg\n", ["sample id is '/JPEGImages/x.jpg'"]),
         (b"a/x.jpg b/x.png c/x.png\n", ["sample id is 'a/x.jpg'"]),
         (b"a#b\nc\n", ["sample id is 'a#b'"]),
-        (b"# a\n# b\n", ["list is 0 ids"]),
+        (b"# a\n# b\n", ["list is 0 ids, expected two or more"]),
+        (b"a\n", ["list is 1 ids, expected two or more"]),
         (b"\xff\xfea\0b", ["no text", "UTF-8"]),
         ("a\nb\n".encode("utf-16-le"), ["sample id is"]),
     ],
@@ -90,3 +92,19 @@ def test_list_that_says_no_samples_is_refused_in_a_line(tmp_path: Path, data: by
     with pytest.raises(DataError) as error:
         read_as(tmp_path, data)
     check_one_line(error, "train.txt: ", *parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"a\n" * MOST_WORDS, "sample id is 'a' twice"),
+        (b"a " * (MOST_WORDS + 1), "words, expected"),
+    ],
+)
+def test_a_list_without_end_is_one_line_at_once(tmp_path: Path, data: bytes, words: str):
+    """A file of 10 MB once took 3 GB."""
+    began_s = time.monotonic()
+    with pytest.raises(DataError) as error:
+        read_as(tmp_path, data)
+    check_one_line(error, "train.txt: ", words)
+    assert time.monotonic() - began_s < 10

@@ -239,7 +239,7 @@ def test_list_of_one_is_refused(root: Path):
 
 def test_duplicate_ids_are_refused(root: Path):
     write_list(root / VOC_DIR, "train", [*IDS, IDS[0]])
-    check_refused(root, "train.txt: list is 4 ids, '2007_000027' twice", "all different")
+    check_refused(root, "train.txt: sample id is '2007_000027' twice", "all different")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.config import TeacherConfig
+from kdcache.config import StudentConfig, TeacherConfig
 from kdcache.errors import KdcacheError, SettingsError, TeacherError
 from kdcache.models.adapters import build_smp
 from kdcache.models.inputs import normalize_images
 from kdcache.models.networks import hash_network
 from kdcache.models.teacher import build_teacher
+from kdcache.models.timm_student import build_timm_student
 from kdcache.models.weights import hash_weights
 from tests.support.helpers import check_one_line
 
@@ -105,6 +106,42 @@ def test_no_option_reads_a_file(tmp_path, monkeypatch):
     with pytest.raises(SettingsError):
         build_smp(TeacherConfig(arch="smp:Unet", weights="a.pth", options=options), NUM_CLASSES)
     assert read == []
+
+
+HUBS = ["hf-hub:evil/x", "hf_hub:evil/x", "local-dir:/evil"]
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_no_name_leads_to_a_hub_or_folder(name):
+    """What a run or a cache stores is fetched from nowhere: timm would follow these."""
+    options = {"encoder_name": f"tu-{name}"}
+    with pytest.raises(SettingsError) as error:
+        build_smp(TeacherConfig(arch="smp:Unet", weights="a.pth", options=options), NUM_CLASSES)
+    check_one_line(error, "smp:Unet is naming tu-", "expected a name that the library itself has")
+    config = StudentConfig(arch=f"timm:{name}")
+    with pytest.raises(SettingsError) as error:
+        build_timm_student(config, num_classes=NUM_CLASSES, pretrained=False)
+    check_one_line(error, f"is naming {name}, expected a name that the library itself has")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "words"),
+    [
+        ("config.json", {"backbone": "evil/x"}, "is naming backbone 'evil/x', expected a model"),
+        ("config.json", {"use_pretrained_backbone": True}, "is naming use_pretrained_backbone"),
+        ("config.json", [], "is failing (FieldError: content is [], expected names"),
+        ("preprocessor_config.json", {"image_mean": 5}, "image_mean is 5, expected a list"),
+        ("preprocessor_config.json", [], "is failing (FieldError: content is [], expected names"),
+    ],
+)
+def test_an_odd_document_of_a_folder_is_one_line(tmp_path, name, facts, words):
+    save_segformer(tmp_path)
+    path = tmp_path / name
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, **facts} if isinstance(facts, dict) else facts))
+    with pytest.raises(SettingsError) as error:
+        build(f"transformers:{tmp_path}", "as_built")
+    check_one_line(error, words)
 
 
 def test_a_size_that_smp_refuses_is_one_line(smp_file):
