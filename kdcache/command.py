@@ -221,7 +221,8 @@ def _end_in_a_line(name: str, work: Callable[[], int | None]) -> int:
         return work() or 0
     except ToldElsewhere as error:
         # a launcher that sees one process end stops all, perhaps before the one with the message
-        time.sleep(A_MOMENT_S)
+        with suppress(KeyboardInterrupt):  # torchrun ends the others once the first has ended
+            time.sleep(A_MOMENT_S)
         return error.exit_code
     except KeyboardInterrupt as stop:
         return _tell_interrupted(name, str(stop))

@@ -147,7 +147,7 @@ def test_unlabelled_photographs_are_turned_too(base: Path, tmp_path: Path, caplo
     shutil.copy(base / "JPEGImages" / "a.jpg", tmp_path / "more" / "x.jpg")
     turn_file(tmp_path / "more" / "x.jpg", 6, ROTATE_90)
     config = DatasetConfig(root=tmp_path, num_classes=3, unlabelled=str(tmp_path / "more"))
-    (sample,) = read_unlabelled(config, {}).samples
+    (sample,) = read_unlabelled(config, {"train": read(base)}).samples
     assert read_sample(config, sample)[0].shape == (20, 24, 3)
     assert "1 of 1 images are turned" in caplog.text
 

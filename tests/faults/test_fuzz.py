@@ -1,7 +1,8 @@
 """Files of every kind with random damage: each command that reads one ends well or in one line, in
 10 seconds and without a gigabyte; nothing is written elsewhere, and nothing is run.
 
-`make nightly` damages each file 2,000 times; a failure names the number of its damage.
+`make nightly` damages each file 100 times, `make exhaustive` 2,000; a failure names the number
+of its damage.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from kdcache.training.run_folder import BEST, LAST, METRICS, RESULT, SETTINGS
-from tests.support.effort import FULL, quick_and_full
+from tests.support.effort import FULL, QUICK
 from tests.support.odd_world import LOOKING, check_command, make_world, seal_text
 
-MANY, FEW = 2_000, 12
+ALL = "all"
+DAMAGES = {QUICK: 12, FULL: 100, ALL: 2_000}
 MOST_S, MOST_KB = 10.0, 1_000_000
 WORDS = [
     b"null", b"NaN", b"1e999", b"-1", b"9" * 400, b'""', b"[]", b"{}", b"true", b"\x00",
@@ -150,13 +152,20 @@ def check_limits(work: Callable[[], object], here: Path) -> list[str]:
     return WATCH.seen + slow + ([f"took {more_kb} kB"] if more_kb > MOST_KB else [])
 
 
-@quick_and_full
+@pytest.mark.parametrize(
+    "effort",
+    [
+        QUICK,
+        pytest.param(FULL, marks=pytest.mark.nightly),
+        pytest.param(ALL, marks=[pytest.mark.exhaustive, pytest.mark.timeout(7200)]),
+    ],
+)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_read_or_one_line(world, tmp_path, monkeypatch, capsys, name, effort):
     file, here, failed, codes = FILES[name], tmp_path / "here", [], set()
     monkeypatch.setenv("TORCH_HOME", str(here / "torch"))  # for weights that damaged settings name
     whole = (world / file.key).read_bytes()
-    for number in range(MANY if effort == FULL else FEW):
+    for number in range(DAMAGES[effort]):
         if number % 20 == 0:  # commands leave runs and pages behind
             monkeypatch.chdir(tmp_path)
             shutil.rmtree(here, ignore_errors=True)
@@ -172,4 +181,4 @@ def test_a_damaged_file_is_read_or_one_line(world, tmp_path, monkeypatch, capsys
         assert len(failed) < 20, "\n".join(failed)
     monkeypatch.chdir(tmp_path)
     assert not failed, "\n".join(failed)
-    assert codes & {1, 2} or effort != FULL
+    assert codes & {1, 2} or effort == QUICK
