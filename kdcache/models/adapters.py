@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from kdcache.config import TeacherConfig
 from kdcache.disk import MOST_DOCUMENT_BYTES, read_plain
-from kdcache.errors import KdcacheError, Phrase, SettingsError, TeacherError, describe, one_line
+from kdcache.errors import (
+    KdcacheError,
+    Phrase,
+    SettingsError,
+    TeacherError,
+    describe,
+    one_line,
+    show_value,
+)
 from kdcache.models.checkpoints import is_counter
 from kdcache.models.own_code import TEACHER, refuse_code
 from kdcache.schema import fields, flag, list_of, maybe, number, parse_json
@@ -150,9 +158,8 @@ def _check_alone(config: TeacherConfig, path: Path) -> None:
     for name in ("backbone", "use_pretrained_backbone"):
         if named.get(name):
             expected = "a model that is whole in its folder"
-            raise refuse_code(
-                config.arch, f"naming {name} {named[name]!r}", expected, field=TEACHER
-            )
+            found = f"naming {name} {show_value(named[name])}"
+            raise refuse_code(config.arch, found, expected, field=TEACHER)
 
 
 def _read_facts(config: TeacherConfig, path: Path) -> dict:
