@@ -7,6 +7,7 @@ N: batch, H, W: size of a view, K: classes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -93,19 +94,25 @@ class Fitting:
         )
         self.model.train()
         for images, labels in make_batches(self.config, self.samples, batches, view=self.epoch):
-            losses.append(self._step(images.to(self.device), labels.to(self.device)))
+            losses.append(self._step(self._bring(images), self._bring(labels)))
             bar.advance(len(images))
         self.epoch += 1
         mean = sum(losses) / len(losses)
         self.history.append({"epoch": self.epoch, "loss": mean, "miou": None})
 
+    def _bring(self, values: Tensor) -> Tensor:
+        """On the device of the fit; a GPU copies from pinned memory without being waited for."""
+        pinned = values.pin_memory() if self.device.type == "cuda" else values
+        return pinned.to(self.device, non_blocking=True)
+
     def _step(self, image_NHWC: Tensor, label_NHW: Tensor) -> float:
         with torch.autocast(**self.autocast):
             answer = ask_heads(self.network, _normalize(self.network, image_NHWC, self.config))
         loss = compute_loss(answer, label_NHW.long(), weights_K=self.weights_K)
-        if not torch.isfinite(loss):
+        value = loss.item()  # the one wait of a step
+        if not math.isfinite(value):
             raise TrainingError(
-                f"fit epoch {self.epoch + 1}: loss is {loss.item()}, expected a finite number; "
+                f"fit epoch {self.epoch + 1}: loss is {value}, expected a finite number; "
                 "lower fit.lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -115,7 +122,7 @@ class Fitting:
         if self.average is not None:
             decay = warm_decay(self.config.fit.ema, self.schedule.last_epoch)
             update_average(self.average.module, self.model, decay=decay)
-        return loss.item()
+        return value
 
     def score_epoch(self) -> None:
         """The last epoch's mIoU on val; its weights are kept if it is the best so far."""
@@ -207,15 +214,16 @@ def compute_loss(answer: dict[str, Tensor], label_NHW: Tensor, *, weights_K: Ten
 
     Returns: scalar float32.
     """
-    valid = label_NHW[label_NHW != VOID]
-    total = valid.numel() if weights_K is None else weights_K[valid].sum()
+    valid = label_NHW != VOID
+    # by weights the selection waits for a GPU, and a masked sum would add up in another order
+    total = valid.sum() if weights_K is None else weights_K[label_NHW[valid]].sum()
     heads = {"out": 1.0, "aux": AUX_WEIGHT}
     losses = (
         heads[head]
         * F.cross_entropy(scores, label_NHW, weights_K, ignore_index=VOID, reduction="sum")
         for head, scores in answer.items()
     )
-    return sum(losses) / max(total, 1)
+    return sum(losses) / total.clamp(min=1)
 
 
 def warm_decay(decay: float, step: int) -> float:

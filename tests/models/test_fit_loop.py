@@ -13,11 +13,18 @@ from kdcache.data.voc import find_samples
 from kdcache.errors import SettingsError, TrainingError
 from kdcache.models import fit_batches, teacher
 from kdcache.models.fit import fit_teacher
-from kdcache.models.fit_batches import make_view, plan_epoch, weigh_by_frequency, weigh_classes
+from kdcache.models.fit_batches import (
+    make_batches,
+    make_view,
+    plan_epoch,
+    weigh_by_frequency,
+    weigh_classes,
+)
 from kdcache.models.fit_loop import Fitting, compute_loss, update_average, warm_decay
 from kdcache.models.networks import wrap_torchvision
 from kdcache.precompute.group import draw_view
 from kdcache.progress import Silent
+from tests.support.waits import Waits
 
 
 @pytest.fixture
@@ -97,6 +104,20 @@ def test_few_labels_and_a_last_batch_of_one_sample_are_fitted(fitting):
     train_epoch(fit)
     fit.score_epoch()
     assert fit.history[0]["loss"] > 0 and fit.best is not None
+
+
+@pytest.mark.parametrize(
+    ("weights_K", "waits_for"), [(None, []), (torch.ones(8), ["nonzero"])], ids=["plain", "weights"]
+)
+def test_a_step_waits_once_for_its_loss_and_once_for_weights(fitting, weights_K, waits_for):
+    fit = begin(merge(fitting, {"fit": {"ema": 0.9}}))
+    fit.weights_K = weights_K
+    images, labels = next(iter(make_batches(fit.config, fit.samples, [[0, 1]], view=0)))
+    fit.model.train()
+    fit._step(images, labels)  # makes the optimiser's state
+    with Waits() as waits:
+        fit._step(images, labels)
+    assert waits.seen == [*waits_for, "_local_scalar_dense"]
 
 
 # --- what is kept
