@@ -243,7 +243,7 @@ def test_any_number_of_samples_in_any_batches_will_do(
 
 
 @pytest.mark.parametrize(("teacher", "words"), [
-    ({"high_stride": 8}, "teacher.high_stride is 'absent', expected 8"),
+    ({"high_stride": 8}, "teacher.high_stride is absent, expected 8"),
     ({"layers": {"mid": "layer3"}}, "teacher.layers.mid is 'layer2', expected 'layer3'"),
     ({"precision": "bfloat16"}, "teacher.precision is 'float32', expected 'bfloat16'"),
 ])  # fmt: skip
