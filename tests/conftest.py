@@ -65,13 +65,18 @@ def real_teacher():
 @pytest.fixture(autouse=True)
 def _logger_as_it_was():
     """A command shows warnings its own way, or fewer of them, for the rest of its process: here
-    only until its test ends.
+    only until its test ends, and never from a fixture of many tests.
     """
-    logger = logging.getLogger("kdcache")
-    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    reset_logger()
     yield
-    logger.setLevel(level)
-    logger.propagate, logger.handlers = propagate, handlers
+    reset_logger()
+
+
+def reset_logger() -> None:
+    """kdcache's logger as an import makes it."""
+    logger = logging.getLogger("kdcache")
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers = True, []
 
 
 @pytest.fixture(scope="session")
