@@ -17,7 +17,7 @@ import cache_teacher.cli
 import train_student.cli
 from kdcache.command import run_command
 from kdcache.config.parser import make_config
-from kdcache.errors import ToldElsewhere
+from kdcache.errors import KdcacheError, ToldElsewhere
 from kdcache.machine import signals
 from kdcache.precompute.build import build_cache
 from kdcache.training import loop
@@ -81,11 +81,22 @@ def test_a_command_of_another_thread_leaves_signals_alone():
 
 def test_a_signal_while_another_end_is_told_is_one_line(capsys, monkeypatch):
     def work() -> None:
+        raise KdcacheError("a reason")
+
+    monkeypatch.setattr("kdcache.command._explain", lambda error: send(signal.SIGTERM))
+    assert run_command("a program", work) == 143
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_worker_whose_end_is_told_elsewhere_says_nothing_when_torchrun_ends_it(
+    capsys, monkeypatch
+):
+    def work() -> None:
         raise ToldElsewhere(2)
 
     monkeypatch.setattr("kdcache.command.time.sleep", lambda time_s: send(signal.SIGTERM))
-    assert run_command("a program", work) == 143
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert run_command("a program", work) == 2
+    assert not capsys.readouterr().err
 
 
 def test_an_error_that_follows_a_signal_is_not_told_as_a_slip(capsys):
