@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import BinaryIO
 
 import torch
@@ -21,7 +22,7 @@ from torch.serialization import safe_globals
 
 from kdcache import disk, seals
 from kdcache.disk import open_stream
-from kdcache.errors import show_value
+from kdcache.errors import one_line, show_value
 from kdcache.schema import (
     MOST_DEPTH,
     FieldError,
@@ -114,22 +115,28 @@ def _check_tuples(pickled: BinaryIO) -> None:
     """
     below: list[int] = []  # as the unpickler's stack, a count for each value
     marks, kept, total = [], {}, 0
-    for code, place, _ in pickletools.genops(pickled):
-        if code.name == "MARK":
-            marks.append(len(below))
-        elif "PUT" in code.name:
-            kept[place] = below[-1]
-        elif "GET" in code.name:
-            below.append(kept[place])
-            total += kept[place]
+    try:
+        for code, place, _ in pickletools.genops(pickled):
+            if code.name == "MARK":
+                marks.append(len(below))
+            elif "PUT" in code.name:
+                kept[place] = below[-1]
+            elif "GET" in code.name:
+                below.append(kept[place])
+                total += kept[place]
+            else:
+                before, marked = code.stack_before, pickletools.markobject in code.stack_before
+                plain = before.index(pickletools.markobject) if marked else len(before)
+                start = (marks.pop() if marked else len(below)) - plain
+                count = 1 + sum(below[start:]) if code.name.startswith("TUPLE") else 1
+                below[start:] = [count] * len(code.stack_after)
+            if total > MOST_VALUES:
+                break
         else:
-            before, marked = code.stack_before, pickletools.markobject in code.stack_before
-            plain = before.index(pickletools.markobject) if marked else len(before)
-            start = (marks.pop() if marked else len(below)) - plain
-            count = 1 + sum(below[start:]) if code.name.startswith("TUPLE") else 1
-            below[start:] = [count] * len(code.stack_after)
-        if total > MOST_VALUES:
-            raise ValueError("one value is in it too often")
+            return
+    except (ValueError, LookupError) as error:  # damaged bytes, in the words of whoever met them
+        raise UnpicklingError(one_line(error)) from None
+    raise ValueError("one value is in it too often")
 
 
 def _check_amount(contents: object) -> None:

@@ -93,7 +93,7 @@ LISTS = rows(
         lambda: put_list("a 1\nb -1\nc 1\n"),
         "line is 'a 1', expected an id alone",
     ),
-    ("an id twice", lambda: put_list("a\nb\na\n"), "3 ids, 'a' twice"),
+    ("an id twice", lambda: put_list("a\nb\na\n"), "sample id is 'a' twice"),
     ("an empty list", lambda: put_list(""), "0 ids"),
     ("a list of comments alone", lambda: put_list("# a\n# b\n"), "0 ids"),
     ("a list of one training image", lambda: put_list("a\n"), "expected two or more"),
