@@ -68,8 +68,8 @@ def resolve_label_map(given: LabelMap, *, num_classes: int) -> dict[int, int]:
             return {0: VOID, **{number + 1: number for number in range(num_classes)}}
         ids = [id for id, _ in _CITYSCAPES.values()]
         return {id: ids.index(id) if id in ids else VOID for id in range(34)}
-    values, classes = {str(number) for number in range(MOST_VALUE + 1)}, {*range(num_classes), VOID}
-    if not (given.keys() <= values and classes.issuperset(given.values())):
+    classes = {*range(num_classes), VOID}
+    if not (all(map(_is_value, given)) and classes.issuperset(given.values())):
         expected = f"values 0 to {MOST_VALUE}, each a class 0 to {num_classes - 1} or {VOID}, void"
         raise refuse("dataset.label_map", given, expected)
     return {int(value): number for value, number in given.items()}
@@ -130,6 +130,12 @@ def _read_colours(name: str, written: list) -> set[Colour]:
         expected = "[R, G, B] with 0 to 255 each, or a list of such colours"
         raise refuse(f"dataset.palette.{name}", written, expected)
     return {tuple(colour) for colour in colours}
+
+
+def _is_value(text: str) -> bool:
+    """Whether a text is a value of a mask as Python writes it: no sign, no zeros before it."""
+    digits = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_VALUE))
+    return digits and text == str(int(text)) and int(text) <= MOST_VALUE
 
 
 def _is_byte(value: object) -> bool:
