@@ -23,7 +23,7 @@ from kdcache.config.options import Parser, read_given, read_path
 from kdcache.config.parser import make_config
 from kdcache.errors import KdcacheError, Phrase, SettingsError, describe
 from kdcache.machine.process import find_worker
-from kdcache.progress import Console, Progress, join_lines, print_line, print_text
+from kdcache.progress import Console, Output, join_lines, print_line, print_text
 
 if TYPE_CHECKING:
     from kdcache.precompute.build import BuildSummary
@@ -59,24 +59,26 @@ def build(argv: list[str], commands: Mapping[str, Command]) -> None:
     config, output = make_config(read_given(args)), read_output(args)
     summary = _choose_engine(args.engine, args.workers)(config, progress=output.progress)
     score, path = summary.score, str(config.cache.path)
-    text = (
-        f"{path}: {summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB "
+    output.tell(f"{path}: {format_summary(summary)}")
+    is_compared = score is None or (not summary.num_samples and _is_compared(config))
+    fidelity = None if is_compared else _measure_fidelity(config, output)
+    output.conclude({"path": path, **asdict(summary), "fidelity": fidelity})
+
+
+def format_summary(summary: BuildSummary) -> str:
+    """What phase one wrote and, if it was this process that looked, how right the teacher is."""
+    written = (
+        f"{summary.num_samples} samples, {summary.size_bytes / 1e6:.1f} MB "
         f"written in {summary.time_s:.1f} s"
     )
-    if score is None:
+    if summary.score is None:
         worker = find_worker()
-        text += f" by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
-    else:
-        text += (
-            f"; teacher's mIoU {score.val_miou:.4f} on val, "
-            f"{score.train_miou:.4f} on training views"
-        )
-    is_compared = score is None or (not summary.num_samples and _is_compared(config))
-    fidelity = None if is_compared else _measure_fidelity(config, output.progress)
-    if fidelity:
-        text += "\n" + fidelity.pop("line")
-    done = {"path": path, **asdict(summary), "fidelity": fidelity}
-    output.conclude(text, done)
+        rest = f"by worker {worker.rank} of {worker.count}; the one that ends last does the rest"
+        return f"{written} {rest}"
+    return (
+        f"{written}; teacher's mIoU {summary.score.val_miou:.4f} on val, "
+        f"{summary.score.train_miou:.4f} on training views"
+    )
 
 
 def plan(argv: list[str]) -> None:
@@ -192,8 +194,8 @@ def _is_compared(config: Config) -> bool:
     return compared == manifest.complete_views["train"]
 
 
-def _measure_fidelity(config: Config, progress: Progress) -> dict | None:
-    """Compare a few samples with the teacher at the end of phase one; "line" is for people."""
+def _measure_fidelity(config: Config, output: Output) -> dict | None:
+    """Compare a few samples with the teacher at the end of phase one, and say what that gave."""
     from kdcache.analysis.fidelity import FEW_SAMPLES, measure_fidelity
     from kdcache.analysis.students import use_built_in
     from kdcache.models.own_code import Trust
@@ -208,14 +210,15 @@ def _measure_fidelity(config: Config, progress: Progress) -> dict | None:
             here,
             num_samples=FEW_SAMPLES,
             trust=Trust(teacher=config.teacher.arch),  # the teacher of this command line
-            progress=progress,
+            progress=output.progress,
         )
     except KdcacheError as error:  # the cache is complete all the same
         log.warning("the cache is complete, but was not compared with the teacher: %s", error)
         return None
+    output.tell(join_lines([format_fidelity_line(result)]))
     for failure in result["failures"]:
         log.warning("%s; `%s fidelity %s` tells more", failure, PROG, config.cache.path)
-    return {**result, "line": join_lines([format_fidelity_line(result)])}
+    return result
 
 
 def _forecast(config: Config) -> dict:

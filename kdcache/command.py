@@ -97,20 +97,22 @@ def build_cache_parser(
     return parser
 
 
-def add_output(parser: Parser) -> None:
-    """Take -q, -v and --json; see `read_output`."""
+def add_output(parser: Parser, *, verbose: str | None = None) -> None:
+    """Take -q, --json, and -v if there is more to say; see `read_output`.
+
+    Args:
+        verbose: what -v prints, for --help.
+    """
     only_one = parser.add_mutually_exclusive_group()
-    for short, name, text in (
-        ("-q", "--quiet", "print only the result"),
-        ("-v", "--verbose", "print more of each epoch, or of each step of the work"),
-    ):
-        only_one.add_argument(short, name, action="store_true", help=text)
+    only_one.add_argument("-q", "--quiet", action="store_true", help="print only the result")
+    if verbose:
+        only_one.add_argument("-v", "--verbose", action="store_true", help=verbose)
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
 
 
 def read_output(args: argparse.Namespace) -> Output:
     """How much this command line asks to be told."""
-    return Output(quiet=args.quiet, verbose=args.verbose, json=args.json)
+    return Output(quiet=args.quiet, verbose=getattr(args, "verbose", False), json=args.json)
 
 
 def add_trust(parser: Parser) -> None:

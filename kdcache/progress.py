@@ -90,9 +90,15 @@ class Output:
         if not (self.quiet or self.json):
             print_text(text)
 
-    def conclude(self, text: str, document: Mapping) -> None:
-        """Print the result: `text`, or `document` as JSON."""
-        print_text(json.dumps(document, indent=2) if self.json else text)
+    def tell(self, text: str) -> None:
+        """Print a result, or a part of it, for people."""
+        if not self.json:
+            print_text(text)
+
+    def conclude(self, document: Mapping) -> None:
+        """Print the whole result as JSON, if that is asked for."""
+        if self.json:
+            print_text(json.dumps(document, indent=2))
 
 
 class Bar(AbstractContextManager, Protocol):
@@ -178,11 +184,9 @@ class _TerminalBar(_SilentBar):
 
         self.unit, self.done, self.size_bytes = unit, 0, 0
         self.began_s = time.monotonic()
-        shown = [
-            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[at]")
-        ]
         self.bar = Progress(
-            shown[0], BarColumn(), shown[1], TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[at]}", markup=False), TimeRemainingColumn(),
             console=Terminal(file=stream), transient=True,
             redirect_stdout=sys.stdout.isatty(),  # a file or a pipe stays what it is
         )  # fmt: skip

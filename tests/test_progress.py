@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 import train_student.cli
 from cache_teacher import cli
+from kdcache.config import Config
 from kdcache.progress import Console, Output, Silent
+from kdcache.report.training import PrintedGrid
 from tests.support import quick
 
 
@@ -52,7 +55,8 @@ def test_elsewhere_a_job_is_a_line():
 )
 def test_how_much_is_said(capsys, output, shown):
     output.say("on the way")
-    output.conclude("result", {"a": 1})
+    output.tell("result")
+    output.conclude({"a": 1})
     assert capsys.readouterr().out == shown
     assert isinstance(output.progress, Silent) == (output.quiet or output.json)
 
@@ -83,8 +87,7 @@ def test_both_phases_give_json_and_nothing_else(capsys, config_file, tmp_path):
 
 def test_an_epoch_is_a_line_a_block_or_nothing(capsys, config_file, tmp_path):
     assert cli.main(["--config", config_file, "-q"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()[:1]
-    assert line.startswith(f"{tmp_path / 'cache'}: 8 samples, ")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'cache'}: 8 samples, ")
     texts = {}
     for words in ("", "-v", "-q"):
         folder = str(tmp_path / f"run{words}")
@@ -109,8 +112,26 @@ def test_a_grid_gives_json(capsys, config_file):
     assert all(0 <= result["miou"] <= 1 for result in done["runs"].values())
 
 
-@pytest.mark.parametrize("main", [cli.main, train_student.cli.main])
-def test_quiet_and_verbose_together_are_refused(capsys, main):
-    assert main(["-q", "-v"]) == 2
+def test_what_was_written_is_said_before_it_is_compared(capsys, config_file, monkeypatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cache_teacher.building._measure_fidelity", interrupt)
+    assert cli.main(["--config", config_file]) == 130
+    assert ": 8 samples, " in capsys.readouterr().out
+
+
+def test_quiet_and_verbose_together_are_refused(capsys):
+    assert train_student.cli.main(["-q", "-v"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--verbose" in line and "--quiet" in line
+
+
+def test_each_run_of_a_grid_is_a_line_or_a_block_with_its_name(capsys):
+    entry = dict.fromkeys(("time_s", "validation_s", "lr", "step_s", "data_wait_s"), 1.0)
+    history = [{**entry, "epoch": 1, "total": 2.0, "ce": 2.0, "miou": 0.5}]
+    for verbose, lines in ((False, 1), (True, 4)):
+        said = []
+        events = PrintedGrid(said.append, verbose=verbose)
+        events.epoch_finished(Config(), history, folder=Path("runs/a"))
+        assert said[0].startswith("a  epoch 1/") and len(said[0].splitlines()) == lines

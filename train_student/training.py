@@ -66,7 +66,7 @@ def build_parser(commands: Mapping[str, Command]) -> Parser:
         "--seeds", nargs="+", metavar="N,...", help="seeds of each combination (0,1,2)"
     )
     parser.add_argument("--dry-run", action="store_true", help="only list the runs of the grid")
-    add_output(parser)
+    add_output(parser, verbose="print more of each epoch: times, and the terms of the loss")
     return parser
 
 
@@ -134,14 +134,15 @@ def _train_grid(grid: Grid, args: argparse.Namespace, processes: Alone) -> int:
     output.say(join_lines([runs]))
     if args.dry_run:
         names = [plan.folder.name for plan in plans]
-        output.conclude(join_lines(f"  {name}" for name in names), {"runs": names})
+        output.tell(join_lines(f"  {name}" for name in names))
+        output.conclude({"runs": names})
         return 0
     failures = train_grid(
         plans,
         root=root,
         manifest=manifest,
         progress=output.progress,
-        events=PrintedGrid(output.say),
+        events=PrintedGrid(output.say, verbose=output.verbose),
     )
     _conclude_grid([plan.folder for plan in plans], failures, output)
     return _count_failures(failures, len(plans), output)
@@ -159,21 +160,17 @@ def _find_cache(given: Mapping) -> Storage:
 
 
 def _conclude_grid(folders: list[Path], failures: list[UnfinishedRun], output: Output) -> None:
-    """Print the finished runs side by side, if there are any."""
-    unfinished = {failure.folder for failure in failures}
-    finished = [folder for folder in folders if folder not in unfinished]
-    text = ""
-    if finished and not output.json:
-        from kdcache.analysis.comparison import compare_runs
-        from kdcache.report.comparison_text import format_comparison
-
-        text = format_comparison(compare_runs(finished))
+    """Print the finished runs side by side, if there are any, or their results as JSON."""
+    from kdcache.analysis.comparison import compare_runs
+    from kdcache.report.comparison_text import format_comparison
     from kdcache.training.run_folder import read_result
 
+    unfinished = {failure.folder for failure in failures}
+    finished = [folder for folder in folders if folder not in unfinished]
+    if finished:
+        output.tell(format_comparison(compare_runs(finished)))
     runs = {folder.name: read_result(folder) for folder in finished}
-    document = {"runs": runs, "unfinished": [folder.name for folder in unfinished]}
-    if text or output.json:
-        output.conclude(text, document)
+    output.conclude({"runs": runs, "unfinished": [folder.name for folder in unfinished]})
 
 
 def _count_failures(failures: list[UnfinishedRun], total: int, output: Output) -> int:

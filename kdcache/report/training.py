@@ -30,20 +30,19 @@ class PrintedRun(TrainingEvents):
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
         """Print the last epoch."""
+        self.said(self._format(history, config))
+
+    def _format(self, history: list[dict], config: Config) -> str:
         form = format_epoch if self.verbose else format_epoch_line
-        self.said(form(history[-1], config, best_miou=_find_best(history)))
+        return form(history[-1], config, best_miou=_find_best(history))
 
 
-class PrintedGrid(TrainingEvents):
-    """Says what happens in a grid, a line per epoch, and writes the report of each finished run."""
-
-    def __init__(self, say: Say) -> None:
-        self.said = say
+class PrintedGrid(PrintedRun):
+    """Says so of each run of a grid, by its name, and writes the report of a finished run."""
 
     def epoch_finished(self, config: Config, history: list[dict], *, folder: Path) -> None:
-        """Print the line of the last epoch, with the name of its run."""
-        line = format_epoch_line(history[-1], config, best_miou=_find_best(history))
-        self.said(f"{folder.name}  {line}")
+        """Print the last epoch behind the name of its run."""
+        self.said(f"{folder.name}  {self._format(history, config)}")
 
     def run_finished(self, run: PlannedRun, data: Data, *, is_changed: bool) -> None:
         """Write the report if the run is new or changed, or has none."""
@@ -64,7 +63,8 @@ def report_result(result: DistillationResult, processes: Alone, *, output: Outpu
         teacher = result.data.manifest.information.get("teacher_per_class_iou")
         text = format_result(result.student, result.baseline, teacher, report=report)
         facts = {"folder": str(result.folder), "report": str(report), "student": result.student}
-        output.conclude(text, {**facts, "baseline": result.baseline})
+        output.tell(text)
+        output.conclude({**facts, "baseline": result.baseline})
 
 
 def _report_run(run: PlannedRun, data: Data) -> None:

@@ -152,3 +152,9 @@ def test_citation_is_of_this_version_and_has_what_the_format_asks_for():
         assert citation[name] == project[name], name
     for reference in citation["references"]:
         assert {"type", "title", "authors"} <= set(reference)
+
+
+def test_changelog_has_each_version_once():
+    """Merging had put the lines of before behind the new ones."""
+    heads = re.findall(r"^## .*", read(ROOT / "CHANGELOG.md"), re.MULTILINE)
+    assert [head.split(",")[0] for head in heads] == ["## 0.2.0", "## 0.1.0"]

@@ -12,19 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-import cache_teacher.cli
-import train_student.cli
 from kdcache.command import A_BUG
 from kdcache.config.parser import make_config
 from kdcache.models.teacher import build_teacher
 from tests.situations.data_table import DATA
 from tests.situations.place import Situation, find_line, read_data, read_settings, write_data
 from tests.situations.use_table import CHECKPOINTS, MOVED, SETTINGS, SHELL
-from tests.support import quick
-
-PROGRAMS = {"cache_teacher": cache_teacher.cli.main, "train_student": train_student.cli.main}
+from tests.support.odd_world import KINDS, make_world
 
 
 def situations(table: list[Situation]):
@@ -68,21 +63,7 @@ def test_checkpoints(situation: Situation, caplog):
 @pytest.fixture(scope="session")
 def world(quick_data, tmp_path_factory) -> Path:
     """A cache, its data set, a finished run and a photograph; `given.yaml` has their settings."""
-    root = tmp_path_factory.mktemp("world") / "world"
-    root.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr("kdcache.precompute.build.build_teacher", quick.make_quick_teacher)
-        shutil.copytree(quick_data, "data")
-        quick.build_quick(Path("data"), Path("cache"))
-        given = quick.quick_given(Path("data"), Path("cache"))
-        given["run"] = {"track": "none", "baseline": False}
-        given["train"] |= {"epochs": 1}
-        Path("given.yaml").write_text(yaml.safe_dump(given))
-        shutil.copy(next(Path("data").rglob("JPEGImages/*.jpg")), "photo.jpg")
-        words = ["--config", "given.yaml", "--run.dir", "run/kd"]
-        assert PROGRAMS["train_student"](words) == 0
-    return root
+    return make_world(quick_data, tmp_path_factory.mktemp("world") / "world")
 
 
 @situations([*MOVED, *SHELL])
@@ -91,7 +72,7 @@ def test_commands(situation: Situation, world, tmp_path, capsys, quick_teacher, 
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     program, words = situation.make()
     try:
-        code = PROGRAMS[program](words)
+        code = KINDS[program](words)
     except SystemExit as end:  # --help
         code = end.code
     out, err = capsys.readouterr()
