@@ -127,10 +127,14 @@ def fit(argv: list[str]) -> None:
         epilog=f"for example: {PROG} fit --config configs/camvid.yaml --fit.epochs 10",
         settings=True,
     )
-    config = make_config(read_given(parser.parse_args(argv)))
+    add_output(parser)
+    args = parser.parse_args(argv)
+    config, output = make_config(read_given(args)), read_output(args)
     from kdcache.models.fit import fit_teacher
 
-    fit_teacher(config, progress=Console(), say=print_line)
+    fitted = fit_teacher(config, progress=output.progress, say=output.say)
+    output.tell(join_lines([fitted]))
+    output.conclude({**asdict(fitted), "path": str(fitted.path)})
 
 
 def sample_set(argv: list[str]) -> None:

@@ -252,7 +252,7 @@ def test_an_evaluation_batch_on_a_gpu_does_not_wait(cache, given, no_waiting, mo
 
 def test_a_teacher_is_fitted_on_a_gpu(given, tmp_path):
     fit = {"epochs": 1, "batch_size": 4, "out": str(tmp_path / "t.pth")}
-    assert 0 <= fit_teacher(make_config(on_cuda(given, fit=fit))) <= 1
+    assert 0 <= fit_teacher(make_config(on_cuda(given, fit=fit))).miou <= 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")

@@ -121,6 +121,23 @@ def test_what_was_written_is_said_before_it_is_compared(capsys, config_file, mon
     assert ": 8 samples, " in capsys.readouterr().out
 
 
+def test_fit_says_more_less_or_json(capsys, given, tmp_path):
+    path, out = tmp_path / "fit.yaml", tmp_path / "mine.pth"
+    fit = {"epochs": 2, "batch_size": 4, "out": str(out)}
+    path.write_text(yaml.safe_dump({**given, "fit": fit}))
+    said = {}
+    for words in ("", "-q", "--json"):
+        assert cli.main(["fit", "--config", str(path), *words.split()]) == 0
+        said[words] = capsys.readouterr()
+    lines = said[""].out.splitlines()
+    assert sum("epoch " in line and "loss" in line for line in lines) == 2
+    assert said["-q"].out.splitlines() == lines[-1:] and "teacher written" in lines[-1]
+    fitted = json.loads(said["--json"].out)
+    assert fitted["path"] == str(out) and fitted["epochs"] == 2 and 1 <= fitted["epoch"] <= 2
+    assert f"{fitted['miou']:.4f}" in lines[-1]
+    assert not said["-q"].err and not said["--json"].err
+
+
 def test_quiet_and_verbose_together_are_refused(capsys):
     assert train_student.cli.main(["-q", "-v"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +46,30 @@ log = logging.getLogger("kdcache")
 STATE_EVERY_S = 120.0  # what a stop costs at most, beside the epoch it falls into
 
 
+@dataclass(frozen=True)
+class FittedTeacher:
+    """What a fit has written: the weights of epoch `epoch` of `epochs`, mIoU on val 0 to 1."""
+
+    path: Path
+    miou: float
+    epoch: int
+    epochs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: teacher written, epoch {self.epoch} of {self.epochs} kept, "
+            f"mIoU on val {self.miou:.4f}"
+        )
+
+
 def fit_teacher(
     config: Config, *, progress: Progress | None = None, say: Say = lambda text: None
-) -> float:
+) -> FittedTeacher:
     """Train the teacher of `teacher.arch` on the views that phase one caches; write `fit.out`.
 
     Epoch e shows view e of each image, drawn as phase one draws it. The best scored epoch is kept.
     What training starts from, `build_start` says. FCN and DeepLabV3 of torchvision are trained with
     their auxiliary head. After a stop the same settings go on from a state beside `fit.out`.
-
-    Returns: mIoU on val, 0 to 1, of the epoch that is kept.
 
     Raises: DataError, SettingsError, TeacherError, FileInUseError if another fit writes `fit.out`,
         or TrainingError at a non-finite loss or a state of other settings.
@@ -75,7 +91,7 @@ def fit_teacher(
             _go_on(fitting, state, say=say)
         _run(fitting, whose, check_held, progress=progress, say=say)
         check_held()
-        return _finish(fitting, say=say)
+        return _finish(fitting)
 
 
 def _read_splits(config: Config, progress: Progress) -> tuple[Split, Split]:
@@ -140,17 +156,13 @@ def _format_epoch(fitting: Fitting, *, took_s: float, first: int) -> str:
     return f"{line}  {format_time(left_s)} left"
 
 
-def _finish(fitting: Fitting, *, say: Say) -> float:
+def _finish(fitting: Fitting) -> FittedTeacher:
     """Write the teacher, then remove the state."""
     config, kept = fitting.config, fitting.kept
     facts = {"miou": kept["miou"], "epoch": kept["epoch"], "history": fitting.history}
     save_teacher(config.fit.out, fitting.best, config, facts=facts)
     remove_state(config.fit.out)
-    say(
-        f"{config.fit.out}: teacher written, epoch {kept['epoch']} of {fitting.epoch} kept, "
-        f"mIoU on val {kept['miou']:.4f}"
-    )
-    return kept["miou"]
+    return FittedTeacher(config.fit.out, kept["miou"], kept["epoch"], fitting.epoch)
 
 
 def build_fresh(config: Config) -> Network:

@@ -126,10 +126,12 @@ def test_a_step_waits_once_for_its_loss_and_once_for_weights(fitting, weights_K,
 def test_the_best_epoch_is_kept(fitting, monkeypatch):
     script_scores(monkeypatch, 0.2, 0.5, 0.4)
     said = []
-    assert fit_teacher(make_config(fitting), say=said.append) == 0.5
+    fitted = fit_teacher(make_config(fitting), say=said.append)
     assert "val mIoU 0.5000 (best)" in said[2] and "val mIoU 0.4000" in said[3]
     assert "left" in said[2] and "left" not in said[3] and "best" not in said[3]
-    assert said[-1].endswith("mine.pth: teacher written, epoch 2 of 3 kept, mIoU on val 0.5000")
+    assert str(fitted).endswith(
+        "mine.pth: teacher written, epoch 2 of 3 kept, mIoU on val 0.5000"
+    )
     two = torch.load(make_config(fitting).fit.out, weights_only=True)
     assert two["epoch"] == 2 and two["miou"] == 0.5 and len(two["history"]) == 3
 
@@ -150,7 +152,7 @@ def test_of_equal_epochs_the_first_is_kept_with_its_weights(fitting, monkeypatch
 def test_val_is_scored_as_often_as_asked_and_at_the_end(fitting, monkeypatch):
     script_scores(monkeypatch, 0.3, 0.2)
     given = merge(fitting, {"fit": {"eval_every": 2}})
-    assert fit_teacher(make_config(given)) == 0.3
+    assert fit_teacher(make_config(given)).miou == 0.3
     stored = torch.load(make_config(given).fit.out, weights_only=True)
     assert [entry["miou"] for entry in stored["history"]] == [None, 0.3, 0.2]
 
@@ -186,9 +188,9 @@ def test_it_ends_once_val_is_no_better_for_long_enough(fitting, monkeypatch, mio
     script_scores(monkeypatch, *mious)
     said = []
     given = merge(fitting, {"fit": {"epochs": 4, "patience": 2}})
-    assert fit_teacher(make_config(given), say=said.append) == max(mious[:ends])
-    assert f"of {ends} kept" in said[-1] and "left" not in said[-2]
-    assert ("stopped" in said[-2]) == (ends < 4)
+    fitted = fit_teacher(make_config(given), say=said.append)
+    assert fitted.miou == max(mious[:ends]) and fitted.epochs == ends
+    assert "left" not in said[-1] and ("stopped" in said[-1]) == (ends < 4)
 
 
 # --- averaged weights

@@ -69,7 +69,8 @@ def make_teacher(
         if not path.is_file():  # meanwhile
             data = _make_data(study, every, place=place, lists=lists)
             ours = {"fit": {"out": str(path)}, "teacher": {"weights": str(path)}}  # from scratch
-            fit_teacher(make_config(merge(settings, data), ours), progress=progress, say=say)
+            config = make_config(merge(settings, data), ours)
+            say(str(fit_teacher(config, progress=progress, say=say)))
     return path
 
 
