@@ -28,7 +28,7 @@ class _FeatureLoss(torch.autograd.Function):
         hw = tuple(student_NSHW.shape[-2:])
         device = student_NSHW.device
         total = torch.zeros((), dtype=sum_dtype(device), device=device)
-        by_student = torch.empty(student_NSHW.shape, device=student_NSHW.device)
+        by_student = torch.empty_like(student_NSHW, dtype=torch.float32)  # in its memory format
         by_weight = torch.zeros_like(weight_SR)
         most = TILE_NUMBERS.get(student_NSHW.device.type, TILE_NUMBERS["cuda"])
         images = max(1, most // (values_NRhw.shape[1] * hw[0] * hw[1]))

@@ -56,7 +56,7 @@ class _PixelLoss(torch.autograd.Function):
         hw, teacher_NKhw = targets.hw, targets.teacher_NKhw
         label_NHW, labelled_N = targets.label_NHW, targets.labelled_N
         sums = torch.zeros(3, dtype=sum_dtype(student_NKhw.device), device=student_NKhw.device)
-        gradient = torch.empty(student_NKhw.shape, device=student_NKhw.device)
+        gradient = torch.empty_like(student_NKhw, dtype=torch.float32)  # in its memory format
         for images, rows in split_bands(student_NKhw, hw):
             student = Upsampled(student_NKhw[images].float(), hw)
             teacher = (

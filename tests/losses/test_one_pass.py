@@ -136,6 +136,21 @@ def test_any_grids(grids: dict):
     check_equal(make_case(**grids), make_loss())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_memory_format_of_what_they_belong_to(layout: torch.memory_format):
+    """A convolution whose output is in channels_last would copy a gradient in another format."""
+    logits, taps, label, answer, targets = make_case()
+    leaves = [
+        leaf.detach().contiguous(memory_format=layout).requires_grad_()
+        for leaf in (logits, taps["low"])
+    ]
+    total = make_loss()(
+        leaves[0], {"low": leaves[1]}, label, teacher_NKHW=answer, teacher_features=targets
+    ).total
+    for gradient in gradients(total, leaves):
+        assert gradient.is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
 def test_any_temperature(temperature: float):
     check_equal(make_case(), make_loss(temperature=temperature))
