@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from kdcache.storage import open_storage
 from kdcache.training.loop import train_epoch, train_step
 from tests.study.__main__ import main
 from tests.study.gain import results
+from tests.study.gain.jobs import Place, plan_jobs
+from tests.study.gain.plan import Block, read_study
+from tests.study.gain.points import read_lists
 
 EPOCH = "kdcache.training.loop.train_epoch"
 ROOT = Path(__file__).parents[2]
@@ -29,6 +33,7 @@ STUDY = {
     "name": "tiny",
     "lists": {"train": "train", "val": "val"},
     "every": [2, 1],
+    "students": {"scratch": {}},
     "arms": {
         "labels": {"loss.beta": 0, "train.unlabelled_share": 0.5},
         "kl": {"loss.beta": 1, "loss.temperature": 1, "train.unlabelled_share": 0.5},
@@ -314,6 +319,52 @@ def test_a_slip_of_the_pen_is_one_line(options, message, words, tmp_path, capsys
     assert gain(words, tmp_path / "out", *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not (tmp_path / "out").exists()
+
+
+def test_a_list_has_the_labels_and_each_student_its_own_arms(
+    words, study_file, voc_root, tmp_path, capsys
+):
+    given = yaml.safe_load(study_file.read_text())
+    given |= {
+        "every": ["some", 1],
+        "students": {"narrow": {"student.aspp_channels": 8}, "wide": {}},
+    }
+    block = {"every": ["some"], "arms": ["labels", "wide-recipe"], "teachers": ["few", "all"]}
+    given["grids"] = {"report": [{**block, "budgets": [3], "seeds": 1}]}
+    (tmp_path / "lists.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    shutil.copytree(voc_root, tmp_path / "data")
+    folder = tmp_path / "data" / VOC_DIR / "ImageSets/Segmentation"
+    ids = (folder / "train.txt").read_text().split()
+    (folder / "some.txt").write_text("\n".join(ids[1:4]))
+    words = ["--config", str(tmp_path / "lists.yaml"), "--root", str(tmp_path / "data"), *words[4:]]
+    assert gain(words, tmp_path / "out", "--only", "wide-recipe") == 0
+    lines = read_results(tmp_path / "out")
+    assert [(x["arm"], x["labels"], x["teacher"]) for x in lines] == [
+        ("wide-recipe", 3, "few"),
+        ("wide-recipe", 3, "all"),
+    ]
+    assert "student.aspp_channels" not in lines[0]["settings"]
+    base = tmp_path / "out/report/data/3" / VOC_DIR / "ImageSets/Segmentation"
+    assert (base / "labelled.txt").read_text().split() == ids[1:4]
+    assert (base / "others.txt").read_text().split() == [ids[0], *ids[4:]]
+    assert gain(words, tmp_path / "out", "--dry-run") == 0
+    (run, end) = capsys.readouterr().out.splitlines()[-2:]
+    assert run.endswith("labels-3labels-3steps-seed0") and end.startswith("1 runs are left of 3")
+    study = read_study(tmp_path / "lists.yaml")
+    assert study.find_baseline("wide-recipe") == "wide-labels"
+    assert study.find_baseline("recipe") == "labels"
+    assert study.arms["recipe"]["student.aspp_channels"] == 8
+
+
+def test_labels_alone_read_the_cache_of_their_own_line_of_the_grid(study_file, voc_root):
+    """Else a teacher would be fitted for images that another one's cache has."""
+    study = read_study(study_file)
+    block = Block(every=[1], arms=["labels"], budgets=[3], teachers=["few"], seeds=1)
+    (job,) = plan_jobs(
+        replace(study, grids={"report": [block]}), "report", read_lists(study, voc_root)
+    )
+    place = Place(Path("out"), "report", {"all": "all.pth", "few": "{labels}.pth"})
+    assert job.teacher is None and place.cache_path(job).name == "10-few"
 
 
 def test_steps_that_are_no_whole_number_of_epochs_are_refused(words, study_file, tmp_path, capsys):

@@ -42,7 +42,7 @@ def make_lines(mious: dict[tuple[str, int], list[float]], **change: object) -> l
             **common,
             "arm": arm,
             "labels": labels,
-            "teacher": None if arm == "labels" else "all",
+            "teacher": None if arm.endswith("labels") else "all",
             "seed": seed,
             "last_miou": miou,
             **change,
@@ -89,6 +89,18 @@ def test_the_short_table_has_the_recipe_beside_labels_only(camvid):
     assert table[2].startswith("| 46 of 367 | all 367 labels | 0.240 ± 0.010 | 0.417 ± 0.015 | **+")
     assert table[3] == "| 46 of 367 | the same 46 | 0.240 ± 0.010 | 0.350 | +10.0 (one seed) | 1 |"
     assert table[4].endswith("| 0.375 ± 0.021 | 0.420 ± 0.010 | +4.5 [-1.9, +10.9] | 2 |")
+
+
+def test_each_arm_is_compared_with_labels_only_of_its_student():
+    pretrained = {("labels", 75): [0.36, 0.37], ("recipe", 75): [0.40, 0.41]}
+    scratch = {("scratch-labels", 75): [0.23, 0.24], ("scratch-recipe", 75): [0.30, 0.31]}
+    lines = make_lines({**pretrained, **scratch}, data="clothing", teacher="few", budget=852)
+    for line in lines:
+        line["teacher"] = None if line["arm"].endswith("labels") else "few"
+    table = render_tables(find_study("clothing"), lines)
+    assert "| 75 | - | scratch-labels | 2 | 0.2350 ± 0.0071 | - |" in table
+    assert "| 75 | few | scratch-recipe | 2 | 0.3050 ± 0.0071 | **+7.0 [" in table
+    assert "| 75 | few | recipe | 2 | 0.4050 ± 0.0071 | **+4.0 [" in table
 
 
 def test_goals_are_reached_by_mean_and_interval(camvid):

@@ -57,10 +57,10 @@ def _run(study: Study, options: argparse.Namespace, argv: list[str]) -> int:
     every_job = plan_jobs(study, options.half, lists)
     wanted = Selection(options.only, options.labels, options.seeds, options.budget)
     jobs = [job for job in every_job if wanted.has(job)]
-    told = {job.teacher for job in jobs if job.teacher and job.teacher not in teachers}
+    told = {job.cached for job in jobs if job.cached not in teachers}
     for name in sorted(told):
         print(f"left out: runs of teacher {name}, which has no file; give --teacher {name}=FILE")
-    jobs = [job for job in jobs if job.teacher not in told]
+    jobs = [job for job in jobs if job.cached not in told]
     if options.unrecorded:
         jobs = find_unrecorded(study, jobs, place=place)
     if options.dry_run:

@@ -19,17 +19,18 @@ class Job:
 
     Args:
         arm: the first that it stands for. also: others with the same settings there.
-        every: k of "the labels of every k-th image". labels: how many these are.
-        teacher: None if nothing is learned from one.
+        every: k of "the labels of every k-th image", or a list. labels: how many these are.
+        teacher: None if nothing is learned from one. cached: the one whose cache it reads.
         steps: of the run. epochs: of kdcache, that have these steps.
         settings: of the arm, by dotted name.
     """
 
     arm: str
     also: tuple[str, ...]
-    every: int
+    every: int | str
     labels: int
     teacher: str | None
+    cached: str
     steps: int
     epochs: int
     seed: int
@@ -86,7 +87,7 @@ def _plan_block(study: Study, block: Block, lists: Lists) -> Iterator[Job]:
 
 
 def _make_job(
-    study: Study, arm: str, lists: Lists, every: int, teacher: str, steps: int, seed: int
+    study: Study, arm: str, lists: Lists, every: int | str, teacher: str, steps: int, seed: int
 ) -> Job | None:
     labelled, unlabelled = lists.divide(every)
     has_unlabelled = bool(unlabelled)
@@ -100,6 +101,7 @@ def _make_job(
         every=every,
         labels=len(labelled),
         teacher=teacher if study.uses_teacher(settings) else None,
+        cached=teacher,
         steps=steps,
         epochs=_count_epochs(study, steps, len(labelled), len(unlabelled)),
         seed=seed,
@@ -154,12 +156,8 @@ class Place:
         return self.folder / "data" / str(labels)
 
     def cache_path(self, job: Job) -> Path:
-        """Of the cache of a run; without a teacher it is that of the first one."""
-        return self.folder / "caches" / f"{job.labels}-{self.find_teacher(job)}"
-
-    def find_teacher(self, job: Job) -> str:
-        """The teacher whose cache a run reads."""
-        return job.teacher or next(iter(self.teachers))
+        """Of the cache of a run."""
+        return self.folder / "caches" / f"{job.labels}-{job.cached}"
 
     def teacher_file(self, name: str, labels: int) -> Path:
         """The teacher's weights."""

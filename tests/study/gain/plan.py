@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ HALVES = ("choose", "report")
 """Of val, by the order of its list: settings are chosen on the first, figures are of the second."""
 OF_UNLABELLED = ("train.unlabelled_share", "loss.pseudo", "loss.pseudo_threshold")
 _PARTS = {
-    "name": str, "lists": dict, "every": list, "settings": dict, "arms": dict, "baseline": str,
-    "teachers": dict, "budgets": list, "picture": list, "goals": list, "grids": dict,
-    "step_s": int | float,
+    "name": str, "lists": dict, "every": list, "settings": dict, "students": dict, "arms": dict,
+    "baseline": str, "teachers": dict, "budgets": list, "picture": list, "goals": list,
+    "grids": dict, "step_s": int | float,
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ _PARTS = {
 class Block:
     """Points of a grid: all combinations, with the seeds 0 to `seeds` - 1."""
 
-    every: list[int]
+    every: list[int | str]
     arms: list[str]
     budgets: list[int]
     teachers: list[str]
@@ -56,9 +56,12 @@ class Study:
     Args:
         name: of the data set.
         lists: "train", "val", and "unlabelled" for images that nobody labelled.
-        every: k of "the labels of every k-th training image", largest first.
-        settings: of all arms, nested. arms: name -> settings of one, by dotted name.
-        baseline: the arm that the others are compared with.
+        every: k of "the labels of every k-th training image", largest first; or the name of a list
+            of training images.
+        settings: of all arms, nested. students: name -> settings of one, by dotted name.
+        arms: name -> settings of one, by dotted name, with those of the first student; for each
+            other student once more, as STUDENT-NAME.
+        baseline: the arm that the others with the same student are compared with.
         teachers: name -> "knows", what it was fitted on, in words; "fit", settings if the study
             fits it, to the labels of each point, or to those of every "every"-th image.
         budgets: steps, the first is that of the picture. picture: the arms that are drawn.
@@ -69,8 +72,9 @@ class Study:
 
     name: str
     lists: dict[str, str]
-    every: list[int]
+    every: list[int | str]
     settings: dict
+    students: dict[str, dict]
     arms: dict[str, dict]
     baseline: str
     teachers: dict[str, dict]
@@ -97,6 +101,10 @@ class Study:
         settings = self.choose_arm(arm, unlabelled=unlabelled)
         return [a for a in self.arms if self.choose_arm(a, unlabelled=unlabelled) == settings]
 
+    def find_baseline(self, arm: str) -> str:
+        """The arm that this one is compared with: the baseline with its student."""
+        return _name_arm(self.students, _find_student(self.students, arm), self.baseline)
+
     def uses_teacher(self, settings: Mapping[str, object]) -> bool:
         """Whether an arm with these settings learns from the teacher."""
         return make_config(self.settings, unflatten(settings)).loss.uses_teacher
@@ -107,8 +115,17 @@ def read_study(path: Path) -> Study:
     given = read_settings_file(path)
     _check_parts(path, given, _PARTS)
     settings = unflatten(check_values(given["settings"]))
-    arms = {name: check_values(arm) for name, arm in given["arms"].items()}
-    study = Study(**{**given, "settings": settings, "arms": arms, "goals": [], "grids": {}})
+    students, arms = (
+        {name: check_values(own) for name, own in given[part].items()}
+        for part in ("students", "arms")
+    )
+    arms = {
+        _name_arm(students, student, name): {**students[student], **own}
+        for student in students
+        for name, own in arms.items()
+    }
+    parts = {"settings": settings, "students": students, "arms": arms, "goals": [], "grids": {}}
+    study = Study(**{**given, **parts})
     grids = {
         half: [_read_block(path, study, block) for block in given["grids"].get(half, [])]
         for half in HALVES
@@ -116,12 +133,23 @@ def read_study(path: Path) -> Study:
     goals = [_read_goal(path, study, goal) for goal in given["goals"]]
     for arm in arms.values():
         study.uses_teacher(arm)  # ranges
-    for name in ("every", "budgets"):
-        _check_numbers(path, name, getattr(study, name))
+    _check_numbers(path, "every", [k for k in study.every if not isinstance(k, str)])
+    _check_numbers(path, "budgets", study.budgets)
     _check_known(path, "picture", study.picture, arms)
     _check_known(path, "baseline", [study.baseline], arms)
     _check_known(path, "half of val", given["grids"], HALVES)
     return Study(**{**vars(study), "goals": goals, "grids": grids})
+
+
+def _name_arm(students: Iterable[str], student: str, arm: str) -> str:
+    """Of an arm with one of the students: the first one's have the plain name."""
+    return arm if student == next(iter(students)) else f"{student}-{arm}"
+
+
+def _find_student(students: Iterable[str], arm: str) -> str:
+    """The student of an arm with such a name."""
+    first, *others = students
+    return next((name for name in others if arm.startswith(f"{name}-")), first)
 
 
 def make_fit_settings(study: Study, teacher: str) -> dict | None:

@@ -18,15 +18,18 @@ LABELLED, UNLABELLED, VAL = "labelled", "others", "val"
 
 @dataclass(frozen=True)
 class Lists:
-    """The samples of a data set in the order of its lists; `extra` have no labels."""
+    """The samples of a data set in the order of its lists; `extra` have no labels, `named` are
+    training samples by the name of their list.
+    """
 
     train: list[Sample]
     val: list[Sample]
     extra: list[Sample]
+    named: dict[str, list[Sample]]
 
-    def divide(self, every: int) -> tuple[list[Sample], list[Sample]]:
-        """Every k-th training sample, which has its label, and all others, which have none."""
-        labelled = self.train[::every]
+    def divide(self, every: int | str) -> tuple[list[Sample], list[Sample]]:
+        """Every k-th training sample, or those of a list, with labels; all others without."""
+        labelled = self.named[every] if isinstance(every, str) else self.train[::every]
         kept = {sample.id for sample in labelled}
         return labelled, [s for s in self.train if s.id not in kept] + self.extra
 
@@ -43,10 +46,11 @@ def read_lists(study: Study, root: Path) -> Lists:
     ).dataset
     train, val = (find_samples(dataset, study.lists[name]) for name in ("train", "val"))
     extra = study.lists.get("unlabelled")
-    return Lists(train, val, find_samples(dataset, extra) if extra else [])
+    named = {name: find_samples(dataset, name) for name in study.every if isinstance(name, str)}
+    return Lists(train, val, find_samples(dataset, extra) if extra else [], named)
 
 
-def make_data_set(lists: Lists, root: Path, *, every: int, half: str) -> None:
+def make_data_set(lists: Lists, root: Path, *, every: int | str, half: str) -> None:
     """Make the data set of a point: links to the images, and to the labels that it has.
 
     Several processes may do so at once. Raises SettingsError if it has links to other files.
@@ -65,7 +69,7 @@ def make_data_set(lists: Lists, root: Path, *, every: int, half: str) -> None:
             (base / "ImageSets/Segmentation" / f"{name}.txt").write_text(ids, encoding="utf-8")
 
 
-def make_data_settings(study: Study, lists: Lists, root: Path, *, every: int) -> dict:
+def make_data_settings(study: Study, lists: Lists, root: Path, *, every: int | str) -> dict:
     """All settings of the data set of a point, nested."""
     ours = {"root": str(root), "train_split": LABELLED, "val_split": VAL, "download": False}
     if lists.divide(every)[1]:

@@ -89,7 +89,7 @@ def render_teachers(lines: Sequence[dict]) -> str:
 
 def find_baseline(study: Study, values: Values, point: Point, labels: int) -> dict[int, float]:
     """The baseline's values with so many labels, in as many steps."""
-    return values.get(Point(point.budget, labels, None, study.baseline), {})
+    return values.get(Point(point.budget, labels, None, study.find_baseline(point.arm)), {})
 
 
 def compare(own: dict[int, float], base: dict[int, float]) -> Estimate | None:
@@ -117,7 +117,7 @@ def _render_point(
     cells = [str(point.labels), point.teacher or "-", point.arm, str(len(own))]
     cells.append(format_spread([own[seed] for seed in sorted(own)], digits=4))
     for labels in (base or point.labels for base in bases):
-        is_itself = point.arm == study.baseline and labels == point.labels
+        is_itself = point.arm == study.find_baseline(point.arm) and labels == point.labels
         base = find_baseline(study, values, point, labels)
         cells.append("-" if is_itself else format_difference(compare(own, base)))
     return cells
@@ -128,8 +128,8 @@ def _render_goal(study: Study, values: Values, goal: Goal) -> list[str]:
     base = find_baseline(study, values, point, goal.over)
     found = compare(values.get(point, {}), base)
     figure = (
-        f"{goal.arm}, {goal.labels} labels, teacher `{goal.teacher}`, over {study.baseline} with "
-        f"{goal.over}, {goal.budget} steps"
+        f"{goal.arm}, {goal.labels} labels, teacher `{goal.teacher}`, over "
+        f"{study.find_baseline(goal.arm)} with {goal.over}, {goal.budget} steps"
     )
     wanted = f"{goal.mean:+g}" if goal.mean else "above 0"
     wanted += "" if goal.low is None else f", interval above {goal.low:+g}"

@@ -92,7 +92,7 @@ def build_point(
     make_data_set(lists, root, every=job.every, half=place.half)
     if _is_whole(path):
         return
-    name = place.find_teacher(job)
+    name = job.cached
     weights = make_teacher(study, name, job, place=place, lists=lists, progress=progress, say=say)
     ours = {
         "teacher": {"weights": str(weights)},
@@ -119,7 +119,7 @@ def make_run_settings(study: Study, job: Job, *, place: Place) -> dict:
 
     Those of views and teacher are among them: a cache of others is then refused.
     """
-    weights = place.teacher_file(place.find_teacher(job), job.labels)
+    weights = place.teacher_file(job.cached, job.labels)
     run = {"dir": str(place.run_folder(job)), "resume": True, "baseline": False, "track": "none"}
     ours = {
         "teacher": {"weights": str(weights)},
