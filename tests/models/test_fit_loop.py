@@ -129,9 +129,7 @@ def test_the_best_epoch_is_kept(fitting, monkeypatch):
     fitted = fit_teacher(make_config(fitting), say=said.append)
     assert "val mIoU 0.5000 (best)" in said[2] and "val mIoU 0.4000" in said[3]
     assert "left" in said[2] and "left" not in said[3] and "best" not in said[3]
-    assert str(fitted).endswith(
-        "mine.pth: teacher written, epoch 2 of 3 kept, mIoU on val 0.5000"
-    )
+    assert str(fitted).endswith("mine.pth: teacher written, epoch 2 of 3 kept, mIoU on val 0.5000")
     two = torch.load(make_config(fitting).fit.out, weights_only=True)
     assert two["epoch"] == 2 and two["miou"] == 0.5 and len(two["history"]) == 3
 
