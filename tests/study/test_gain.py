@@ -294,6 +294,7 @@ def test_two_processes_share_the_runs_and_a_fitted_teacher(words, finished, tmp_
         ({"colour": 1}, "colour is there, expected these names: name, lists"),
         ({"every": [0]}, "expected one of 0"),
         ({"arms": {**STUDY["arms"], "kl": {"loss.betta": 1}}}, "loss.betta is unknown, expected"),
+        ({"arms": {**STUDY["arms"], "kl": {"pictures": "all"}}}, "pictures is 'all', expected"),
         ({"grids": {"report": [], "test": []}}, "half of val is 'test', expected one of choose"),
     ],
 )
@@ -356,6 +357,34 @@ def test_a_list_has_the_labels_and_each_student_its_own_arms(
     assert study.arms["recipe"]["student.aspp_channels"] == 8
 
 
+def test_an_arm_may_have_some_of_the_unlabelled_images(words, study_file, voc_root, tmp_path):
+    given = yaml.safe_load(study_file.read_text())
+    given["arms"] |= {f"recipe-{n}": {**given["arms"]["recipe"], "pictures": n} for n in (0, 3)}
+    block = {"every": [2], "arms": ["labels", "recipe-0", "recipe-3"], "teachers": ["all"]}
+    given["grids"] = {"report": [{**block, "budgets": [6], "seeds": 1}]}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    words = ["--config", str(tmp_path / "some.yaml"), *words[2:]]
+    assert gain(words, tmp_path / "out") == 0
+    lines = read_results(tmp_path / "out")
+    assert [
+        (x["arm"], x["labels"], x["budget"], x["steps"], len(x["settings"])) for x in lines
+    ] == [
+        ("labels", 5, 6, 6, 2),
+        ("recipe-0", 5, 6, 6, 2),  # scores of the labelled images alone
+        ("recipe-3", 5, 6, 6, 4),
+    ]
+    ids = (voc_root / VOC_DIR / "ImageSets/Segmentation/train.txt").read_text().split()[1::2]
+    for name, kept in (
+        ("5", ids),
+        ("5-0pictures", []),
+        ("5-3pictures", [ids[k] for k in (0, 1, 3)]),
+    ):
+        base = tmp_path / "out/report/data" / name / VOC_DIR / "ImageSets/Segmentation"
+        assert (base / "others.txt").read_text().split() == kept
+    study = read_study(tmp_path / "some.yaml")
+    assert study.find_same("recipe", unlabelled=True) == ["recipe"]
+
+
 def test_labels_alone_read_the_cache_of_their_own_line_of_the_grid(study_file, voc_root):
     """Else a teacher would be fitted for images that another one's cache has."""
     study = read_study(study_file)
@@ -374,4 +403,7 @@ def test_steps_that_are_no_whole_number_of_epochs_are_refused(words, study_file,
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     wrong = ["--config", str(tmp_path / "wrong.yaml"), *words[2:]]
     assert gain(wrong, tmp_path / "out", "--dry-run") == 2
-    assert "budget is 4, expected a multiple of 3, the steps of an epoch" in capsys.readouterr().err
+    assert (
+        "budget is 4, expected a multiple of 3, the steps of an epoch, or 2 % beside it"
+        in capsys.readouterr().err
+    )

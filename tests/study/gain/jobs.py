@@ -12,6 +12,8 @@ from kdcache.training.order import count_mixed_steps, split_batches
 from tests.study.gain.plan import Block, Study
 from tests.study.gain.points import Lists
 
+MOST_MISSED = 0.02  # of a budget, if an arm has a number of images of its own
+
 
 @dataclass(frozen=True)
 class Job:
@@ -20,8 +22,10 @@ class Job:
     Args:
         arm: the first that it stands for. also: others with the same settings there.
         every: k of "the labels of every k-th image", or a list. labels: how many these are.
+        pictures: how many images it has without a label; None: all there are.
         teacher: None if nothing is learned from one. cached: the one whose cache it reads.
-        steps: of the run. epochs: of kdcache, that have these steps.
+        budget: steps that the study asks for. steps: those of the run. epochs: of kdcache, that
+            have these steps.
         settings: of the arm, by dotted name.
     """
 
@@ -29,8 +33,10 @@ class Job:
     also: tuple[str, ...]
     every: int | str
     labels: int
+    pictures: int | None
     teacher: str | None
     cached: str
+    budget: int
     steps: int
     epochs: int
     seed: int
@@ -40,7 +46,12 @@ class Job:
     def name(self) -> str:
         """Of its folder."""
         teacher = f"-{self.teacher}" if self.teacher else ""
-        return f"{self.arm}-{self.labels}labels{teacher}-{self.steps}steps-seed{self.seed}"
+        return f"{self.arm}-{self.labels}labels{teacher}-{self.budget}steps-seed{self.seed}"
+
+    @property
+    def data(self) -> str:
+        """Name of what it sees, the same for all runs that see the same."""
+        return f"{self.labels}" + ("" if self.pictures is None else f"-{self.pictures}pictures")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Selection:
     arms: tuple[str, ...] | None = None
     labels: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
-    steps: tuple[int, ...] | None = None
+    budgets: tuple[int, ...] | None = None
 
     def has(self, job: Job) -> bool:
         """Whether this run is wanted."""
@@ -58,7 +69,7 @@ class Selection:
             (self.arms is None or bool({job.arm, *job.also} & set(self.arms)))
             and (self.labels is None or job.labels in self.labels)
             and (self.seeds is None or job.seed in self.seeds)
-            and (self.steps is None or job.steps in self.steps)
+            and (self.budgets is None or job.budget in self.budgets)
         )
 
 
@@ -77,52 +88,61 @@ def plan_jobs(study: Study, half: str, lists: Lists) -> list[Job]:
 def _plan_block(study: Study, block: Block, lists: Lists) -> Iterator[Job]:
     """Seed by seed, so that a stopped block has all of its arms."""
     for seed in range(block.seeds):
-        for steps in block.budgets:
+        for budget in block.budgets:
             for every in block.every:
                 for teacher in block.teachers:
                     for arm in block.arms:
-                        job = _make_job(study, arm, lists, every, teacher, steps, seed)
+                        job = _make_job(study, arm, lists, every, teacher, budget, seed)
                         if job:
                             yield job
 
 
 def _make_job(
-    study: Study, arm: str, lists: Lists, every: int | str, teacher: str, steps: int, seed: int
+    study: Study, arm: str, lists: Lists, every: int | str, teacher: str, budget: int, seed: int
 ) -> Job | None:
-    labelled, unlabelled = lists.divide(every)
+    pictures = study.pictures.get(arm)
+    labelled, unlabelled = lists.divide(every, pictures)
     has_unlabelled = bool(unlabelled)
     settings = study.choose_arm(arm, unlabelled=has_unlabelled)
     if settings is None:
         return None
     first, *also = study.find_same(arm, unlabelled=has_unlabelled)
+    an_epoch = _count_steps(study, len(labelled), len(unlabelled))
+    epochs = _count_epochs(study, budget, an_epoch)
     return Job(
         arm=first,
         also=tuple(also),
         every=every,
         labels=len(labelled),
+        pictures=pictures,
         teacher=teacher if study.uses_teacher(settings) else None,
         cached=teacher,
-        steps=steps,
-        epochs=_count_epochs(study, steps, len(labelled), len(unlabelled)),
+        budget=budget,
+        steps=epochs * an_epoch,
+        epochs=epochs,
         seed=seed,
         settings=settings,
     )
 
 
-def _count_epochs(study: Study, steps: int, num_labelled: int, num_unlabelled: int) -> int:
-    """Raises SettingsError if the steps are no whole number of epochs."""
+def _count_steps(study: Study, num_labelled: int, num_unlabelled: int) -> int:
+    """Of an epoch."""
     size = study.settings["train"]["batch_size"]
     if num_unlabelled:
-        an_epoch = count_mixed_steps(num_labelled, num_unlabelled, batch_size=size)
-    else:
-        an_epoch = len(split_batches([(0, 0)] * num_labelled, size, join_single=True))
-    if steps % an_epoch:
-        expected = Phrase(f"a multiple of {an_epoch}, the steps of an epoch")
+        return count_mixed_steps(num_labelled, num_unlabelled, batch_size=size)
+    return len(split_batches([(0, 0)] * num_labelled, size, join_single=True))
+
+
+def _count_epochs(study: Study, budget: int, an_epoch: int) -> int:
+    """Whose steps come nearest to a budget. Raises SettingsError if they miss it by over 2 %."""
+    epochs = max(1, round(budget / an_epoch))
+    if abs(epochs * an_epoch - budget) > MOST_MISSED * budget:
+        expected = Phrase(f"a multiple of {an_epoch}, the steps of an epoch, or 2 % beside it")
         where, cure = f"study {study.name}", "change budgets in the study's file"
         raise SettingsError(
-            describe(where, field="budget", found=steps, expected=expected, cure=cure)
+            describe(where, field="budget", found=budget, expected=expected, cure=cure)
         )
-    return steps // an_epoch
+    return epochs
 
 
 @dataclass(frozen=True)
@@ -151,13 +171,13 @@ class Place:
         """Of a run."""
         return self.folder / "runs" / job.name
 
-    def data_root(self, labels: int) -> Path:
-        """Of the data set with so many labels."""
-        return self.folder / "data" / str(labels)
+    def data_root(self, data: str) -> Path:
+        """Of a data set, by its name."""
+        return self.folder / "data" / data
 
     def cache_path(self, job: Job) -> Path:
         """Of the cache of a run."""
-        return self.folder / "caches" / f"{job.labels}-{job.cached}"
+        return self.folder / "caches" / f"{job.data}-{job.cached}"
 
     def teacher_file(self, name: str, labels: int) -> Path:
         """The teacher's weights."""

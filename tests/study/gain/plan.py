@@ -60,7 +60,8 @@ class Study:
             of training images.
         settings: of all arms, nested. students: name -> settings of one, by dotted name.
         arms: name -> settings of one, by dotted name, with those of the first student; for each
-            other student once more, as STUDENT-NAME.
+            other student once more, as STUDENT-NAME. pictures: arm -> how many images without a
+            label it has, if not all; `pictures` in the file's arm.
         baseline: the arm that the others with the same student are compared with.
         teachers: name -> "knows", what it was fitted on, in words; "fit", settings if the study
             fits it, to the labels of each point, or to those of every "every"-th image.
@@ -76,6 +77,7 @@ class Study:
     settings: dict
     students: dict[str, dict]
     arms: dict[str, dict]
+    pictures: dict[str, int]
     baseline: str
     teachers: dict[str, dict]
     budgets: list[int]
@@ -98,8 +100,11 @@ class Study:
 
     def find_same(self, arm: str, *, unlabelled: bool) -> list[str]:
         """The arms that are the same there, in the file's order, `arm` among them."""
-        settings = self.choose_arm(arm, unlabelled=unlabelled)
-        return [a for a in self.arms if self.choose_arm(a, unlabelled=unlabelled) == settings]
+
+        def find(arm: str) -> tuple:
+            return self.pictures.get(arm), self.choose_arm(arm, unlabelled=unlabelled)
+
+        return [other for other in self.arms if find(other) == find(arm)]
 
     def find_baseline(self, arm: str) -> str:
         """The arm that this one is compared with: the baseline with its student."""
@@ -115,17 +120,9 @@ def read_study(path: Path) -> Study:
     given = read_settings_file(path)
     _check_parts(path, given, _PARTS)
     settings = unflatten(check_values(given["settings"]))
-    students, arms = (
-        {name: check_values(own) for name, own in given[part].items()}
-        for part in ("students", "arms")
-    )
-    arms = {
-        _name_arm(students, student, name): {**students[student], **own}
-        for student in students
-        for name, own in arms.items()
-    }
-    parts = {"settings": settings, "students": students, "arms": arms, "goals": [], "grids": {}}
-    study = Study(**{**given, **parts})
+    students, arms, pictures = _read_arms(given)
+    parts = {"settings": settings, "students": students, "arms": arms, "pictures": pictures}
+    study = Study(**{**given, **parts, "goals": [], "grids": {}})
     grids = {
         half: [_read_block(path, study, block) for block in given["grids"].get(half, [])]
         for half in HALVES
@@ -135,10 +132,23 @@ def read_study(path: Path) -> Study:
         study.uses_teacher(arm)  # ranges
     _check_numbers(path, "every", [k for k in study.every if not isinstance(k, str)])
     _check_numbers(path, "budgets", study.budgets)
+    _check_numbers(path, "pictures", list(pictures.values()), least=0)
     _check_known(path, "picture", study.picture, arms)
     _check_known(path, "baseline", [study.baseline], arms)
     _check_known(path, "half of val", given["grids"], HALVES)
     return Study(**{**vars(study), "goals": goals, "grids": grids})
+
+
+def _read_arms(given: dict) -> tuple[dict, dict, dict]:
+    """Students and arms, name -> settings, and how many unlabelled images an arm has."""
+    students = {name: check_values(own) for name, own in given["students"].items()}
+    arms, pictures = {}, {}
+    for student, settings in students.items():
+        for arm, own in given["arms"].items():
+            name = _name_arm(students, student, arm)
+            arms[name] = {**settings, **check_values({k: own[k] for k in own if k != "pictures"})}
+            pictures |= {name: own["pictures"]} if "pictures" in own else {}
+    return students, arms, pictures
 
 
 def _name_arm(students: Iterable[str], student: str, arm: str) -> str:
@@ -198,10 +208,10 @@ def _check_known(path: Path, field: str, found: object, known: object) -> None:
             raise _refuse(path, field, repr(name), f"one of {', '.join(map(str, known))}")
 
 
-def _check_numbers(path: Path, field: str, values: list) -> None:
+def _check_numbers(path: Path, field: str, values: list, *, least: int = 1) -> None:
     for value in values:
-        if type(value) is not int or value < 1:
-            raise _refuse(path, field, repr(value), "whole numbers from 1")
+        if type(value) is not int or value < least:
+            raise _refuse(path, field, repr(value), f"whole numbers from {least}")
 
 
 def _refuse(path: Path, field: str, found: str, expected: str) -> SettingsError:

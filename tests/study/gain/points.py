@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.config.parser import make_config, merge
-from kdcache.data.pictures import Sample
+from kdcache.data.pictures import Sample, space_evenly
 from kdcache.data.voc import VOC_DIR, find_samples
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.storage.lock import hold_folder
@@ -27,11 +27,18 @@ class Lists:
     extra: list[Sample]
     named: dict[str, list[Sample]]
 
-    def divide(self, every: int | str) -> tuple[list[Sample], list[Sample]]:
-        """Every k-th training sample, or those of a list, with labels; all others without."""
+    def divide(
+        self, every: int | str, pictures: int | None = None
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Every k-th training sample, or those of a list, with labels; all others without, or so
+        many of them, evenly spaced.
+        """
         labelled = self.named[every] if isinstance(every, str) else self.train[::every]
         kept = {sample.id for sample in labelled}
-        return labelled, [s for s in self.train if s.id not in kept] + self.extra
+        others = [s for s in self.train if s.id not in kept] + self.extra
+        if pictures is not None:
+            others = [others[k] for k in space_evenly(len(others), pictures)] if pictures else []
+        return labelled, others
 
     def halve_val(self, half: str) -> list[Sample]:
         """The first or the second half of val; the first is longer by one if they differ."""
@@ -50,12 +57,14 @@ def read_lists(study: Study, root: Path) -> Lists:
     return Lists(train, val, find_samples(dataset, extra) if extra else [], named)
 
 
-def make_data_set(lists: Lists, root: Path, *, every: int | str, half: str) -> None:
+def make_data_set(
+    lists: Lists, root: Path, *, every: int | str, half: str, pictures: int | None = None
+) -> None:
     """Make the data set of a point: links to the images, and to the labels that it has.
 
     Several processes may do so at once. Raises SettingsError if it has links to other files.
     """
-    labelled, unlabelled = lists.divide(every)
+    labelled, unlabelled = lists.divide(every, pictures)
     val, base = lists.halve_val(half), root / VOC_DIR
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -69,10 +78,12 @@ def make_data_set(lists: Lists, root: Path, *, every: int | str, half: str) -> N
             (base / "ImageSets/Segmentation" / f"{name}.txt").write_text(ids, encoding="utf-8")
 
 
-def make_data_settings(study: Study, lists: Lists, root: Path, *, every: int | str) -> dict:
+def make_data_settings(
+    study: Study, lists: Lists, root: Path, *, every: int | str, pictures: int | None = None
+) -> dict:
     """All settings of the data set of a point, nested."""
     ours = {"root": str(root), "train_split": LABELLED, "val_split": VAL, "download": False}
-    if lists.divide(every)[1]:
+    if lists.divide(every, pictures)[1]:
         ours["unlabelled"] = UNLABELLED
     return merge(study.settings, {"dataset": ours})
 

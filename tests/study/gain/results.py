@@ -83,7 +83,7 @@ def _identify(study: Study, job: Job, *, place: Place) -> dict:
         "also": list(job.also),
         "labels": job.labels,
         "teacher": job.teacher,
-        "budget": job.steps,
+        "budget": job.budget,
         "seed": job.seed,
     }
 

@@ -76,7 +76,7 @@ def make_teacher(
 
 def _make_data(study: Study, every: int, *, place: Place, lists: Lists) -> dict:
     """The settings of a data set with these labels, which is made."""
-    root = Place(place.out, HALVES[0], {}).data_root(len(lists.divide(every)[0]))
+    root = Place(place.out, HALVES[0], {}).data_root(str(len(lists.divide(every)[0])))
     make_data_set(lists, root, every=every, half=HALVES[0])
     data = make_data_settings(study, lists, root, every=every)
     data["dataset"].pop("unlabelled", None)

@@ -88,8 +88,9 @@ def build_point(
     study: Study, job: Job, *, place: Place, lists: Lists, progress: Progress, say: Say
 ) -> None:
     """The data set and the cache of a run, unless they are whole; several processes may do so."""
-    path, root = place.cache_path(job), place.data_root(job.labels)
-    make_data_set(lists, root, every=job.every, half=place.half)
+    path, root = place.cache_path(job), place.data_root(job.data)
+    seen = {"every": job.every, "pictures": job.pictures}
+    make_data_set(lists, root, **seen, half=place.half)
     if _is_whole(path):
         return
     name = job.cached
@@ -99,7 +100,7 @@ def build_point(
         "cache": {"path": str(path), "levels": []},
     }
     say(f"cache: {path}")
-    given = make_data_settings(study, lists, root, every=job.every)
+    given = make_data_settings(study, lists, root, **seen)
     with remember_answers(path.parent):
         build_cache(make_config(given, ours), progress=progress)
 
