@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Each worker of the tests takes a core and about 1.5 GB.
 SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test nightly exhaustive readme bench study study-encodings lint docs clean-demo
+.PHONY: demo test nightly exhaustive readme bench gpu study study-encodings lint docs clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -32,6 +32,12 @@ readme: $(READY)
 # Every figure, about ten minutes on two cores and 2 GB of room (10 with a GPU), into build/bench.json.
 bench: $(READY)
 	$(BIN)/python -m tests.bench
+
+# Everything that only a GPU can tell, about 25 minutes on an H100, into build/gpu/gpu.json: tests, speeds, a study of CamVid in DATA.
+# The same command goes on after a stop; MINUTES=9 stops by itself. GPU_PYTHON: an interpreter that has the packages, for a machine
+# without network, where no .venv can be made.
+gpu: $(if $(GPU_PYTHON),,$(READY))
+	$(or $(GPU_PYTHON),$(BIN)/python) -m tests.gpu --root $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
 
 # What distillation gains in mIoU, by the number of labels: hours; the same command goes on after a stop, started twice the two share it.
 DATA ?= data/camvid

@@ -38,6 +38,7 @@ NOT_RUN = {
     "python -m cache_teacher$": "downloads VOC 2012, 2 GB",
     "python -m train_student$": "needs the cache of VOC 2012",
     "(data|configs)/ccp": "needs the photographs of Clothing Co-Parsing",
+    "make gpu|build/gpu": "needs a GPU; a test takes its steps at tiny sizes",
     "--record": "writes into a page of this project",
 }
 PHASES = (

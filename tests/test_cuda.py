@@ -1,6 +1,4 @@
-"""The same on a GPU. Skipped where there is none; `pytest tests/test_cuda.py` is the whole check on
-a machine with one.
-"""
+"""The same on a GPU. `make gpu` runs these and what else is marked `cuda`."""
 
 import json
 import os
@@ -35,7 +33,7 @@ from tests.support.helpers import check_one_line
 
 os.environ.setdefault(WORKSPACE, REPEATABLE[0])  # for runs that repeat: before the GPU is used
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.cuda,
     # torch warns that its refusal of waits is a prototype, and of contexts that it makes itself
     pytest.mark.filterwarnings("default::UserWarning"),
 ]

@@ -184,6 +184,13 @@ SPECS = (
         definition="samples a second of the cached step; details have GB/s",
     ),
     Spec(
+        "residency_gpu",
+        "training",
+        "times",
+        definition="time a cached step with residency ram over one with residency gpu, all samples "
+        "in its memory before, alternating",
+    ),
+    Spec(
         "gpu_busy",
         "gpu",
         "share",
@@ -212,8 +219,15 @@ SPECS = (
         "largest value)",
     ),
     Spec(
+        "benchmark_step",
+        "kernels",
+        "times",
+        definition="time a cached step over one with train.cudnn_benchmark, neither compiled, "
+        "alternating, cuDNN's trials done before",
+    ),
+    Spec(
         "deterministic_step",
-        "gpu",
+        "kernels",
         "times",
         definition="time a cached step with train.deterministic over one without, neither "
         "compiled, alternating; measured with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment",

@@ -1,5 +1,5 @@
 """What only a GPU can tell: how long it idles in phase two, whether page-locked shards save a copy,
-what other arithmetic gains a teacher, and what sums that repeat cost a student.
+what other arithmetic gains a teacher, and what other kernels do to a student's step.
 """
 
 from __future__ import annotations
@@ -44,14 +44,21 @@ KERNELS = {
 }
 """What a teacher can be asked with on a GPU, as arguments of `Teacher`."""
 NO_KERNEL = ("Memcpy", "Memset")
+PLAIN = {"deterministic": False, "benchmark": False}
 
 
 def measure(bench: Bench) -> list[Figure]:
     """All of them, or why not."""
     if not bench.gpu:
         return [skip_figure(spec.key, ON_CPU) for spec in SPECS if spec.part == "gpu"]
-    busy, registered = _measure_busy(bench), measure_registered(bench)
-    return [busy, registered, measure_teacher(bench), measure_deterministic(bench)]
+    return [_measure_busy(bench), measure_registered(bench), measure_teacher(bench)]
+
+
+def measure_kernels(bench: Bench) -> list[Figure]:
+    """What other kernels do to a student's step, or why that is not known."""
+    if not bench.gpu:
+        return [skip_figure(spec.key, ON_CPU) for spec in SPECS if spec.part == "kernels"]
+    return measure_steps(bench)
 
 
 def measure_teacher(bench: Bench) -> Figure:
@@ -89,28 +96,42 @@ def _find_apart(answer: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str
     }
 
 
-def measure_deterministic(bench: Bench) -> Figure:
-    """A step of one student with and without sums that repeat."""
-    if os.environ.get(WORKSPACE) not in REPEATABLE:
+def measure_steps(bench: Bench) -> list[Figure]:
+    """A step of one student with cuDNN's trials, and with sums that repeat if cuBLAS can, beside a
+    plain one.
+    """
+    repeats = os.environ.get(WORKSPACE) in REPEATABLE
+    ways = {"plain": {}, "benchmark": {"benchmark": True}}
+    ways |= {"deterministic": {"deterministic": True}} if repeats else {}
+    runs = _time_ways(bench, {name: {**PLAIN, **way} for name, way in ways.items()})
+    facts = {"gpu": bench.gpu, "runs": runs, "num_steps": bench.sizes.train_gpu_steps}
+    faster = median_ratio(runs["plain"], runs["benchmark"])
+    tried = make_figure("benchmark_step", faster, **facts)
+    if not repeats:
         how = f"start again with {WORKSPACE}={REPEATABLE[0]}, which other figures may feel"
-        return skip_figure("deterministic_step", how)
+        return [tried, skip_figure("deterministic_step", how)]
+    ratio = median_ratio(runs["deterministic"], runs["plain"])
+    return [tried, make_figure("deterministic_step", ratio, **facts)]
+
+
+def _time_ways(bench: Bench, ways: dict[str, dict[str, bool]]) -> dict[str, list[float]]:
+    """Seconds of some steps of one student, round by round, by arguments of `use_kernels`."""
     size, num_steps = bench.sizes.batch_size, bench.sizes.train_gpu_steps
     cached = open_cached(bench, size)
     batches = adapter.make_batches(list(range(cached.reader.layout.num_samples)), size)
     px = bench.sizes.train_gpu_px if bench.gpu else bench.sizes.train_px
     learner = adapter.make_learner(adapter.training_config(px=px, batch_size=size), compiled=False)
-    runs: dict[str, list[float]] = {"deterministic": [], "plain": []}
+    runs: dict[str, list[float]] = {name: [] for name in ways}
     try:
         for number in range(1 + bench.sizes.tax_rounds):  # the first warms up
             for name, times in runs.items():
-                use_kernels(bench.device, deterministic=name != "plain", benchmark=False)
+                use_kernels(bench.device, **ways[name])
                 plan = islice(cycle(batches), num_steps)
                 taken = time_s(partial(_train, learner, cached, plan))
                 times += [taken] if number else []
     finally:
-        use_kernels(bench.device, deterministic=False, benchmark=False)
-    ratio = median_ratio(runs["deterministic"], runs["plain"])
-    return make_figure("deterministic_step", ratio, gpu=bench.gpu, runs=runs, num_steps=num_steps)
+        use_kernels(bench.device, **PLAIN)
+    return runs
 
 
 def _measure_busy(bench: Bench) -> Figure:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from kdcache.machine.process import describe_machine
 
 PACKAGES = ("torch", "zarr", "numcodecs", "tensorstore", "h5py", "numpy", "crc32c", "kdcache")
 
@@ -29,7 +30,8 @@ def read_machine() -> dict:
 
 def read_versions() -> dict:
     """Of Python and of every package whose speed is measured."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    versions = describe_machine(torch.device("cpu"), packages=PACKAGES)["versions"]
+    return {name: versions[name] for name in ("python", *PACKAGES)}
 
 
 def read_status_mb(field: str) -> float:

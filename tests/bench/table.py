@@ -1,8 +1,10 @@
-"""A run as a table for a terminal, and bench.json as Markdown for BENCHMARKS.md."""
+"""A run as a table for a terminal, and bench.json or gpu.json as Markdown for a page."""
 
 from __future__ import annotations
 
 from tests.bench.figures import Figure
+from tests.study.gain.page import find_study
+from tests.study.gain.table import render_tables, render_teachers
 
 
 def format_figure(figure: Figure) -> str:
@@ -23,24 +25,28 @@ def format_rivals(gb_s: dict[str, float]) -> list[str]:
 
 
 def render_markdown(document: dict) -> str:
-    """Tables of figures and rivals, where and with what they were measured, and what each figure
-    means.
+    """Tables of figures and rivals, where and with what they were measured, what each figure means;
+    and, from `make gpu`, what tests and study gave.
     """
-    parts = [_render_head(document), _render_figures(document["figures"])]
-    rivals = document["figures"].get("rivals", {})
-    if rivals.get("value") is not None:
-        parts.append(_render_rivals(rivals["details"]))
+    parts = [_render_head(document), _render_tests(document.get("tests") or {})]
+    parts.append(_render_figures(document["figures"]))
+    for key, render in (("rivals", _render_rivals), ("teacher_tf32", _render_arithmetic)):
+        figure = document["figures"].get(key, {})
+        if figure.get("value") is not None:
+            parts.append(render(figure["details"]))
+    parts.append(_render_study(document.get("study") or []))
     parts.append(
         "\n".join(
             f"- `{key}`: {figure['definition']}." for key, figure in document["figures"].items()
         )
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _render_head(document: dict) -> str:
     machine, versions = document["machine"], document["versions"]
     gpu = machine["gpu"] or "no GPU"
+    gpu += f" (driver {machine['driver']})" if machine["gpu"] and "driver" in machine else ""
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {gpu}"
     what = ", ".join(f"{name} {number}" for name, number in versions.items())
     quick = " **Quick run: the numbers mean nothing.**" if document["quick"] else ""
@@ -71,6 +77,34 @@ def _render_rivals(details: dict) -> str:
         f"| {name} | {rate:.2f} | {rate / details['gb_s']['memcpy']:.2f} |" for name, rate in rates
     ]
     return "\n".join(rows)
+
+
+def _render_arithmetic(details: dict) -> str:
+    """What each arithmetic gains a teacher, and what it changes."""
+    rows = [
+        f"| the teacher at {details['px']}x{details['px']}, batch {details['batch_size']} | times "
+        "faster than float32 | largest difference over largest value, of logits and features |",
+        "|---|---|---|",
+    ]
+    for name, faster in details["times_faster"].items():
+        apart = max(details["apart"][name].values())
+        rows.append(f"| {name} | {faster:.2f} | {apart:.1e} |")
+    return "\n".join(rows)
+
+
+def _render_tests(found: dict) -> str:
+    if not found:
+        return ""
+    counts = ", ".join(f"{found[name]} {name}" for name in ("passed", "failed", "skipped"))
+    names = f" ({', '.join(found['names'])})" if found["names"] else ""
+    return f"Tests that need CUDA: {counts}{names}."
+
+
+def _render_study(lines: list[dict]) -> str:
+    if not lines:
+        return ""
+    study = find_study(lines[0]["data"])
+    return "\n".join([render_teachers(lines), render_tables(study, lines)]).strip()
 
 
 def _value(facts: dict) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -17,7 +18,8 @@ import yaml
 
 from kdcache.cache.reader import open_split
 from kdcache.config.parser import merge
-from tests.bench import adapter, encodings, gpu
+from kdcache.training.batches import BatchReader
+from tests.bench import adapter, encodings, gpu, training
 from tests.bench.copying import shuffle_passes
 from tests.bench.data import make_store
 from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
@@ -253,13 +255,34 @@ def test_steps_that_repeat_are_compared_where_the_environment_allows_it(monkeypa
     asked, bench = [], Bench(tmp_path, QUICK, quick=True)
     monkeypatch.setattr(gpu, "use_kernels", lambda device, **how: asked.append(how))
     monkeypatch.delenv(gpu.WORKSPACE, raising=False)
-    figure = gpu.measure_deterministic(bench)
-    assert figure.verdict == "skipped" and "CUBLAS_WORKSPACE_CONFIG=:4096:8" in figure.reason
+    tried, figure = gpu.measure_steps(bench)
+    assert tried.value > 0 and figure.verdict == "skipped"
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in figure.reason
+    asked.clear()
     monkeypatch.setenv(gpu.WORKSPACE, ":4096:8")
-    figure = gpu.measure_deterministic(bench)
-    assert figure.value > 0 and len(figure.runs["plain"]) == QUICK.tax_rounds
-    told = [how["deterministic"] for how in asked]
-    assert told == [True, False] * (1 + QUICK.tax_rounds) + [False]
+    tried, figure = gpu.measure_steps(bench)
+    assert tried.value > 0 and figure.value > 0 and len(figure.runs["plain"]) == QUICK.tax_rounds
+    told = [(how["deterministic"], how["benchmark"]) for how in asked]
+    plain = (False, False)
+    assert told == [plain, (False, True), (True, False)] * (1 + QUICK.tax_rounds) + [plain]
+
+
+def test_samples_in_the_memory_of_a_gpu_are_compared_with_those_of_the_page_cache(tmp_path):
+    """On a CPU, whose memory then holds them: as many steps of each, in turn."""
+    bench = Bench(tmp_path, QUICK, quick=True)
+    resident = training.open_cached(bench, 4, residency="gpu")
+    kinds = {
+        name: partial(read, reader)
+        for name, reader in (("cached", training.open_cached(bench, 4)), ("resident", resident))
+    }
+    figure = training.measure_residency(bench, kinds)
+    assert figure.value > 0 and set(figure.runs) == {"cached", "resident"}
+    assert not resident.resident.find_missing([(0, sample) for sample in range(12)])
+    assert training.measure_residency(bench, {}).verdict == "skipped"
+
+
+def read(reader: BatchReader, num_steps: int) -> None:
+    adapter.read_all(reader, adapter.make_batches(list(range(12)), 4)[: max(num_steps, 1)])
 
 
 def test_passes_read_each_sample_once_each():

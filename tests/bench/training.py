@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 
+from kdcache.training.batches import BatchReader
 from tests.bench import adapter
 from tests.bench.copying import time_s
 from tests.bench.data import NUM_CLASSES, make_store
@@ -39,7 +41,18 @@ def measure(bench: Bench) -> list[Figure]:
     rate = make_figure(
         "train_rate", size / cached_s, gb_s=size * sample_bytes / cached_s / 1e9, **facts
     )
-    return [tax, _measure_speedup(bench, "online_speedup", kinds), rate]
+    speedup = _measure_speedup(bench, "online_speedup", kinds)
+    return [tax, speedup, rate, measure_residency(bench, kinds)]
+
+
+def measure_residency(bench: Bench, kinds: Kinds) -> Figure:
+    """Cached steps from the page cache and from the GPU's own memory."""
+    if "resident" not in kinds:
+        return skip_figure("residency_gpu", ON_CPU)
+    names = ("cached", "resident")
+    runs = _alternate(bench, kinds, names, num_rounds=bench.sizes.tax_rounds)
+    ratio = median_ratio(*(runs[name] for name in names))
+    return make_figure("residency_gpu", ratio, gpu=bench.gpu, runs=runs, px=_px(bench))
 
 
 def measure_batch32(bench: Bench) -> list[Figure]:
@@ -110,8 +123,8 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
     )
     in_memory = _load(images, batches)
 
-    def step_cached(num_steps: int) -> None:
-        for batch in cached.read(list(islice(cycle(batches), num_steps))):
+    def step_from(reader: BatchReader, num_steps: int) -> None:
+        for batch in reader.read(list(islice(cycle(batches), num_steps))):
             adapter.step(learner, batch)
 
     def step_plain(num_steps: int) -> None:
@@ -128,19 +141,21 @@ def _make_kinds(bench: Bench, batch_size: int) -> tuple[Kinds, int]:
             teacher(batch.arrays["image"])
 
     kinds = {
-        "cached": step_cached,
+        "cached": partial(step_from, cached),
         "labels_only": step_plain,
         "online": step_online,
         "teacher": ask,
     }
+    if bench.gpu:
+        kinds["resident"] = partial(step_from, open_cached(bench, batch_size, residency="gpu"))
     return kinds, cached.reader.layout.item_bytes
 
 
-def open_cached(bench: Bench, batch_size: int) -> object:
+def open_cached(bench: Bench, batch_size: int, *, residency: str = adapter.WARM) -> BatchReader:
     """A BatchReader of all arrays, settings as a run has them."""
     reader = adapter.open_train(open_store(bench, batch_size)[0], check="first")
     return adapter.make_batch_reader(
-        reader, batch_size=batch_size, device=bench.device, residency=adapter.WARM
+        reader, batch_size=batch_size, device=bench.device, residency=residency
     )
 
 

@@ -410,7 +410,7 @@ def test_pinned_memory_counts_as_torch_rounds_it(job, monkeypatch, device, facto
         assert asked == [factor * pipeline._measure_largest_group(job.manifest)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_on_a_gpu_an_overflow_is_found_when_its_copy_is_complete(job, monkeypatch):
     def answer(true, call):
         if call == 1:
@@ -424,7 +424,7 @@ def test_on_a_gpu_an_overflow_is_found_when_its_copy_is_complete(job, monkeypatc
     assert "train-v0000-g00000" not in committed(job)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_on_a_gpu_answers_that_are_copied_beside_the_next_batch_are_the_same_bytes(
     job, monkeypatch, data_root, tmp_path
 ):

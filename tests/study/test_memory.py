@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from kdcache.config.parser import make_config, merge
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.build import build_cache
+from tests.study.gain import memory
 from tests.study.gain.memory import remember_answers
 from tests.support.quick import snapshot
 
@@ -42,6 +44,26 @@ def test_known_images_are_not_asked_about_again(logits_only, tmp_path, monkeypat
     with remember_answers(folder):
         assert build(logits_only, folder / "second") == alone
     assert sum(asked) == 1 + 10  # an empty one for the shapes, and the second view of train
+
+
+def test_what_is_known_comes_to_the_device_of_the_teacher():
+    """A GPU's answers are joined with those of a cache; `meta` stands for it here."""
+    images = torch.randint(0, 255, (2, 8, 8, 3), dtype=torch.uint8)
+    known = {memory._hash(images[0].numpy()): np.zeros((3, 1, 1), np.float16)}
+    asking = Asking(torch.device("meta"))
+    answer = memory.RememberingTeacher(asking, known)(images)["logits"]
+    assert answer.device == asking.device and answer.shape == (2, 3, 1, 1) and asking.asked == 1
+
+
+class Asking:
+    """A teacher on some device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.asked = device, 0
+
+    def __call__(self, image_NHWC: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.asked += len(image_NHWC)
+        return {"logits": torch.zeros(len(image_NHWC), 3, 1, 1, device=self.device)}
 
 
 def test_the_answers_of_another_teacher_are_not_taken(

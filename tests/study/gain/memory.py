@@ -38,7 +38,8 @@ class RememberingTeacher:
         keys = [_hash(image) for image in image_NHWC.numpy()]
         asked = [row for row, key in enumerate(keys) if key not in self.known]
         rows: list[Tensor | None] = [
-            torch.from_numpy(self.known[key]).float() if key in self.known else None for key in keys
+            torch.from_numpy(self.known[key]).float().to(self.device) if key in self.known else None
+            for key in keys
         ]
         answers = self.teacher(image_NHWC[asked])["logits"] if asked else ()
         for row, answer in zip(asked, answers, strict=True):
