@@ -159,7 +159,7 @@ def _make_loss(learner: Learner, term: str, temperature: float) -> KnowledgeDist
         level: (align.in_channels, align.out_channels)
         for level, align in learner.loss.align.items()
     }
-    loss = KnowledgeDistillationLoss(*weights, temperature, shapes, project=learner.loss.project)
+    loss = KnowledgeDistillationLoss(*weights, temperature, shapes)
     if term == "feature":
         loss.align = learner.loss.align
     return loss

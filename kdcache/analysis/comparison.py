@@ -211,8 +211,7 @@ def _find_baseline(row: Row, rows: list[Row]) -> Row | None:
 
 def _without_teacher(facts: dict) -> dict:
     """The facts of the baseline that `kdcache.training.distill.baseline_config` makes of a run."""
-    idle = {"loss.temperature", "loss.pseudo_threshold", "loss.channel_temperature"}
-    idle |= {"loss.project", "cache.levels", CACHE}
+    idle = {"loss.temperature", "loss.pseudo_threshold", "cache.levels", CACHE}
     plain = {name: value for name, value in facts.items() if name not in idle}
     plain |= {"loss.alpha": facts["loss.alpha"] or 1.0} | dict.fromkeys(TEACHING, 0.0)
     return plain | {SHARE: IDLE_SHARE if facts[SHARE] is not None else None}

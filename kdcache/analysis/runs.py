@@ -167,9 +167,8 @@ def _keep_effective(facts: dict) -> dict:
     How large the unlabelled share is makes no difference to a run with labels only.
     """
     idle = {"loss.temperature"} if not facts["loss.beta"] else set()
-    idle |= {"cache.levels", "loss.project"} if not facts["loss.gamma"] else set()
+    idle |= {"cache.levels"} if not facts["loss.gamma"] else set()
     idle |= {"loss.pseudo_threshold"} if not facts["loss.pseudo"] else set()
-    idle |= {"loss.channel_temperature"} if not facts["loss.channel"] else set()
     kept = {name: value for name, value in facts.items() if name not in idle}
     if not any(facts[name] for name in TEACHING) and kept[SHARE] is not None:
         kept[SHARE] = IDLE_SHARE

@@ -193,7 +193,7 @@ def _rebuild_student(
         config,
         student=student,
         cache=replace(config.cache, levels=levels),
-        loss=replace(config.loss, gamma=gamma, project=facts.get("loss.project", "teacher")),
+        loss=replace(config.loss, gamma=gamma),
     )
     learner = build_learner(config, teacher_channels=find_teacher_channels(opened.reader))
     learner.student.load_state_dict(state["model_state_dict"])

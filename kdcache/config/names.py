@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from kdcache.errors import hide_passwords, refuse
+from kdcache.errors import KdcacheError, Phrase, SettingsError, describe, hide_passwords, refuse
 from kdcache.schema import FieldError, plain
 
 STRIDE = 16  # the coarsest stored grid; crops are multiples of it, so that every grid is exact
@@ -36,8 +37,13 @@ SMP, TRANSFORMERS = "smp:", "transformers:"
 LIBRARIES = (SMP, TRANSFORMERS)
 """How teachers of other libraries begin; any other PREFIX:NAME is code of the user's."""
 LEVELS = ("low", "mid", "high")
-TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo", "channel": "channel"}
+TERMS = {"ce": "alpha", "kd": "beta", "feature": "gamma", "pseudo": "pseudo"}
 """Term of the loss, as metrics.jsonl names it -> its weight in section loss."""
+REMOVED = {"loss.channel": 0.0, "loss.channel_temperature": None, "loss.project": "teacher"}
+"""Settings that older files have -> the value at which they did nothing; None for any value.
+
+Removed in 0.2.0, since they gained nothing (docs/training.md, "Tried and left out").
+"""
 KINDS = ("float16", "int8", "lowrank")
 """How one answer of the teacher is stored. Manifests, docs/format.md and messages about a stored
 answer say these."""
@@ -96,6 +102,25 @@ def check_storable(field_name: str, value: object) -> None:
         plain(value)
     except FieldError as error:
         raise refuse(field_name, value, f"finite values ({error})") from None
+
+
+def check_removed(
+    values: Mapping[str, object], *, where: object = "settings",
+    cure: str = "leave it out", kind: type[KdcacheError] = SettingsError,
+) -> None:  # fmt: skip
+    """Check that values by dotted name hold no removed setting that did something.
+
+    Args:
+        where: the values stand. kind: of the error.
+
+    Raises: `kind`.
+    """
+    for name, idle in REMOVED.items():
+        if name in values and idle not in (None, values[name]):
+            expected = Phrase(f"{idle!r}, as it was removed in 0.2.0")
+            raise kind(
+                describe(where, field=name, found=values[name], expected=expected, cure=cure)
+            )
 
 
 def check_positive(field_name: str, value: float) -> None:

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from kdcache.config import Config, config_from_dict, config_to_dict
-from kdcache.config.names import OF_CACHE, PATHS, expand_path
+from kdcache.config.names import OF_CACHE, PATHS, REMOVED, check_removed, expand_path
 from kdcache.config.yaml_file import SWITCHES, read_settings_file, read_word
 from kdcache.errors import SettingsError, show_value
 from kdcache.schema import MOST_WHOLE, is_writable
@@ -154,6 +154,8 @@ def check_values(given: Mapping, prefix: str = "") -> dict[str, object]:
         name = f"{prefix}{key}"
         if name in setting_types():
             checked[name] = _check_value(name, value)
+        elif name in REMOVED:
+            check_removed({name: value})
         elif not any(known.startswith(f"{name}.") for known in setting_types()):
             raise refuse_unknown(_first_leaf(name, value))
         elif not isinstance(value, Mapping):
@@ -197,16 +199,11 @@ def describe_type(kind: object) -> str:
         kinds = [str(choice) for choice in get_args(kind)]
     elif get_origin(kind) in (UnionType, Union):
         kinds = [describe_type(part) for part in get_args(kind)]
+    elif get_args(kind) in _LISTS:
+        kinds = [_LISTS[get_args(kind)]]
     else:
-        kinds = [_describe_plain(kind)]
+        kinds = [_NAMES[get_origin(kind) or kind]]
     return " or ".join([*([", ".join(kinds[:-1])] if kinds[:-1] else []), kinds[-1]])
-
-
-def _describe_plain(kind: object) -> str:
-    origin, inner = get_origin(kind) or kind, get_args(kind)
-    if origin is list and inner in _LISTS:
-        return _LISTS[inner]
-    return _NAMES[origin]
 
 
 def _check_value(name: str, value: object) -> object:
@@ -292,6 +289,8 @@ def _first_leaf(name: str, value: object) -> str:
 
 
 def _nearest(name: str) -> str:
+    if name in REMOVED:
+        return "to be left out, as it was removed in 0.2.0"
     close = difflib.get_close_matches(name, list(setting_types()), n=1, cutoff=0.5)
     if close:
         return close[0]

@@ -69,8 +69,7 @@ class StudentConfig:
 class LossConfig:
     """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
 
-    In images without a label, + pseudo CE with the teacher's class; + channel times the
-    channel-wise divergence.
+    In images without a label, + pseudo CE with the teacher's class.
     """
 
     alpha: float = 1.0
@@ -85,18 +84,11 @@ class LossConfig:
     """Weight of the cross-entropy with the teacher's class in images without a label, >= 0."""
     pseudo_threshold: float = 0.0
     """Least softmax of the teacher's class in a pixel that counts for it, 0 to 1; 0 takes all."""
-    channel: float = 0.0
-    """Weight of the divergence of each class's map over the positions, >= 0 (CWD)."""
-    channel_temperature: float = 1.0
-    """Softening T of these maps, > 0."""
-    project: Literal["teacher", "student"] = "teacher"
-    """Whose features the feature distance projects to the other's channels."""
 
     def __post_init__(self) -> None:
         for name in TERMS.values():
             check_range(f"loss.{name}", getattr(self, name), 0, 1e6)
         check_positive("loss.temperature", self.temperature)
-        check_positive("loss.channel_temperature", self.channel_temperature)
         check_range("loss.pseudo_threshold", self.pseudo_threshold, 0, 1)
         if self.alpha == 0 and not self.uses_teacher:
             weights = ", ".join(f"loss.{name}" for name in TERMS.values())

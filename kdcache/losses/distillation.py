@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.config import VOID
-from kdcache.losses.features import feature_loss, projected_student_loss
+from kdcache.losses.features import feature_loss
 from kdcache.losses.pixels import PixelWeights, compute_band, pixel_loss
 from kdcache.losses.target import PixelTargets, Target, count_pixels
-from kdcache.losses.terms import LossTerms, Term, channel_divergence, count_positions
+from kdcache.losses.terms import LossTerms, Term, count_positions
 
 _Answer = TypeVar("_Answer", bound=Tensor | Target)
 
@@ -24,8 +24,7 @@ class KnowledgeDistillationLoss(nn.Module):
     """L = alpha CE + beta T^2 KL(teacher || student) + gamma mean over levels of (1 - cosine).
 
     With `pseudo` above 0 images without a label learn the teacher's class: + pseudo CE with it,
-    where the teacher's softmax (at T = 1) is at least `pseudo_threshold`. With `channel` above 0,
-    + channel times `terms.channel_divergence` on the grid of the student's scores.
+    where the teacher's softmax (at T = 1) is at least `pseudo_threshold`.
 
     Teacher features are resized to the student's grid and projected to its channels by a 1x1
     convolution without bias, trained with the student. A term of weight 0 is not computed and needs
@@ -33,13 +32,10 @@ class KnowledgeDistillationLoss(nn.Module):
     second derivatives are not available.
 
     Args:
-        alpha, beta, gamma, pseudo, channel: weights >= 0.
+        alpha, beta, gamma, pseudo: weights >= 0.
         temperature: T > 0.
         channels: level -> (teacher channels, student channels); only used with gamma > 0.
         pseudo_threshold: 0 to 1; with 0 all pixels of an image without a label count.
-        channel_temperature: T > 0 of the channel term.
-        project: "teacher", or "student": then its features are projected to the teacher's channels
-            by the transposed weights, and the teacher's stay as they are.
 
     Raises: ValueError if all weights are 0, or if gamma > 0 has no channels.
 
@@ -59,14 +55,11 @@ class KnowledgeDistillationLoss(nn.Module):
         *,
         pseudo: float = 0.0,
         pseudo_threshold: float = 0.0,
-        channel: float = 0.0,
-        channel_temperature: float = 1.0,
-        project: str = "teacher",
     ) -> None:
         super().__init__()
-        if not (alpha or beta or gamma or pseudo or channel):
+        if not (alpha or beta or gamma or pseudo):
             raise ValueError(
-                "loss: alpha, beta, gamma, pseudo and channel are 0, expected one of them above 0; "
+                "loss: alpha, beta, gamma and pseudo are 0, expected one of them above 0; "
                 "set alpha=1"
             )
         if gamma and not channels:
@@ -76,8 +69,6 @@ class KnowledgeDistillationLoss(nn.Module):
             )
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         self.pseudo, self.pseudo_threshold = pseudo, pseudo_threshold
-        self.channel, self.channel_temperature = channel, channel_temperature
-        self.project = project
         pairs = channels.items() if channels and gamma else ()
         self.align = nn.ModuleDict(
             {level: nn.Conv2d(t, s, 1, bias=False) for level, (t, s) in pairs}
@@ -90,12 +81,12 @@ class KnowledgeDistillationLoss(nn.Module):
     def weights(self) -> dict[str, float]:
         """Weight of each term, by the names of `LossTerms.means`."""
         on_scores = {"ce": self.alpha, "pseudo": self.pseudo, "kd": self.beta}
-        return {**on_scores, "channel": self.channel, "feature": self.gamma}
+        return {**on_scores, "feature": self.gamma}
 
     @property
     def needs_logits(self) -> bool:
         """Whether a term in use needs the teacher's logits."""
-        return self.beta > 0 or self.pseudo > 0 or self.channel > 0
+        return self.beta > 0 or self.pseudo > 0
 
     def forward(
         self,
@@ -116,7 +107,7 @@ class KnowledgeDistillationLoss(nn.Module):
         Args:
             student_NKHW, student_features: the student's outputs with return_features=True.
             label_NHW: classes or VOID; needed if alpha > 0.
-            teacher_NKHW: logits, as a tensor or as stored; needed if beta, pseudo or channel > 0.
+            teacher_NKHW: logits, as a tensor or as stored; needed if beta or pseudo > 0.
             teacher_features: level -> features, as tensors or as stored; needed if gamma > 0.
             labelled_N: bool, on the device; images with a label (default: all). The label of the
                 others is VOID everywhere.
@@ -153,23 +144,17 @@ class KnowledgeDistillationLoss(nn.Module):
         for level, align in self.align.items():
             expected = (len(student_NKHW), align.in_channels, ...)
             _check_shape(level, taught.get(level), expected)
-        channel = self._find_channel(student_NKHW, pixels)
         counts = self._count(student_NKHW, pixels) | {
             level: count_positions(student_features[level]) for level in self.align
         }
-        counts |= {} if channel is None else {"channel": channel.count}
         divisors = dict(
             zip(counts, self.add_up(torch.stack([*counts.values()])).clamp(min=1), strict=True)
         )
         total, terms = self._pixel_terms(student_NKHW, pixels, counts, divisors)
-        if channel is not None:
-            total = total + self.channel * channel.sum / divisors["channel"]
-            terms["channel"] = Term(channel.sum.detach(), channel.count)
-        distance = feature_loss if self.project == "teacher" else projected_student_loss
         sums = {}
         for level, align in self.align.items():
             weight_SC = align.get_parameter("weight").flatten(1)
-            sums[level] = distance(student_features[level], taught[level], weight_SC=weight_SC)
+            sums[level] = feature_loss(student_features[level], taught[level], weight_SC=weight_SC)
         if sums:
             total = (
                 total
@@ -203,12 +188,6 @@ class KnowledgeDistillationLoss(nn.Module):
             teacher_NKhw=scores,
             labelled_N=labelled if self.pseudo else None,
         )
-
-    def _find_channel(self, student: Tensor, targets: PixelTargets) -> Term | None:
-        teacher, temperature = targets.teacher_NKhw, self.channel_temperature
-        if not self.channel or teacher is None:
-            return None
-        return channel_divergence(student, teacher, temperature=temperature)
 
     def _count(self, student: Tensor, targets: PixelTargets) -> dict[str, Tensor]:
         """Number of pixels of each term in use (ce, pseudo, kd), scalar float32 tensors."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from kdcache.losses.target import Target, as_target, sum_dtype
-from kdcache.losses.terms import feature_distance
 from kdcache.models.inputs import resize_to
 
 SMALLEST_NORM = 1e-8  # as in torch.nn.functional.cosine_similarity
@@ -70,29 +69,6 @@ def feature_loss(
     return _FeatureLoss.apply(
         student_NSHW, target.project(weight_SC), target.values_NRHW.detach(), target.scale_NR
     )
-
-
-def projected_student_loss(
-    student_NSHW: Tensor, teacher_NChw: Tensor | Target, *, weight_SC: Tensor
-) -> Tensor:
-    """Sum of `terms.feature_distance` between the projected student and the teacher.
-
-    Of a teacher in a basis, coefficients are compared with the student's coefficients in it.
-
-    Args:
-        student_NSHW: student features, any float dtype.
-        teacher_NChw: teacher features, as a tensor or as stored, on any grid; resized to the
-            student's.
-        weight_SC: float32 weights, trained with the student; its features go through the transpose.
-
-    Returns: float32 scalar, differentiable by student and weight.
-    """
-    target, hw = as_target(teacher_NChw), tuple(student_NSHW.shape[-2:])
-    values = resize_to(target.values_NRHW.detach().float(), hw)
-    values = values if target.scale_NR is None else values * target.scale_NR[:, :, None, None]
-    weight_SR = target.project(weight_SC)
-    student_NRHW = torch.einsum("sr,nshw->nrhw", weight_SR, student_NSHW.float())
-    return feature_distance(student_NRHW, values).sum
 
 
 def _distance(student_NSP: Tensor, target_NSP: Tensor) -> tuple[Tensor, Tensor, Tensor]:

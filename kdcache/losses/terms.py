@@ -42,7 +42,6 @@ class LossTerms:
     kd: Term | None
     feature: Mapping[str, Term] | None
     pseudo: Term | None = None
-    channel: Term | None = None
 
     def means(self) -> dict[str, Tensor]:
         """Mean of each term in use, as float32 scalars: `on_scores`, feature, total."""
@@ -52,8 +51,8 @@ class LossTerms:
         return {**means, "total": self.total}
 
     def on_scores(self) -> dict[str, Term]:
-        """The terms in use that compare scores: ce, pseudo, kd, channel."""
-        named = {"ce": self.ce, "pseudo": self.pseudo, "kd": self.kd, "channel": self.channel}
+        """The terms in use that compare scores: ce, pseudo, kd."""
+        named = {"ce": self.ce, "pseudo": self.pseudo, "kd": self.kd}
         return {name: term for name, term in named.items() if term is not None}
 
 
@@ -108,29 +107,6 @@ def kd_divergence(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: fl
     student_log = F.log_softmax(student_NKHW.float() / temperature, dim=1)
     divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     return Term(divergence * temperature**2, count_positions(student_NKHW))
-
-
-def channel_divergence(student_NKhw: Tensor, teacher_NKHW: Tensor, *, temperature: float) -> Term:
-    """KL(teacher || student) of where each class is, times T^2 (Shu et al. 2021).
-
-    Channel-wise distillation, arXiv:2011.13256: the softmax of each class runs over the positions
-    of an image, so that the term sees where a class is most likely, and not how likely it is
-    against the others.
-
-    Args:
-        student_NKhw: raw scores, any float dtype.
-        teacher_NKHW: raw scores on any grid; resized to the student's.
-        temperature: T > 0, no unit.
-
-    Returns: sum >= 0 and the number of maps, N K.
-    """
-    teacher = resize_to(teacher_NKHW.detach().float(), student_NKhw.shape[-2:])
-    teacher_log = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
-    student_log = F.log_softmax(student_NKhw.float().flatten(2) / temperature, dim=2)
-    divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
-    num, classes = student_NKhw.shape[:2]
-    maps = torch.full((), float(num * classes), device=student_NKhw.device)
-    return Term(divergence * temperature**2, maps)
 
 
 def feature_distance(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Term:

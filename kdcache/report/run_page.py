@@ -229,7 +229,6 @@ def _chart_losses(config: Config, runs: dict[str, Finished]) -> list[Chart]:
         "ce": ("cross-entropy", f"with the labels, weight {config.loss.alpha:g}"),
         "pseudo": ("teacher's class", f"images without a label, weight {config.loss.pseudo:g}"),
         "kd": ("KD divergence", f"x T\u00b2, weight {config.loss.beta:g}"),
-        "channel": ("channel divergence", f"x T\u00b2, weight {config.loss.channel:g}"),
         "feature": ("feature distance", f"mean over levels, weight {config.loss.gamma:g}"),
         "total": ("total", "weighted sum"),
     }

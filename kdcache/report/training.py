@@ -93,7 +93,6 @@ def format_epoch(entry: dict, config: Config, *, best_miou: float) -> str:
         "ce": ("CE", config.loss.alpha),
         "pseudo": ("teacher's class", config.loss.pseudo),
         "kd": ("KD", config.loss.beta),
-        "channel": ("channel", config.loss.channel),
         "feature": ("feature", config.loss.gamma),
     }
     terms = " + ".join(

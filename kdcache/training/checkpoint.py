@@ -24,7 +24,15 @@ from kdcache.models.stored_state import (
 from kdcache.models.student import build_student
 from kdcache.schema import FieldError, all_of, fields, maybe, plain, table_of
 from kdcache.training.learner import Learner
-from kdcache.training.run_folder import BEFORE, BEST, FACTS, LAST, SETTINGS, write_history
+from kdcache.training.run_folder import (
+    BEFORE,
+    BEST,
+    FACTS,
+    LAST,
+    SETTINGS,
+    drop_removed,
+    write_history,
+)
 
 _CURE = "restore it from a copy, or delete the run folder and start again"
 _RANDOM = tensor(torch.uint8, sides=1)
@@ -103,7 +111,7 @@ def read_checkpoint(path: Path) -> dict:
         raise TrainingError(f"{path}: checkpoint is unreadable ({error}); {_CURE}") from None
     if not is_sealed:
         seals.tell_unsealed(path)
-    return state
+    return state | {"hyperparameters": drop_removed(state["hyperparameters"], where=path)}
 
 
 def read_student(

@@ -14,8 +14,8 @@ from pathlib import Path
 from kdcache import disk, seals
 from kdcache.cache.facts import MACHINE, SHARE
 from kdcache.config import Config, config_to_dict
-from kdcache.config.names import BUILT_IN_STUDENT, TERMS
-from kdcache.config.parser import make_config, read_stored
+from kdcache.config.names import BUILT_IN_STUDENT, REMOVED, TERMS, check_removed
+from kdcache.config.parser import flatten, make_config, read_stored
 from kdcache.config.yaml_file import dump_yaml, read_settings_file
 from kdcache.disk import MOST_DOCUMENT_BYTES, open_stream, read_plain
 from kdcache.errors import SettingsError, TrainingError, find_cure, one_line
@@ -50,7 +50,7 @@ HYPERPARAMETERS: Kind = all_of(
     fields(
         {"loss.beta": _ANY, "loss.gamma": _ANY},
         {
-            **dict.fromkeys(("loss.alpha", "loss.pseudo", "loss.channel"), _ANY),
+            **dict.fromkeys(("loss.alpha", "loss.pseudo"), _ANY),
             "train.seed": whole(),
             "train.unlabelled_share": maybe(SHARE),
             "student.options": table_of(plain),
@@ -78,7 +78,7 @@ RESULT_FIELDS: Kind = fields(
     },
 )
 _TIMES = dict.fromkeys(("step_s", "data_wait_s", "validation_s", "time_s"), _TIME)
-_LOSSES = dict.fromkeys(("total", "ce", "pseudo", "kd", "channel", "feature", "lr"), _ANY)
+_LOSSES = dict.fromkeys(("total", "ce", "pseudo", "kd", "feature", "lr"), _ANY)
 _OTHERS = {"epoch": whole(1), "processes": whole(1), "per_class_iou": IOUS}
 EPOCH: Kind = fields(
     {"miou": SHARE, "total": _ANY, "time_s": _TIME}, {**_TIMES, **_LOSSES, **_OTHERS}
@@ -101,14 +101,12 @@ FACTS: Kind = fields(
 SETTINGS, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 BEST, LAST = "student_kd_best.pth", "student_kd_last.pth"
 _CURE = f"restore it from a copy, or delete {RESULT} and finish the run again with --run.resume"
+_OLDER = "use the kdcache that trained it, or train again without it"
 TEACHING = tuple(f"loss.{weight}" for term, weight in TERMS.items() if term != "ce")
 """Weights of the terms that need the teacher; a baseline has none above 0."""
 BEFORE = {
     "loss.pseudo": 0.0,
     "loss.pseudo_threshold": 0.0,
-    "loss.channel": 0.0,
-    "loss.channel_temperature": 1.0,
-    "loss.project": "teacher",
     "train.compile": "off",
     "train.views": "cycle",
     "train.flip": 0.0,
@@ -166,6 +164,15 @@ def remove_unfinished(folder: Path) -> None:
             disk.remove(entry)
 
 
+def drop_removed(facts: dict, *, where: Path) -> dict:
+    """Hyperparameters of a run without settings that were removed since.
+
+    Raises: TrainingError if one of them was in use.
+    """
+    check_removed(facts, where=where, cure=_OLDER, kind=TrainingError)
+    return {name: value for name, value in facts.items() if name not in REMOVED}
+
+
 class DamagedHistoryError(TrainingError):
     """metrics.jsonl is there and is not what was sealed."""
 
@@ -182,6 +189,7 @@ def read_run_settings(folder: Path) -> dict:
     """
     path = folder / SETTINGS
     stored = read_settings_file(path)
+    check_removed(flatten(stored), where=path, cure=_OLDER)
     try:
         values = read_stored(stored)
         make_config(values)
@@ -217,9 +225,11 @@ def read_result(folder: Path) -> dict:
             raise seals.SealError(seals.NO_JSON_SEAL)
         if not is_sealed:
             seals.tell_unsealed(path)
-        return {name: value for name, value in result.items() if name != "sha256"}
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, "result", error) from None
+    facts = drop_removed(result["hyperparameters"], where=path)
+    kept = {name: value for name, value in result.items() if name != "sha256"}
+    return kept | {"hyperparameters": facts}
 
 
 def _has_sealed_checkpoint(folder: Path) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kdcache.losses import (
     KnowledgeDistillationLoss,
-    channel_divergence,
     cross_entropy,
     feature_distance,
     features,
@@ -294,57 +293,6 @@ def test_divergence_of_extreme_float16_scores_is_finite():
     assert torch.isfinite(student.grad).all()
 
 
-# --- divergence of maps
-
-
-def reference_channel(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
-    """Mean over images and classes of T^2 sum_i p_i (log p_i - log q_i), i over positions."""
-    log_p, log_q = (
-        log_softmax(x.reshape(-1, x.shape[2] * x.shape[3]) / temperature)
-        for x in (resize(teacher, student.shape[2:]), student.astype(np.float64))
-    )
-    return float(temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(1).mean())
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("grid", [(8, 6), (5, 4), (16, 12)])
-def test_channel_divergence_equals_the_reference(temperature: float, grid: tuple[int, int]):
-    student, teacher = randn(2, 4, 8, 6, scale=2), randn(2, 4, *grid, seed=1, scale=3)
-    term = channel_divergence(student, teacher, temperature=temperature)
-    assert term.count.item() == 2 * 4
-    expected = reference_channel(student.numpy(), teacher.numpy(), temperature)
-    assert term.mean.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_channel_divergence_sees_where_a_class_is_and_not_its_level():
-    """What is added to all positions of a class does not matter; the pixelwise term sees it."""
-    student, teacher = randn(1, 4, 5, 5), randn(1, 4, 5, 5, seed=1)
-    levels = torch.tensor([3.0, -2, 0, 1]).reshape(1, 4, 1, 1)
-    found = [
-        channel_divergence(x, teacher, temperature=1.0).mean for x in (student, student + levels)
-    ]
-    assert found[0].item() == pytest.approx(found[1].item(), rel=1e-4)
-    pixels = [kd_divergence(x, teacher, temperature=1.0).mean for x in (student, student + levels)]
-    assert abs(pixels[0] - pixels[1]) > 0.1
-
-
-def test_channel_term_in_the_loss_is_the_definition_on_the_students_own_grid():
-    batch = make_batch()
-    leaf = batch["student_NKHW"][..., ::4, ::4].clone().requires_grad_()
-    batch = {**batch, "student_NKHW": leaf}
-    with_term, without = make_loss(channel=3.0, channel_temperature=2.0), make_loss()
-    term = channel_divergence(leaf, batch["teacher_NKHW"], temperature=2.0)
-    terms = with_term(**batch)
-    assert terms.channel.sum.item() == pytest.approx(term.sum.item())
-    expected = without(**batch).total + 3.0 * term.mean
-    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert list(terms.means()) == ["ce", "kd", "channel", "feature", "total"]
-    ours, theirs = (torch.autograd.grad(total, leaf)[0] for total in (terms.total, expected))
-    torch.testing.assert_close(ours, theirs)
-    with pytest.raises(ValueError, match="loss: teacher_NKHW has shape None"):
-        make_loss(beta=0.0, channel=1.0)(**{**batch, "teacher_NKHW": None})
-
-
 # --- feature distance
 
 
@@ -490,6 +438,4 @@ def test_sums_and_counts_of_parts_add_up_to_those_of_the_whole():
 def test_a_loss_without_any_weight_is_refused():
     with pytest.raises(ValueError) as error:
         KnowledgeDistillationLoss(0.0, 0.0, 0.0)
-    check_one_line(
-        error, "loss: alpha, beta, gamma, pseudo and channel are 0, expected one of them above 0"
-    )
+    check_one_line(error, "loss: alpha, beta, gamma and pseudo are 0, expected one of them above 0")

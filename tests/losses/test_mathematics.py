@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kdcache.losses import (
     KnowledgeDistillationLoss,
-    channel_divergence,
     cross_entropy,
     feature_distance,
     kd_divergence,
@@ -190,18 +189,6 @@ def test_a_threshold_does_not_lower_the_weight():
     all_, half = (pseudo_gradient(z, v, none, threshold) for threshold in (0.0, 0.7))
     assert not half[..., :2].any()
     torch.testing.assert_close(half[..., 2:], 2 * all_[..., 2:])
-
-
-# --- divergence of maps
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_gradient_of_the_divergence_of_maps_is_the_difference_of_maps(temperature: float):
-    z, v = randn(2, 5, 3, 4, scale=3).requires_grad_(), randn(2, 5, 3, 4, seed=1, scale=3)
-    maps = [(x.flatten(2) / temperature).softmax(2).view_as(x) for x in (z, v)]
-    expected = temperature * (maps[0] - maps[1]) / (2 * 5)
-    found = gradient(channel_divergence(z, v, temperature=temperature).mean, z)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
 # --- features
