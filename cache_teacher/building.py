@@ -60,6 +60,8 @@ def build(argv: list[str], commands: Mapping[str, Command]) -> None:
     summary = _choose_engine(args.engine, args.workers)(config, progress=output.progress)
     score, path = summary.score, str(config.cache.path)
     output.tell(f"{path}: {format_summary(summary)}")
+    if score is not None:
+        _tell_unlisted(path, output)
     is_compared = score is None or (not summary.num_samples and _is_compared(config))
     fidelity = None if is_compared else _measure_fidelity(config, output)
     output.conclude({"path": path, **asdict(summary), "fidelity": fidelity})
@@ -154,6 +156,15 @@ def sample_set(argv: list[str]) -> None:
     print_line(f"{args.path}: sample data set written")
 
 
+def _tell_unlisted(path: str, output: Output) -> None:
+    """Say what the cache keeps of samples that were taken out of the lists, or have changed."""
+    from kdcache.cache.unlisted import count_unlisted
+
+    if count := count_unlisted(path):
+        cure = f"`{PROG} gc {path} --unlisted` removes what is stored of them"
+        output.tell(f"{path}: samples in no list: {count}; {cure}")
+
+
 def _choose_engine(engine: str, workers: int | None) -> Callable[..., BuildSummary]:
     """What builds: this process, perhaps one of several (`kdcache.machine.process`), or Ray.
 
@@ -195,7 +206,7 @@ def _is_compared(config: Config) -> bool:
 
     manifest = read_manifest(config.cache.path)
     compared = manifest.information.get("fidelity", {}).get("views")
-    return compared == manifest.complete_views["train"]
+    return compared == manifest.count_complete("train")
 
 
 def _measure_fidelity(config: Config, output: Output) -> dict | None:

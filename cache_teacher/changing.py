@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kdcache.command import (
     add_trust,
     build_cache_parser,
@@ -11,6 +13,9 @@ from kdcache.command import (
 )
 from kdcache.config.options import read_given
 from kdcache.progress import Console, print_line, print_text
+
+if TYPE_CHECKING:
+    from kdcache.storage import Storage
 
 PROG = "python -m cache_teacher"
 CHANGEABLE = "the cache: a folder or s3://BUCKET/KEY"
@@ -47,7 +52,13 @@ def gc(argv: list[str]) -> None:
         place=CHANGEABLE,
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument(
+        "--unlisted", action="store_true",
+        help="also remove samples that were taken out of the lists, or have changed since",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.unlisted:
+        _remove_unlisted(args.path, dry_run=args.dry_run)
     from kdcache.cache.leftovers import collect_leftovers
 
     found = collect_leftovers(args.path, dry_run=args.dry_run)
@@ -56,6 +67,16 @@ def gc(argv: list[str]) -> None:
     size_mb = sum(leftover.size_bytes for leftover in found) / 1e6
     verb = "would be removed" if args.dry_run else "removed"
     print_line(f"{args.path}: {len(found)} files, {size_mb:.1f} MB {verb}")
+
+
+def _remove_unlisted(path: Storage, *, dry_run: bool) -> None:
+    from kdcache.cache.unlisted import collect_unlisted
+
+    done = collect_unlisted(path, dry_run=dry_run, progress=Console())
+    copied = f", {done.num_copied} that shared shard groups with them copied"
+    verb = "would be removed" if dry_run else "removed"
+    size = f"{done.num_samples} samples that are not listed, {done.size_bytes / 1e6:.1f} MB"
+    print_line(f"{path}: {size} {verb}{copied if done.num_copied else ''}")
 
 
 def export_cache(argv: list[str]) -> None:

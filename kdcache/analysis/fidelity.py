@@ -157,7 +157,7 @@ def _judge(opened: CacheWithTeacher, answers: dict, students: dict) -> dict:
         **({} if set(wrote) <= {"cpu"} else {"written_on": wrote}),
         "precision": teacher.precision,
         "views": opened.reader.num_views,
-        "planned_views": opened.manifest.layouts["train"].num_views,
+        "planned_views": opened.manifest.listed["train"].num_views,
         "answers": answers,
         "students": students,
         "limits": {term: vars(limit) for term, limit in limits.items()},

@@ -166,8 +166,8 @@ def read_label(reader: CacheReader, number: int, view: int) -> np.ndarray:
 
 def read_view(reader: CacheReader, number: int, view: int) -> dict:
     """How a view was made, from its commit record."""
-    group, row = divmod(number, reader.layout.shard_samples)
-    return reader.record(view, group).views[row]
+    record, row = reader.find_record(view, number)
+    return record.views[row]
 
 
 def find_image(reader: CacheReader, number: int, view: int) -> tuple[slice, slice]:

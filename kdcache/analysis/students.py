@@ -109,7 +109,7 @@ def open_with_teacher(
     facts = teacher_facts(config, train=True, **hashes)
     cure = "give the teacher the cache was built with (teacher.weights says where it is)"
     check_identity(root, found={"teacher": asked}, expected={"teacher": facts}, cure=cure)
-    num_views = max(manifest.complete_views["train"], 1)
+    num_views = max(manifest.count_complete("train"), 1)
     reader = CacheReader(root, manifest, "train", num_views=num_views)
     return CacheWithTeacher(manifest, config, reader, teacher, open_targets(reader, device))
 

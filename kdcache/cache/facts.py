@@ -170,7 +170,7 @@ def _say(value: object) -> str:
 
 def check_views(views: list, layout: SplitLayout) -> None:
     """Raise FieldError if a view cannot be one of that split: its image lies inside the array."""
-    list_of(PADDED if layout.split == "val" else DRAWN)(views)
+    list_of(PADDED if layout.role == "val" else DRAWN)(views)
     most_hw = layout.array("image").item_shape[:2]
     for row, view in enumerate(views):
         top, left, bottom, right = view["image_box"]

@@ -17,7 +17,8 @@ import numpy as np
 
 from kdcache.cache.encodings import Encoding, list_shapes
 
-FORMAT_VERSION = 4  # the newest
+FORMAT_VERSION = 5  # the newest: of caches that grew by samples
+UNLABELLED_VERSION = 4  # of caches with a split of unlabelled images, that never grew
 CODED_VERSION = 3  # of caches with codecs or encodings, and without a split of unlabelled images
 RAW_VERSION = 2  # of caches of raw uint8 and float16, which older versions of kdcache read as well
 DTYPES = ("uint8", "float16", "int8", "float32")
@@ -110,6 +111,11 @@ class Group:
     stop: int
 
     @property
+    def role(self) -> str:
+        """The split that its samples belong to; of a part that was added, train of train_2."""
+        return find_role(self.split)
+
+    @property
     def name(self) -> str:
         """Stem of the commit record: train-v0003-g00012."""
         return f"{self.split}-v{self.view:04d}-g{self.index:05d}"
@@ -117,13 +123,20 @@ class Group:
 
 @dataclass(frozen=True)
 class SplitLayout:
-    """The grid of one split: counts of views and samples, samples in a shard, and arrays."""
+    """The grid of one split, or of a part that was added to it: counts of views and samples,
+    samples in a shard, and arrays.
+    """
 
     split: str
     num_views: int
     num_samples: int
     shard_samples: int
     arrays: tuple[ArraySpec, ...]
+
+    @property
+    def role(self) -> str:
+        """The split that it belongs to; of a part that was added, train of train_2."""
+        return find_role(self.split)
 
     @property
     def num_groups(self) -> int:
@@ -179,6 +192,11 @@ class SplitLayout:
     def array(self, name: str) -> ArraySpec:
         """The array of that name. Raises KeyError if the split has none."""
         return {array.name: array for array in self.arrays}[name]
+
+
+def find_role(part: str) -> str:
+    """The split of a part: train of train, and of train_2, which was added to it."""
+    return part.partition("_")[0]
 
 
 def index_bytes(shard_samples: int) -> int:
@@ -239,6 +257,6 @@ def find_version(arrays: Iterable[ArraySpec]) -> int:
     """The oldest version of the format that has a split of these arrays."""
     arrays = tuple(arrays)
     if drop_label(arrays) == arrays:
-        return FORMAT_VERSION
+        return UNLABELLED_VERSION
     old = all(array.codec is None and array.dtype in ("uint8", "float16") for array in arrays)
     return RAW_VERSION if old else CODED_VERSION

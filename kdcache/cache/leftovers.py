@@ -23,6 +23,7 @@ from kdcache.cache.layout import (
     shard_key,
 )
 from kdcache.cache.lifecycle import SCORE
+from kdcache.cache.lists import Listed
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import has_record, list_records
 from kdcache.storage import Storage, open_storage
@@ -148,7 +149,9 @@ def _list_files(
         records: names of the commit records that are there.
     """
     complete = manifest.complete_views[group.split]
-    garbage = record_name(group) not in records and group.view >= complete  # else it was lost
+    listed = Listed(*manifest.find_lists(group.split))
+    is_lost = group.view < complete and listed.count(group.split, group.start, group.stop) > 0
+    garbage = record_name(group) not in records and not is_lost
     shards = [shard_key(spec, group) for spec in manifest.layouts[group.split].arrays]
     files = dict.fromkeys(shards, "shard without commit record") if garbage else {}
     return files | _list_unfinished(storage, [*shards, commit_key(group)])

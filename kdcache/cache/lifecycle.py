@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from kdcache.cache.basis import read_bases, write_bases
-from kdcache.cache.facts import check_identity, join_devices
-from kdcache.cache.layout import (
-    COMMITS,
-    MANIFEST,
-    SPLITS,
-    UNLABELLED,
-    Group,
-    SplitLayout,
-    record_name,
-)
-from kdcache.cache.manifest import Manifest, find_manifest, read_manifest, write_manifest
-from kdcache.cache.records import find_begun_splits, find_committed, list_records, read_record
+from kdcache.cache.layout import COMMITS, MANIFEST, SPLITS, Group, record_name
+from kdcache.cache.lists import with_data
+from kdcache.cache.manifest import Manifest, read_manifest, write_manifest
+from kdcache.cache.merge import check_same_cache, find_kept, merge
+from kdcache.cache.records import list_records
 from kdcache.cache.zarr_metadata import check_document, list_metadata, write_metadata
-from kdcache.errors import (
-    CacheCorruptError,
-    CacheMismatchError,
-    OtherCacheError,
-    describe,
-)
+from kdcache.errors import CacheCorruptError
 from kdcache.storage import Storage, open_storage
-from kdcache.storage.base import LEASES, explain_refusal
-from kdcache.storage.lock import LOCK
+from kdcache.storage.base import explain_refusal
 
 SCORE = "score"  # the lease of the worker that scores the teacher
-log = logging.getLogger("kdcache")
+MIOUS = ("teacher_miou", "teacher_train_miou", "teacher_per_class_iou")
+MEASURED = (*MIOUS, "scored_views", "fidelity")  # information about the samples of today
 
 
 def open_for_writing(
@@ -43,16 +29,16 @@ def open_for_writing(
     """Create the cache, or prepare the existing one to be continued.
 
     If the manifest has more views than the existing cache, its arrays grow; a split of unlabelled
-    images is added. A manifest that was moved away is written again, and committed groups of the
-    same identity are kept.
+    images, or a part with more samples, is added. A manifest that was moved away is written again,
+    and committed groups of the same identity are kept.
 
     Args:
         bases: of the manifest's lowrank levels, level -> float32 [C, R].
 
     Returns: the manifest as it is now on disk.
 
-    Raises: CacheMismatchError if another cache or foreign files are there, CacheCorruptError if
-        documents are damaged, CacheError if the folder is unwritable.
+    Raises: CacheMismatchError if another cache or foreign files are there, GrownMeanwhileError,
+        CacheCorruptError if documents are damaged, CacheError if the folder is unwritable.
     """
     storage = open_storage(storage)
     with explain_refusal(storage):
@@ -62,7 +48,7 @@ def open_for_writing(
         if ready is not None:
             return ready
         with storage.lock(wait=True):
-            there = _find_kept(storage, manifest)
+            there = find_kept(storage, manifest)
             manifest = check_same_cache(storage, manifest)
             if there is None and storage.exists(MANIFEST):
                 storage.remove(MANIFEST)  # of a build that failed before it had committed anything
@@ -85,37 +71,53 @@ def open_for_writing(
     return manifest
 
 
-def find_begun(storage: Storage) -> Manifest | None:
-    """The manifest, without unlabelled images of which nothing was committed or is being written.
-
-    None if this holds for all splits: the build failed, and its place is free. Raises CacheError.
-    """
-    there = find_manifest(storage)
-    begun = find_begun_splits(storage) if there else set()
-    if not there or not (begun or any(there.complete_views.values())):
-        return None
-    if UNLABELLED in begun or there.complete_views.get(UNLABELLED):
-        return there
-    parts = (there.identity, there.layouts, there.complete_views)
-    return Manifest(
-        *({split: part[split] for split in SPLITS} for part in parts), there.information
-    )
-
-
 def complete_views(storage: Storage) -> Manifest:
     """Record in the manifest how many views of each split are complete; the number never falls.
+
+    A growing list whose groups are all there becomes the list of its split; what was measured with
+    the list before is forgotten.
 
     Returns: the manifest as it is now on disk. Raises: CacheError.
     """
     storage = open_storage(storage)
     manifest = read_manifest(storage)
-    if _count_complete(storage, manifest) == manifest.complete_views:
+    if _settle(storage, manifest) == manifest:
         return manifest  # without the lock: of many workers only the last has to write
     with explain_refusal(storage), storage.lock(wait=True):
-        manifest = read_manifest(storage)
-        manifest = replace(manifest, complete_views=_count_complete(storage, manifest))
+        manifest = _settle(storage, read_manifest(storage))
         write_manifest(storage, manifest)
     return manifest
+
+
+def _settle(storage: Storage, manifest: Manifest) -> Manifest:
+    """The manifest as the groups that are there make it."""
+    manifest = replace(manifest, complete_views=_count_complete(storage, manifest))
+    done = {
+        split: listing
+        for split, listing in manifest.growing.items()
+        if all(
+            manifest.complete_views[part] == manifest.layouts[part].num_views
+            for part in listing.parts
+        )
+    }
+    if not done:
+        return manifest
+    is_changed = any(done[split].sha256 != manifest.find_list(split).sha256
+                     for split in done.keys() & set(SPLITS))  # fmt: skip
+    return replace(
+        manifest,
+        identity={
+            split: with_data(facts, done[split].sha256) if split in done else facts
+            for split, facts in manifest.identity.items()
+        },
+        lists={**manifest.lists, **done},
+        growing={split: x for split, x in manifest.growing.items() if split not in done},
+        information={
+            name: value
+            for name, value in manifest.information.items()
+            if name not in MEASURED or not is_changed
+        },
+    )
 
 
 def rewrite_metadata(storage: Storage, bases: dict[str, np.ndarray]) -> None:
@@ -136,157 +138,32 @@ def add_information(storage: Storage | str | Path, facts: dict) -> None:
         write_manifest(storage, replace(manifest, information={**manifest.information, **facts}))
 
 
-def find_missing_groups(storage: Storage, layout: SplitLayout) -> list[Group]:
-    """Shard groups of a split that have no commit record. Raises CacheError."""
-    there = list_records(open_storage(storage))
-    return [group for group in layout.groups() if record_name(group) not in there]
-
-
-def check_same_cache(storage: Storage, manifest: Manifest) -> Manifest:
-    """The manifest that `open_for_writing` would write; nothing is changed.
-
-    Raises: CacheMismatchError if the storage holds another cache or foreign files.
-    """
-    storage = open_storage(storage)
-    if storage.exists(MANIFEST):
-        existing = _find_kept(storage, manifest)
-        if existing is None:
-            return manifest
-        merged = _merge(storage, existing, manifest)
-        _check_kept(storage, merged, [s for s in merged.layouts if s not in existing.layouts])
-        return merged
-    there = storage.is_folder()
-    if (there or storage.exists("")) and not (there and _is_begun(storage, manifest)):
-        read_manifest(storage)  # says that it is no cache
-    if there:
-        _check_kept(storage, manifest, manifest.layouts)
-    return manifest
-
-
-def _check_kept(storage: Storage, manifest: Manifest, splits: Iterable[str]) -> None:
-    """Check the records of splits that no manifest names. Raises CacheError."""
-    for split in splits:
-        for group in find_committed(storage, manifest.layouts[split].groups()):
-            _check_kept_record(storage, manifest, group)
-
-
-def _check_kept_record(storage: Storage, manifest: Manifest, group: Group) -> None:
-    """Check that a record that outlived its manifest has the identity of these settings.
+def find_missing_groups(storage: Storage, manifest: Manifest, part: str) -> list[Group]:
+    """Shard groups of a split or part that have no commit record, and a sample of the list that
+    phase one is to finish.
 
     Raises CacheError.
     """
-    layout, identity = manifest.layouts[group.split], manifest.split_hash(group.split)
-    try:
-        read_record(
-            storage,
-            layout,
-            group,
-            identity=identity,
-            cure="move it away: its group is computed again",
-        )
-    except OtherCacheError as error:
-        cure = (
-            "use the settings it was built with (config.yaml of a run has them), "
-            "or set cache.path to another folder"
-        )
-        raise CacheMismatchError(
-            f"{error.where}: its identity is not that of these settings; {cure}"
-        ) from None
-
-
-def _is_begun(storage: Storage, manifest: Manifest) -> bool:
-    """Whether a folder without a manifest is empty, or holds only parts of a cache."""
-    names = storage.list_names()
-    partials = {storage.unfinished_key(key) for key in (MANIFEST, "zarr.json")}
-    ours = {LOCK, COMMITS, LEASES, "zarr.json", *partials}
-    return names <= ours or ({COMMITS, LEASES} & names and names <= ours | set(manifest.layouts))
-
-
-def _find_kept(storage: Storage, wanted: Manifest) -> Manifest | None:
-    """The manifest that is there, but of another cache only what was begun. Raises CacheError."""
-    there = find_manifest(storage)
-    if there is None:
-        return None
-    try:
-        _merge(storage, there, wanted)
-        return there
-    except CacheMismatchError:
-        return find_begun(storage)
-
-
-def _merge(storage: Storage, existing: Manifest, wanted: Manifest) -> Manifest:
-    """The existing manifest, with at least the wanted views and splits.
-
-    A split of unlabelled images that is not asked for stays as it is.
-
-    Raises CacheMismatchError if it is another cache.
-    """
-    cure = "rebuild it in another folder (cache.path) or change the settings"
-    check_same_identity(storage, found=existing.identity, expected=wanted.identity, cure=cure)
-    layouts = dict(existing.layouts)
-    for split, layout in wanted.layouts.items():
-        old = existing.layouts.get(split, layout)
-        if old.shard_samples != layout.shard_samples:
-            found, expected = old.shard_samples, layout.shard_samples
-            raise CacheMismatchError(
-                describe(
-                    storage, field="cache.shard_samples", found=found, expected=expected, cure=cure
-                )
-            )
-        layouts[split] = replace(layout, num_views=max(layout.num_views, old.num_views))
-    return Manifest(
-        {**wanted.identity, **existing.identity},
-        layouts,
-        {**wanted.complete_views, **existing.complete_views},
-        _merge_information(existing, wanted),
-    )
-
-
-def _merge_information(existing: Manifest, wanted: Manifest) -> dict:
-    """Both; `dataset.unlabelled` stays if that split is not asked for: repair needs it."""
-    information = {**existing.information, **wanted.information}
-    information |= join_devices(existing.information, wanted.information)
-    if UNLABELLED in existing.layouts and UNLABELLED not in wanted.layouts:
-        settings, old = information["settings"], existing.information["settings"]["dataset"]
-        dataset = {**settings["dataset"], "unlabelled": old.get("unlabelled")}
-        information["settings"] = {**settings, "dataset": dataset}
-    return information
-
-
-def check_same_identity(
-    storage: Storage, *, found: dict[str, dict], expected: dict[str, dict], cure: str
-) -> None:
-    """Raise CacheMismatchError for the first split that both have and that differs.
-
-    Args:
-        found, expected: split -> its identity.
-    """
-    for split in (split for split in expected if split in found):
-        pair = found[split], expected[split]
-        if split == UNLABELLED:  # so that the message says which images are others
-            pair = tuple({UNLABELLED: facts} for facts in pair)
-        check_identity(storage, found=pair[0], expected=pair[1], cure=cure)
+    there = list_records(open_storage(storage))
+    groups = manifest.list_groups(part, wanted=True)
+    return [group for group in groups if record_name(group) not in there]
 
 
 def _count_complete(storage: Storage, manifest: Manifest) -> dict[str, int]:
     """Split -> number of views that are complete, or once were."""
 
-    def count(layout: SplitLayout) -> int:
-        return min(
-            (group.view for group in find_missing_groups(storage, layout)), default=layout.num_views
-        )
+    def count(part: str) -> int:
+        missing = (group.view for group in find_missing_groups(storage, manifest, part))
+        return min(missing, default=manifest.layouts[part].num_views)
 
-    return {
-        split: max(manifest.complete_views[split], count(layout))
-        for split, layout in manifest.layouts.items()
-    }
+    return {part: max(manifest.complete_views[part], count(part)) for part in manifest.layouts}
 
 
 def _find_ready(storage: Storage, manifest: Manifest) -> Manifest | None:
     """The existing manifest if nothing has to be written, else None."""
-    there = _find_kept(storage, manifest)
-    merged = None if there is None else _merge(storage, there, manifest)
-    if merged is None or merged.layouts != there.layouts:
+    there = find_kept(storage, manifest)
+    merged = None if there is None else merge(storage, there, manifest)
+    if merged is None or (merged.layouts, merged.growing) != (there.layouts, there.growing):
         return None
     if merged.information.get("devices") != there.information.get("devices"):
         return None

@@ -7,30 +7,26 @@ settings, device, library versions, the teacher's mIoU.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdcache.cache.codecs import make_coder
-from kdcache.cache.encodings import Encoding, list_shapes, scale_name
+from kdcache.cache.encodings import Encoding
 from kdcache.cache.facts import IDENTITY, INFORMATION, describe_array, hash_facts
+from kdcache.cache.grid import TARGETS, array_to_dict, check_grids, read_count, read_layout
 from kdcache.cache.layout import (
     COMMITS,
-    DTYPES,
     FORMAT_VERSION,
     MANIFEST,
-    MOST_GROUPS,
-    MOST_ITEM_BYTES,
     RAW_VERSION,
     SPLITS,
     UNLABELLED,
-    ArraySpec,
-    Codec,
+    Group,
     SplitLayout,
-    drop_label,
+    find_role,
     find_version,
 )
+from kdcache.cache.lists import Listing, Part, find_groups, is_part, read_lists, with_data
 from kdcache.cache.records import read_json, read_sealed
-from kdcache.config import LEVELS
 from kdcache.config.parser import make_config, read_stored_of_cache
 from kdcache.errors import (
     CacheCorruptError,
@@ -48,32 +44,78 @@ _CURE = (
     "restore it from a copy, or move it away and run `python -m cache_teacher` with this cache's "
     "settings (config.yaml of a run has them): it is made anew and committed groups are kept"
 )
-TARGETS = ("logits", *LEVELS)
-_MOST = {"num_views": 10_000, "num_samples": 2**31, "shard_samples": 65_536}
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json.
 
-    Each dict has "train" and "val", and "unlabelled" if the cache has that split.
+    `identity` has "train" and "val", and "unlabelled" if the cache has that split. `layouts` and
+    `complete_views` have the same, and each part that was added to one, such as "train_2".
 
-    identity: split -> nested facts that decide the stored numbers.
-    layouts: split -> grid; `num_views` is how many the cache is to hold, and not identity.
-    complete_views: split -> number of views that were complete once; a group missing in them is
-        lost, not unwritten.
+    identity: split -> nested facts that decide the stored numbers of its samples of today.
+    layouts: grid; `num_views` is how many the cache is to hold, and not identity.
+    complete_views: number of views that were complete once; a group missing in them is lost, not
+        unwritten.
     information: resolved settings, versions, teacher's mIoU; not compared.
+    lists: split -> its samples of today, if they are not all those that it was built with.
+    growing: split -> the list that phase one is making; it is that of today once it is complete.
+    parts: of splits with several parts or a list, what each part was made of.
     """
 
     identity: dict[str, dict]
     layouts: dict[str, SplitLayout]
     complete_views: dict[str, int]
     information: dict
+    lists: dict[str, Listing] = field(default_factory=dict)
+    growing: dict[str, Listing] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
     @property
     def format_version(self) -> int:
-        """The oldest version of the format that has these arrays."""
+        """The oldest version of the format that has these arrays, parts and lists."""
+        if self.lists or self.growing or self.parts:
+            return FORMAT_VERSION
         return max(find_version(layout.arrays) for layout in self.layouts.values())
+
+    @property
+    def listed(self) -> dict[str, SplitLayout]:
+        """Split -> grid of its samples of today, as training sees it."""
+        return {split: self._list_split(split) for split in self.identity}
+
+    def _list_split(self, split: str) -> SplitLayout:
+        if split not in self.lists:
+            return self.layouts[split]
+        listing = self.lists[split]
+        num_views = min(self.layouts[part].num_views for part in listing.parts)
+        count = listing.num_samples
+        return replace(self.layouts[split], num_views=num_views, num_samples=count)
+
+    def find_list(self, split: str) -> Listing:
+        """Its samples of today; without a list all of the split's own."""
+        everything = ((split, 0, self.layouts[split].num_samples),)
+        whole = Listing(self.identity[split]["dataset"]["sha256"], everything)
+        return self.lists.get(split, whole)
+
+    def find_lists(self, part: str, *, wanted: bool = False) -> list[Listing]:
+        """The list of today of a part's split, and the growing one if there is one.
+
+        Args:
+            wanted: only the one that phase one is to finish.
+        """
+        role = find_role(part)
+        growing = [self.growing[role]] if role in self.growing else []
+        return growing if wanted and growing else [self.find_list(role), *growing]
+
+    def list_groups(self, part: str, *, wanted: bool = False) -> list[Group]:
+        """A part's shard groups that hold a sample of its `find_lists`."""
+        layout = self.layouts[part]
+        indices = find_groups(layout, self.find_lists(part, wanted=wanted))
+        return [group for group in layout.groups() if group.index in indices]
+
+    def count_complete(self, split: str) -> int:
+        """How many views of all its samples of today were complete once."""
+        return min(self.complete_views[part] for part in self.find_list(split).parts)
 
     @property
     def encodings(self) -> dict[str, Encoding]:
@@ -101,8 +143,13 @@ class Manifest:
         return hash_facts(_pictures(self.identity["val"]))
 
     def split_hash(self, split: str) -> str:
-        """sha256 (hex) of one split's identity; each of its commit records names it."""
-        return hash_facts(self.identity[split])
+        """sha256 (hex) of the identity of a split or part; its commit records name it."""
+        return hash_facts(self.find_identity(split))
+
+    def find_identity(self, part: str) -> dict:
+        """The facts that decide the stored numbers of a part: those of its own samples."""
+        facts = self.identity[find_role(part)]
+        return with_data(facts, self.parts[part].sha256) if part in self.parts else facts
 
 
 def _pictures(facts: dict) -> dict:
@@ -119,17 +166,25 @@ def describe_manifest(manifest: Manifest) -> dict:
     """The JSON object of manifest.json, without its seal."""
     splits = {
         split: {
-            "identity": manifest.identity[split],
+            "identity": manifest.find_identity(split),
             "num_views": layout.num_views,
             "complete_views": manifest.complete_views[split],
             "num_samples": layout.num_samples,
             "shard_samples": layout.shard_samples,
-            "arrays": [_array_to_dict(array) for array in layout.arrays],
+            "arrays": [array_to_dict(array) for array in layout.arrays],
         }
         for split, layout in manifest.layouts.items()
     }
+    for name, part in manifest.parts.items():
+        splits[name] |= {"samples": list(part.samples)} if part.samples else {}
+    lists = {"lists": manifest.lists, "growing": manifest.growing}
+    found = {
+        name: {split: one.to_dict() for split, one in of.items()}
+        for name, of in lists.items()
+        if of
+    }
     head = {"format": "kdcache", "format_version": manifest.format_version}
-    return {**head, "splits": splits, "information": manifest.information}
+    return {**head, "splits": splits, **found, "information": manifest.information}
 
 
 def read_manifest(storage: Storage | str | Path) -> Manifest:
@@ -151,17 +206,10 @@ def read_manifest(storage: Storage | str | Path) -> Manifest:
     _check_version(storage, read_json(storage, MANIFEST, cure=_CURE))
     document = read_sealed(storage, MANIFEST, cure=_CURE)
     try:
-        names = (*SPLITS, *({UNLABELLED} & set(document["splits"])))
-        splits = {split: document["splits"][split] for split in names}
-        layouts = {split: _read_layout(split, stored) for split, stored in splits.items()}
-        complete = {split: _read_count(stored, "complete_views", 0, layouts[split].num_views)
-                    for split, stored in splits.items()}  # fmt: skip
-        identity = {split: dict(stored["identity"]) for split, stored in splits.items()}
-        _check_contents(identity, document["information"])
-        manifest = Manifest(identity, layouts, complete, dict(document["information"]))
-        _check_encodings(manifest)
-        for split, layout in layouts.items():
-            if identity[split]["arrays"] != {
+        manifest = _build(document)
+        check_grids(manifest.layouts, manifest.encodings)
+        for split, layout in manifest.layouts.items():
+            if manifest.identity[layout.role]["arrays"] != {
                 array.name: describe_array(array) for array in layout.arrays
             }:
                 raise ValueError(f"arrays of {split} are not those of its identity")
@@ -175,6 +223,28 @@ def read_manifest(storage: Storage | str | Path) -> Manifest:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         what = f"manifest is damaged ({reason})"
         raise CacheCorruptError(storage.name(MANIFEST), what, cure=_CURE) from None
+
+
+def _build(document: dict) -> Manifest:
+    """The manifest of a document. Raises ValueError, KeyError and the like if it is damaged."""
+    roles = (*SPLITS, *({UNLABELLED} & set(document["splits"])))
+    added = [name for name in document["splits"] if is_part(name) and find_role(name) in roles]
+    splits = {split: document["splits"][split] for split in (*roles, *added)}
+    layouts = {split: read_layout(split, stored) for split, stored in splits.items()}
+    complete = {split: read_count(stored, "complete_views", 0, layouts[split].num_views)
+                for split, stored in splits.items()}  # fmt: skip
+    facts = {split: dict(stored["identity"]) for split, stored in splits.items()}
+    _check_contents(facts, document["information"])
+    lists, growing, parts = read_lists(document, facts, layouts)
+    identity = {
+        role: with_data(facts[role], lists[role].sha256) if role in lists else facts[role]
+        for role in roles
+    }
+    information = dict(document["information"])
+    manifest = Manifest(identity, layouts, complete, information, lists, growing, parts)
+    if any(manifest.find_identity(name) != facts[name] for name in added):
+        raise ValueError("a part has another identity than its split")
+    return manifest
 
 
 def find_manifest(storage: Storage | str | Path) -> Manifest | None:
@@ -224,71 +294,3 @@ def _check_contents(identity: dict[str, dict], information: dict) -> None:
     plain(information)
     with suppress(SettingsError):  # a value that we cannot use concerns those who use it
         make_config(read_stored_of_cache(information["settings"]))
-
-
-def _read_layout(split: str, stored: dict) -> SplitLayout:
-    counts = {name: _read_count(stored, name, 1, most) for name, most in _MOST.items()}
-    arrays = tuple(_read_array(array) for array in stored["arrays"])
-    names = [array.name for array in arrays]
-    known = {*LEVELS, *(scale_name(target) for target in TARGETS)}
-    first = ["image", "logits"] if split == UNLABELLED else ["image", "label", "logits"]
-    others = set(names[len(first) :])
-    if names[: len(first)] != first or len(set(names)) < len(names) or not others <= known:
-        raise ValueError(f"arrays of {split} are {str(names)[:80]}")
-    layout = SplitLayout(split, arrays=arrays, **counts)
-    if layout.num_groups > MOST_GROUPS:
-        raise ValueError(
-            f"{split} has {layout.num_groups} shard groups, expected {MOST_GROUPS} at most"
-        )
-    return layout
-
-
-def _read_array(stored: dict) -> ArraySpec:
-    shape = tuple(
-        _read_count({"item_shape": px}, "item_shape", 1, 2**20) for px in stored["item_shape"]
-    )
-    if stored["dtype"] not in DTYPES or not 1 <= len(shape) <= 3:
-        raise ValueError(
-            f"array {repr(stored['name'])[:20]} is {repr(stored['dtype'])[:20]} "
-            f"of {len(shape)} sides"
-        )
-    if ArraySpec(stored["name"], shape, stored["dtype"]).item_bytes > MOST_ITEM_BYTES:
-        raise ValueError(
-            f"a sample of {repr(stored['name'])[:20]} has more than {MOST_ITEM_BYTES} bytes"
-        )
-    if not isinstance(stored.get("codec", {}), dict):
-        raise ValueError(f"codec of {stored['name'][:20]} is {repr(stored['codec'])[:40]}")
-    codec = Codec.from_dict(stored["codec"]) if "codec" in stored else None
-    if codec:
-        make_coder(codec, shape=shape, dtype=stored["dtype"])  # raises if the codec is unknown
-    return ArraySpec(stored["name"], shape, stored["dtype"], codec)
-
-
-def _array_to_dict(array: ArraySpec) -> dict:
-    facts = {"name": array.name, "item_shape": array.item_shape, "dtype": array.dtype}
-    return facts | ({"codec": array.codec.to_dict()} if array.codec else {})
-
-
-def _check_encodings(manifest: Manifest) -> None:
-    """Raise ValueError if arrays are not those of the encodings; unlabelled has those of train."""
-    found = [
-        (array.name, array.item_shape, array.dtype) for array in manifest.layouts["train"].arrays
-    ]
-    expected, shapes = found[:2], {name: shape for name, shape, _ in found}
-    for name, encoding in manifest.encodings.items():
-        expected += list_shapes(name, shapes[name], encoding)
-        if encoding.kind == "lowrank" and encoding.rank > encoding.channels:
-            raise ValueError(
-                f"{name} has {encoding.rank} coefficients of {encoding.channels} channels"
-            )
-    if found != expected or any(len(shapes[name]) != 3 for name in manifest.encodings):
-        raise ValueError("its arrays are not those of its encodings")
-    arrays = [layout.arrays for layout in manifest.layouts.values()]  # of train, val, unlabelled
-    if arrays[2:] not in ([], [drop_label(arrays[0])]):
-        raise ValueError("arrays of unlabelled are not those of train without label")
-
-
-def _read_count(stored: dict, name: str, least: int, most: int) -> int:
-    if type(stored[name]) is not int or not least <= stored[name] <= most:
-        raise ValueError(f"{name} is {repr(stored[name])[:40]}, expected {least} to {most}")
-    return stored[name]

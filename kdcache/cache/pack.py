@@ -18,7 +18,7 @@ from kdcache import disk
 from kdcache.cache.basis import basis_key
 from kdcache.cache.encodings import list_arrays
 from kdcache.cache.facts import describe_array
-from kdcache.cache.index import read_group_record
+from kdcache.cache.flat import flatten_manifest, flatten_record
 from kdcache.cache.layout import MANIFEST, Group, commit_key, find_version
 from kdcache.cache.manifest import Manifest, describe_manifest, read_manifest
 from kdcache.cache.packed_writer import (
@@ -77,14 +77,12 @@ def pack_cache(
     """
     storage = open_storage(place)
     progress, source = progress or Silent(), read_manifest(storage)
-    manifest = take_subset(source, levels=levels, num_views=num_views)
+    manifest = take_subset(flatten_manifest(source), levels=levels, num_views=num_views)
     _check_codecs(storage, manifest)
     check_new(out)
     check_free(out, manifest)
-    readers, documents = (
-        _open(storage, source, manifest),
-        _list_documents(storage, source, manifest),
-    )
+    readers = _open(storage, source, manifest)
+    documents = _list_documents(storage, source, manifest, readers)
     partial = disk.partial_path(out)
     with explain_disk(out), hold(partial) as descriptor:
         with create_file(partial, descriptor, manifest, documents) as packed:
@@ -117,9 +115,12 @@ def _open(storage: Storage, source: Manifest, manifest: Manifest) -> dict[str, C
 
 
 def _list_documents(
-    storage: Storage, source: Manifest, manifest: Manifest
+    storage: Storage, source: Manifest, manifest: Manifest, readers: dict[str, CacheReader]
 ) -> Iterator[tuple[str, bytes]]:
-    """(key, contents) of each document; a whole cache keeps its documents byte for byte."""
+    """(key, contents) of each document; a whole cache keeps its documents byte for byte.
+
+    One that grew becomes the cache that a build for today's lists would make.
+    """
     whole = manifest is source
 
     def read(key: str, make: Callable[[], bytes]) -> tuple[str, bytes]:
@@ -134,12 +135,13 @@ def _list_documents(
             key = basis_key(level)
             yield key, storage.read_document(key, cure=storage.repair_cure)
     for group in (group for layout in manifest.layouts.values() for group in layout.groups()):
-        yield read(commit_key(group), lambda group=group: _cut(storage, source, manifest, group))
+        reader = readers[group.split]
+        yield read(commit_key(group), lambda one=(reader, manifest, group): _cut(*one))
 
 
-def _cut(storage: Storage, source: Manifest, manifest: Manifest, group: Group) -> bytes:
-    """The group's commit record in the smaller cache of `manifest`."""
-    record = read_group_record(storage, source, group)
+def _cut(reader: CacheReader, manifest: Manifest, group: Group) -> bytes:
+    """The group's commit record in the smaller or plain cache of `manifest`."""
+    record = flatten_record(reader, manifest, group)
     return seal_record(group, cut_record(record, manifest, group))
 
 

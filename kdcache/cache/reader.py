@@ -18,6 +18,7 @@ from kdcache.cache.basis import read_bases
 from kdcache.cache.codecs import make_coder
 from kdcache.cache.encodings import Encoding, list_arrays, make_target
 from kdcache.cache.index import Location, SplitIndex
+from kdcache.cache.layout import find_role
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.shards import MappedFiles, copy_into, crc32c
 from kdcache.cache.stage import Stage
@@ -55,6 +56,7 @@ class CacheReader(SplitIndex):
             this process, and once more after its file has changed) or "never". In a bucket, where
             a change is not seen, "first" is "always".
         stage: the local folder for copies of shard files; None: no copies.
+        stored: see `SplitIndex`; then `split` may also be a part, such as "train_2".
 
     Raises: CacheIncompleteError if shard groups are not written yet, CacheCorruptError if a
         document is damaged. Commit records of views after the first are read with the first sample
@@ -70,18 +72,19 @@ class CacheReader(SplitIndex):
         num_views: int | None = None,
         check: Check = "first",
         stage: Stage | None = None,
+        stored: bool = False,
     ) -> None:
         storage = open_storage(storage)
-        super().__init__(storage, manifest, split, num_views=num_views, stage=stage)
+        super().__init__(storage, manifest, split, num_views=num_views, stage=stage, stored=stored)
         self.check = check
-        self.num_classes = manifest.identity[split]["dataset"]["num_classes"]
+        self.num_classes = manifest.identity[find_role(split)]["dataset"]["num_classes"]
         self._coders = {
             spec.name: make_coder(spec.codec, shape=spec.item_shape, dtype=spec.dtype)
             for spec in self.layout.arrays
             if spec.codec
         }
         self._room = _Room()
-        self.encodings = manifest.encodings if split != "val" else {"logits": Encoding()}
+        self.encodings = manifest.encodings if self.layout.role != "val" else {"logits": Encoding()}
         """"logits" or level -> how it is stored."""
         self.bases = read_bases(storage, self.encodings)
         """Lowrank level -> its basis, float32 [C, R]."""

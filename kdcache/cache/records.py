@@ -21,6 +21,7 @@ from kdcache.cache.layout import (
     Group,
     SplitLayout,
     commit_key,
+    find_role,
     index_bytes,
     record_name,
 )
@@ -108,6 +109,8 @@ def list_records(storage: Storage) -> set[str]:
 def find_begun_splits(storage: Storage) -> set[str]:
     """The splits of which a group is committed or, as far as can be seen at once, being written.
 
+    Groups of parts that were added to a split count as its own.
+
     Raises CacheError if the storage does not answer.
     """
     names = list_records(storage)
@@ -116,7 +119,7 @@ def find_begun_splits(storage: Storage) -> set[str]:
         names |= {name for name in leases if storage.is_held(name)}
     except OSError as error:
         raise _refuse_look(storage.name(LEASES), "leases", error) from None
-    return {name.partition("-")[0] for name in names} & {*SPLITS, UNLABELLED}
+    return {find_role(name.partition("-")[0]) for name in names} & {*SPLITS, UNLABELLED}
 
 
 def _refuse_look(where: str, what: str, error: OSError) -> CacheError:

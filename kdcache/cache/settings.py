@@ -53,7 +53,7 @@ def read_config(manifest: Manifest, *given: dict) -> Config:
 
 def stored_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     """The settings a cache was built with, overridden by those given, at its place of today."""
-    here = {"cache": {"path": str(root)}, "augment": {"views": manifest.layouts["train"].num_views}}
+    here = {"cache": {"path": str(root)}, "augment": {"views": manifest.listed["train"].num_views}}
     return read_config(manifest, {"dataset": {"download": False}}, given, here)
 
 

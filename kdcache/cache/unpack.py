@@ -14,8 +14,8 @@ import numpy as np
 from kdcache.cache.basis import basis_key
 from kdcache.cache.index import read_group_record
 from kdcache.cache.layout import COMMITS, MANIFEST, ArraySpec, Group, commit_key, shard_key
-from kdcache.cache.lifecycle import check_same_cache
 from kdcache.cache.manifest import Manifest, look_for_manifest, read_manifest
+from kdcache.cache.merge import check_same_cache
 from kdcache.cache.reader import CacheReader
 from kdcache.cache.records import CommitRecord, has_record
 from kdcache.cache.writer import Files, retract_group, write_chunks

@@ -155,8 +155,12 @@ def _find_metadata_damage(storage: Storage, manifest: Manifest) -> Iterator[Dama
 def _sort_missing(
     storage: Storage, manifest: Manifest, missing: set[Group], findings: Findings
 ) -> None:
-    """Missing records are damage in views that were complete once, else not written yet."""
-    for group in sorted(missing):
+    """Missing records are damage in views that were complete once, else not written yet.
+
+    Nobody misses those of samples that are not listed.
+    """
+    needed = {group for part in manifest.layouts for group in manifest.list_groups(part)}
+    for group in sorted(missing & needed):
         if group.view < manifest.complete_views[group.split]:
             findings.damage.append(Damage(commit_key(group), "commit record is missing", group))
         else:

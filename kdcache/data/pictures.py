@@ -78,6 +78,7 @@ class Split:
     """The checked samples of a split, in the order of its list.
 
     `fingerprint` is the sha256 over ids, file contents and how EXIF turns them, in that order;
+    `lines` are these facts, one text a sample, which `fingerprint` hashes with line ends;
     `digests` are the sha256 (hex) of each image's file. `pixels` counts the labels' pixels by
     class, 255 is void; empty if nothing has a label.
     """
@@ -87,6 +88,7 @@ class Split:
     fingerprint: str
     digests: tuple[str, ...] = ()
     pixels: tuple[int, ...] = ()
+    lines: tuple[str, ...] = ()
 
 
 def read_picture_file(path: Path, *, cure: str) -> bytes:
@@ -167,12 +169,13 @@ def check_samples(
     config: DatasetConfig, name: str, samples: list[Sample], *, advance: Callable[[int], None]
 ) -> Split:
     """Decode and hash every file of these samples. Raises: as `read_split`."""
-    total, images, pixels, num_turned = hashlib.sha256(), [], Counter(), 0
+    total, lines, images, pixels, num_turned = hashlib.sha256(), [], [], Counter(), 0
     with ThreadPoolExecutor(4) as pool:
         for sample, (digests, counts) in zip(
             samples, pool.map(lambda s: _check_sample(config, s), samples), strict=True
         ):
-            total.update(f"{' '.join([sample.id, *digests])}\n".encode())
+            lines.append(" ".join([sample.id, *digests]))
+            total.update(f"{lines[-1]}\n".encode())
             images.append(digests[0].partition(TURNED)[0])
             num_turned += TURNED in digests[0]
             pixels.update(counts)
@@ -180,7 +183,7 @@ def check_samples(
     if num_turned:
         log.warning(_SAY_TURNED, name, num_turned, len(samples))
     by_class = tuple(pixels[number] for number in range(256)) if pixels else ()
-    return Split(name, tuple(samples), total.hexdigest(), tuple(images), by_class)
+    return Split(name, tuple(samples), total.hexdigest(), tuple(images), by_class, tuple(lines))
 
 
 def _decode(

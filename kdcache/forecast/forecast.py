@@ -12,12 +12,10 @@ import torch
 
 from kdcache.analysis import students
 from kdcache.cache.encodings import Targets
-from kdcache.cache.layout import SPLITS, ArraySpec, Group, SplitLayout, index_bytes
-from kdcache.cache.lifecycle import (
-    check_same_cache,
-    find_missing_groups,
-)
+from kdcache.cache.layout import SPLITS, ArraySpec, Group, SplitLayout, find_role, index_bytes
+from kdcache.cache.lifecycle import find_missing_groups
 from kdcache.cache.manifest import Manifest
+from kdcache.cache.merge import check_same_cache
 from kdcache.config import Config
 from kdcache.errors import Phrase, SettingsError, describe
 from kdcache.forecast.answers import (
@@ -29,6 +27,7 @@ from kdcache.forecast.answers import (
 )
 from kdcache.forecast.probe import Probe, count_samples, probe_cache
 from kdcache.precompute.build import ORDER, prepare_job
+from kdcache.precompute.grow import follow_lists
 from kdcache.precompute.pipeline import Job
 from kdcache.precompute.score import choose_samples
 from kdcache.progress import Progress, Silent
@@ -81,16 +80,20 @@ def forecast_cache(
     _refuse_bucket(root)
     root.check_changeable()
     folder = find_folder(Path(root.address))
-    job = _plan_for_disk(prepare_job(config, progress))
+    job, missing = _plan_for_disk(prepare_job(config, progress), progress)
     setup_s = time.monotonic() - began_s
     measured = _measure(job, num_compared=num_compared, setup_s=setup_s, progress=progress)
-    return _describe(job, measured, folder)
+    return _describe(job, measured, missing, folder)
 
 
-def _describe(job: Job, measured: _Measured, folder: Path) -> dict:
+def _describe(
+    job: Job, measured: _Measured, missing: Mapping[str, list[Group]], folder: Path
+) -> dict:
     config, layouts, probe = job.config, job.manifest.layouts, measured.probe
     root, table = config.cache.path, measured.encodings
-    splits = {split: _describe_split(root, layout, probe) for split, layout in layouts.items()}
+    splits = {
+        split: _describe_split(layout, probe, missing[split]) for split, layout in layouts.items()
+    }
     size, times = _add_bytes(splits, probe), _add_times(splits, measured, job.manifest)
     free, needed = shutil.disk_usage(folder).free, size["missing_bytes"]
     teacher_s = measured.teacher_s
@@ -130,14 +133,27 @@ def _refuse_bucket(root: Storage) -> None:
         )
 
 
-def _plan_for_disk(job: Job) -> Job:
+def _plan_for_disk(job: Job, progress: Progress) -> tuple[Job, dict[str, list[Group]]]:
     """The job with the views of the cache that is there, if they are more than the settings'.
 
+    Returns: also split -> the shard groups that are missing, those of new samples included.
     Raises: CacheMismatchError if another cache is there.
     """
-    manifest = check_same_cache(job.config.cache.path, job.manifest)
-    augment = replace(job.config.augment, views=manifest.layouts["train"].num_views)
-    return replace(job, config=replace(job.config, augment=augment), manifest=manifest)
+    root = job.storage
+    manifest = check_same_cache(root, follow_lists(job, progress).manifest)
+    missing: dict[str, list[Group]] = {split: [] for split in manifest.identity}
+    for part in manifest.layouts:
+        missing[find_role(part)] += find_missing_groups(root, manifest, part)
+    views = manifest.layouts["train"].num_views
+    if manifest.parts:  # as a cache of today's lists, in one part each
+        grids = {
+            split: replace(layout, num_views=manifest.layouts[split].num_views)
+            for split, layout in job.manifest.layouts.items()
+        }
+        manifest = replace(job.manifest, layouts=grids)
+    augment = replace(job.config.augment, views=views)
+    job = replace(job, config=replace(job.config, augment=augment), manifest=manifest)
+    return job, missing
 
 
 def _measure(job: Job, *, num_compared: int, setup_s: float, progress: Progress) -> _Measured:
@@ -153,9 +169,9 @@ def _measure(job: Job, *, num_compared: int, setup_s: float, progress: Progress)
     return _Measured(probe, table, score, teacher_s, comparison_s, setup_s, rest_s)
 
 
-def _describe_split(root: Storage, layout: SplitLayout, probe: Probe) -> dict:
+def _describe_split(layout: SplitLayout, probe: Probe, missing: list[Group]) -> dict:
     """Arrays and bytes of a split; num_missing counts samples of all views."""
-    missing, chunk_bytes = find_missing_groups(root, layout), probe.chunk_bytes[layout.split]
+    chunk_bytes = probe.chunk_bytes[layout.split]
     return {
         "num_samples": layout.num_samples,
         "num_views": layout.num_views,

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kdcache.cache.layout import MANIFEST, SPLITS, UNLABELLED, Group
+from kdcache.cache.layout import MANIFEST, SPLITS, UNLABELLED, Group, find_role
 from kdcache.cache.lifecycle import (
     SCORE,
     add_information,
-    check_same_cache,
     complete_views,
-    find_begun,
     find_missing_groups,
     open_for_writing,
 )
 from kdcache.cache.manifest import read_manifest
+from kdcache.cache.merge import GrownMeanwhileError, check_same_cache, find_begun
 from kdcache.cache.records import find_committed
 from kdcache.cache.settings import build_manifest, check_encodings, choose_codecs, read_config
 from kdcache.config import Config
@@ -32,11 +31,13 @@ from kdcache.models.networks import hash_network
 from kdcache.models.teacher import Teacher, build_teacher, choose_teacher_device
 from kdcache.models.weights import hash_weights
 from kdcache.precompute.bases import adopt_bases, choose_encodings, choose_ranks, find_bases
+from kdcache.precompute.grow import follow_lists
 from kdcache.precompute.pipeline import Job, Pipeline
 from kdcache.precompute.score import TeacherScore, score_teacher
 from kdcache.progress import Bar, Progress, Silent
 from kdcache.storage import Storage, open_storage
 
+MOST_RACES = 5  # with processes that add other samples at the same time
 ORDER = ("val", "train", UNLABELLED)  # in which splits are written
 log = logging.getLogger("kdcache")
 
@@ -65,7 +66,7 @@ def build_cache(config: Config, *, progress: Progress | None = None) -> BuildSum
     Raises: SettingsError, DataError, TeacherError or CacheError, before or between shard groups.
     """
     progress, began_s, worker = progress or Silent(), time.monotonic(), find_worker()
-    job, missing = open_job(prepare_job(config, progress))
+    job, missing = open_job(prepare_job(config, progress), progress)
     total = sum(group.stop - group.start for group in missing)
     with progress.start("asking the teacher", total=total, unit="samples") as bar:
         done = write_missing(job, missing, worker, advance_by_group(bar))
@@ -137,33 +138,37 @@ def read_splits(config: Config, progress: Progress) -> dict[str, Split]:
     return splits
 
 
-def open_job(job: Job) -> tuple[Job, list[Group]]:
+def open_job(job: Job, progress: Progress | None = None) -> tuple[Job, list[Group]]:
     """Make the cache ready to be written.
 
     Returns: the job with the manifest that is stored now, and the groups that are missing,
         validation first.
     Raises: CacheError.
     """
-    storage = open_storage(job.config.cache.path)
+    storage, progress = open_storage(job.config.cache.path), progress or Silent()
     there = storage.exists(MANIFEST)
-    try:
-        return _open_once(job)
-    except CacheMismatchError:
-        if there or not storage.exists(MANIFEST):
-            raise
-        return _open_once(job)  # another process began it after we had looked for its bases
+    for _ in range(MOST_RACES):
+        try:
+            return _open_once(job, progress)
+        except GrownMeanwhileError:
+            continue  # planned anew, beside what the other process has added
+        except CacheMismatchError:
+            if there or not storage.exists(MANIFEST):
+                raise
+            there = True  # another process began it after we had looked for its bases
+    return _open_once(job, progress)
 
 
-def _open_once(job: Job) -> tuple[Job, list[Group]]:
-    job = adopt_bases(job)
+def _open_once(job: Job, progress: Progress) -> tuple[Job, list[Group]]:
+    job = follow_lists(adopt_bases(job), progress)
     root, manifest = open_storage(job.config.cache.path), job.manifest
     free_bytes = root.find_free_bytes()
-    layouts, missing, needed = check_same_cache(root, manifest).layouts, [], 0
-    for split in (split for split in ORDER if split in manifest.layouts):
-        groups = find_missing_groups(root, layouts[split])
+    merged, missing, needed = check_same_cache(root, manifest), [], 0
+    for part in sorted(job.stored, key=lambda part: ORDER.index(find_role(part))):
+        groups = find_missing_groups(root, merged, part)
         missing += groups
-        needed += layouts[split].sum_bytes(groups)
-    coded = any(array.codec for layout in layouts.values() for array in layout.arrays)
+        needed += merged.layouts[part].sum_bytes(groups)
+    coded = any(array.codec for layout in merged.layouts.values() for array in layout.arrays)
     check_free_space(root, needed_bytes=needed, free_bytes=free_bytes, at_most=coded)
     if not missing:  # versions and device stay those of the process that wrote
         manifest = replace(manifest, information={"settings": manifest.information["settings"]})
@@ -241,9 +246,12 @@ def finish_cache(config: Config, worker: Worker, progress: Progress) -> TeacherS
     """
     root = open_storage(config.cache.path)
     manifest = complete_views(root)
-    complete = manifest.complete_views
-    wanted = SPLITS if config.dataset.unlabelled is None else manifest.layouts
-    if any(complete[split] < manifest.layouts[split].num_views for split in wanted):
+    wanted = SPLITS if config.dataset.unlabelled is None else manifest.identity
+    complete = {split: manifest.count_complete(split) for split in wanted}
+    if any(
+        split in manifest.growing or complete[split] < manifest.listed[split].num_views
+        for split in wanted
+    ):
         return None
     scored = {split: complete[split] for split in SPLITS}
     with root.take_lease(SCORE, wait=True):

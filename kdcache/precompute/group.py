@@ -72,7 +72,7 @@ def start_views(
 ) -> list[Future[View]]:
     """Start to draw the views of a group in the threads of `pool`, one future a sample."""
     return [
-        pool.submit(draw_view, config, sample, split=group.split, view=group.view)
+        pool.submit(draw_view, config, sample, split=group.role, view=group.view)
         for sample in splits[group.split].samples[group.start : group.stop]
     ]
 
@@ -101,7 +101,7 @@ def collect_views(
     images, labels, parameters = zip(*(view.result() for view in views), strict=True)
     views.clear()
     arrays = {"image": np.stack(images)}
-    if group.split != UNLABELLED:
+    if group.role != UNLABELLED:
         arrays["label"] = np.stack(labels)
     ids = [sample.id for sample in splits[group.split].samples[group.start : group.stop]]
     return DrawnGroup(group, arrays, ids, list(parameters))
@@ -141,7 +141,7 @@ class GroupAnswers:
         while len(self.in_flight) >= IN_FLIGHT:
             self._finish(self.in_flight.popleft())
         answer = teacher(torch.from_numpy(self.drawn.arrays["image"][rows]))
-        split = self.drawn.group.split
+        split = self.drawn.group.role
         names = ["logits"] if split == "val" else list(answer)
         peaks = torch.stack([_find_peaks(answer[name]) for name in names])
         limits = torch.tensor([self.encoder.find_limit(name, split=split) for name in names])
@@ -254,6 +254,6 @@ def _find_peaks(values_NCHW: Tensor) -> Tensor:
 
 
 def _find_shrunk(group: Group, contents: GroupContents) -> list[dict]:
-    if group.split != "val":
+    if group.role != "val":
         return []
     return [view for view in contents.views if view["image_box"][2:] != view["image_hw"]]

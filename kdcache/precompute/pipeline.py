@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Job:
 
     splits: "train", "val" and, if it is asked for, "unlabelled", every file checked.
     bases: lowrank level -> float32 [C, R].
+    parts: part of the cache -> its samples as they are stored, None where a row is not listed
+        today; empty if each split is one part.
     """
 
     config: Config
@@ -47,6 +49,12 @@ class Job:
     splits: dict[str, Split]
     teacher: Teacher
     bases: dict[str, np.ndarray]
+    parts: dict[str, Split] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, Split]:
+        """Part -> its samples in the order of its rows."""
+        return self.parts or self.splits
 
     @property
     def storage(self) -> Storage:
@@ -196,7 +204,7 @@ class Pipeline:
                 return False
             root.refresh()
             if not self._is_there(group):
-                views = start_views(config, group, splits=self.job.splits, pool=self._drawers)
+                views = start_views(config, group, splits=self.job.stored, pool=self._drawers)
                 self._drawn.append(_Flight(group, lease, held.pop_all(), views))
         return True
 
@@ -210,7 +218,7 @@ class Pipeline:
         """Ask the teacher about the group drawn first; pass it to a writer once one is free."""
         flight, job = self._drawn[0], self.job
         flight.answers = GroupAnswers(
-            flight.group, flight.views, splits=job.splits, encoder=self.encoder
+            flight.group, flight.views, splits=job.stored, encoder=self.encoder
         )
         with finish_first() as may_go_on:
             for rows in flight.answers.batches(job.config.teacher.batch_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdcache.cache.basis import basis_key
@@ -11,11 +11,12 @@ from kdcache.cache.facts import find_differences, join_devices
 from kdcache.cache.layout import Group
 from kdcache.cache.lifecycle import (
     add_information,
-    check_same_identity,
     complete_views,
     rewrite_metadata,
 )
+from kdcache.cache.lists import with_data
 from kdcache.cache.manifest import Manifest, read_manifest
+from kdcache.cache.merge import check_same_identity
 from kdcache.cache.records import has_record
 from kdcache.cache.settings import check_teacher_code, stored_config
 from kdcache.cache.verify import Findings, check_group, verify_cache
@@ -26,6 +27,7 @@ from kdcache.machine.process import describe_machine
 from kdcache.models.own_code import Trust
 from kdcache.precompute.build import prepare_job
 from kdcache.precompute.group import compute_group
+from kdcache.precompute.grow import follow_lists
 from kdcache.precompute.pipeline import Job
 from kdcache.progress import Progress, Silent
 from kdcache.storage import Storage, open_storage
@@ -33,11 +35,16 @@ from kdcache.storage import Storage, open_storage
 
 @dataclass(frozen=True)
 class Repair:
-    """What was found and done: groups recomputed, documents (zarr.json, bases) rewritten."""
+    """What was found and done: groups recomputed, documents (zarr.json, bases) rewritten.
+
+    left: groups that hold samples which are not listed, or of files that are others now; building
+        asks about their other samples again.
+    """
 
     findings: Findings
     groups: list[Group]
     documents: list[str]
+    left: list[Group] = field(default_factory=list)
 
 
 def repair_cache(
@@ -78,9 +85,35 @@ def repair_cache(
         devices = join_devices(manifest.information, describe_machine(job.teacher.device))
         if groups and devices:
             add_information(root, devices)
-        _recompute(job, groups, progress)
+        known = [group for group in groups if _is_known(job, group)]
+        left = [group for group in groups if group not in known]
+        _recompute(job, known, progress)
+        for group in left:
+            _take_back(root, group)
         complete_views(root)
+        return Repair(findings, known, documents, left)
     return Repair(findings, groups, documents)
+
+
+def _is_known(job: Job, group: Group) -> bool:
+    """Whether the files of all samples of a group are those that it was made of."""
+    samples = job.stored[group.split].samples if group.split in job.stored else ()
+    return bool(samples) and None not in samples[group.start : group.stop]
+
+
+def _take_back(root: Storage, group: Group) -> None:
+    """Remove the commit record of a damaged group that cannot be made again. Raises CacheError."""
+    with root.take_lease(group.name) as lease:
+        if lease is None:
+            raise _refuse_busy(root, group)
+        retract_group(root, group, lease=lease)
+
+
+def _refuse_busy(root: Storage, group: Group) -> CacheError:
+    return CacheError(
+        f"{root}: shard group {group.name} is being written by {root.read_holder(group.name)}; "
+        "wait for it and repair again"
+    )
 
 
 def _prepare_repair(root: Storage, manifest: Manifest, config: Config, progress: Progress) -> Job:
@@ -95,15 +128,18 @@ def _prepare_repair(root: Storage, manifest: Manifest, config: Config, progress:
                 "with as many threads, or build it anew in another folder",
             )
     cure = "point dataset.root and teacher.weights at those the cache was built with"
-    found, expected = manifest.identity, job.manifest.identity
+    found, expected = dict(manifest.identity), job.manifest.identity
+    for split, listing in manifest.growing.items():  # a growing list can be finished
+        if split in expected and expected[split]["dataset"]["sha256"] == listing.sha256:
+            found[split] = with_data(found[split], listing.sha256)
     check_same_identity(root, found=found, expected=expected, cure=cure)
-    lacks = next((split for split in manifest.layouts if split not in job.splits), None)
+    lacks = next((split for split in manifest.identity if split not in job.splits), None)
     if lacks:
         found, expected = None, Phrase("the images the cache was built with")
         raise SettingsError(
             describe(root, field=f"dataset.{lacks}", found=found, expected=expected, cure="give it")
         )
-    return replace(job, manifest=manifest)
+    return replace(job, manifest=manifest, parts=follow_lists(job, progress).parts)
 
 
 def _recompute(job: Job, groups: list[Group], progress: Progress) -> None:
@@ -122,18 +158,14 @@ def _recompute_group(job: Job, group: Group, pool: ThreadPoolExecutor) -> None:
     root, manifest = job.storage, job.manifest
     with root.take_lease(group.name) as lease:
         if lease is None:
-            holder = root.read_holder(group.name)
-            raise CacheError(
-                f"{root}: shard group {group.name} is being written by {holder}; "
-                "wait for it and repair again"
-            )
+            raise _refuse_busy(root, group)
         if has_record(root, group) and not check_group(root, manifest, group, data=True)[0]:
             return  # another repair was faster
         check_targets(root, manifest.layouts[group.split], group)
         contents = compute_group(
             job.config,
             group,
-            splits=job.splits,
+            splits=job.stored,
             teacher=job.teacher,
             encoder=job.encoder,
             pool=pool,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kdcache.cache.basis import basis_name, count_basis_bytes
 from kdcache.cache.layout import Group, SplitLayout, shard_key
+from kdcache.cache.lists import Listed
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.records import find_committed
 from kdcache.errors import MEND, is_forbidden
@@ -37,7 +38,7 @@ def describe_cache(place: Storage | str | Path) -> dict:
         "identity_sha256": manifest.identity_hash,
         "splits": {
             split: _describe_split(root, manifest, layout)
-            for split, layout in manifest.layouts.items()
+            for split, layout in manifest.listed.items()
         },
         "information": manifest.information,
     }
@@ -51,6 +52,7 @@ def format_info(info: dict) -> str:
         state = "complete" if done == total else f"half-built: {total - done} groups missing"
         size = f"{split['num_samples']} samples x {split['num_views']} views"
         lines.append(f"{name}: {size}, {done}/{total} shard groups, {state}")
+        lines += _format_growth(split)
         for array, facts in split["arrays"].items():
             lines.append(_format_array(array, facts))
         lines += [
@@ -77,27 +79,59 @@ def _format_array(name: str, facts: dict) -> str:
     return f"  {name:<12} {facts['dtype']:<8} {shape:<14} {size}{coded}"
 
 
-def _describe_split(root: Storage, manifest: Manifest, layout: SplitLayout) -> dict:
-    committed = find_committed(root, layout.groups())
+def _describe_split(root: Storage, manifest: Manifest, listed: SplitLayout) -> dict:
+    """A split by its samples of today; bytes are those of all its parts."""
+    parts = {n: one for n, one in manifest.layouts.items() if one.role == listed.split}
+    needed = {group for part in parts for group in manifest.list_groups(part)}
+    there = find_committed(root, [group for one in parts.values() for group in one.groups()])
     arrays = {
         spec.name: {
             "dtype": spec.dtype,
             "item_shape": list(spec.item_shape),
             "codec": spec.codec.to_dict() if spec.codec else None,
-            "bytes": root.sum_sizes([shard_key(spec, group) for group in committed]),
+            "bytes": root.sum_sizes([shard_key(spec, group) for group in there]),
         }
-        for spec in layout.arrays
+        for spec in listed.arrays
     }
     return {
-        "num_samples": layout.num_samples,
-        "num_views": layout.num_views,
-        "shard_samples": layout.shard_samples,
-        "groups": layout.num_groups,
-        "groups_committed": len(committed),
+        "num_samples": listed.num_samples,
+        "num_views": listed.num_views,
+        "shard_samples": listed.shard_samples,
+        "groups": len(needed),
+        "groups_committed": len(needed & set(there)),
+        **_describe_growth(manifest, listed.split, there),
         "arrays": arrays,
-        "bases": count_basis_bytes(manifest.encodings) if layout.split == "train" else {},
-        "identity": manifest.identity[layout.split],
+        "bases": count_basis_bytes(manifest.encodings) if listed.split == "train" else {},
+        "identity": manifest.identity[listed.split],
     }
+
+
+def _describe_growth(manifest: Manifest, split: str, there: list[Group]) -> dict:
+    """What a split has that grew: parts, samples that are not listed, and how many will be.
+
+    Args:
+        there: its committed groups.
+    """
+    if split not in manifest.parts:
+        return {}
+    stored, listed, num_listed = Counter[str](), Listed(*manifest.find_lists(split)), 0
+    for group in (group for group in there if group.view == 0):
+        stored[group.split] += _count(group)
+        num_listed += listed.count(group.split, group.start, group.stop)
+    facts = {"parts": dict(stored), "not_listed": stored.total() - num_listed}
+    growing = manifest.growing.get(split)
+    return facts | ({"growing_to": growing.num_samples} if growing else {})
+
+
+def _format_growth(split: dict) -> list[str]:
+    if "parts" not in split:
+        return []
+    parts = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
+    growing = split.get("growing_to")
+    return [
+        f"  parts: {parts}; {split['not_listed']} of these samples are not listed",
+        *([f"  growing: to {growing} samples; these are those of before"] if growing else []),
+    ]
 
 
 def _name_codec(codec: dict) -> str:
@@ -132,8 +166,9 @@ def watch_cache(
     Raises: CacheError if `root` is no cache or cannot be read.
     """
     root = open_storage(place)
-    layouts = read_manifest(root).layouts
-    missing = {group for layout in layouts.values() for group in layout.groups()}
+    manifest = read_manifest(root)
+    layouts = manifest.layouts
+    missing = {group for part in layouts for group in manifest.list_groups(part)}
     total = sum(map(_count, missing))
     missing -= set(find_committed(root, missing))
     left = sum(map(_count, missing))
@@ -204,7 +239,7 @@ def _is_forbidden(findings: Findings) -> bool:
 
 def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
     """What was repaired, or would be."""
-    if not (repair.groups or repair.documents):
+    if not (repair.groups or repair.documents or repair.left):
         return f"{root}: sound, nothing to repair"
     would = "would be " if dry_run else ""
     lines = _format_table(repair.findings.damage) if repair.findings.damage else []
@@ -212,6 +247,9 @@ def format_repair(repair: Repair, root: Storage, *, dry_run: bool) -> str:
     for group in repair.groups:
         samples = f"samples {group.start} to {group.stop - 1}"
         lines.append(f"{group.name}: {samples}, {would}recomputed")
+    for group in repair.left:
+        why = "it holds samples that are not listed or have changed, and is taken back"
+        lines.append(f"{group.name}: {why}; `python -m cache_teacher` asks about the others again")
     return join_lines([*lines, f"{root}: {len(repair.groups)} shard groups {would}recomputed"])
 
 

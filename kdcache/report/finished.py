@@ -176,7 +176,7 @@ def view_facts(config: Config, data: Data, runs: dict[str, Finished]) -> dict:
     facts = {who: _format_time(run.result) for who, run in reversed(runs.items())}
     facts["parameters"] = f"{runs['student'].result['params']:,}"
     facts |= {"cache": str(data.val.storage), "identity": manifest.identity_hash}
-    for split, layout in manifest.layouts.items():
+    for split, layout in manifest.listed.items():
         facts[split] = f"{layout.num_samples} samples x {layout.num_views} views"
     machines = {**{who: run.result for who, run in runs.items()}, "cache": manifest.information}
     return {

@@ -68,9 +68,9 @@ def write_gallery(
     check_out(out)
     root = open_storage(place)
     progress, manifest = progress or Silent(), read_manifest(root)
-    if split not in manifest.layouts:
+    if split not in manifest.listed:
         raise CacheError(_describe_missing(root, manifest, split))
-    layout = manifest.layouts[split]
+    layout = manifest.listed[split]
     names = read_config(manifest).dataset.names
     reader = CacheReader(root, manifest, split, num_views=min(MOST_VIEWS, layout.num_views))
     scan = scan_split(reader, num_classes=len(names), at_least=num_samples, progress=progress)
@@ -90,7 +90,7 @@ def write_gallery(
 
 
 def _describe_missing(root: Storage, manifest: Manifest, split: str) -> str:
-    there = ", ".join(manifest.layouts)
+    there = ", ".join(manifest.listed)
     cure = "choose another --split, or add images with dataset.unlabelled"
     return describe(root, field="split", found=split, expected=Phrase(f"one of {there}"), cure=cure)
 

@@ -137,7 +137,7 @@ def _build_panels(
 
 def view_run(config: Config, data: Data, runs: dict[str, Finished], panels: list[Panel]) -> dict:
     """What the page shows. Args: runs: "baseline", "student" (those there are)."""
-    student, names, layouts = runs["student"], config.dataset.names, data.manifest.layouts
+    student, names, layouts = runs["student"], config.dataset.names, data.manifest.listed
     teacher_ious = data.manifest.information.get("teacher_per_class_iou")
     ious = {"teacher": teacher_ious} if teacher_ious else {}
     ious |= {who: run.ious for who, run in runs.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kdcache.cache.facts import hash_facts
 from kdcache.cache.layout import UNLABELLED
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.config import Config, LossConfig
@@ -147,7 +148,7 @@ def _open(given: dict, *, root: Storage, processes: Alone) -> tuple[Config, Data
     device, _ = choose_arithmetic(config)
     check_source(config, config.run.dir, resume=config.run.resume)
     check_student(config)
-    num_samples = manifest.layouts["train"].num_samples
+    num_samples = manifest.listed["train"].num_samples
     check_batches(config, num_samples=num_samples, count=processes.count, device=device)
     return config, open_configured(config, root, manifest)
 
@@ -172,9 +173,9 @@ def _list_facts(config: Config, data: Data, device: torch.device) -> dict[str, o
     manifest = data.manifest
     sizes = {
         f"number of {split} samples": layout.num_samples
-        for split, layout in manifest.layouts.items()
+        for split, layout in manifest.listed.items()
     }
-    others = manifest.split_hash(UNLABELLED) if UNLABELLED in manifest.layouts else None
+    others = hash_facts(manifest.identity[UNLABELLED]) if UNLABELLED in manifest.listed else None
     return {
         "kind of device": device.type,
         "run.baseline": config.run.baseline,

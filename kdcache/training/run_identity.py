@@ -83,9 +83,9 @@ def find_identity(manifest: Manifest, facts: dict) -> str:
     if facts["train.unlabelled_share"] is None:
         return identity
     others = None  # a cache without such images is not that of the run
-    if UNLABELLED in manifest.layouts:
-        num_samples = manifest.layouts[UNLABELLED].num_samples
-        others = manifest.split_hash(UNLABELLED) if taught else num_samples
+    if UNLABELLED in manifest.listed:
+        num_samples = manifest.listed[UNLABELLED].num_samples
+        others = hash_facts(manifest.identity[UNLABELLED]) if taught else num_samples
     return hash_facts({"labelled": identity, "unlabelled": others})
 
 
@@ -106,7 +106,7 @@ def find_origin(config: Config, manifest: Manifest) -> dict:
     if config.student.is_own:
         origin["source_sha256"] = hash_source(config.student.arch)
     if config.train.unlabelled_share is not None:
-        origin["unlabelled_samples"] = manifest.layouts[UNLABELLED].num_samples
+        origin["unlabelled_samples"] = manifest.listed[UNLABELLED].num_samples
     return origin
 
 

@@ -52,6 +52,7 @@ class JoinedReader:
         self.sample_ids = [*labelled.sample_ids, *unlabelled.sample_ids]
         self.storage = labelled.storage
         self.num_views = min(part.num_views for part in self.parts)
+        self.groups_per_view = sum(part.groups_per_view for part in self.parts)
         self.encodings, self.bases = labelled.encodings, labelled.bases
         self.is_remote, self.is_single_file = labelled.is_remote, labelled.is_single_file
 
@@ -176,7 +177,7 @@ def find_need(reader: CacheReader | JoinedReader, arrays: list[str]) -> Need:
     return Need(
         size_bytes=item_bytes * layout.num_samples * reader.num_views,
         stored_bytes=sum(reader.stored_bytes(name) for name in arrays),
-        num_files=1 if whole else len(arrays) * layout.groups_per_view * reader.num_views,
+        num_files=1 if whole else len(arrays) * reader.groups_per_view * reader.num_views,
         far=reader.is_remote,
     )
 

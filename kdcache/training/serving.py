@@ -231,7 +231,7 @@ class Cache:
         is_number = isinstance(unlabelled_share, Real)  # also of NumPy
         if not (is_number and 0 < unlabelled_share < 1):
             raise refuse("unlabelled_share", unlabelled_share, "above 0 and below 1")
-        if UNLABELLED not in self.manifest.layouts:
+        if UNLABELLED not in self.manifest.listed:
             expected = "a cache with unlabelled samples (dataset.unlabelled adds some)"
             raise refuse("unlabelled_share", unlabelled_share, expected)
         unlabelled = CacheReader(self.root, self.manifest, UNLABELLED)
@@ -246,7 +246,7 @@ class Cache:
         head = ("split", "samples", "views", "one sample")
         rows = [
             [name, grid.num_samples, grid.num_views, "; ".join(map(_describe, grid.arrays))]
-            for name, grid in self.manifest.layouts.items()
+            for name, grid in self.manifest.listed.items()
         ]
         miou = self.manifest.information.get("teacher_miou")
         notes = [f"{self.num_classes} classes: {', '.join(self.class_names[:MOST_NAMES])}"]

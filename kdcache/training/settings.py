@@ -57,7 +57,7 @@ def resolve_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     """
     stored = read_settings(manifest)
     base = {section: stored[section] for section in FROM_CACHE}
-    base = merge(base, {"augment": {"views": manifest.layouts["train"].num_views}})
+    base = merge(base, {"augment": {"views": manifest.listed["train"].num_views}})
     base["cache"] = {
         name: value for name, value in stored["cache"].items() if name in KEPT_OF_CACHE
     }
@@ -65,7 +65,7 @@ def resolve_config(root: Storage, manifest: Manifest, given: dict) -> Config:
     check_given(root, manifest, given, cure="change the settings or cache.path")
     check_tracker(config.run.track)
     _check_uses(root, manifest, config, given_views="views" in given.get("augment", {}))
-    views = min(config.augment.views, manifest.layouts["train"].num_views)
+    views = min(config.augment.views, manifest.listed["train"].num_views)
     return make_config(base, given, {"augment": {"views": views}})
 
 
@@ -143,7 +143,7 @@ def _weights_fact(config: Config, given: dict) -> dict:
 
 
 def _check_uses(root: Storage, manifest: Manifest, config: Config, *, given_views: bool) -> None:
-    cached = manifest.layouts["train"].num_views
+    cached = manifest.listed["train"].num_views
     if given_views and config.augment.views > cached:
         cure = "run `python -m cache_teacher` with these settings to add views"
         raise CacheIncompleteError(
@@ -173,7 +173,7 @@ def _check_uses(root: Storage, manifest: Manifest, config: Config, *, given_view
 def _check_share(root: Storage, manifest: Manifest, config: Config) -> None:
     """Check that a run that wants samples without a label finds them in the cache."""
     share = config.train.unlabelled_share
-    if share is not None and UNLABELLED not in manifest.layouts:
+    if share is not None and UNLABELLED not in manifest.listed:
         cure = (
             "add them with `python -m cache_teacher` and dataset.unlabelled, or leave the share out"
         )
@@ -183,7 +183,7 @@ def _check_share(root: Storage, manifest: Manifest, config: Config) -> None:
             describe(root, field="unlabelled images", found=found, expected=expected, cure=cure)
         )
     if share is not None:
-        _check_views(root, manifest.layouts[UNLABELLED].num_views, config)
+        _check_views(root, manifest.listed[UNLABELLED].num_views, config)
     if share is None and config.loss.pseudo:
         expected = "0 without train.unlabelled_share: it is learned on samples without a label"
         raise refuse("loss.pseudo", config.loss.pseudo, expected)

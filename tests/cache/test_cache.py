@@ -45,7 +45,7 @@ def test_stored_views_and_answers_are_those_of_data_set_and_teacher(cache):
         np.testing.assert_allclose(
             reader.read(name, 1, 8), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
         )
-    record = reader.record(1, 2)
+    record, _ = reader.find_record(1, 8)
     assert record.sample_ids == [s.id for s in samples[8:10]]
     assert tuple(record.views[0]["crop_tl"]) == view.crop_tl and record.views[0][
         "image_box"

@@ -95,9 +95,9 @@ def test_an_unlabelled_image_is_stored_as_a_labelled_one_less_its_label(tmp_path
     assert {name: bare[name.replace("train", "unlabelled")] for name in kept} == {
         name: shards[name] for name in kept
     }
-    for view, index in ((0, 0), (1, 1)):
-        ours, theirs = (
-            open_split(tmp_path / folder, split).record(view, index)
+    for view, sample in ((0, 0), (1, 2)):
+        (ours, _), (theirs, _) = (
+            open_split(tmp_path / folder, split).find_record(view, sample)
             for folder, split in (("without", "unlabelled"), ("with", "train"))
         )
         assert (ours.sample_ids, ours.views) == (theirs.sample_ids, theirs.views)
@@ -118,11 +118,12 @@ def test_running_without_the_setting_leaves_the_split_as_it_is(data, root, quick
 
 
 def test_other_images_are_another_cache(data, root, quick_teacher):
-    write_list(data / VOC_DIR, "fewer", ["bare_0001"])
-    build(data, root, "rest")
+    write_list(data / VOC_DIR, "one", ["bare_0001"])
+    write_list(data / VOC_DIR, "others", ["bare_0000", "bare_0002"])
+    build(data, root, "one")
     before = snapshot(root)
     with pytest.raises(CacheMismatchError) as error:
-        build(data, root, "fewer")
+        build(data, root, "others")
     check_one_line(error, "unlabelled.dataset.sha256 is", "; rebuild it in another folder")
     assert snapshot(root) == before
 

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from kdcache.cache.layout import FORMAT_VERSION  # noqa: E402
 from kdcache.cache.manifest import read_manifest  # noqa: E402
-from kdcache.cache.reader import open_split  # noqa: E402
+from kdcache.cache.reader import CacheReader, open_split  # noqa: E402
 from kdcache.config.parser import make_config, merge  # noqa: E402
+from kdcache.data.voc import VOC_DIR  # noqa: E402
 from kdcache.precompute.build import build_cache  # noqa: E402
 from kdcache.storage.base import LEASES  # noqa: E402
 from kdcache.storage.lock import LOCK  # noqa: E402
@@ -36,6 +38,7 @@ from tests.support.quick import (  # noqa: E402
 
 NAME = f"v{FORMAT_VERSION}"
 GIVEN = {
+    # What version 5 has and version 4 had not are parts and lists: see build_golden
     # What version 4 has and version 3 had not: a split of unlabelled images
     "dataset": {"size": [32, 16], "val_size": [32, 48], "unlabelled": "rest"},
     "teacher": {"weights": "stand-in"},
@@ -50,12 +53,21 @@ GIVEN = {
 
 def build_golden(cache_root: Path) -> None:
     """3 training samples in 2 views, 2 of val, 3 without label in 2 views, 2 a shard: full groups
-    and a short one, padding and scaled-down images.
+    and a short one, padding and scaled-down images. Then one without label gets one and goes first
+    in train, and one more without label is found.
     """
     torch.set_num_threads(1)
     use_quick_teacher()
     data = write_unlabelled(write_quick_data(Path("data")))
-    build_cache(make_config(merge(quick_given(data, cache_root), GIVEN)))
+    config = make_config(merge(quick_given(data, cache_root), GIVEN))
+    build_cache(config)
+    folder = data / VOC_DIR
+    label = next((folder / "SegmentationClass").glob("sample_train_*"))
+    Image.open(label).crop((0, 0, 48, 40)).save(folder / "SegmentationClass" / "bare_0001.png")
+    train = folder / "ImageSets" / "Segmentation" / "train.txt"
+    train.write_text(f"bare_0001\n{train.read_text()}")
+    write_unlabelled(data, num=4)
+    build_cache(config)
     (cache_root / LOCK).unlink()
     (cache_root / LEASES).rmdir()
 
@@ -64,9 +76,9 @@ def describe_contents(cache_root: Path) -> dict:
     """What readers must find: ids, sha256 of each array's bytes in C order, and what images and
     labels look like.
     """
-    described = {}
-    for split, layout in read_manifest(cache_root).layouts.items():
-        reader = open_split(cache_root, split, check="always")
+    described, manifest = {}, read_manifest(cache_root)
+    for split, layout in manifest.layouts.items():
+        reader = CacheReader(cache_root, manifest, split, check="always", stored=True)
         grid = [
             (view, sample)
             for view in range(layout.num_views)
@@ -85,7 +97,8 @@ def describe_contents(cache_root: Path) -> dict:
                 )
             ],
         }
-    return described
+    listed = {split: open_split(cache_root, split).sample_ids for split in manifest.lists}
+    return described | ({"listed": listed} if listed else {})
 
 
 def hash_arrays(arrays: list[np.ndarray]) -> str:

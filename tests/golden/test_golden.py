@@ -13,9 +13,9 @@ import pytest
 import tensorstore
 import zarr
 
-from kdcache.cache.layout import FORMAT_VERSION
+from kdcache.cache.layout import FORMAT_VERSION, find_role
 from kdcache.cache.manifest import read_manifest
-from kdcache.cache.reader import open_split
+from kdcache.cache.reader import CacheReader, open_split
 from kdcache.cache.settings import dataset_facts, read_config, teacher_facts, train_view_rule
 from kdcache.cache.verify import verify_cache
 
@@ -37,7 +37,7 @@ def read_recorded(version: int) -> dict:
 
 
 def read_with_kdcache(root: Path, split: str, name: str) -> np.ndarray:
-    reader = open_split(root, split, check="always")
+    reader = CacheReader(root, read_manifest(root), split, check="always", stored=True)
     grid = [
         [reader.read(name, view, n) for n in range(reader.layout.num_samples)]
         for view in range(reader.num_views)
@@ -68,7 +68,7 @@ def test_golden_cache_is_of_its_version_and_unharmed(version):
     assert json.loads((root / "manifest.json").read_text())["format_version"] == version
     findings = verify_cache(root, data=True)
     assert not findings.damage and not findings.unwritten
-    assert findings.num_groups == (5 if version < 4 else 9)
+    assert findings.num_groups == {2: 5, 3: 5, 4: 9, 5: 13}[version]
 
 
 @pytest.mark.parametrize(("version", "split", "name"), CASES)
@@ -77,11 +77,8 @@ def test_readers_return_the_recorded_arrays(version, split, name, read):
     root = GOLDEN / f"v{version}"
     array = read(root, split, name)
     spec = read_manifest(root).layouts[split].array(name)
-    assert array.shape == (
-        1 if split == "val" else 2,
-        2 if split == "val" else 3,
-        *spec.item_shape,
-    )
+    views, samples = (1 if split == "val" else 2), {"val": 2, "train": 3, "unlabelled": 3}
+    assert array.shape == (views, samples.get(split, 1), *spec.item_shape)
     assert array.dtype == spec.dtype
     stored = array.astype(array.dtype.newbyteorder("<")).tobytes()
     assert hashlib.sha256(stored).hexdigest() == read_recorded(version)[split]["sha256"][name]
@@ -99,9 +96,10 @@ def test_readers_agree(version, split, name):
 @pytest.mark.parametrize(("version", "split"), SPLIT_CASES)
 def test_samples_images_and_labels_look_as_recorded(version, split):
     root, recorded = GOLDEN / f"v{version}", read_recorded(version)[split]
-    assert open_split(root, split).sample_ids == recorded["sample_ids"]
+    reader = CacheReader(root, read_manifest(root), split, stored=True)
+    assert reader.sample_ids == recorded["sample_ids"]
     images, labels = read_with_kdcache(root, split, "image"), []
-    if split != "unlabelled":
+    if find_role(split) != "unlabelled":
         labels = read_with_kdcache(root, split, "label")
         labels = labels.reshape(-1, *labels.shape[2:])
     looks = recorded["looks"]
@@ -113,7 +111,7 @@ def test_samples_images_and_labels_look_as_recorded(version, split):
     ]
     counts = [np.bincount(label.reshape(-1)) for label in labels]
     assert [{str(k): int(count[k]) for k in np.flatnonzero(count)} for count in counts] == [
-        x["label_px"] for x in looks if split != "unlabelled"
+        x["label_px"] for x in looks if find_role(split) != "unlabelled"
     ]
 
 
@@ -145,6 +143,15 @@ def test_golden_cache_names_no_place_on_the_machine_that_made_it(version):
         settings["run"]["dir"],
     ]
     assert not any(Path(place).is_absolute() for place in places)
+
+
+def test_the_golden_cache_of_version_5_has_the_lists_of_the_day_it_was_made():
+    root, expected = GOLDEN / "v5", read_recorded(5)["listed"]
+    assert {split: open_split(root, split).sample_ids for split in expected} == expected
+    assert expected["train"][0] == "bare_0001" and "bare_0001" not in expected["unlabelled"]
+    train = open_split(root, "train")
+    assert np.array_equal(train.read("image", 1, 0), read_with_zarr(root, "train_2", "image")[1, 0])
+    assert np.array_equal(train.read("image", 1, 1), read_with_zarr(root, "train", "image")[1, 0])
 
 
 def test_the_golden_cache_of_version_3_has_one_of_each_encoding():

@@ -41,9 +41,7 @@ class Opened:
 
     def find_record(self, split: str, view: int, sample: int) -> tuple[CommitRecord, int]:
         """The commit record of a sample's group, and the sample's row in it."""
-        reader = self.readers[split]
-        group, row = divmod(sample, reader.layout.shard_samples)
-        return reader.record(view, group), row
+        return self.readers[split].find_record(view, sample)
 
     def name(self, split: str, view: int, sample: int) -> str:
         """A stored sample for a message."""
@@ -54,7 +52,9 @@ class Opened:
 def open_cache_whole(root: Path, *, seed: int) -> Opened:
     """Raises CacheError if documents are damaged."""
     manifest = read_manifest(root)
-    complete = {split: views for split, views in manifest.complete_views.items() if views}
+    complete = {
+        split: views for split in manifest.identity if (views := manifest.count_complete(split))
+    }
     readers = {
         split: CacheReader(root, manifest, split, num_views=views)
         for split, views in complete.items()

@@ -56,7 +56,7 @@ def all_groups(job):
     return [
         g
         for split in ("val", "train")
-        for g in find_missing_groups(job.config.cache.path, layout(job, split))
+        for g in find_missing_groups(job.storage, job.manifest, split)
     ]
 
 

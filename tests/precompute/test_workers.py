@@ -187,8 +187,10 @@ def test_a_lost_element_of_a_job_array_is_begun_again(config, quick_data, tmp_pa
 
 
 def find_missing(config: Config) -> list[Group]:
-    layouts = read_manifest(config.cache.path).layouts.values()
-    return [group for layout in layouts for group in find_missing_groups(config.cache.path, layout)]
+    manifest, path = read_manifest(config.cache.path), config.cache.path
+    return [
+        group for part in manifest.layouts for group in find_missing_groups(path, manifest, part)
+    ]
 
 
 def test_a_group_that_is_there_costs_a_worker_no_lease(config, monkeypatch):
