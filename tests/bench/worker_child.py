@@ -200,13 +200,13 @@ def run_workers(
         logging.ERROR
     )  # who waits for whom would be said hundreds of times
     record, fate = Record(), Fate()
-    clock = Clock(record)
+    clock, splits = Clock(record), dict.fromkeys(manifest.layouts)
 
     def work(rank: int) -> None:
         for number in itertools.count():
             life = Life(f"{rank} {number}", share, fate, clock)
             clock.count("begun")
-            if _survives(Job(config, manifest, {}, life, {}), Worker(rank, num_workers)):
+            if _survives(Job(config, manifest, splits, life, {}), Worker(rank, num_workers)):
                 return
             clock.count("killed")
 
