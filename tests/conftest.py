@@ -4,6 +4,7 @@ project.
 
 import logging
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def _one_thread():
     both tenfold.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hangups_are_heard():
+    """Also if the tests run below nohup; children inherit what is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ from kdcache.training.learner import explain_failures
 from tests.support.helpers import check_one_line
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_GPU = ("repair.py", "ray_engine.py")  # their threads draw views, or wait
+WITHOUT_GPU = ("repair.py", "contents.py", "ray_engine.py")  # their threads draw views, or wait
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 PARTS = {

@@ -16,6 +16,7 @@ from PIL import Image
 import cache_teacher.cli
 import train_student.cli
 from kdcache.command import A_BUG
+from kdcache.models.fit import FittedTeacher
 from kdcache.training.run_folder import METRICS, RESULT
 from tests.support import quick
 
@@ -48,7 +49,8 @@ def make_world(quick_data: Path, root: Path) -> Path:
         with Image.open(photo) as image:
             image.save("photo.png")
         patch.setattr("kdcache.models.fit.STATE_EVERY_S", 0.0)
-        patch.setattr("kdcache.models.fit._finish", lambda *args, **options: 0.0)
+        fitted = FittedTeacher(Path("fit/t.pth"), 0.0, 1, 2)
+        patch.setattr("kdcache.models.fit._finish", lambda fitting: fitted)  # its state stays
         assert KINDS["cache_teacher"](["fit", "--config", "given.yaml"]) == 0
         assert KINDS["cache_teacher"](["export", "cache", "packed.h5"]) == 0
     return root
