@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Each worker of the tests takes a core and about 1.5 GB.
 SPREAD := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test nightly exhaustive readme bench gpu study study-encodings lint docs clean-demo
+.PHONY: demo test nightly exhaustive lowest readme bench gpu study study-encodings lint docs clean-demo
 
 demo: $(READY)
 	$(BIN)/python -m cache_teacher sample-set data/demo
@@ -24,6 +24,23 @@ nightly: $(READY)
 # Hours: 512 workers and 100,000 groups, hundreds of kills.
 exhaustive: $(READY)
 	$(BIN)/python -m pytest -m exhaustive
+
+# The oldest releases that pyproject.toml allows, in build/lowest: what reads, writes and computes, and the extras. Not executorch: it
+# brings a torch of its own.
+LOWEST := build/lowest
+UV := $(LOWEST)/uv/bin/uv
+OLDEST := --resolution lowest-direct --extra dev --extra docs --extra study --extra wandb
+lowest: $(LOWEST)/.ready
+	$(LOWEST)/env/bin/python -m pytest tests/machine tests/data tests/cache tests/losses tests/storage/test_storage.py \
+		tests/models/test_adapters.py tests/deploy tests/test_api.py tests/programs/test_end_to_end.py
+
+$(LOWEST)/.ready: pyproject.toml
+	test -x $(UV) || ($(PYTHON) -m venv $(LOWEST)/uv && $(LOWEST)/uv/bin/python -m pip install --quiet uv)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(LOWEST)/env
+	$(UV) pip compile --quiet $(OLDEST) --python $(LOWEST)/env pyproject.toml -o $(LOWEST)/requirements.txt
+	$(UV) pip install --quiet --python $(LOWEST)/env -r $(LOWEST)/requirements.txt
+	$(UV) pip install --quiet --python $(LOWEST)/env --no-deps -e .
+	touch $@
 
 # Every command of README.md and docs/ as it is written, on small data; what cannot be run is listed with its reason.
 readme: $(READY)

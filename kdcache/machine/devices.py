@@ -151,7 +151,8 @@ def use_exact_float32() -> None:
 def _allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cuda.matmul.allow_tf32 = allowed
-    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+    convolutions = (getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn"))
+    for part in (torch.backends.cuda.matmul, *convolutions):
         if hasattr(part, "fp32_precision"):  # from torch 2.9 on; else convolutions would inherit it
             part.fp32_precision = "tf32" if allowed else "ieee"
 

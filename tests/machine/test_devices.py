@@ -29,11 +29,10 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_GPU = ("repair.py", "contents.py", "ray_engine.py")  # their threads draw views, or wait
 
 IMAGE = torch.zeros(1, 3, 16, 16)
-PARTS = {
-    "matmul": torch.backends.cuda.matmul,
-    "convolutions": torch.backends.cudnn.conv,
-    "recurrent layers": torch.backends.cudnn.rnn,
-}
+PARTS = {"matmul": torch.backends.cuda.matmul}
+if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9 on
+    PARTS["convolutions"] = torch.backends.cudnn.conv
+    PARTS["recurrent layers"] = torch.backends.cudnn.rnn
 ASK = """
 from kdcache.machine.devices import choose_device
 import torch
@@ -61,6 +60,13 @@ def test_choosing_a_device_switches_tf32_off(name, tf32):
     assert PARTS[name].fp32_precision == "ieee"
 
 
+def test_torch_before_2_9_has_one_switch_for_all_convolutions(monkeypatch):
+    old = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", old)
+    use_exact_float32()
+    assert old.allow_tf32 is False
+
+
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("benchmark", [False, True])
 def test_a_teacher_alone_is_asked_with_the_kernels_of_its_settings(precision, benchmark):
@@ -70,7 +76,8 @@ def test_a_teacher_alone_is_asked_with_the_kernels_of_its_settings(precision, be
 
     def note():
         flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        modern = {part.fp32_precision for part in PARTS.values() if hasattr(part, "fp32_precision")}
+        before_2_9 = "tf32" if flags[0] else "ieee"
+        modern = {getattr(part, "fp32_precision", before_2_9) for part in PARTS.values()}
         seen.append((*flags, modern <= {"tf32"}, torch.backends.cudnn.benchmark))
 
     def ask(x_NCHW):
