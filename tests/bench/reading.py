@@ -26,6 +26,7 @@ from tests.bench.figures import Figure, make_figure, median_ratio
 from tests.bench.sizes import Bench
 
 CPU = torch.device("cpu")
+LOADER_GOAL = 20.0  # times a DataLoader on zarr-python
 PIECE_BYTES = 4 << 20
 
 
@@ -195,4 +196,16 @@ def _make_reader(bench: Bench, root: Path, check: str, residency: str) -> object
     reader = adapter.open_train(root, check=check)
     return adapter.make_batch_reader(
         reader, batch_size=bench.sizes.batch_size, device=CPU, residency=residency
+    )
+
+
+def compare_with_loader(ours: list[float], theirs: list[float], *, copied: list[float]) -> Figure:
+    """The goal is one where a bare copy of memory would reach it: no reader is faster than that."""
+    most = median_ratio(copied, theirs)
+    return make_figure(
+        "read_vs_dataloader",
+        median_ratio(ours, theirs),
+        goal=LOADER_GOAL if most >= LOADER_GOAL else None,
+        runs={"kdcache": ours, "DataLoader": theirs},
+        memory_copy=most,
     )

@@ -20,9 +20,10 @@ from zarr.core.buffer import default_buffer_prototype
 
 from kdcache.training.batches import count_read_threads
 from tests.bench import adapter, copying
+from tests.bench.cached_outputs import load_by_torchdistill
 from tests.bench.copying import Fill, Slots, copy_from, fill_batches, make_slots
 from tests.bench.figures import Figure, make_figure, median_ratio
-from tests.bench.reading import CPU, load_store, open_store
+from tests.bench.reading import CPU, compare_with_loader, load_store, open_store
 from tests.bench.sizes import Bench
 
 # 64 is what zarr-python came to itself (pull request 3526: 10 -> 64, "Concurrent I/O operations" of
@@ -43,11 +44,7 @@ def measure(bench: Bench) -> list[Figure]:
     loader = "DataLoader on zarr-python, 2 workers"
     sample_bytes = sum(array[0].nbytes for array in source.values())
     return [
-        make_figure(
-            "read_vs_dataloader",
-            median_ratio(runs["kdcache"], runs[loader]),
-            runs={name: runs[name] for name in ("kdcache", loader)},
-        ),
+        compare_with_loader(runs["kdcache"], runs[loader], copied=runs["memcpy"]),
         make_figure(
             "rivals",
             median_ratio(runs["kdcache"], runs[best]),
@@ -121,6 +118,7 @@ def _make_rivals(
         "torch.load": filled(_read_by_torch(folder, source, mapped=False)),
         "torch.load(mmap=True)": filled(_read_by_torch(folder, source, mapped=True)),
         **loaders,
+        **load_by_torchdistill(folder / "cached", source, batch_size=size, num_workers=2),
     }
 
 

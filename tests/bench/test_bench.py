@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -20,6 +21,8 @@ from kdcache.cache.reader import open_split
 from kdcache.config.parser import merge
 from kdcache.training.batches import BatchReader
 from tests.bench import adapter, encodings, gpu, training
+from tests.bench.adapter import LEVELS
+from tests.bench.cached_outputs import load_by_torchdistill
 from tests.bench.copying import shuffle_passes
 from tests.bench.data import make_store
 from tests.bench.figures import SPECS, find_parts, make_figure, median_ratio, skip_figure
@@ -33,6 +36,7 @@ from tests.bench.gpu import (
 )
 from tests.bench.growth_child import time_sample_ms
 from tests.bench.phase_one import read_images
+from tests.bench.reading import compare_with_loader
 from tests.bench.sizes import FULL, QUICK, Bench
 from tests.bench.table import render_markdown
 
@@ -133,6 +137,13 @@ def test_verdict_follows_the_goal():
     assert make_figure("online_speedup", 2.0, gpu=True).verdict == "reported"
     assert make_figure("gpu_busy", 0.96, gpu=True).verdict == "met"
     assert skip_figure("gpu_busy", "no GPU").verdict == "skipped"
+
+
+@pytest.mark.parametrize(("copied", "verdict"), [(19.0, "reported"), (30.0, "missed")])
+def test_a_goal_that_no_memory_reaches_is_none(copied, verdict):
+    figure = compare_with_loader([16.0, 16.0], [1.0, 1.0], copied=[copied, copied])
+    assert figure.value == 16 and figure.verdict == verdict
+    assert figure.details["memory_copy"] == copied
 
 
 def test_figure_refuses_what_is_no_number():
@@ -283,6 +294,68 @@ def test_samples_in_the_memory_of_a_gpu_are_compared_with_those_of_the_page_cach
 
 def read(reader: BatchReader, num_steps: int) -> None:
     adapter.read_all(reader, adapter.make_batches(list(range(12)), 4)[: max(num_steps, 1)])
+
+
+def make_source(count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 9, (count, 4, 4), np.uint8)
+    return {
+        "image": np.stack([picture] * 3, axis=-1),
+        "label": picture,
+        **{name: rng.random((count, 3, 2, 2)).astype(np.float16) for name in ("logits", *LEVELS)},
+    }
+
+
+def test_torchdistill_reads_its_own_files_in_our_order(monkeypatch, tmp_path):
+    """A stand-in for its loader, which is called as its own one is."""
+    given, source = [], make_source(5)
+
+    def build_data_loader(dataset, config, distributed):
+        given.append(config)
+        order = config["sampler"]["class_or_func"](dataset)
+
+        def load():
+            for sample in order:
+                image, label = dataset[sample]
+                assert np.array_equal(image, source["image"][sample]) and len(dataset) == 5
+                kept = torch.load(tmp_path / f"{sample:04d}.pt", weights_only=True)
+                loaded.append(sample)
+                yield image, label, {"cached_data": kept}
+
+        return Again(load)
+
+    modules = {"util": {"build_data_loader": build_data_loader}}
+    modules["wrapper"] = {"default_idx2subpath": lambda sample: f"{sample:04d}"}
+    for name, names in modules.items():
+        module = SimpleNamespace(**names)
+        monkeypatch.setitem(sys.modules, f"torchdistill.datasets.{name}", module)
+    for name in ("torchdistill", "torchdistill.datasets"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    loaded = []
+    ((name, read),) = load_by_torchdistill(tmp_path, source, batch_size=2, num_workers=0).items()
+    assert name.startswith("torchdistill ") and name.endswith("cached outputs, 0 workers")
+    read([[(0, 3), (0, 1)], [(0, 4)]])
+    assert loaded == [3, 1, 4] and given[0]["kwargs"] == {"batch_size": 2, "num_workers": 0}
+    kept = torch.load(tmp_path / "0003.pt", weights_only=True)
+    assert np.array_equal(kept["teacher_outputs"], source["logits"][3].astype(np.float32))
+    assert kept["extracted_outputs"]["backbone.low"]["output"].dtype == torch.float32
+
+
+class Again:
+    """Iterates anew each time."""
+
+    def __init__(self, load) -> None:
+        self.load = load
+
+    def __iter__(self):
+        return self.load()
+
+
+def test_without_torchdistill_it_is_no_rival(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchdistill.datasets.util", None)
+    source = make_source(2)
+    assert load_by_torchdistill(tmp_path, source, batch_size=2, num_workers=2) == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_passes_read_each_sample_once_each():
