@@ -118,7 +118,7 @@ def test_the_teachers_class_needs_the_teacher_and_changes_no_baseline():
     facts = hyperparameters(baselines[0])
     assert find_identity(manifest, facts) == "pictures"
     shared = facts | {"train.unlabelled_share": 0.5}
-    without = SimpleNamespace(pictures_hash="pictures", layouts={})
+    without = SimpleNamespace(pictures_hash="pictures", listed={})
     assert find_identity(without, shared) != "pictures"  # a cache without such images: no error
     older = {name: value for name, value in facts.items() if "pseudo" not in name}
     assert find_identity(manifest, older) == "pictures" and {**BEFORE, **older} == facts
